@@ -1,0 +1,260 @@
+"""EncodecModel: the offline codec, call for call what ``transformers.EncodecModel`` is.
+
+It is what is trained, and the oracle for the streaming engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from encodec_rt.config import EncodecConfig
+from encodec_rt.errors import InputError
+from encodec_rt.model.quantizer import EncodecResidualVectorQuantizer
+from encodec_rt.model.seanet import EncodecDecoder, EncodecEncoder
+
+Scales = Sequence[Tensor | None]
+
+
+class _Output(Mapping[str, Any]):
+    """A result by attribute, by name and by position; fields that are None have no position."""
+
+    def to_tuple(self) -> tuple[Any, ...]:
+        """The fields that are not None, in order."""
+        return tuple(self[name] for name in self)
+
+    def __getitem__(self, key: str | int | slice) -> Any:
+        """A field by name, or by position among those that are not None."""
+        if isinstance(key, str):
+            if key not in list(self):
+                raise KeyError(key)
+            return getattr(self, key)
+        return self.to_tuple()[key]
+
+    def __iter__(self) -> Iterator[str]:
+        """The names of the fields that are not None."""
+        names = (field.name for field in fields(self))  # type: ignore[arg-type]
+        return (name for name in names if getattr(self, name) is not None)
+
+    def __len__(self) -> int:
+        """How many fields are not None."""
+        return sum(1 for _ in self)
+
+
+@dataclass(eq=False)
+class EncodecEncoderOutput(_Output):
+    """Codes [chunks, B, Q, T] int64, a scale [B, 1] or None per chunk, and padding frames.
+
+    ``last_frame_pad_length`` counts the frames of the last chunk that are only padding.
+    """
+
+    audio_codes: Tensor | None = None
+    audio_scales: Scales | None = None
+    last_frame_pad_length: int | None = None
+
+
+@dataclass(eq=False)
+class EncodecDecoderOutput(_Output):
+    """Audio [B, audio_channels, L]."""
+
+    audio_values: Tensor | None = None
+
+
+@dataclass(eq=False)
+class EncodecOutput(_Output):
+    """Codes [chunks, B, Q, T] int64 and audio [B, audio_channels, L]."""
+
+    audio_codes: Tensor | None = None
+    audio_values: Tensor | None = None
+
+
+class EncodecModel(nn.Module):
+    """The EnCodec model, with the parameter names of ``transformers.EncodecModel``."""
+
+    def __init__(self, config: EncodecConfig) -> None:
+        """Build the model with random weights and zero codebooks."""
+        super().__init__()
+        config.validate()
+        self.config = config
+        self.encoder = EncodecEncoder(config)
+        self.decoder = EncodecDecoder(config)
+        self.quantizer = EncodecResidualVectorQuantizer(config)
+
+    @classmethod
+    def from_pretrained(
+        cls, source: str | Path, config: EncodecConfig | None = None, *, revision: str | None = None
+    ) -> EncodecModel:
+        """The model stored in ``source``, in eval mode.
+
+        ``source`` is "default" (the embedded model), a folder with config.json and
+        model.safetensors or pytorch_model.bin, an original ``.th`` file, or a hub id, of which
+        ``revision`` may name a version. Raises WeightsError naming the tensor that does not fit.
+        """
+        from encodec_rt.model.checkpoint import load_pretrained
+
+        return load_pretrained(source, config, revision=revision)
+
+    def save_pretrained(self, folder: str | Path) -> None:
+        """Write config.json and model.safetensors, which ``transformers`` loads too."""
+        from encodec_rt.model.checkpoint import save_pretrained
+
+        save_pretrained(self, folder)
+
+    def encode(
+        self,
+        input_values: Tensor,
+        padding_mask: Tensor | None = None,
+        bandwidth: float | None = None,
+        return_dict: bool | None = None,
+    ) -> EncodecEncoderOutput | tuple[Tensor, Scales, int]:
+        """Codes of audio [B, audio_channels, L].
+
+        ``padding_mask`` [B, L] or [B, audio_channels, L] is 0 where the batch was padded;
+        ``bandwidth`` in kbps is one of ``config.target_bandwidths``, by default the first.
+        A model with chunks encodes each on its own. Raises InputError and ConfigError.
+        """
+        config = self.config
+        if bandwidth is None:
+            bandwidth = config.target_bandwidths[0]
+        config.codebooks_for(bandwidth)
+        masked = self._masked_input(input_values, padding_mask)
+        length = masked.shape[-1]
+        stride = config.chunk_stride or length
+        chunks = [
+            self._encode_chunk(
+                masked[..., start : start + (config.chunk_length or length)], bandwidth
+            )
+            for start in range(0, length, stride)
+        ]
+        frames = [codes.shape[-1] for codes, _ in chunks]
+        if any(count != frames[0] for count in frames[:-1]):
+            raise InputError(
+                f"{length} samples end inside the overlap of two chunks, which cannot be stacked; "
+                "pad the audio with EncodecFeatureExtractor, or encode it as a stream"
+            )
+        pad_length = frames[0] - frames[-1]
+        last = torch.nn.functional.pad(chunks[-1][0], (0, pad_length))
+        audio_codes = torch.stack([codes for codes, _ in chunks[:-1]] + [last])
+        scales = [scale for _, scale in chunks]
+        if return_dict is False:
+            return audio_codes, scales, pad_length
+        return EncodecEncoderOutput(audio_codes, scales, pad_length)
+
+    def decode(
+        self,
+        audio_codes: Tensor,
+        audio_scales: Scales | None,
+        padding_mask: Tensor | None = None,
+        return_dict: bool | None = None,
+        last_frame_pad_length: int | None = 0,
+    ) -> EncodecDecoderOutput | tuple[Tensor]:
+        """Audio of codes [chunks, B, Q, T] and their scales, as ``encode`` gives them.
+
+        The result is cut to the length of ``padding_mask`` if one is given. Raises InputError.
+        """
+        config = self.config
+        chunks = list(audio_codes)
+        scales = [None] * len(chunks) if audio_scales is None else list(audio_scales)
+        if len(scales) != len(chunks) or not chunks:
+            raise InputError(f"{len(chunks)} chunks of codes but {len(scales)} scales")
+        if config.chunk_length is None and len(chunks) != 1:
+            raise InputError(f"{len(chunks)} chunks of codes; a model without chunks has one")
+        if last_frame_pad_length:
+            chunks[-1] = chunks[-1][..., :-last_frame_pad_length]
+        decoded = [
+            self._decode_chunk(codes, scale) for codes, scale in zip(chunks, scales, strict=True)
+        ]
+        audio = decoded[0]
+        if config.chunk_length is not None:
+            audio = overlap_add(decoded, config.chunk_stride or 1)
+        if padding_mask is not None:
+            audio = audio[..., : padding_mask.shape[-1]]
+        return (audio,) if return_dict is False else EncodecDecoderOutput(audio)
+
+    def forward(
+        self,
+        input_values: Tensor,
+        padding_mask: Tensor | None = None,
+        bandwidth: float | None = None,
+        audio_codes: Tensor | None = None,
+        audio_scales: Scales | None = None,
+        return_dict: bool | None = None,
+        last_frame_pad_length: int | None = 0,
+    ) -> EncodecOutput | tuple[Tensor, Tensor]:
+        """Encode and decode audio [B, audio_channels, L], or only decode codes that are given."""
+        if (audio_codes is None) != (audio_scales is None):
+            raise InputError("audio_codes and audio_scales go together: pass both or neither")
+        if padding_mask is None:
+            padding_mask = torch.ones_like(input_values, dtype=torch.bool)
+        if audio_codes is None:
+            encoded = self.encode(input_values, padding_mask, bandwidth, False)
+            audio_codes, audio_scales, last_frame_pad_length = tuple(encoded)  # type: ignore[assignment]
+        assert audio_codes is not None
+        decoded = self.decode(audio_codes, audio_scales, padding_mask, False, last_frame_pad_length)
+        audio: Tensor = decoded[0]
+        if return_dict is False:
+            return audio_codes, audio
+        return EncodecOutput(audio_codes, audio)
+
+    def _masked_input(self, input_values: Tensor, padding_mask: Tensor | None) -> Tensor:
+        channels = self.config.audio_channels
+        shape = tuple(input_values.shape)
+        if len(shape) != 3 or shape[1] != channels or shape[2] == 0:
+            raise InputError(
+                f"audio of shape {shape}; this model takes [batch, {channels}, length]"
+            )
+        if not bool(torch.isfinite(input_values).all()):
+            raise InputError("the audio holds NaN or infinite samples")
+        if padding_mask is None:
+            return input_values
+        if padding_mask.shape[0] != shape[0] or padding_mask.shape[-1] != shape[2]:
+            raise InputError(f"padding_mask of shape {tuple(padding_mask.shape)} for audio {shape}")
+        return padding_mask.view(shape[0], -1, shape[2]).bool() * input_values
+
+    def _encode_chunk(self, audio: Tensor, bandwidth: float) -> tuple[Tensor, Tensor | None]:
+        scale = None
+        if self.config.normalize:
+            scale = loudness(audio)
+            audio = audio / scale
+            scale = scale.view(-1, 1)
+        codes = self.quantizer.encode(self.encoder(audio), bandwidth)
+        return codes.transpose(0, 1), scale
+
+    def _decode_chunk(self, codes: Tensor, scale: Tensor | None) -> Tensor:
+        audio: Tensor = self.decoder(self.quantizer.decode(codes.transpose(0, 1)))
+        return audio if scale is None else audio * scale.view(-1, 1, 1)
+
+
+def loudness(audio: Tensor) -> Tensor:
+    """[B, C, L] -> [B, 1, 1], the root mean square of the channels' mean, never quite zero."""
+    mono = audio.sum(1, keepdim=True) / audio.shape[1]
+    return mono.pow(2).mean(dim=-1, keepdim=True).sqrt() + 1e-8
+
+
+def triangle(length: int, *, like: Tensor) -> Tensor:
+    """The weight [length] of each sample of a chunk in the overlap-add; it is never zero."""
+    time = torch.linspace(0, 1, length + 2, device=like.device, dtype=like.dtype)[1:-1]
+    return 0.5 - (time - 0.5).abs()
+
+
+def overlap_add(chunks: Sequence[Tensor], stride: int) -> Tensor:
+    """Chunks [..., n_i], ``stride`` apart, -> [..., stride * (len - 1) + n_last].
+
+    Each sample is the mean of the chunks that cover it, weighted by a triangle over the first
+    chunk's length (``encodec/utils.py``, ``_linear_overlap_add``).
+    """
+    first = chunks[0]
+    total = stride * (len(chunks) - 1) + chunks[-1].shape[-1]
+    weight = triangle(first.shape[-1], like=first)
+    summed = first.new_zeros(*first.shape[:-1], total)
+    weights = first.new_zeros(total)
+    for index, chunk in enumerate(chunks):
+        part = slice(index * stride, index * stride + chunk.shape[-1])
+        summed[..., part] += weight[: chunk.shape[-1]] * chunk
+        weights[part] += weight[: chunk.shape[-1]]
+    return summed / weights

@@ -1,0 +1,1 @@
+"""The training recipe: data, losses, discriminator, balancer and the run itself."""

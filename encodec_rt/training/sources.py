@@ -1,0 +1,273 @@
+"""The named Debian packages that hold the training audio, and how they are fetched.
+
+Every package is pinned to one version and one SHA-256, so that two people who fetch it train on the
+same audio. The licences are those of each package's own ``debian/copyright``.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from encodec_rt.errors import ConfigError, InputError
+
+_log = logging.getLogger(__name__)
+
+Kind = Literal["speech", "music"]
+
+
+@dataclass(frozen=True, slots=True)
+class Source:
+    """One body of audio: a pinned Debian package, or a folder of the user's own.
+
+    ``files`` is searched in each path; ``speaker`` is a pattern whose first group names the voice.
+    A whole voice in ``held_out_speakers``, and every path that ends in one of ``held_out_files``,
+    never reaches training.
+    """
+
+    name: str
+    kind: Kind
+    licence: str
+    authors: str
+    version: str = ""
+    sha256: str = ""
+    files: str = ""
+    speaker: str = ""
+    held_out_speakers: tuple[str, ...] = ()
+    held_out_files: tuple[str, ...] = ()
+
+    def speaker_of(self, path: str) -> str:
+        """The voice that ``path`` belongs to: ``source`` or ``source/voice``."""
+        match = re.search(self.speaker, path) if self.speaker else None
+        return f"{self.name}/{match.group(1)}" if match and match.group(1) else self.name
+
+
+PACKAGES: tuple[Source, ...] = (
+    Source(
+        "tuxpaint-stamps-default",
+        "speech",
+        "GPL-2.0-or-later",
+        "the Tux Paint project and its voice contributors",
+        version="2022.06.04-1",
+        sha256="6db6c1bfc870a47f1499d6203b083522eacb57c5f9c87d468f2e92eb6d9d5f34",
+        files=r"_desc(_\w+)?(\.ogg)?\.ogg$",
+        speaker=r"_desc_(\w+?)(\.ogg)?\.ogg$",
+        held_out_speakers=("tuxpaint-stamps-default/da",),
+    ),
+    Source(
+        "fillets-ng-data-cs",
+        "speech",
+        "GPL-2.0-only",
+        "ALTAR interactive",
+        version="1.0.1-1.1",
+        sha256="3ecef99b9456f1c80c9625c6f2418642b52d58e7167a46bad7a412db17991b14",
+        files=r"/cs/[^/]*\.ogg$",
+        speaker=r"-(m|v)-[^/]*\.ogg$",
+    ),
+    Source(
+        "fillets-ng-data-nl",
+        "speech",
+        "GPL-2.0-only",
+        "ALTAR interactive and the Dutch voice contributors",
+        version="1.0.1-1.1",
+        sha256="afb4443fda9ab507dee578b75be857d121718a1cd6017a474f30e0eb13dc9d10",
+        files=r"/nl/[^/]*\.ogg$",
+        speaker=r"-(m|v)-[^/]*\.ogg$",
+    ),
+    Source(
+        "festvox-ru",
+        "speech",
+        "BSD-like",
+        "Nickolay V. Shmyrev",
+        version="0.5+dfsg-6",
+        sha256="21ef3f0f2978ecf2e2eddb367cb0ff4a72572196d28dc69feb84f4177af5e6c4",
+        files=r"/wav/[^/]*\.wav$",
+    ),
+    Source(
+        "asterisk-core-sounds-en-g722",
+        "speech",
+        "CC-BY-SA-3.0",
+        "Allison Smith",
+        version="1.6.1-1",
+        sha256="38c5261820b406dcb0ecb37675720da2b0864850690690352ca52707eb623806",
+        files=r"\.g722$",
+        held_out_files=("en_US_f_Allison/vm-review.g722",),
+    ),
+    Source(
+        "asterisk-core-sounds-es-g722",
+        "speech",
+        "CC-BY-SA-3.0",
+        "Allison Smith",
+        version="1.6.1-1",
+        sha256="e4e3b4281057d3b81b779298fd6be705f57411513955c518eed1bcaabbd615b8",
+        files=r"\.g722$",
+    ),
+    Source(
+        "asterisk-core-sounds-fr-g722",
+        "speech",
+        "CC-BY-SA-3.0",
+        "June Wallack",
+        version="1.6.1-1",
+        sha256="7add61d5e42279ecff1bbdf842a5a946ac3644fac9a0fe44384731aa7270c8e0",
+        files=r"\.g722$",
+    ),
+    Source(
+        "asterisk-core-sounds-ru-g722",
+        "speech",
+        "CC-BY-3.0",
+        "Maxim Topal (provider)",
+        version="1.6.1-1",
+        sha256="673b4238a6b8269960f055d868c6a11083f7a0d00979167cb01554046b48ed9b",
+        files=r"\.g722$",
+    ),
+    Source(
+        "asterisk-core-sounds-it-g722",
+        "speech",
+        "CC-BY-3.0",
+        "Carlo Flora",
+        version="1.6.1-1",
+        sha256="46b4cf7afc508a5fcfc051b7ea233251c0d195dd4ef83cc4b7facb4c6429b016",
+        files=r"\.g722$",
+        held_out_speakers=("asterisk-core-sounds-it-g722",),
+    ),
+    Source(
+        "klettres-data",
+        "speech",
+        "GPL-2.0-or-later",
+        "the KLettres project and its voice contributors",
+        version="4:22.12.3-1",
+        sha256="1186d257a19e84230856baea0b0b1ded8be9195080fcdb2588970b5cd937f5a8",
+        files=r"\.(ogg|wav)$",
+        speaker=r"/klettres/([^/]+)/",
+    ),
+    Source(
+        "ktuberling-data",
+        "speech",
+        "GPL-2.0-or-later",
+        "the KTuberling project and its voice contributors",
+        version="4:22.12.3-1",
+        sha256="fba44c875bfa31ea488dadd9263e87a4dcaea0bd47d28817f6c0dc6d2af970ed",
+        files=r"\.(ogg|wav|opus)$",
+        speaker=r"/sounds/([^/]+)/",
+    ),
+    Source(
+        "warzone2100-music",
+        "music",
+        "GPL-2.0-or-later",
+        "the Warzone 2100 Project",
+        version="4.3.3-3",
+        sha256="d3b2c9f90ea5438d45d4aff18339a03ec808e1affa9dac91f7dad61cb15ee64e",
+        files=r"\.(opus|ogg)$",
+    ),
+    Source(
+        "wesnoth-1.16-music",
+        "music",
+        "GPL-2.0-or-later",
+        "the Battle for Wesnoth project's composers",
+        version="1:1.16.9-1",
+        sha256="f9bc3cde92b4ab30db5d7b85f89b4bcc3d788dd92602956d0347250850bf59bb",
+        files=r"\.ogg$",
+    ),
+    Source(
+        "singularity-music",
+        "music",
+        "CC-BY-SA-3.0",
+        "Max McCracken",
+        version="007-2",
+        sha256="139ba1e408eeb0a72f1fff3760ca46558b9f81bed97dc8c0efa108c4007f4845",
+        files=r"\.ogg$",
+    ),
+    Source(
+        "fretsonfire-songs-sectoid",
+        "music",
+        "MIT",
+        "Carlos Viola Iborra",
+        version="1.dfsg-3.1",
+        sha256="14c1ed3e43c1a6a80eae7698f0469a0825cd1184e441968d62df89ca418aa0b4",
+        files=r"\.ogg$",
+    ),
+)
+
+
+def by_name(names: Iterable[str]) -> tuple[Source, ...]:
+    """The packages of those names, in the order asked for; raises ConfigError for an unknown one."""
+    table = {source.name: source for source in PACKAGES}
+    wanted = list(names)
+    unknown = [name for name in wanted if name not in table]
+    if unknown:
+        raise ConfigError(
+            f"no training package is called {', '.join(unknown)}; known: {', '.join(table)}"
+        )
+    return tuple(table[name] for name in wanted)
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file, in hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        for block in iter(lambda: file.read(1 << 20), b""):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def apt_download(source: Source, folder: Path) -> Path:
+    """The path of the package that ``apt-get download`` put into ``folder``."""
+    _run(["apt-get", "download", f"{source.name}={source.version}"], folder)
+    return _archive(source, folder)
+
+
+def fetch_package(
+    source: Source,
+    root: Path,
+    download: Callable[[Source, Path], Path] = apt_download,
+) -> Path:
+    """The folder ``root/raw/<name>`` with the package's files, downloaded and unpacked if need be.
+
+    Needs Debian's ``apt-get`` and ``dpkg-deb``; nothing is installed. Raises InputError when a tool
+    is missing, a download fails, or the package's SHA-256 is not the pinned one (it is then removed).
+    """
+    unpacked = root / "raw" / source.name
+    if unpacked.is_dir():
+        return unpacked
+    debs = root / "deb"
+    debs.mkdir(parents=True, exist_ok=True)
+    archive = _archive(source, debs)
+    if not archive.is_file():
+        archive = download(source, debs)
+    found = sha256_of(archive)
+    if found != source.sha256:
+        archive.unlink()
+        raise InputError(
+            f"{archive.name} has SHA-256 {found}, but {source.name} {source.version} is pinned to "
+            f"{source.sha256}; the file was removed, fetch it again from a Debian mirror you trust"
+        )
+    partial = unpacked.with_name(unpacked.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    _run(["dpkg-deb", "-x", str(archive.resolve()), str(partial.resolve())], root)
+    partial.rename(unpacked)
+    _log.info("fetched %s %s", source.name, source.version)
+    return unpacked
+
+
+def _archive(source: Source, folder: Path) -> Path:
+    return folder / f"{source.name}_{source.version.replace(':', '%3a')}_all.deb"
+
+
+def _run(command: list[str], folder: Path) -> None:
+    try:
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
+    except FileNotFoundError as error:
+        raise InputError(
+            f"{command[0]} is needed to fetch the training packages and was not found; "
+            "run this on Debian or a system with its tools, or index folders of your own"
+        ) from error
+    except subprocess.CalledProcessError as error:
+        raise InputError(f"{' '.join(command)} failed: {error.stderr.strip()}") from error
