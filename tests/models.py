@@ -1,0 +1,163 @@
+"""Models and audio for tests: small, seeded, and with codebooks that make real decisions."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import soundfile
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from encodec_rt.config import EncodecConfig
+from encodec_rt.model.encodec import EncodecModel, loudness
+
+if TYPE_CHECKING:
+    import transformers
+
+SPEECH = Path(__file__).parent.parent / "encodec_rt" / "assets" / "speech_en.flac"
+
+
+def tiny_config(*, books: tuple[int, ...] = (1, 2, 4), **changes: Any) -> EncodecConfig:
+    """A config of a few thousand parameters, hop 8, 4 codebooks; any field may be changed.
+
+    ``target_bandwidths`` follow from ``books``, the codebooks of each, unless they are given.
+    """
+    values: dict[str, Any] = {
+        "sampling_rate": 800,
+        "hidden_size": 8,
+        "num_filters": 4,
+        "upsampling_ratios": (4, 2),
+        "codebook_size": 16,
+        **changes,
+    }
+    if "target_bandwidths" not in values:
+        frame_rate = math.ceil(values["sampling_rate"] / math.prod(values["upsampling_ratios"]))
+        bits = math.ceil(math.log2(values["codebook_size"]))
+        # One per cent above the exact value, so that rounding cannot cost a codebook.
+        values["target_bandwidths"] = tuple(book * frame_rate * bits * 1.01e-3 for book in books)
+    return EncodecConfig(**values)
+
+
+def speech(*shape: int, seed: int = 0) -> Tensor:
+    """[..., L] float32 of recorded speech, cut at seeded places, with a little noise.
+
+    The samples are taken as they are whatever a model's rate; they only have to move like audio.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    recording = torch.from_numpy(soundfile.read(SPEECH, dtype="float32")[0])
+    length = shape[-1]
+    recording = recording.repeat(1 + length // len(recording))
+    rows = []
+    for _ in range(math.prod(shape[:-1])):
+        start = int(torch.randint(len(recording) - length, (1,), generator=generator))
+        noise = 0.01 * torch.randn(length, generator=generator)
+        rows.append(recording[start : start + length] + noise)
+    return torch.stack(rows).reshape(shape)
+
+
+def random_model(config: EncodecConfig, seed: int = 0) -> EncodecModel:
+    """A model with random weights in eval mode, whose codebooks are fitted to what it encodes.
+
+    The weights keep a signal's power from layer to layer, and the codebooks are residual k-means of
+    the latents of speech, so that every codebook has a real choice in every frame.
+    """
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(seed)
+        model = EncodecModel(config).eval()
+        for module in model.modules():
+            _randomize(module)
+        samples = min(24_000, config.hop_length * 4 * config.codebook_size)
+        audio = speech(2, config.audio_channels, samples, seed=seed)
+        if config.normalize:
+            audio = audio / loudness(audio)
+        latents = model.encoder(audio).transpose(1, 2).reshape(-1, config.hidden_size)
+        _fit_codebooks(model, _at_least(latents, 4 * config.codebook_size))
+        _level_output(model, latents)
+    return model
+
+
+def hf_twin(model: EncodecModel) -> transformers.EncodecModel:
+    """The ``transformers`` model with the same configuration and weights, in eval mode."""
+    from transformers import EncodecConfig as HfConfig
+    from transformers import EncodecModel as HfModel
+
+    names = [field.name for field in fields(model.config)]
+    twin = HfModel(HfConfig(**{name: getattr(model.config, name) for name in names}))
+    twin.load_state_dict(model.state_dict())
+    return twin.eval()
+
+
+def _randomize(module: nn.Module) -> None:
+    if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
+        taps = module.kernel_size[0] / (
+            module.stride[0] if isinstance(module, nn.ConvTranspose1d) else 1
+        )
+        scale = 1.2 / math.sqrt(module.in_channels * taps)
+        weight = scale * torch.randn_like(module.weight)
+        if is_parametrized(module, "weight"):
+            magnitude, direction = module.parametrizations.weight.parameters()
+            magnitude.copy_(weight.norm(dim=(1, 2), keepdim=True))
+            # The direction's own length means nothing, and is anything after training.
+            direction.copy_(weight * (torch.rand(len(weight), 1, 1) + 0.5))
+        else:
+            module.weight.copy_(weight)
+        if module.bias is not None:
+            module.bias.normal_(std=0.05)
+    elif isinstance(module, nn.GroupNorm):
+        module.weight.uniform_(0.7, 1.3)
+        module.bias.normal_(std=0.1)
+
+
+def _at_least(rows: Tensor, count: int) -> Tensor:
+    """[N, D] -> [max(N, count), D], filled up with noisy copies."""
+    missing = max(0, count - len(rows))
+    copies = rows[torch.randint(len(rows), (missing,))]
+    return torch.cat([rows, copies + 0.3 * rows.std(0) * torch.randn_like(copies)])
+
+
+def _fit_codebooks(model: EncodecModel, residual: Tensor) -> None:
+    size = model.config.codebook_size
+    for layer in model.quantizer.layers:
+        book = layer.codebook
+        # Half of the rows only: a book that knew all of them would leave the next one nothing.
+        half = residual[torch.randperm(len(residual))[: len(residual) // 2]]
+        book.embed.copy_(_k_means(half, size))
+        book.embed_avg.copy_(book.embed)
+        book.cluster_size.fill_(1.0)
+        residual = residual - book.decode(book.encode(residual))
+
+
+def _level_output(model: EncodecModel, latents: Tensor) -> None:
+    """Bring the decoder's output to the level of speech."""
+    last = model.decoder.layers[-1]
+    gain = 0.1 / model.decoder(latents[:100].t()[None]).std()
+    if last.norm is None:
+        last.conv.parametrizations.weight.original0.mul_(gain)
+        last.conv.bias.mul_(gain)
+    else:
+        last.norm.weight.mul_(gain)
+        last.norm.bias.mul_(gain)
+
+
+def _k_means(rows: Tensor, size: int, *, rounds: int = 2) -> Tensor:
+    """[N, D] -> [size, D]."""
+    centres = rows[torch.randperm(len(rows))[:size]]
+    for _ in range(rounds):
+        nearest = torch.cdist(rows, centres).argmin(1)
+        sums = torch.zeros_like(centres).index_add_(0, nearest, rows)
+        counts = torch.bincount(nearest, minlength=size)[:, None]
+        centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
+    return centres
+
+
+def snr_db(reference: Tensor | np.ndarray, given: Tensor | np.ndarray) -> float:
+    """How far ``given`` is from ``reference``, in decibels; infinite when they are equal."""
+    wanted = torch.as_tensor(reference).double()
+    error = torch.as_tensor(given).double() - wanted
+    power = float(error.pow(2).sum())
+    return math.inf if power == 0 else 10 * math.log10(float(wanted.pow(2).sum()) / power)
