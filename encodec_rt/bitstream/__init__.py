@@ -1,0 +1,1 @@
+"""Codes as bytes: packets for a live link, and `.ecdc` files."""
