@@ -71,6 +71,11 @@ class EncodecResidualVectorQuantizer(nn.Module):
             EncodecVectorQuantization(config) for _ in range(config.num_quantizers)
         )
 
+    @property
+    def stages(self) -> list[EncodecVectorQuantization]:
+        """The cascade, in order."""
+        return [layer for layer in self.layers if isinstance(layer, EncodecVectorQuantization)]
+
     def get_num_quantizers_for_bandwidth(self, bandwidth: float | None = None) -> int:
         """Codebooks for a bandwidth in kbps; None or 0 means all of them."""
         if not bandwidth:
@@ -81,7 +86,7 @@ class EncodecResidualVectorQuantizer(nn.Module):
         """[B, D, T] -> codes [Q, B, T] int64."""
         residual = embeddings
         codes = []
-        for layer in self.layers[: self.get_num_quantizers_for_bandwidth(bandwidth)]:
+        for layer in self.stages[: self.get_num_quantizers_for_bandwidth(bandwidth)]:
             indices = layer.encode(residual)
             residual = residual - layer.decode(indices)
             codes.append(indices)
@@ -90,6 +95,6 @@ class EncodecResidualVectorQuantizer(nn.Module):
     def decode(self, codes: Tensor) -> Tensor:
         """Codes [Q, B, T] -> [B, D, T], summed in the order of the codebooks."""
         quantized = torch.zeros((), device=codes.device)
-        for layer, indices in zip(self.layers, codes, strict=False):
+        for layer, indices in zip(self.stages, codes, strict=False):
             quantized = quantized + layer.decode(indices)
         return quantized

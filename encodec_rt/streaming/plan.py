@@ -7,7 +7,7 @@ still needs, a ``lag`` the number of samples that a layer's output is behind a f
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
@@ -155,35 +155,43 @@ def _spec(name: str, layer: nn.Module, elu: bool) -> LayerSpec:
             layer.trim_left,
         )
     if isinstance(layer, EncodecResnetBlock):
-        first = layer.block[1].conv
+        dilated, *others = _block_convs(layer)
         return ResBlockSpec(
             name,
-            first.in_channels,
-            first.out_channels,
-            first.kernel_size[0],
-            first.dilation[0],
-            isinstance(layer.shortcut, EncodecConv1d),
+            dilated.in_channels,
+            dilated.out_channels,
+            dilated.kernel_size[0],
+            dilated.dilation[0],
+            conv_shortcut=len(others) == 2,
         )
     assert isinstance(layer, EncodecLSTM), f"unknown layer {type(layer).__name__}"
     return LstmSpec(name, layer.lstm.hidden_size, layer.lstm.num_layers)
+
+
+def _block_convs(block: EncodecResnetBlock) -> list[nn.Conv1d]:
+    """The dilated convolution, the 1x1 one, and the shortcut's if it has one."""
+    layers = [*block.block, block.shortcut]
+    return [layer.conv for layer in layers if isinstance(layer, EncodecConv1d)]
 
 
 def layer_weights(model: EncodecModel, spec: LayerSpec) -> tuple[Tensor, ...]:
     """The plain weights of a layer, weight norm folded, in the order that ``Ops`` packs them."""
     layer = model.get_submodule(spec.name)
     if isinstance(layer, EncodecLSTM):
-        lstm = layer.lstm
-        parts: list[Tensor] = []
-        for depth in range(spec.layers if isinstance(spec, LstmSpec) else 0):
-            parts += [getattr(lstm, f"{kind}_l{depth}") for kind in _LSTM_PARTS]
-        return tuple(part.detach() for part in parts)
+        depths = range(layer.lstm.num_layers)
+        names = [f"{kind}_l{depth}" for depth in depths for kind in _LSTM_PARTS]
+        return tuple(getattr(layer.lstm, name).detach() for name in names)
     if isinstance(layer, EncodecResnetBlock):
-        convs = [layer.block[1].conv, layer.block[3].conv]
-        if isinstance(layer.shortcut, EncodecConv1d):
-            convs.append(layer.shortcut.conv)
+        convs: Sequence[nn.Conv1d | nn.ConvTranspose1d] = _block_convs(layer)
     else:
+        assert isinstance(layer, (EncodecConv1d, EncodecConvTranspose1d))
         convs = [layer.conv]
-    return tuple(part.detach() for conv in convs for part in (conv.weight, conv.bias))
+    return tuple(part.detach() for conv in convs for part in (conv.weight, _bias(conv)))
+
+
+def _bias(conv: nn.Conv1d | nn.ConvTranspose1d) -> Tensor:
+    assert conv.bias is not None, "every convolution of the graph has a bias"
+    return conv.bias
 
 
 _LSTM_PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")

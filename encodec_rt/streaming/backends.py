@@ -1,0 +1,26 @@
+"""The choice of a backend: by argument, once, and never silently another one."""
+
+from __future__ import annotations
+
+from typing import Literal, get_args
+
+import torch
+
+from encodec_rt.errors import BackendUnavailable
+from encodec_rt.streaming.ops import TORCH, Ops
+
+BackendName = Literal["auto", "torch"]
+
+
+def select(name: str, device: torch.device) -> Ops:
+    """The table of rows for ``name`` on ``device``; "auto" takes the fastest that fits.
+
+    Raises BackendUnavailable for a name that is unknown or cannot run on this device.
+    """
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise BackendUnavailable(
+            f"device {str(device)!r}: this torch sees no CUDA device; use device='cpu'"
+        )
+    if name in ("auto", "torch"):
+        return TORCH
+    raise BackendUnavailable(f"backend {name!r}; there are {', '.join(get_args(BackendName))}")

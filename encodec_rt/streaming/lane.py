@@ -1,0 +1,46 @@
+"""One direction of the codec over a batch of slots: a network and the state it is stepped with."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from encodec_rt.streaming.state import StreamState
+from encodec_rt.streaming.steps import Edge, Network, run
+
+
+class Lane:
+    """Steps a network for S slots. Every method writes nothing unless it succeeds as a whole."""
+
+    def __init__(self, net: Network, slots: int, device: torch.device) -> None:
+        """Allocate the state, all zero: what ``start="zero"`` means."""
+        self.net = net
+        self.device = device
+        self.now = StreamState.allocate(net.plan, slots, device)
+        self.proposed = StreamState.allocate(net.plan, slots, device)
+
+    def step(self, x: Tensor, active: Tensor) -> Tensor:
+        """x [S, T, C] -> [S, T', C']; the slots that are ``active`` [S] move on."""
+        y = run(self.net, self.now, self.proposed, x)
+        self.net.ops.commit(self.now.arena, self.proposed.arena, active)
+        return y
+
+    def begin(self, slot: int, x: Tensor) -> Tensor:
+        """x [1, T, C], the first frames of a stream -> [1, T', C']; ``slot`` is then mid-stream."""
+        zero, after = self._single(), self._single()
+        y = run(self.net, zero, after, x, Edge.LEFT)
+        self.now.load_(slot, after.arena[0])
+        return y
+
+    def finish(self, slot: int, x: Tensor) -> Tensor:
+        """x [1, T, C], the rest of a stream, T >= 0 -> [1, T', C']; the state stays as it was."""
+        now, after = self._single(), self._single()
+        now.load_(0, self.now.arena[slot])
+        return run(self.net, now, after, x, Edge.RIGHT)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """x [1, T, C], a clip too short for ``begin`` -> [1, T', C']; no state is involved."""
+        return run(self.net, self._single(), self._single(), x, Edge.LEFT | Edge.RIGHT)
+
+    def _single(self) -> StreamState:
+        return StreamState.allocate(self.net.plan, 1, self.device)
