@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
@@ -11,8 +10,8 @@ from types import MappingProxyType
 from typing import Any
 
 from encodec_rt.errors import ConfigError
+from encodec_rt.pretrained import CONFIG_NAME, find_file, read_json, write_json
 
-CONFIG_NAME = "config.json"
 NORM_TYPES = ("weight_norm", "time_group_norm")
 PAD_MODES = ("constant", "reflect", "replicate")
 
@@ -51,18 +50,24 @@ class EncodecConfig:
     use_conv_shortcut: bool = True
 
     def __post_init__(self) -> None:
-        """Normalise sequences to tuples and check the whole."""
+        """Normalise numbers and sequences, and check the whole."""
         self.target_bandwidths = _as_tuple("target_bandwidths", self.target_bandwidths, float)
         self.upsampling_ratios = _as_tuple("upsampling_ratios", self.upsampling_ratios, int)
+        self.trim_right_ratio = _as_float("trim_right_ratio", self.trim_right_ratio)
+        if self.chunk_length_s is not None:
+            self.chunk_length_s = _as_float("chunk_length_s", self.chunk_length_s)
+        if self.overlap is not None:
+            self.overlap = _as_float("overlap", self.overlap)
         if self.codebook_dim is None:
             self.codebook_dim = self.hidden_size
         self.validate()
 
     def validate(self) -> None:
         """Raise ConfigError, in one sentence, if no model can have this configuration."""
-        for name in _POSITIVE:
-            _require_int(name, getattr(self, name), at_least=1)
-        _require_int("num_residual_layers", self.num_residual_layers, at_least=0)
+        for name, lowest in _LOWEST.items():
+            value = getattr(self, name)
+            if type(value) is not int or not lowest <= value <= _HIGHEST:
+                raise ConfigError(f"{name}={value!r}; a whole number from {lowest} to {_HIGHEST}")
         for name in ("normalize", "use_causal_conv", "use_conv_shortcut"):
             value = getattr(self, name)
             if not isinstance(value, bool):
@@ -73,42 +78,61 @@ class EncodecConfig:
             raise ConfigError(f"norm_type={self.norm_type!r}; accepted: {', '.join(NORM_TYPES)}")
         if self.pad_mode not in PAD_MODES:
             raise ConfigError(f"pad_mode={self.pad_mode!r}; accepted: {', '.join(PAD_MODES)}")
-        if not self.upsampling_ratios or min(self.upsampling_ratios) < 1:
-            raise ConfigError(
-                f"upsampling_ratios={self.upsampling_ratios}; at least one whole number >= 1"
-            )
-        if self.compress > self.num_filters:
-            raise ConfigError(
-                f"compress={self.compress} leaves no channel of num_filters={self.num_filters} "
-                "in a residual block"
-            )
-        if self.codebook_size & (self.codebook_size - 1) or self.codebook_size < 2:
-            raise ConfigError(f"codebook_size={self.codebook_size}; it must be a power of two >= 2")
         if self.codebook_dim != self.hidden_size:
             raise ConfigError(
                 f"codebook_dim={self.codebook_dim} differs from hidden_size={self.hidden_size}; "
                 "the codebooks quantise the encoder's output as it is"
             )
-        for name in ("trim_right_ratio", "chunk_length_s", "overlap"):
-            _require_number(name, getattr(self, name))
         if not 0.0 <= self.trim_right_ratio <= 1.0:
             raise ConfigError(f"trim_right_ratio={self.trim_right_ratio}; it lies in [0, 1]")
         if self.trim_right_ratio != 1.0 and not self.use_causal_conv:
-            raise ConfigError("trim_right_ratio other than 1 needs use_causal_conv=true")
+            raise ConfigError(
+                f"trim_right_ratio={self.trim_right_ratio} with use_causal_conv=false; a centred "
+                "convolution is trimmed evenly, leave trim_right_ratio at 1.0"
+            )
+        self._validate_layers()
         self._validate_bandwidths()
         self._validate_chunks()
 
+    def _validate_layers(self) -> None:
+        ratios = self.upsampling_ratios
+        if not ratios or min(ratios) < 1 or len(ratios) > 30 or math.prod(ratios) > _HIGHEST:
+            raise ConfigError(
+                f"upsampling_ratios={ratios}; one or more whole numbers >= 1 whose product is at "
+                f"most {_HIGHEST}"
+            )
+        if self.num_filters << len(ratios) > _HIGHEST:
+            raise ConfigError(
+                f"num_filters={self.num_filters}, doubled {len(ratios)} times, is more channels "
+                f"than {_HIGHEST}"
+            )
+        if self.num_residual_layers == 0:
+            return
+        if self.compress > self.num_filters:
+            raise ConfigError(
+                f"compress={self.compress} leaves no channel of num_filters={self.num_filters} "
+                "in a residual block"
+            )
+        # In logarithms, since the power itself may be too long a number to write down.
+        reach = (self.num_residual_layers - 1) * math.log2(self.dilation_growth_rate)
+        if reach + math.log2(self.residual_kernel_size) > math.log2(_HIGHEST):
+            raise ConfigError(
+                f"dilation_growth_rate={self.dilation_growth_rate} over num_residual_layers="
+                f"{self.num_residual_layers} is a dilation of more than {_HIGHEST} samples"
+            )
+
     def _validate_bandwidths(self) -> None:
         bandwidths = self.target_bandwidths
-        if not bandwidths or not all(math.isfinite(b) and b > 0 for b in bandwidths):
+        if not bandwidths or not all(math.isfinite(1000 * b) and b > 0 for b in bandwidths):
             raise ConfigError(f"target_bandwidths={bandwidths}; positive numbers of kbps")
         if list(bandwidths) != sorted(set(bandwidths)):
             raise ConfigError(f"target_bandwidths={bandwidths}; they must rise")
-        if self.num_quantizers < 1:
-            one = self.frame_rate * self.codebook_nbits / 1000
+        one = self.frame_rate * self.codebook_nbits / 1000
+        if not 1 <= self.num_quantizers <= _MOST_CODEBOOKS:
             raise ConfigError(
-                f"target_bandwidths={bandwidths}; one codebook alone takes {one:g} kbps at "
-                f"{self.frame_rate} frames per second"
+                f"target_bandwidths={bandwidths} take {self.num_quantizers} codebooks at {one:g} "
+                f"kbps each, {self.frame_rate} frames per second; a model has 1 to "
+                f"{_MOST_CODEBOOKS}"
             )
 
     def _validate_chunks(self) -> None:
@@ -117,12 +141,14 @@ class EncodecConfig:
         if self.chunk_length_s is None:
             return
         if self.overlap is None:
-            raise ConfigError("chunk_length_s needs overlap, a share of the chunk such as 0.01")
-        if (
-            not math.isfinite(self.chunk_length_s)
-            or int(self.chunk_length_s * self.sampling_rate) < 1
-        ):
-            raise ConfigError(f"chunk_length_s={self.chunk_length_s}; at least one sample")
+            raise ConfigError(
+                f"chunk_length_s={self.chunk_length_s} without overlap; give the share of a chunk "
+                "that the next one repeats, such as 0.01"
+            )
+        if not 1 <= self.chunk_length_s * self.sampling_rate <= _HIGHEST:
+            raise ConfigError(
+                f"chunk_length_s={self.chunk_length_s}; a chunk is 1 to {_HIGHEST} samples long"
+            )
 
     @property
     def chunk_length(self) -> int | None:
@@ -166,7 +192,10 @@ class EncodecConfig:
         if bandwidth_kbps not in self.target_bandwidths:
             accepted = ", ".join(f"{b:g}" for b in self.target_bandwidths)
             raise ConfigError(f"bandwidth {bandwidth_kbps} kbps; this model has {accepted}")
-        books = math.floor(bandwidth_kbps * 1000 / (self.codebook_nbits * self.frame_rate))
+        # Not codebook_nbits: upstream counts fractions of a bit here, and here alone.
+        books = math.floor(
+            bandwidth_kbps * 1000 / (math.log2(self.codebook_size) * self.frame_rate)
+        )
         return min(self.num_quantizers, max(1, books))
 
     def to_dict(self) -> dict[str, Any]:
@@ -190,51 +219,56 @@ class EncodecConfig:
         return cls(**{name: value for name, value in values.items() if name in names})
 
     @classmethod
-    def from_pretrained(cls, source: str | Path) -> EncodecConfig:
+    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> EncodecConfig:
         """The configuration in ``source``: a config.json, or a folder or hub id that has one."""
-        from encodec_rt.model.checkpoint import find_file
-
-        path = Path(source) if Path(source).is_file() else find_file(source, CONFIG_NAME)
-        try:
-            values = json.loads(path.read_text(encoding="utf-8"))
-        except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{path} is not a readable JSON configuration: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path} holds no JSON object")
-        return cls.from_dict(values)
+        path = Path(source)
+        if not path.is_file():
+            path = find_file(source, CONFIG_NAME, revision=revision)
+        return cls.from_dict(read_json(path))
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write ``config.json`` into ``folder``, which is made if need be."""
-        target = Path(folder)
-        target.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(self.to_dict(), indent=2, sort_keys=True)
-        (target / CONFIG_NAME).write_text(text + "\n", encoding="utf-8")
+        write_json(Path(folder) / CONFIG_NAME, self.to_dict())
 
 
-_POSITIVE = (
-    "sampling_rate", "audio_channels", "hidden_size", "num_filters", "kernel_size",
-    "last_kernel_size", "residual_kernel_size", "dilation_growth_rate", "compress",
-    "num_lstm_layers", "codebook_size", "codebook_dim",
-)  # fmt: skip
+_LOWEST: Mapping[str, int] = MappingProxyType(
+    {
+        "sampling_rate": 1,
+        "audio_channels": 1,
+        "hidden_size": 1,
+        "num_filters": 1,
+        "num_residual_layers": 0,
+        "kernel_size": 1,
+        "last_kernel_size": 1,
+        "residual_kernel_size": 1,
+        "dilation_growth_rate": 1,
+        "compress": 1,
+        "num_lstm_layers": 1,
+        "codebook_size": 2,
+        "codebook_dim": 1,
+    }
+)
+_HIGHEST = 2**31 - 1
+_MOST_CODEBOOKS = 4096
 
 
-def _require_int(name: str, value: object, *, at_least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < at_least:
-        raise ConfigError(f"{name}={value!r}; it must be a whole number >= {at_least}")
-
-
-def _require_number(name: str, value: object) -> None:
-    if value is not None and (not isinstance(value, (int, float)) or isinstance(value, bool)):
+def _as_float(name: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise ConfigError(f"{name}={value!r}; it must be a number")
+    try:
+        return float(value)
+    except OverflowError:
+        raise ConfigError(f"{name} is a number too large to be one") from None
 
 
 def _as_tuple(name: str, values: object, kind: type[float] | type[int]) -> tuple[Any, ...]:
-    accepted = (int,) if kind is int else (int, float)
-    if not isinstance(values, (list, tuple)) or not all(
-        isinstance(value, accepted) and not isinstance(value, bool) for value in values
-    ):
+    if not isinstance(values, (list, tuple)):
         raise ConfigError(f"{name}={values!r}; it must be a list of numbers")
-    return tuple(kind(value) for value in values)
+    if kind is float:
+        return tuple(_as_float(name, value) for value in values)
+    if not all(type(value) is int for value in values):
+        raise ConfigError(f"{name}={values!r}; it must be a list of whole numbers")
+    return tuple(values)
 
 
 PRESETS: Mapping[str, EncodecConfig] = MappingProxyType(
