@@ -1,0 +1,263 @@
+"""Checkpoints: every format in, ours (which is Hugging Face's) out.
+
+Read are folders with model.safetensors or pytorch_model.bin, with the weight norm under its new
+name, its old one, or folded away, and the original ``.th`` files of ``facebookresearch/encodec``.
+Nothing that is read can run code.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import pickle
+import re
+import struct
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn.utils.parametrize import is_parametrized
+
+from encodec_rt.config import PRESETS, EncodecConfig
+from encodec_rt.errors import WeightsError
+from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.pretrained import CONFIG_NAME, find_file, read_json, replacing
+
+SAFE_NAME = "model.safetensors"
+PICKLED_NAME = "pytorch_model.bin"
+
+Tensors = dict[str, Tensor]
+
+_MAGNITUDE = "parametrizations.weight.original0"
+_DIRECTION = "parametrizations.weight.original1"
+_TRAINING_ONLY = ("inited", "cluster_size", "embed_avg")
+
+# Names of facebookresearch/encodec on the left; the order matters.
+_ORIGINAL_NAMES = (
+    (re.compile(r"^(encoder|decoder)\.model\."), r"\1.layers."),
+    (re.compile(r"\.(conv|convtr)\.\1\."), ".conv."),
+    (re.compile(r"\.(conv|convtr)\.norm\."), ".norm."),
+    (re.compile(r"^quantizer\.vq\.layers\."), "quantizer.layers."),
+    (re.compile(r"\._codebook\."), ".codebook."),
+    (re.compile(r"\.weight_g$"), f".{_MAGNITUDE}"),
+    (re.compile(r"\.weight_v$"), f".{_DIRECTION}"),
+)
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.th")
+
+# What torch and its restricted unpickler have been seen to raise for damaged files.
+_UNREADABLE = (
+    RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
+    AssertionError, EOFError, MemoryError, OSError, pickle.UnpicklingError, struct.error,
+)  # fmt: skip
+
+
+def load_pretrained(
+    source: str | Path, config: EncodecConfig | None = None, *, revision: str | None = None
+) -> EncodecModel:
+    """The model stored in ``source``, in eval mode, in float32.
+
+    ``source`` is "default" (the embedded model), a folder, a hub id, or an original ``.th`` file.
+    ``config`` replaces the one that is stored; a ``.th`` file stores none, and is recognised as the
+    24 or the 48 kHz model. Raises WeightsError, and ConfigError for a bad config.json.
+    """
+    path = Path(source)
+    if path.suffix == ".th" and path.is_file():
+        _check_hash(path)
+        tensors = _rename(_read_pickled(path))
+        config = config or _recognise(path, tensors)
+    else:
+        if config is None:
+            file = find_file(source, CONFIG_NAME, revision=revision)
+            config = EncodecConfig.from_dict(read_json(file))
+        path = find_file(source, SAFE_NAME, PICKLED_NAME, revision=revision)
+        tensors = _rename(_read_safe(path) if path.name == SAFE_NAME else _read_pickled(path))
+    return _build(config, tensors, path)
+
+
+def save_pretrained(model: EncodecModel, folder: str | Path) -> None:
+    """Write config.json and model.safetensors; each appears whole or not at all."""
+    from safetensors.torch import save_file
+
+    target = Path(folder)
+    target.mkdir(parents=True, exist_ok=True)
+    tensors = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
+    with replacing(target / SAFE_NAME) as temporary:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+    model.config.save_pretrained(target)
+
+
+def sha256_of(path: str | Path) -> str:
+    """The file's SHA-256 in hexadecimal; original ``.th`` files carry its start in their name."""
+    with Path(path).open("rb") as file:
+        digest = hashlib.sha256()
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _check_hash(path: Path) -> None:
+    named = _HASH_IN_NAME.search(path.name)
+    if named is None:
+        return
+    found = sha256_of(path)
+    if not found.startswith(named[1]):
+        raise WeightsError(
+            f"{path} has SHA-256 {found[:16]}..., but its name says {named[1]}; it is damaged or "
+            "not the file it is named after: fetch it again, or rename it if this is meant"
+        )
+
+
+def _read_safe(path: Path) -> Tensors:
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        tensors: Tensors = load_file(path)
+    except (SafetensorError, *_UNREADABLE) as error:
+        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from None
+    return tensors
+
+
+def _read_pickled(path: Path) -> Tensors:
+    try:
+        tensors = torch.load(path, map_location="cpu", weights_only=True)
+    except _UNREADABLE as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise WeightsError(f"{path} is not a readable PyTorch checkpoint: {reason}") from None
+    if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
+        raise WeightsError(f"{path} holds a {type(tensors).__name__}, not tensors by name")
+    for name, value in tensors.items():
+        if not isinstance(value, Tensor):
+            raise WeightsError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
+    return dict(tensors)
+
+
+def _rename(tensors: Tensors) -> Tensors:
+    renamed: Tensors = {}
+    for old, value in tensors.items():
+        name = old
+        for pattern, replacement in _ORIGINAL_NAMES:
+            name = pattern.sub(replacement, name)
+        renamed[name] = value
+    return renamed
+
+
+def _recognise(path: Path, tensors: Tensors) -> EncodecConfig:
+    """The preset whose first layer has the normalisation and the channels of the file's."""
+    first = "encoder.layers.0"
+    grouped = f"{first}.norm.weight" in tensors
+    config = PRESETS["encodec_48khz" if grouped else "encodec_24khz"]
+    weight = tensors.get(f"{first}.conv.weight" if grouped else f"{first}.conv.{_DIRECTION}")
+    expected = (config.num_filters, config.audio_channels, config.kernel_size)
+    if weight is None or tuple(weight.shape) != expected:
+        raise WeightsError(
+            f"{path} is neither the 24 nor the 48 kHz model of facebookresearch/encodec; pass the "
+            "config it was made with"
+        )
+    return replace(config)
+
+
+def _build(config: EncodecConfig, tensors: Tensors, path: Path) -> EncodecModel:
+    config.validate()
+    numbers = sum(value.numel() for value in tensors.values())
+    layers = len(config.upsampling_ratios) * config.num_residual_layers + config.num_lstm_layers
+    # Memory is taken only for a model that the file could about fill; what exactly does not fit is
+    # found, and named, below.
+    if layers > len(tensors) or _count_numbers(config) > 4 * numbers + (1 << 24):
+        raise WeightsError(
+            f"{path} holds {len(tensors)} tensors of {numbers} numbers in all, too few for the "
+            "model that its configuration describes"
+        )
+    model = EncodecModel(config)
+    expected = model.state_dict()
+    for name, value in tensors.items():
+        if value.is_sparse or value.is_quantized or not value.is_floating_point():
+            raise WeightsError(f"{path}: {name} is of type {value.dtype}, which no weight has")
+    _split_folded(tensors, expected)
+    _fill_training_only(tensors, expected)
+    _check_names_and_shapes(tensors, expected, path)
+    model.load_state_dict(tensors)
+    _check_finite(model, path)
+    return model.eval()
+
+
+def _count_numbers(config: EncodecConfig) -> int:
+    """How many numbers the model has, without the small tensors."""
+    ends = config.num_filters * config.audio_channels + config.hidden_size * (
+        config.num_filters << len(config.upsampling_ratios)
+    )
+    count = ends * (config.kernel_size + config.last_kernel_size)
+    count += config.num_quantizers * config.codebook_size * config.hidden_size
+    dim = config.num_filters
+    for ratio in reversed(config.upsampling_ratios):
+        hidden = dim // config.compress
+        count += 2 * config.num_residual_layers * dim * hidden * (config.residual_kernel_size + 1)
+        count += 2 * dim * (2 * dim) * (2 * ratio)
+        dim *= 2
+    return count + 2 * config.num_lstm_layers * 8 * dim * dim
+
+
+def _split_folded(tensors: Tensors, expected: Tensors) -> None:
+    """Turn a plain weight into magnitude and direction where the model has weight norm."""
+    for name in expected:
+        if not name.endswith(_DIRECTION):
+            continue
+        prefix = name.removesuffix(_DIRECTION)
+        folded = tensors.get(prefix + "weight")
+        if folded is None or folded.shape != expected[name].shape:
+            continue
+        if name in tensors or prefix + _MAGNITUDE in tensors:
+            continue
+        weight = tensors.pop(prefix + "weight").float()
+        magnitude = weight.norm(dim=(1, 2), keepdim=True)
+        # A channel of zeros has no direction, and any will do.
+        tensors[name] = torch.where(magnitude > 0, weight, torch.ones_like(weight))
+        tensors[prefix + _MAGNITUDE] = magnitude
+
+
+def _fill_training_only(tensors: Tensors, expected: Tensors) -> None:
+    """Give codebooks the moving averages whose quotient their vectors are."""
+    for name, wanted in expected.items():
+        prefix, _, last = name.rpartition(".")
+        embed = tensors.get(f"{prefix}.embed")
+        if last in _TRAINING_ONLY and name not in tensors and embed is not None:
+            tensors[name] = embed if last == "embed_avg" else torch.ones(wanted.shape)
+
+
+def _check_names_and_shapes(tensors: Tensors, expected: Tensors, path: Path) -> None:
+    for name, wanted in expected.items():
+        if name not in tensors:
+            raise WeightsError(
+                f"{path} has no {name}{_as_well(len(expected.keys() - tensors.keys()))}; the file "
+                "is of another model than its configuration"
+            )
+        given, accepted = tuple(tensors[name].shape), tuple(wanted.shape)
+        if given != accepted:
+            raise WeightsError(
+                f"{path}: {name} has shape {list(given)}, its configuration asks for "
+                f"{list(accepted)}"
+            )
+    surplus = [name for name in tensors if name not in expected]
+    if surplus:
+        raise WeightsError(
+            f"{path} holds {surplus[0]}{_as_well(len(surplus))}, which its configuration has no "
+            "place for"
+        )
+
+
+def _as_well(count: int) -> str:
+    return f" and {count - 1} more" if count > 1 else ""
+
+
+def _check_finite(model: EncodecModel, path: Path) -> None:
+    """Refuse NaN and infinity, also those that a weight norm makes of finite numbers."""
+    for name, value in model.state_dict().items():
+        if not bool(torch.isfinite(value).all()):
+            raise WeightsError(f"{path}: {name} holds NaN, infinite or too large numbers")
+    for name, module in model.named_modules():
+        if is_parametrized(module, "weight"):
+            weight = module.weight
+            if not bool(torch.isfinite(weight).all()):
+                raise WeightsError(
+                    f"{path}: {name}.{_DIRECTION} has a direction of length zero, or of none"
+                )
