@@ -78,6 +78,8 @@ class EncodecConfig:
             raise ConfigError(f"norm_type={self.norm_type!r}; accepted: {', '.join(NORM_TYPES)}")
         if self.pad_mode not in PAD_MODES:
             raise ConfigError(f"pad_mode={self.pad_mode!r}; accepted: {', '.join(PAD_MODES)}")
+        if self.codebook_size & (self.codebook_size - 1):
+            raise ConfigError(f"codebook_size={self.codebook_size}; it must be a power of two")
         if self.codebook_dim != self.hidden_size:
             raise ConfigError(
                 f"codebook_dim={self.codebook_dim} differs from hidden_size={self.hidden_size}; "
@@ -192,10 +194,7 @@ class EncodecConfig:
         if bandwidth_kbps not in self.target_bandwidths:
             accepted = ", ".join(f"{b:g}" for b in self.target_bandwidths)
             raise ConfigError(f"bandwidth {bandwidth_kbps} kbps; this model has {accepted}")
-        # Not codebook_nbits: upstream counts fractions of a bit here, and here alone.
-        books = math.floor(
-            bandwidth_kbps * 1000 / (math.log2(self.codebook_size) * self.frame_rate)
-        )
+        books = math.floor(bandwidth_kbps * 1000 / (self.codebook_nbits * self.frame_rate))
         return min(self.num_quantizers, max(1, books))
 
     def to_dict(self) -> dict[str, Any]:
