@@ -13,6 +13,7 @@ from encodec_rt.config import PRESETS, EncodecConfig
 from encodec_rt.errors import ConfigError
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.backends import select
+from encodec_rt.streaming.engine import Engine
 from encodec_rt.streaming.lane import Lane
 from encodec_rt.streaming.plan import (
     is_framewise,
@@ -48,12 +49,12 @@ class Codec:
         self.ops = select(backend, self.device)
         self.segmented = not is_framewise(model.config)
         self.name = model_name(model)
-        self._model = model
+        self.model = model
         books = torch.stack([stage.codebook.embed for stage in model.quantizer.stages])
         self.codebook_pack = self.ops.pack_codebooks((books.float().to(self.device),))
         self._primed: dict[int, tuple[Tensor, Tensor]] = {}
         if self.segmented:
-            self._model = model.to(self.device)
+            self.model = model.to(self.device)
             return
         hop = self.config.hop_length
         encoder, decoder = plan(model.encoder, "encoder"), plan(model.decoder, "decoder")
@@ -87,10 +88,8 @@ class Codec:
         require_framewise(self.config)
         codebooks = self.config.codebooks_for(bandwidth_kbps)
         lane = Lane(self.encoder_net, 1, self.device)
-        begun = self._check_start(start) != "exact"
-        if start == "primed":
-            lane.now.load_(0, self.primed_state(codebooks)[0])
-        return StreamEncoder(self, lane, codebooks, begun=begun)
+        lane.now.load_(0, self.start_state(start, codebooks)[0])
+        return StreamEncoder(self, lane, codebooks, begun=start != "exact")
 
     def stream_decoder(
         self, bandwidth_kbps: float = 6.0, *, start: Start = "primed"
@@ -99,41 +98,42 @@ class Codec:
         require_framewise(self.config)
         codebooks = self.config.codebooks_for(bandwidth_kbps)
         lane = Lane(self.decoder_net, 1, self.device)
-        begun = self._check_start(start) != "exact"
-        if start == "primed":
-            lane.now.load_(0, self.primed_state(codebooks)[1])
+        lane.now.load_(0, self.start_state(start, codebooks)[1])
+        begun = start != "exact"
         drop = self.decoder_lag if begun else 0
         return StreamDecoder(self, lane, codebooks, begun=begun, drop=drop)
 
+    def engine(self, slots: int, bandwidth_kbps: float = 6.0, *, start: Start = "primed") -> Engine:
+        """An engine of that many slots; ``start`` is what a new slot begins with.
+
+        A slot of an engine with start="exact" begins with ``begin_encoder`` and ``begin_decoder``,
+        unless ``pad_mode`` is "constant": then "exact" and "zero" are the same.
+        """
+        return Engine(self, slots, bandwidth_kbps, start=start)
+
     def segment_encoder(self, bandwidth_kbps: float = 6.0) -> SegmentEncoder:
         """A new stream of audio to segments, for a model that is not causal frame by frame."""
-        return SegmentEncoder(self._model, bandwidth_kbps)
+        return SegmentEncoder(self.model, bandwidth_kbps)
 
     def segment_decoder(self) -> SegmentDecoder:
         """A new stream of segments to audio."""
-        return SegmentDecoder(self._model)
+        return SegmentDecoder(self.model)
 
     @torch.inference_mode()
-    def primed_state(self, codebooks: int) -> tuple[Tensor, Tensor]:
-        """The rows [N] of encoder and decoder state after ``prime_frames`` of silence."""
-        if codebooks not in self._primed:
-            config = self.config
-            encoder = StreamEncoder(
-                self, Lane(self.encoder_net, 1, self.device), codebooks, begun=False
-            )
-            decoder = StreamDecoder(
-                self, Lane(self.decoder_net, 1, self.device), codebooks, begun=False, drop=0
-            )
-            silence = torch.zeros(config.audio_channels, self.prime_frames * config.hop_length)
-            decoder.push(encoder.push(silence))
-            self._primed[codebooks] = encoder.snapshot().row, decoder.snapshot().row
-        return self._primed[codebooks]
-
-    @staticmethod
-    def _check_start(start: str) -> str:
+    def start_state(self, start: str, codebooks: int) -> tuple[Tensor, Tensor]:
+        """The rows [N] of encoder and decoder state of a new stream. Raises ConfigError."""
         if start not in get_args(Start):
             raise ConfigError(f"start={start!r}; accepted: {', '.join(get_args(Start))}")
-        return start
+        lanes = Lane(self.encoder_net, 1, self.device), Lane(self.decoder_net, 1, self.device)
+        if start != "primed":
+            return lanes[0].now.row(0), lanes[1].now.row(0)
+        if codebooks not in self._primed:
+            encoder = StreamEncoder(self, lanes[0], codebooks, begun=False)
+            decoder = StreamDecoder(self, lanes[1], codebooks, begun=False, drop=0)
+            samples = self.prime_frames * self.config.hop_length
+            decoder.push(encoder.push(torch.zeros(self.config.audio_channels, samples)))
+            self._primed[codebooks] = encoder.snapshot().row, decoder.snapshot().row
+        return self._primed[codebooks]
 
 
 def model_name(model: EncodecModel) -> str:

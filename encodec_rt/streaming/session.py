@@ -42,7 +42,7 @@ class _Stream:
 
     def __init__(self, codec: Codec, lane: Lane, codebooks: int) -> None:
         self._codec = codec
-        self._lane = lane
+        self.lane = lane
         self._active = torch.ones(1, dtype=torch.bool, device=codec.device)
         self.codebooks = codebooks
         self.closed = False
@@ -50,16 +50,16 @@ class _Stream:
     def snapshot(self) -> Snapshot:
         """The whole state of the stream, as a value."""
         return Snapshot(
-            self._lane.now.row(0), (self.closed, *(getattr(self, name) for name in self._SAVED))
+            self.lane.now.row(0), (self.closed, *(getattr(self, name) for name in self._SAVED))
         )
 
     def restore(self, snapshot: Snapshot) -> None:
         """Continue from ``snapshot``, bit for bit. Raises StateError if it is another stream's."""
-        if snapshot.row.shape != self._lane.now.arena[0].shape or (
+        if snapshot.row.shape != self.lane.now.arena[0].shape or (
             len(snapshot.fields) != len(self._SAVED) + 1
         ):
             raise StateError("this snapshot is of another model or of the other direction")
-        self._lane.now.load_(0, snapshot.row)
+        self.lane.now.load_(0, snapshot.row)
         for name, value in zip(("closed", *self._SAVED), snapshot.fields, strict=True):
             setattr(self, name, value)
 
@@ -96,11 +96,11 @@ class StreamEncoder(_Stream):
         codes: list[Tensor] = []
         used = 0
         if not self._begun and len(waiting) >= first:
-            codes.append(self._quantize(self._lane.begin(0, self._on_device(waiting[:first]))))
+            codes.append(self._quantize(self.lane.begin(0, self._on_device(waiting[:first]))))
             self._begun, used = True, first
         while self._begun and len(waiting) - used >= hop:
             frame = self._on_device(waiting[used : used + hop])
-            codes.append(self._quantize(self._lane.step(frame, self._active)))
+            codes.append(self._quantize(self.lane.step(frame, self._active)))
             used += hop
         self._waiting = waiting[used:].clone()
         self.samples_in += len(audio)
@@ -114,7 +114,7 @@ class StreamEncoder(_Stream):
         if not len(self._waiting):
             return self._collect([])
         rest = self._on_device(self._waiting)
-        latents = self._lane.finish(0, rest) if self._begun else self._lane.whole(rest)
+        latents = self.lane.finish(0, rest) if self._begun else self.lane.whole(rest)
         return self._collect([self._quantize(latents)])
 
     def _on_device(self, samples: Tensor) -> Tensor:
@@ -180,9 +180,9 @@ class StreamDecoder(_Stream):
         self.closed = True
         rest = self._waiting[None]
         if self._begun:
-            audio = self._lane.finish(0, rest)[0]
+            audio = self.lane.finish(0, rest)[0]
         elif len(self._waiting):
-            audio = self._lane.whole(rest)[0]
+            audio = self.lane.whole(rest)[0]
         else:
             audio = rest.new_zeros(0, self._codec.config.audio_channels)
         if samples is not None:
@@ -213,10 +213,10 @@ class StreamDecoder(_Stream):
         audio: list[Tensor] = []
         used = 0
         if not self._begun and len(waiting) >= first:
-            audio.append(self._lane.begin(0, waiting[None, :first])[0])
+            audio.append(self.lane.begin(0, waiting[None, :first])[0])
             self._begun, used = True, first
         while self._begun and used < len(waiting):
-            audio.append(self._lane.step(waiting[None, used : used + 1], self._active)[0])
+            audio.append(self.lane.step(waiting[None, used : used + 1], self._active)[0])
             used += 1
         self._waiting = waiting[used:].clone()
         return (

@@ -1,0 +1,196 @@
+"""Many live streams in one batch: a slot each, all stepped by one frame per tick."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from encodec_rt.errors import ConfigError, InputError
+from encodec_rt.streaming.lane import Lane
+from encodec_rt.streaming.ops import TORCH
+from encodec_rt.streaming.plan import require_framewise
+from encodec_rt.streaming.session import Start
+
+if TYPE_CHECKING:
+    from encodec_rt.streaming.codec import Codec
+
+
+@dataclass(frozen=True)
+class EngineInfo:
+    """What an engine runs on: the backend of every row, and the memory a slot takes."""
+
+    device: str
+    slots: int
+    codebooks: int
+    rows: Mapping[str, str]
+    encoder_bytes_per_slot: int
+    decoder_bytes_per_slot: int
+
+
+class Engine:
+    """S slots, each an encoder and a decoder stream of its own, stepped together.
+
+    One thread owns an engine. Tensors that are on the device already are trusted to be finite;
+    audio and codes from the host are checked, so a check never waits for the device.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        slots: int,
+        bandwidth_kbps: float = 6.0,
+        *,
+        start: Start = "primed",
+    ) -> None:
+        """Use Codec.engine. Every slot is as new under ``start``. Raises ConfigError."""
+        require_framewise(codec.config)
+        if slots < 1:
+            raise ConfigError(f"slots={slots}; an engine has at least one")
+        self.codec = codec
+        self.slots = slots
+        self.codebooks = codec.config.codebooks_for(bandwidth_kbps)
+        self._encoder = Lane(codec.encoder_net, slots, codec.device)
+        self._decoder = Lane(codec.decoder_net, slots, codec.device)
+        self._fresh = codec.start_state(start, self.codebooks)
+        self._every = torch.ones(slots, dtype=torch.bool, device=codec.device)
+        channels, hop = codec.config.audio_channels, codec.config.hop_length
+        shape = (slots, self.codebooks)
+        self._codes = torch.zeros(shape, dtype=torch.int64, device=codec.device)
+        mono = (slots, hop) if channels == 1 else (slots, channels, hop)
+        self._audio = torch.zeros(mono, device=codec.device)
+        self.reset(range(slots))
+
+    @torch.inference_mode()
+    def encode(self, pcm: Tensor, active: Tensor | None = None) -> Tensor:
+        """One frame of every slot: audio [S, hop] or [S, channels, hop] -> codes [S, Q] int64.
+
+        The slots that are ``active`` [S] bool, by default all, move on; the others stay bit for
+        bit what they were, and their row of the result means nothing. The result is one buffer,
+        valid until the next call. Raises InputError.
+        """
+        if pcm.shape != self._audio.shape or pcm.dtype != torch.float32:
+            raise InputError(
+                f"audio of shape {tuple(pcm.shape)} and type {pcm.dtype}; this engine takes "
+                f"float32 {tuple(self._audio.shape)}"
+            )
+        mask = self._mask(active)
+        if pcm.device.type == "cpu" and not bool(torch.isfinite(pcm[mask.cpu()]).all()):
+            raise InputError("the audio of an active slot holds NaN or infinite samples")
+        frame = pcm.to(self.codec.device).view(self.slots, self.codec.config.audio_channels, -1)
+        latents = self._encoder.step(frame.transpose(1, 2), mask)
+        self._codes.copy_(self._quantize(latents)[:, 0])
+        return self._codes
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor, active: Tensor | None = None) -> Tensor:
+        """One frame of every slot: codes [S, Q] int64 -> audio [S, hop] or [S, channels, hop].
+
+        As ``encode`` for ``active`` and the result. Q may be less than the engine's codebooks.
+        """
+        config = self.codec.config
+        if codes.ndim != 2 or len(codes) != self.slots or codes.dtype != torch.int64:
+            raise InputError(
+                f"codes of shape {tuple(codes.shape)} and type {codes.dtype}; this engine takes "
+                f"int64 {(self.slots, self.codebooks)}"
+            )
+        if not 1 <= codes.shape[1] <= config.num_quantizers:
+            raise InputError(f"{codes.shape[1]} codebooks; this model has {config.num_quantizers}")
+        mask = self._mask(active)
+        if codes.device.type == "cpu":
+            named = codes[mask.cpu()]
+            if (
+                named.numel()
+                and not 0 <= int(named.min()) <= int(named.max()) < config.codebook_size
+            ):
+                raise InputError(f"codes outside [0, {config.codebook_size}) in an active slot")
+            # What an idle slot holds may be anything, an index that does not exist included.
+            codes = codes.clamp(0, config.codebook_size - 1)
+        latents = self.codec.ops.rvq_decode(
+            codes[:, None].to(self.codec.device), self.codec.codebook_pack
+        )
+        audio = self._decoder.step(latents, mask)
+        self._audio.copy_(audio.transpose(1, 2).reshape(self._audio.shape))
+        return self._audio
+
+    @torch.inference_mode()
+    def reset(self, slots: Sequence[int] | Tensor) -> None:
+        """Make ``slots`` as new, bit for bit; no other slot changes."""
+        index = torch.as_tensor(slots, dtype=torch.int64)
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.slots:
+            raise InputError(f"slots {index.tolist()}; this engine has {self.slots}")
+        index = index.to(self.codec.device)
+        self._encoder.now.load_(index, self._fresh[0])
+        self._decoder.now.load_(index, self._fresh[1])
+
+    @torch.inference_mode()
+    def begin_encoder(self, slot: int, pcm: Tensor) -> Tensor:
+        """Start an "exact" stream in ``slot`` -> codes [encoder_start_frames, Q] int64.
+
+        ``pcm`` [n] or [channels, n] is the first ``encoder_start_frames`` frames of audio; the
+        slot then goes on with ``encode``.
+        """
+        config, frames = self.codec.config, self.codec.encoder_start_frames
+        audio = pcm[None] if pcm.ndim == 1 else pcm
+        if audio.shape != (config.audio_channels, frames * config.hop_length):
+            raise InputError(f"audio of shape {tuple(pcm.shape)}; pass {frames} frames")
+        if pcm.device.type == "cpu" and not bool(torch.isfinite(pcm).all()):
+            raise InputError("the audio holds NaN or infinite samples")
+        latents = self._encoder.begin(self._slot(slot), audio.t()[None].to(self.codec.device))
+        return self._quantize(latents)[0]
+
+    @torch.inference_mode()
+    def begin_decoder(self, slot: int, codes: Tensor) -> Tensor:
+        """Start an "exact" stream in ``slot`` -> audio [n] or [channels, n].
+
+        ``codes`` [decoder_start_frames, Q] int64; the slot then goes on with ``decode``.
+        """
+        frames = self.codec.decoder_start_frames
+        if codes.ndim != 2 or len(codes) != frames:
+            raise InputError(f"codes of shape {tuple(codes.shape)}; pass {frames} frames")
+        latents = self.codec.ops.rvq_decode(
+            codes[None].to(self.codec.device), self.codec.codebook_pack
+        )
+        audio = self._decoder.begin(self._slot(slot), latents)[0].t()
+        return audio[0] if len(audio) == 1 else audio
+
+    def state_of(self, slot: int) -> tuple[Tensor, Tensor]:
+        """A copy of the encoder and decoder state [N] of one slot, for ``load_state``."""
+        return self._encoder.now.row(self._slot(slot)), self._decoder.now.row(slot)
+
+    def load_state(self, slot: int, state: tuple[Tensor, Tensor]) -> None:
+        """Make ``slot`` continue, bit for bit, the stream that ``state`` was taken from."""
+        self._encoder.now.load_(self._slot(slot), state[0])
+        self._decoder.now.load_(slot, state[1])
+
+    def describe(self) -> EngineInfo:
+        """What this engine runs on."""
+        ops = self.codec.ops
+        names = [field.name for field in fields(ops) if callable(getattr(ops, field.name))]
+        rows = {
+            name: TORCH.name if getattr(ops, name) is getattr(TORCH, name) else ops.name
+            for name in names
+            if not name.startswith("pack_")
+        }
+        widths = [4 * lane.now.arena.shape[1] for lane in (self._encoder, self._decoder)]
+        return EngineInfo(str(self.codec.device), self.slots, self.codebooks, rows, *widths)
+
+    def _mask(self, active: Tensor | None) -> Tensor:
+        if active is None:
+            return self._every
+        if active.shape != (self.slots,) or active.dtype != torch.bool:
+            raise InputError(f"active of shape {tuple(active.shape)}; pass bool [{self.slots}]")
+        return active.to(self.codec.device)
+
+    def _slot(self, slot: int) -> int:
+        if not 0 <= slot < self.slots:
+            raise InputError(f"slot {slot}; this engine has {self.slots}")
+        return slot
+
+    def _quantize(self, latents: Tensor) -> Tensor:
+        return self.codec.ops.rvq_encode(
+            latents, self.codec.codebook_pack, codebooks=self.codebooks
+        )
