@@ -19,6 +19,7 @@ import numpy as np
 from encodec_rt.bitstream.packet import Codes, group_size, pack_codes, packed_size, unpack_codes
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import InputError, PacketError, StateError
+from encodec_rt.streaming.plan import is_framewise
 
 MAGIC = b"ECDC"
 VERSION = 0
@@ -57,7 +58,7 @@ class EcdcHeader:
 class Block:
     """A piece of a stream: ``codes`` uint16 [frames, codebooks] that stand for ``samples``.
 
-    For a model with segments it is one whole segment, else any number of frames.
+    For a model that streams in segments it is a whole one, else any number of frames.
     """
 
     codes: Codes
@@ -108,7 +109,7 @@ class EcdcWriter:
     def write(self, codes: Codes, scale: float | None = None) -> None:
         """Append ``codes`` uint16 [frames, codebooks].
 
-        A model that chunks or normalises takes one whole segment per call, with its scale if it
+        A model that streams in segments takes one whole segment per call, with its scale if it
         normalises; any other takes frames in any number.
         """
         if codes.ndim != 2 or codes.shape[1] != self._codebooks:
@@ -120,7 +121,7 @@ class EcdcWriter:
         self._frames += len(codes)
         if scale is not None:
             self._spool.write(_SCALE.pack(scale))
-        if _has_segments(self._config):
+        if not is_framewise(self._config):
             self._spool.write(pack_codes(codes, bits))
             return
         flat = np.concatenate([self._rest, codes.reshape(-1)])
@@ -218,7 +219,7 @@ class EcdcReader:
             scale = self._scale()
             if self.truncated:
                 return
-        step = frames if _has_segments(self._config) else _BLOCK_FRAMES
+        step = _BLOCK_FRAMES if is_framewise(self._config) else frames
         bits = self._config.codebook_nbits
         books = self.header.codebooks
         for start in range(0, frames, step):
@@ -253,11 +254,6 @@ class EcdcReader:
                 f"the stream ends before the {self.header.samples} samples that its header "
                 "announces; --salvage decodes what is there"
             )
-
-
-def _has_segments(config: EncodecConfig) -> bool:
-    """Whether codes come a whole segment at a time."""
-    return config.chunk_length is not None or config.normalize
 
 
 def _checked(fields: dict[str, object]) -> EcdcHeader:
