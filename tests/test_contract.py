@@ -3,24 +3,25 @@
 from __future__ import annotations
 
 import math
+import resource
 from typing import get_args
 
 import numpy as np
 import pytest
 import torch
-from contract import assert_codes_agree, offline_audio, offline_codes, stream
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from models import random_model, snr_db, speech, tiny_config
-from tolerances import bound
 from torch import Tensor
 
+from contract import assert_codes_agree, offline_audio, offline_codes, stream
 from encodec_rt.config import PAD_MODES, EncodecConfig
 from encodec_rt.errors import ConfigError, InputError, StateError
 from encodec_rt.streaming.backends import BackendName
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.engine import Engine
 from encodec_rt.streaming.steps import run
+from models import random_model, snr_db, speech, tiny_config
+from tolerances import bound
 
 BACKENDS = [name for name in get_args(BackendName) if name != "auto"]
 AUDIO_DB = -20 * math.log10(bound("stream audio", "float32"))
@@ -343,3 +344,20 @@ def test_decoder_flush_trims_what_is_held_to_the_true_length() -> None:
     decoder = codec.stream_decoder(2.0, start="exact")
     assert len(decoder.push(codes)) == 0
     assert len(decoder.flush(samples=1000)) == 1000
+
+
+def test_memory_is_constant_over_ten_minutes() -> None:
+    codec = Codec(random_model(tiny_config(upsampling_ratios=(10, 8))))
+    bandwidth = codec.config.target_bandwidths[-1]
+    encoder, decoder = codec.stream_encoder(bandwidth), codec.stream_decoder(bandwidth)
+    minute = speech(60 * codec.config.sampling_rate)
+
+    def run_minutes(count: int) -> int:
+        for _ in range(count):
+            for piece in minute.split(441):
+                decoder.push(encoder.push(piece))
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+    after_one = run_minutes(1)
+    assert run_minutes(9) - after_one <= 1024, "more than 1 MiB was added in nine minutes"
+    assert decoder.samples_out == 10 * len(minute) // 80 * 80
