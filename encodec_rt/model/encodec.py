@@ -85,6 +85,16 @@ class EncodecModel(nn.Module):
         self.decoder = EncodecDecoder(config)
         self.quantizer = EncodecResidualVectorQuantizer(config)
 
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters are."""
+        return next(self.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The parameters' type."""
+        return next(self.parameters()).dtype
+
     @classmethod
     def from_pretrained(
         cls, source: str | Path, config: EncodecConfig | None = None, *, revision: str | None = None
@@ -158,13 +168,20 @@ class EncodecModel(nn.Module):
         The result is cut to the length of ``padding_mask`` if one is given. Raises InputError.
         """
         config = self.config
-        chunks = list(audio_codes)
+        chunks = list(self._checked_codes(audio_codes))
+        if audio_scales is None and config.normalize:
+            raise InputError("this model normalises its input: pass the audio_scales of encode")
         scales = [None] * len(chunks) if audio_scales is None else list(audio_scales)
-        if len(scales) != len(chunks) or not chunks:
+        if len(scales) != len(chunks):
             raise InputError(f"{len(chunks)} chunks of codes but {len(scales)} scales")
         if config.chunk_length is None and len(chunks) != 1:
             raise InputError(f"{len(chunks)} chunks of codes; a model without chunks has one")
         if last_frame_pad_length:
+            if not 0 < last_frame_pad_length < chunks[-1].shape[-1]:
+                raise InputError(
+                    f"last_frame_pad_length={last_frame_pad_length} of {chunks[-1].shape[-1]} "
+                    "frames; pass what encode gave"
+                )
             chunks[-1] = chunks[-1][..., :-last_frame_pad_length]
         decoded = [
             self._decode_chunk(codes, scale) for codes, scale in zip(chunks, scales, strict=True)
@@ -204,17 +221,43 @@ class EncodecModel(nn.Module):
     def _masked_input(self, input_values: Tensor, padding_mask: Tensor | None) -> Tensor:
         channels = self.config.audio_channels
         shape = tuple(input_values.shape)
-        if len(shape) != 3 or shape[1] != channels or shape[2] == 0:
+        if len(shape) != 3 or shape[1] != channels or 0 in shape:
             raise InputError(
                 f"audio of shape {shape}; this model takes [batch, {channels}, length]"
             )
+        if not input_values.is_floating_point():
+            raise InputError(f"audio of type {input_values.dtype}; float32 from -1 to 1 is taken")
         if not bool(torch.isfinite(input_values).all()):
             raise InputError("the audio holds NaN or infinite samples")
         if padding_mask is None:
             return input_values
-        if padding_mask.shape[0] != shape[0] or padding_mask.shape[-1] != shape[2]:
-            raise InputError(f"padding_mask of shape {tuple(padding_mask.shape)} for audio {shape}")
+        if tuple(padding_mask.shape) not in {
+            (shape[0], shape[2]),
+            (shape[0], 1, shape[2]),
+            shape,
+        }:
+            raise InputError(
+                f"padding_mask of shape {tuple(padding_mask.shape)} for audio of shape {shape}; "
+                "it is [batch, length] or the audio's own shape"
+            )
         return padding_mask.view(shape[0], -1, shape[2]).bool() * input_values
+
+    def _checked_codes(self, audio_codes: Tensor) -> Tensor:
+        config = self.config
+        shape = tuple(audio_codes.shape)
+        fits = len(shape) == 4 and min(shape) > 0 and shape[2] <= config.num_quantizers
+        if not fits or audio_codes.is_floating_point():
+            raise InputError(
+                f"codes of shape {shape} and type {audio_codes.dtype}; this model takes whole "
+                f"numbers [chunks, batch, 1 to {config.num_quantizers} codebooks, frames]"
+            )
+        codes = audio_codes.long()
+        lowest, highest = int(codes.min()), int(codes.max())
+        if lowest < 0 or highest >= config.codebook_size:
+            raise InputError(
+                f"codes from {lowest} to {highest}; a codebook has 0 to {config.codebook_size - 1}"
+            )
+        return codes
 
     def _encode_chunk(self, audio: Tensor, bandwidth: float) -> tuple[Tensor, Tensor | None]:
         scale = None
