@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext, suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -230,7 +230,8 @@ class AudioWriter:
         import av
 
         layout = "mono" if self._channels == 1 else "stereo"
-        container = av.open(sys.stdout.buffer, "w", format="wav")
+        # "bitexact" leaves out the library's version, so that equal audio is equal bytes.
+        container = av.open(sys.stdout.buffer, "w", format="wav", options={"fflags": "+bitexact"})
         stream = container.add_stream("pcm_s16le", rate=self._rate_hz, layout=layout)
 
         def write(pcm: NDArray[np.int16]) -> None:
@@ -238,8 +239,13 @@ class AudioWriter:
             frame.sample_rate = self._rate_hz
             container.mux(stream.encode(frame))
 
+        def close(kind: type[BaseException] | None, *_: object) -> None:
+            # After a broken pipe closing fails too, and would hide why.
+            with nullcontext() if kind is None else suppress(av.FFmpegError):
+                container.close()
+
         self._write = write
-        self._stack.enter_context(container)
+        self._stack.push(close)
 
 
 def mix(block: Audio, channels: int) -> Audio:
