@@ -1,9 +1,8 @@
 """The training audio: indexed once into packed PCM, then drawn as random crops.
 
 ``index_sources`` decodes every file to mono int16 at the model's rate, measures it, leaves out what
-cannot be used (and says why), splits off held-out files and voices, and writes one packed file per
-source beside ``index.json``. ``Sampler`` draws batches from that; a batch depends on the seed and the
-step alone, so that a resumed run goes on with the very next batch.
+cannot be used (and says why), splits off held-out files and voices, and writes one packed file and
+one table per source.
 """
 
 from __future__ import annotations
@@ -11,9 +10,9 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -22,7 +21,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-from encodec_rt.errors import ConfigError, InputError
+from encodec_rt.errors import InputError
 from encodec_rt.training.sources import Kind, Source
 
 Floats = npt.NDArray[np.float32]
@@ -41,7 +40,7 @@ _LONGEST_GAP_S = 0.4
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One usable file inside its source's packed PCM; ``spans`` are (start, length) of active audio."""
+    """One usable file in its source's packed PCM; ``spans`` are (start, length) of active audio."""
 
     path: str
     start: int
@@ -55,7 +54,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class IndexedSource:
-    """What the index holds of one source: its usable clips and what was left out, with the reason."""
+    """What the index holds of one source: its usable clips, and what was left out and why."""
 
     name: str
     kind: Kind
@@ -242,8 +241,6 @@ def _pack(source: Source, folder: Path, destination: Path, sampling_rate: int) -
 
 
 def _matches(pattern: str, path: str) -> bool:
-    import re
-
     return not pattern or re.search(pattern, path) is not None
 
 

@@ -197,7 +197,7 @@ PACKAGES: tuple[Source, ...] = (
 
 
 def by_name(names: Iterable[str]) -> tuple[Source, ...]:
-    """The packages of those names, in the order asked for; raises ConfigError for an unknown one."""
+    """The packages of those names, in that order; raises ConfigError for an unknown one."""
     table = {source.name: source for source in PACKAGES}
     wanted = list(names)
     unknown = [name for name in wanted if name not in table]
@@ -231,7 +231,7 @@ def fetch_package(
     """The folder ``root/raw/<name>`` with the package's files, downloaded and unpacked if need be.
 
     Needs Debian's ``apt-get`` and ``dpkg-deb``; nothing is installed. Raises InputError when a tool
-    is missing, a download fails, or the package's SHA-256 is not the pinned one (it is then removed).
+    is missing, a download fails, or the package's SHA-256 is not the pinned one.
     """
     unpacked = root / "raw" / source.name
     if unpacked.is_dir():

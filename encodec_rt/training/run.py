@@ -1,0 +1,197 @@
+"""A training run on disk: its budget, checkpoints, curves and validation audio."""
+
+from __future__ import annotations
+
+import csv
+import pickle
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import soundfile
+import torch
+from torch import Tensor
+
+from encodec_rt.errors import ConfigError, WeightsError
+from encodec_rt.pretrained import replacing, write_json
+from encodec_rt.training.data import load_index
+from encodec_rt.training.recipe import TrainingConfig
+from encodec_rt.training.sampler import Sampler
+from encodec_rt.training.trainer import Trainer, si_sdr_db
+
+CHECKPOINT = "checkpoint.pt"
+CURVES = "curves.csv"
+CONFIG = "training.json"
+_COLUMNS = ("step", "progress", "minutes", "name", "value")
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """When a run is over: after so many ``steps``, or at the clock time ``deadline`` (Unix time).
+
+    A run by steps is reproducible bit for bit. A run by the clock spreads what is left of its
+    schedule over what is left of the time, so that it ends on time however often it is interrupted.
+    """
+
+    steps: int | None = None
+    deadline: float | None = None
+
+    def __post_init__(self) -> None:
+        """Raise ConfigError unless there is exactly one limit."""
+        if (self.steps is None) == (self.deadline is None):
+            raise ConfigError("a budget is a number of steps or a deadline: give one of the two")
+        if self.steps is not None and self.steps < 1:
+            raise ConfigError(f"steps={self.steps}; at least 1")
+
+    def progress(self, step: int, begun: float, begun_at: float, now: float) -> float:
+        """Progress in [0, 1] at ``now``, of a session begun at ``begun`` and time ``begun_at``."""
+        if self.steps is not None:
+            return min(1.0, step / self.steps)
+        assert self.deadline is not None
+        left = self.deadline - begun_at
+        return min(1.0, begun + (1 - begun) * (now - begun_at) / left) if left > 0 else 1.0
+
+
+class Run:
+    """One folder with a configuration, a checkpoint, curves and validation audio."""
+
+    def __init__(
+        self,
+        folder: Path,
+        data: Path,
+        config: TrainingConfig,
+        budget: Budget,
+        *,
+        device: torch.device | None = None,
+        checkpoint_s: float = 180.0,
+        log_steps: int = 25,
+        validation_items: int = 12,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """Open or resume the run in ``folder``; WeightsError for a checkpoint of another model."""
+        self.folder = folder
+        self.budget = budget
+        self.checkpoint_s = checkpoint_s
+        self.log_steps = log_steps
+        self.clock = clock
+        sources = load_index(data)
+        rate = config.model.sampling_rate
+        sampler = Sampler(sources, data, config.mix, crop=config.crop, seed=config.seed)
+        held_out = Sampler(
+            sources, data, config.mix, crop=3 * rate, seed=config.seed, split="held-out"
+        )
+        self.validation = held_out.batch(0, validation_items)
+        self.trainer = Trainer(config, sampler, device or torch.device("cpu"))
+        self.progress = 0.0
+        self.minutes = 0.0
+        self.rows: list[tuple[int, float, float, str, float]] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        if (folder / CHECKPOINT).is_file():
+            self._resume()
+        write_json(folder / CONFIG, config.to_dict())
+
+    def train(self, report: Callable[[str], None] = lambda _: None) -> None:
+        """Train until the budget is spent; ``report`` gets one line per ``log_steps`` steps.
+
+        A checkpoint is written every ``checkpoint_s`` seconds, at the end, and when interrupted.
+        """
+        begun, begun_at, minutes = self.progress, self.clock(), self.minutes
+        saved_at = begun_at
+        gathered: dict[str, list[float]] = {}
+        try:
+            while True:
+                now = self.clock()
+                self.minutes = minutes + (now - begun_at) / 60
+                self.progress = self.budget.progress(self.trainer.step, begun, begun_at, now)
+                if self.progress >= 1:
+                    break
+                if now - saved_at >= self.checkpoint_s:
+                    report(self.save())
+                    saved_at = self.clock()
+                for name, value in self.trainer.advance(self.progress).items():
+                    gathered.setdefault(name, []).append(value)
+                if self.trainer.step % self.log_steps == 0:
+                    means = {name: sum(v) / len(v) for name, v in gathered.items()}
+                    report(self._note(means))
+                    gathered.clear()
+        finally:
+            report(self.save())
+
+    def save(self) -> str:
+        """Validate and write the checkpoint, the curves and the audio; one line that says so."""
+        line = self._note(self._validate())
+        state = {
+            "trainer": self.trainer.state_dict(),
+            "progress": self.progress,
+            "minutes": self.minutes,
+        }
+        with replacing(self.folder / CHECKPOINT) as partial:
+            torch.save(state, partial)
+        with replacing(self.folder / CURVES) as partial, partial.open("w", newline="") as file:
+            writer = csv.writer(file)
+            writer.writerow(_COLUMNS)
+            writer.writerows(self.rows)
+        return f"checkpoint; {line}"
+
+    def _note(self, values: Mapping[str, float]) -> str:
+        step = self.trainer.step
+        stamp = (step, round(self.progress, 5), round(self.minutes, 3))
+        self.rows += [(*stamp, name, round(value, 6)) for name, value in values.items()]
+        shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
+        return f"step {step} progress {self.progress:.4f} minute {self.minutes:.1f} {shown}"
+
+    @torch.no_grad()
+    def _validate(self) -> dict[str, float]:
+        trainer = self.trainer
+        audio = self.validation.to(trainer.device)
+        bandwidths = trainer.config.model.target_bandwidths
+        bandwidth = 6.0 if 6.0 in bandwidths else bandwidths[-1]
+        model = trainer.average
+        latents = model.encoder(audio)
+        if trainer.codebooks_started:
+            latents = model.quantizer.decode(model.quantizer.encode(latents, bandwidth))
+        estimate = model.decoder(latents)[..., : audio.shape[-1]]
+        folder = self.folder / "validation"
+        folder.mkdir(exist_ok=True)
+        for number, (reference, ours) in enumerate(zip(audio, estimate, strict=True)):
+            _write_audio(folder / f"{number:02d}-original.flac", reference, trainer)
+            _write_audio(folder / f"{number:02d}-decoded.flac", ours, trainer)
+        stage = trainer.config.stage_at(self.progress)
+        terms = trainer.reconstruction_losses(estimate, audio, stage)
+        held_out = {f"held_out_{name}": float(term) for name, term in terms.items()}
+        return held_out | {"held_out_si_sdr_db": float(si_sdr_db(estimate, audio).mean())}
+
+    def _resume(self) -> None:
+        state = read_checkpoint(self.folder / CHECKPOINT)
+        self.trainer.load_state_dict(state["trainer"])
+        self.progress = float(state["progress"])
+        self.minutes = float(state["minutes"])
+        if self.budget.steps is not None:
+            self.progress = self.budget.progress(self.trainer.step, 0, 0, 0)
+        curves = self.folder / CURVES
+        if curves.is_file():
+            with curves.open(newline="") as file:
+                rows = list(csv.reader(file))[1:]
+            self.rows = [
+                (int(step), float(progress), float(minutes), name, float(value))
+                for step, progress, minutes, name, value in rows
+                if int(step) <= self.trainer.step
+            ]
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint's content, without running anything in it; raises WeightsError if it is none."""
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise WeightsError(f"{path} is no training checkpoint: {error}") from error
+    if not isinstance(state, dict) or "trainer" not in state:
+        raise WeightsError(f"{path} is no training checkpoint")
+    return state
+
+
+def _write_audio(path: Path, audio: Tensor, trainer: Trainer) -> None:
+    samples = audio[0].clamp(-1, 1).cpu().numpy()
+    soundfile.write(path, samples, trainer.config.model.sampling_rate, subtype="PCM_16")

@@ -1,0 +1,168 @@
+"""Random training crops, mixed and levelled as in the paper, and fixed crops for validation.
+
+A batch is a function of (seed, step) alone: nothing has to be stored to go on with the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from encodec_rt.errors import ConfigError
+from encodec_rt.training.data import FULL_BAND_HZ, Clip, IndexedSource, Split
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class MixConfig:
+    """What a crop is made of.
+
+    ``music``, ``speech``, ``two`` and ``three`` are the shares of items that hold one music clip,
+    one speech clip, any two clips, or three speech clips; the paper (section 4.2) has .32, .32, .24
+    and .12. ``full_band_share`` of all clips come from files with content up to 9.5 kHz: without
+    such a share a codec learns to drop the highs. ``weights`` favour sources within their group;
+    one that is not named counts as the square root of its hours.
+    """
+
+    music: float = 0.18
+    speech: float = 0.72
+    two: float = 0.08
+    three: float = 0.02
+    full_band_share: float = 0.5
+    level_dbfs: float = -20.0
+    gain_db: tuple[float, float] = (-10.0, 6.0)
+    weights: Mapping[str, float] = field(default_factory=dict)
+
+
+class _Pool:
+    """Spans of one kind and band: a source by weight, then a span by its length."""
+
+    def __init__(self, members: Sequence[tuple[IndexedSource, Clip]], weights: Mapping[str, float]):
+        by_source: dict[str, list[Clip]] = {}
+        for source, clip in members:
+            by_source.setdefault(source.name, []).append(clip)
+        self.names = sorted(by_source)
+        self.clips = by_source
+        self.spans: dict[str, npt.NDArray[np.int64]] = {}
+        self.ends: dict[str, npt.NDArray[np.int64]] = {}
+        shares = []
+        for name in self.names:
+            rows = [
+                (number, start, length)
+                for number, clip in enumerate(by_source[name])
+                for start, length in clip.spans
+            ]
+            self.spans[name] = np.array(rows, dtype=np.int64)
+            self.ends[name] = np.cumsum(self.spans[name][:, 2])
+            shares.append(weights.get(name, float(self.ends[name][-1]) ** 0.5 / 1e4))
+        self.shares = np.array(shares) / sum(shares)
+
+    def draw(self, rng: np.random.Generator) -> tuple[str, Clip, int]:
+        """A source's name, a clip, and an active sample of that clip."""
+        name = self.names[int(rng.choice(len(self.names), p=self.shares))]
+        at = int(rng.integers(self.ends[name][-1]))
+        row = int(np.searchsorted(self.ends[name], at, side="right"))
+        number, start, length = self.spans[name][row]
+        return name, self.clips[name][int(number)], int(start + rng.integers(length))
+
+
+class Sampler:
+    """Batches of crops from one split of an index."""
+
+    def __init__(
+        self,
+        sources: Sequence[IndexedSource],
+        folder: Path,
+        mix: MixConfig,
+        *,
+        crop: int,
+        seed: int,
+        split: Split = "train",
+    ) -> None:
+        """Open the packed audio; raises ConfigError when the mix asks for what is not there."""
+        known = {source.name for source in sources}
+        if unknown := sorted(set(mix.weights) - known):
+            raise ConfigError(
+                f"weights name {', '.join(unknown)}, but the index holds {', '.join(sorted(known))}"
+            )
+        self.mix = mix
+        self.crop = crop
+        self.seed = seed
+        self.audio = {
+            source.name: np.memmap(folder / f"{source.name}.s16", dtype="<i2", mode="r")
+            for source in sources
+            if source.clips
+        }
+        self.pools: dict[tuple[str, bool], _Pool] = {}
+        for kind in ("speech", "music"):
+            for full in (True, False):
+                members = [
+                    (source, clip)
+                    for source in sources
+                    for clip in source.clips
+                    if source.kind == kind
+                    and clip.split == split
+                    and (clip.bandwidth_hz >= FULL_BAND_HZ) == full
+                ]
+                if members:
+                    self.pools[kind, full] = _Pool(members, mix.weights)
+        if not self.pools:
+            raise ConfigError(f"the index holds no {split} audio")
+        shares = {"music": mix.music, "speech": mix.speech, "two": mix.two, "three": mix.three}
+        present = {kind for kind, _ in self.pools}
+        if "music" not in present:
+            shares |= {"speech": mix.speech + mix.music, "music": 0.0}
+        if "speech" not in present:
+            shares |= {"music": mix.music + mix.speech + mix.three, "speech": 0.0, "three": 0.0}
+        self.recipes = tuple(shares)
+        self.chances = np.array(list(shares.values())) / sum(shares.values())
+
+    def batch(self, step: int, items: int) -> Tensor:
+        """Crops [items, 1, crop] of training step ``step``, the same each time it is asked for."""
+        rng = np.random.default_rng([self.seed, step])
+        return torch.from_numpy(np.stack([self._item(rng) for _ in range(items)]))[:, None]
+
+    def _item(self, rng: np.random.Generator) -> Floats:
+        recipe = self.recipes[int(rng.choice(len(self.recipes), p=self.chances))]
+        kinds = {
+            "music": ("music",),
+            "speech": ("speech",),
+            "two": tuple(rng.choice(sorted({kind for kind, _ in self.pools}), 2)),
+            "three": ("speech",) * 3,
+        }[recipe]
+        # The paper rejects crops that clip: a loud mix is drawn again, and scaled in the end.
+        for _ in range(4):
+            mixed = np.zeros(self.crop, dtype=np.float32)
+            for kind in kinds:
+                mixed += self._clip(str(kind), rng)
+            peak = float(np.abs(mixed).max())
+            if peak <= 0.99:
+                return mixed
+        return mixed * np.float32(0.99 / peak)
+
+    def _clip(self, kind: str, rng: np.random.Generator) -> Floats:
+        full = bool(rng.random() < self.mix.full_band_share)
+        pool = self.pools.get((kind, full)) or self.pools[kind, not full]
+        name, clip, at = pool.draw(rng)
+        gain_db = self.mix.level_dbfs - clip.level_dbfs + float(rng.uniform(*self.mix.gain_db))
+        return self._cut(name, clip, at, rng) * np.float32(10 ** (gain_db / 20))
+
+    def _cut(self, name: str, clip: Clip, at: int, rng: np.random.Generator) -> Floats:
+        """A crop that holds sample ``at`` of the clip, zero-padded where the clip is too short."""
+        lowest, highest = max(0, at - self.crop + 1), min(at, max(0, clip.samples - self.crop))
+        start = int(rng.integers(lowest, highest + 1)) if lowest <= highest else 0
+        samples = min(self.crop, clip.samples - start)
+        offset = int(rng.integers(self.crop - samples + 1))
+        cut = np.zeros(self.crop, dtype=np.float32)
+        first = clip.start + start
+        cut[offset : offset + samples] = self.audio[name][first : first + samples] / np.float32(
+            32768
+        )
+        return cut

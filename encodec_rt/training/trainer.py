@@ -1,0 +1,289 @@
+"""One training step after another, and everything needed to go on with the next one.
+
+All chance comes from (seed, step), so the state is the step, the progress and tensors; on the CPU a
+resumed run is bit for bit the run that was not interrupted, as long as its budget counts steps.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
+
+from encodec_rt.errors import WeightsError
+from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.training import losses
+from encodec_rt.training.balancer import Balancer
+from encodec_rt.training.discriminator import MultiScaleStftDiscriminator
+from encodec_rt.training.quantizer import Quantised, quantise, start_codebooks
+from encodec_rt.training.recipe import Stage, TrainingConfig
+from encodec_rt.training.sampler import Sampler
+
+
+@torch.no_grad()
+def initialise(model: nn.Module, generator: torch.Generator) -> None:
+    """Draw every convolution so that variance is kept from layer to layer; biases are zero.
+
+    The standard deviation is 1 / sqrt(fan), where fan counts the inputs that reach one output: a
+    transposed convolution's kernel is spread over ``stride`` outputs. PyTorch's own rule lets an
+    untrained EnCodec pass almost no signal, and then hundreds of steps learn nothing.
+    """
+    for module in model.modules():
+        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
+            fan = module.in_channels * module.kernel_size[0]
+            if isinstance(module, nn.ConvTranspose1d):
+                fan = fan // module.stride[0]
+            shape = module.weight.shape
+            _set_weight(module, torch.randn(shape, generator=generator) / math.sqrt(fan))
+            if module.bias is not None:
+                module.bias.zero_()
+    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv1d)]
+    # Audio is about a tenth as large as the activations before it.
+    _set_weight(convolutions[-1], 0.1 * convolutions[-1].weight)
+
+
+def _set_weight(module: nn.Conv1d | nn.ConvTranspose1d, weight: Tensor) -> None:
+    if is_parametrized(module, "weight"):
+        module.weight = weight
+    else:
+        module.weight.copy_(weight)
+
+
+def si_sdr_db(estimate: Tensor, target: Tensor) -> Tensor:
+    """Scale-invariant signal-to-distortion ratio of each item of [B, 1, L], in dB."""
+    scale = (target * estimate).sum(-1, keepdim=True) / target.square().sum(-1, keepdim=True)
+    wanted = scale * target
+    ratio = wanted.square().sum(-1) / (estimate - wanted).square().sum(-1).clamp(min=1e-12)
+    return 10 * torch.log10(ratio.clamp(min=1e-12)).squeeze(1)
+
+
+class Trainer:
+    """The model under training with its averages, optimisers, balancer and discriminator."""
+
+    def __init__(self, config: TrainingConfig, sampler: Sampler, device: torch.device) -> None:
+        """Build and initialise everything from ``config.seed``."""
+        self.config = config
+        self.sampler = sampler
+        self.device = device
+        generator = torch.Generator().manual_seed(config.seed)
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(config.seed)
+            self.model = EncodecModel(config.model)
+            self.discriminator = MultiScaleStftDiscriminator(config.discriminator)
+        initialise(self.model, generator)
+        self.model.to(device).train()
+        self.discriminator.to(device).train()
+        self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.optimiser = torch.optim.Adam(self.model.parameters(), betas=config.betas)
+        self.critic = torch.optim.Adam(
+            self.discriminator.parameters(), betas=config.discriminator_betas
+        )
+        self.balancers = {
+            stage.name: Balancer(stage.weights) for stage in config.stages if stage.balanced
+        }
+        self.step = 0
+        self.codebooks_started = False
+        books = [config.model.codebooks_for(kbps) for kbps in config.model.target_bandwidths]
+        self.books = torch.tensor(books)
+        shares = config.bandwidth_shares or (1.0,) * len(books)
+        self.book_shares = torch.tensor(shares, dtype=torch.float64)
+
+    def advance(self, progress: float) -> dict[str, float]:
+        """One step at ``progress`` in [0, 1); what was measured in it, by name."""
+        stage = self.config.stage_at(progress)
+        generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
+        target = self.sampler.batch(self.step, stage.items).to(self.device)
+        if stage.quantised and not self.codebooks_started:
+            self._start_codebooks(stage, generator)
+        rate = self._learning_rate(stage, progress)
+        estimate, quantised = self._forward(target, stage, generator)
+        measured = {"learning_rate": rate}
+        if stage.adversarial:
+            measured |= self._train_discriminator(target, estimate, generator)
+        terms = self._losses(estimate, target, stage)
+        measured |= {name: float(term.detach()) for name, term in terms.items()}
+        self.optimiser.zero_grad(set_to_none=True)
+        penalty = estimate.new_zeros(())
+        if quantised is not None:
+            penalty = self.config.commitment * quantised.commitment
+            measured["commitment"] = float(quantised.commitment.detach())
+            entries = self.config.model.codebook_size
+            measured["live_share"] = float(quantised.used.float().mean()) / entries
+        if stage.balanced:
+            gradient = self.balancers[stage.name].gradient(terms, estimate)
+            roots, gradients = [estimate, penalty], [gradient, torch.ones_like(penalty)]
+            if quantised is None:
+                roots, gradients = roots[:1], gradients[:1]
+            torch.autograd.backward(roots, gradients)
+        else:
+            total = sum((stage.weights[name] * term for name, term in terms.items()), penalty)
+            torch.autograd.backward([total])
+        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        measured["gradient_norm"] = float(norm)
+        for group in self.optimiser.param_groups:
+            group["lr"] = rate
+        if math.isfinite(measured["gradient_norm"]):
+            self.optimiser.step()
+        measured["si_sdr_db"] = float(si_sdr_db(estimate.detach(), target).mean())
+        self.step += 1
+        self._follow()
+        return measured
+
+    def _forward(
+        self, target: Tensor, stage: Stage, generator: torch.Generator
+    ) -> tuple[Tensor, Quantised | None]:
+        with self._autocast():
+            latents = self.model.encoder(target)
+        latents = latents.float()
+        quantised = None
+        if stage.quantised:
+            items = len(target)
+            drawn = torch.multinomial(self.book_shares, items, True, generator=generator)
+            bypass = torch.rand(items, 1, 1, generator=generator) < self.config.bypass_share
+            quantised = quantise(
+                self.model.quantizer,
+                latents,
+                self.books[drawn],
+                generator,
+                decay=self.config.codebook_ema,
+                dead_share=self.config.dead_share,
+            )
+            latents = torch.where(bypass.to(self.device), latents, quantised.latents)
+        with self._autocast():
+            estimate = self.model.decoder(latents)
+        return estimate.float(), quantised
+
+    def reconstruction_losses(
+        self, estimate: Tensor, target: Tensor, stage: Stage
+    ) -> dict[str, Tensor]:
+        """The losses that ``stage`` weighs and that need no discriminator, by name."""
+        config, rate = self.config, self.config.model.sampling_rate
+        wanted = {name for name, weight in stage.weights.items() if weight > 0}
+        terms: dict[str, Tensor] = {}
+        if wanted & set(losses.RELATIVE_TERMS):
+            # The factor brings speech back to about its level before the pre-emphasis.
+            gain = 1 + stage.pre_emphasis * 5 / 3
+            terms |= losses.relative_terms(
+                losses.pre_emphasis(estimate, stage.pre_emphasis) * gain,
+                losses.pre_emphasis(target, stage.pre_emphasis) * gain,
+                sampling_rate=rate,
+                windows=config.windows,
+                log_floor=config.log_floor,
+            )
+        if "time_l1" in wanted:
+            terms["time_l1"] = losses.time_l1(estimate, target)
+        if "mel" in wanted:
+            terms["mel"] = losses.mel_l1_l2(estimate, target, sampling_rate=rate)
+        return {name: term for name, term in terms.items() if name in wanted}
+
+    def _losses(self, estimate: Tensor, target: Tensor, stage: Stage) -> dict[str, Tensor]:
+        terms = self.reconstruction_losses(estimate, target, stage)
+        if stage.adversarial:
+            self.discriminator.requires_grad_(False)
+            with torch.no_grad():
+                _, real_features = self.discriminator(target)
+            fake, fake_features = self.discriminator(estimate)
+            terms["adversarial"] = losses.generator_hinge(fake)
+            terms["features"] = losses.feature_matching(real_features, fake_features)
+        return {name: term for name, term in terms.items() if name in stage.weights}
+
+    def _train_discriminator(
+        self, target: Tensor, estimate: Tensor, generator: torch.Generator
+    ) -> dict[str, float]:
+        if float(torch.rand((), generator=generator)) >= self.config.discriminator_chance:
+            return {}
+        self.discriminator.requires_grad_(True)
+        real, _ = self.discriminator(target)
+        fake, _ = self.discriminator(estimate.detach())
+        loss = losses.discriminator_hinge(real, fake)
+        self.critic.zero_grad(set_to_none=True)
+        torch.autograd.backward([loss])
+        for group in self.critic.param_groups:
+            group["lr"] = self.config.discriminator_rate
+        self.critic.step()
+        return {"discriminator": float(loss.detach())}
+
+    @torch.no_grad()
+    def _start_codebooks(self, stage: Stage, generator: torch.Generator) -> None:
+        rows = []
+        for number in range(self.config.kmeans_batches):
+            # Batches after the end of any run, so that none of them is seen twice.
+            batch = self.sampler.batch(2**40 + number, stage.items).to(self.device)
+            with self._autocast():
+                latents = self.model.encoder(batch)
+            rows.append(latents.float().permute(0, 2, 1).flatten(0, 1))
+        start_codebooks(self.model.quantizer, torch.cat(rows), generator)
+        self.codebooks_started = True
+
+    def _learning_rate(self, stage: Stage, progress: float) -> float:
+        warm = min(1.0, (self.step + 1) / self.config.warm_up_steps)
+        lowest = self.config.lowest_rate_share
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return stage.learning_rate * warm * (lowest + (1 - lowest) * cosine)
+
+    @torch.no_grad()
+    def _follow(self) -> None:
+        decay = min(self.config.weight_ema, (1 + self.step) / (10 + self.step))
+        live, average = self.model.state_dict(), self.average.state_dict()
+        parameters = {name for name, _ in self.model.named_parameters()}
+        for name, value in average.items():
+            if name in parameters:
+                value.lerp_(live[name], 1 - decay)
+            else:
+                value.copy_(live[name])
+
+    def _autocast(self) -> torch.autocast:
+        enabled = self.config.precision == "bfloat16"
+        return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Tensors and plain values only, so that no pickle is needed to read them back."""
+        return {
+            "config": self.config.to_dict(),
+            "step": self.step,
+            "codebooks_started": self.codebooks_started,
+            "model": self.model.state_dict(),
+            "average": self.average.state_dict(),
+            "discriminator": self.discriminator.state_dict(),
+            "optimiser": self.optimiser.state_dict(),
+            "critic": self.critic.state_dict(),
+            "balancers": {name: b.state_dict() for name, b in self.balancers.items()},
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on where ``state_dict`` was taken; raises WeightsError for another model's state."""
+        differing = different_keys(state["config"]["model"], self.config.model.to_dict())
+        if differing:
+            raise WeightsError(
+                f"the checkpoint is of another model: {', '.join(differing)}; resume it with its "
+                "own configuration, or start in another folder"
+            )
+        self.step = int(state["step"])
+        self.codebooks_started = bool(state["codebooks_started"])
+        self.model.load_state_dict(state["model"])
+        self.average.load_state_dict(state["average"])
+        self.optimiser.load_state_dict(state["optimiser"])
+        if state["config"]["discriminator"] == self.config.to_dict()["discriminator"]:
+            self.discriminator.load_state_dict(state["discriminator"])
+            self.critic.load_state_dict(state["critic"])
+        for name, balancer in self.balancers.items():
+            if name in state["balancers"]:
+                balancer.load_state_dict(state["balancers"][name])
+
+
+def different_keys(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Sequence[str]:
+    """'name: theirs, not ours' for every value in which two configurations differ."""
+    return [
+        f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
+        for name in sorted(set(theirs) | set(ours))
+        if _plain(theirs.get(name)) != _plain(ours.get(name))
+    ]
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
