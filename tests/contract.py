@@ -13,7 +13,8 @@ from torch import Tensor
 
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.session import Audio, Codes, Start
+from encodec_rt.streaming.packed import Start
+from encodec_rt.streaming.session import Audio, Codes
 from tolerances import bound
 
 EXCUSED_SHARE = 1e-3

@@ -59,7 +59,7 @@ def assert_stream_is_offline(
     codec: Codec, audio: Tensor, sizes: list[int], start: str = "exact"
 ) -> None:
     """The stream's codes and audio are those of the offline model on the same weights."""
-    silent = codec.prime_frames if start == "primed" else 0
+    silent = codec.packed.prime_frames if start == "primed" else 0
     hop, model = codec.config.hop_length, codec.model
     before = torch.zeros(len(audio), silent * hop)
     whole = torch.cat([before, audio], dim=1)
@@ -189,7 +189,7 @@ def engine_of(codec: Codec, slots: int, start: str = "primed") -> Engine:
 def ticks(engine: Engine, audio: Tensor, active: list[list[bool]]) -> tuple[Tensor, Tensor]:
     """Codes [ticks, S, Q] and audio [ticks, S, hop] of [S, n] audio, one frame per tick."""
     codes, heard = [], []
-    for frame, mask in zip(audio.split(engine.codec.config.hop_length, dim=1), active, strict=True):
+    for frame, mask in zip(audio.split(engine.model.config.hop_length, dim=1), active, strict=True):
         codes.append(engine.encode(frame.contiguous(), torch.tensor(mask)).clone())
         heard.append(engine.decode(codes[-1], torch.tensor(mask)).clone())
     return torch.stack(codes), torch.stack(heard)
@@ -235,12 +235,12 @@ def test_reset_slot_equals_a_new_one_and_no_other_changes(padded: Codec) -> None
 
 def test_slots_open_under_any_start_policy_in_one_engine(padded: Codec) -> None:
     hop, bandwidth = padded.config.hop_length, padded.config.target_bandwidths[-1]
-    frames = max(padded.encoder_start_frames, padded.decoder_start_frames) + 5
+    frames = max(padded.packed.encoder_start_frames, padded.packed.decoder_start_frames) + 5
     audio = speech(1, frames * hop)
     engine = engine_of(padded, 3)
     zero = engine_of(padded, 1, "zero")
     engine.load_state(2, zero.state_of(0))
-    head = padded.encoder_start_frames
+    head = padded.packed.encoder_start_frames
     codes = [[row] for row in engine.begin_encoder(1, audio[0, : head * hop])]
     alone = stream(padded, audio, [hop], "exact").codes
     for index in range(head, frames):
@@ -266,7 +266,7 @@ def test_exact_decoder_slot_equals_offline(padded: Codec) -> None:
     hop = padded.config.hop_length
     codes = offline_codes(padded.model, speech(1, 20 * hop))
     engine = engine_of(padded, 2)
-    head = padded.decoder_start_frames
+    head = padded.packed.decoder_start_frames
     tensor = torch.from_numpy(codes.astype(np.int64))
     audio = [engine.begin_decoder(1, tensor[:head])]
     audio += [engine.decode(row.expand(2, -1).contiguous())[1].clone() for row in tensor[head:]]

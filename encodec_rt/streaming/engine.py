@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,11 +11,7 @@ from torch import Tensor
 from encodec_rt.errors import ConfigError, InputError
 from encodec_rt.streaming.lane import Lane
 from encodec_rt.streaming.ops import TORCH
-from encodec_rt.streaming.plan import require_framewise
-from encodec_rt.streaming.session import Start
-
-if TYPE_CHECKING:
-    from encodec_rt.streaming.codec import Codec
+from encodec_rt.streaming.packed import PackedModel, Start
 
 
 @dataclass(frozen=True)
@@ -40,28 +35,27 @@ class Engine:
 
     def __init__(
         self,
-        codec: Codec,
+        model: PackedModel,
         slots: int,
         bandwidth_kbps: float = 6.0,
         *,
         start: Start = "primed",
     ) -> None:
         """Use Codec.engine. Every slot is as new under ``start``. Raises ConfigError."""
-        require_framewise(codec.config)
         if slots < 1:
             raise ConfigError(f"slots={slots}; an engine has at least one")
-        self.codec = codec
+        self.model = model
         self.slots = slots
-        self.codebooks = codec.config.codebooks_for(bandwidth_kbps)
-        self._encoder = Lane(codec.encoder_net, slots, codec.device)
-        self._decoder = Lane(codec.decoder_net, slots, codec.device)
-        self._fresh = codec.start_state(start, self.codebooks)
-        self._every = torch.ones(slots, dtype=torch.bool, device=codec.device)
-        channels, hop = codec.config.audio_channels, codec.config.hop_length
+        self.codebooks = model.config.codebooks_for(bandwidth_kbps)
+        self._encoder = Lane(model.encoder, slots, model.device)
+        self._decoder = Lane(model.decoder, slots, model.device)
+        self._fresh = model.start_state(start, self.codebooks)
+        self._every = torch.ones(slots, dtype=torch.bool, device=model.device)
+        channels, hop = model.config.audio_channels, model.config.hop_length
         shape = (slots, self.codebooks)
-        self._codes = torch.zeros(shape, dtype=torch.int64, device=codec.device)
+        self._codes = torch.zeros(shape, dtype=torch.int64, device=model.device)
         mono = (slots, hop) if channels == 1 else (slots, channels, hop)
-        self._audio = torch.zeros(mono, device=codec.device)
+        self._audio = torch.zeros(mono, device=model.device)
         self.reset(range(slots))
 
     @torch.inference_mode()
@@ -80,7 +74,7 @@ class Engine:
         mask = self._mask(active)
         if pcm.device.type == "cpu" and not bool(torch.isfinite(pcm[mask.cpu()]).all()):
             raise InputError("the audio of an active slot holds NaN or infinite samples")
-        frame = pcm.to(self.codec.device).view(self.slots, self.codec.config.audio_channels, -1)
+        frame = pcm.to(self.model.device).view(self.slots, self.model.config.audio_channels, -1)
         latents = self._encoder.step(frame.transpose(1, 2), mask)
         self._codes.copy_(self._quantize(latents)[:, 0])
         return self._codes
@@ -91,7 +85,7 @@ class Engine:
 
         As ``encode`` for ``active`` and the result. Q may be less than the engine's codebooks.
         """
-        config = self.codec.config
+        config = self.model.config
         if codes.ndim != 2 or len(codes) != self.slots or codes.dtype != torch.int64:
             raise InputError(
                 f"codes of shape {tuple(codes.shape)} and type {codes.dtype}; this engine takes "
@@ -109,8 +103,8 @@ class Engine:
                 raise InputError(f"codes outside [0, {config.codebook_size}) in an active slot")
             # What an idle slot holds may be anything, an index that does not exist included.
             codes = codes.clamp(0, config.codebook_size - 1)
-        latents = self.codec.ops.rvq_decode(
-            codes[:, None].to(self.codec.device), self.codec.codebook_pack
+        latents = self.model.ops.rvq_decode(
+            codes[:, None].to(self.model.device), self.model.codebooks
         )
         audio = self._decoder.step(latents, mask)
         self._audio.copy_(audio.transpose(1, 2).reshape(self._audio.shape))
@@ -122,7 +116,7 @@ class Engine:
         index = torch.as_tensor(slots, dtype=torch.int64)
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.slots:
             raise InputError(f"slots {index.tolist()}; this engine has {self.slots}")
-        index = index.to(self.codec.device)
+        index = index.to(self.model.device)
         self._encoder.now.load_(index, self._fresh[0])
         self._decoder.now.load_(index, self._fresh[1])
 
@@ -133,13 +127,13 @@ class Engine:
         ``pcm`` [n] or [channels, n] is the first ``encoder_start_frames`` frames of audio; the
         slot then goes on with ``encode``.
         """
-        config, frames = self.codec.config, self.codec.encoder_start_frames
+        config, frames = self.model.config, self.model.encoder_start_frames
         audio = pcm[None] if pcm.ndim == 1 else pcm
         if audio.shape != (config.audio_channels, frames * config.hop_length):
             raise InputError(f"audio of shape {tuple(pcm.shape)}; pass {frames} frames")
         if pcm.device.type == "cpu" and not bool(torch.isfinite(pcm).all()):
             raise InputError("the audio holds NaN or infinite samples")
-        latents = self._encoder.begin(self._slot(slot), audio.t()[None].to(self.codec.device))
+        latents = self._encoder.begin(self._slot(slot), audio.t()[None].to(self.model.device))
         return self._quantize(latents)[0]
 
     @torch.inference_mode()
@@ -148,12 +142,10 @@ class Engine:
 
         ``codes`` [decoder_start_frames, Q] int64; the slot then goes on with ``decode``.
         """
-        frames = self.codec.decoder_start_frames
+        frames = self.model.decoder_start_frames
         if codes.ndim != 2 or len(codes) != frames:
             raise InputError(f"codes of shape {tuple(codes.shape)}; pass {frames} frames")
-        latents = self.codec.ops.rvq_decode(
-            codes[None].to(self.codec.device), self.codec.codebook_pack
-        )
+        latents = self.model.ops.rvq_decode(codes[None].to(self.model.device), self.model.codebooks)
         audio = self._decoder.begin(self._slot(slot), latents)[0].t()
         return audio[0] if len(audio) == 1 else audio
 
@@ -168,7 +160,7 @@ class Engine:
 
     def describe(self) -> EngineInfo:
         """What this engine runs on."""
-        ops = self.codec.ops
+        ops = self.model.ops
         names = [field.name for field in fields(ops) if callable(getattr(ops, field.name))]
         rows = {
             name: TORCH.name if getattr(ops, name) is getattr(TORCH, name) else ops.name
@@ -176,14 +168,14 @@ class Engine:
             if not name.startswith("pack_")
         }
         widths = [4 * lane.now.arena.shape[1] for lane in (self._encoder, self._decoder)]
-        return EngineInfo(str(self.codec.device), self.slots, self.codebooks, rows, *widths)
+        return EngineInfo(str(self.model.device), self.slots, self.codebooks, rows, *widths)
 
     def _mask(self, active: Tensor | None) -> Tensor:
         if active is None:
             return self._every
         if active.shape != (self.slots,) or active.dtype != torch.bool:
             raise InputError(f"active of shape {tuple(active.shape)}; pass bool [{self.slots}]")
-        return active.to(self.codec.device)
+        return active.to(self.model.device)
 
     def _slot(self, slot: int) -> int:
         if not 0 <= slot < self.slots:
@@ -191,6 +183,4 @@ class Engine:
         return slot
 
     def _quantize(self, latents: Tensor) -> Tensor:
-        return self.codec.ops.rvq_encode(
-            latents, self.codec.codebook_pack, codebooks=self.codebooks
-        )
+        return self.model.ops.rvq_encode(latents, self.model.codebooks, codebooks=self.codebooks)

@@ -32,6 +32,14 @@ class Lane:
         self.now.load_(slot, after.arena[0])
         return y
 
+    def run_from_start(self, x: Tensor, first: int, step: int) -> Tensor:
+        """x [1, T, C], ``first`` inputs at once and then ``step`` by ``step``, through slot 0."""
+        every = torch.ones(1, dtype=torch.bool, device=self.device)
+        outputs = [self.begin(0, x[:, :first])]
+        rest = range(first, x.shape[1], step)
+        outputs += [self.step(x[:, at : at + step], every) for at in rest]
+        return torch.cat(outputs, dim=1)
+
     def finish(self, slot: int, x: Tensor) -> Tensor:
         """x [1, T, C], the rest of a stream, T >= 0 -> [1, T', C']; the state stays as it was."""
         now, after = self._single(), self._single()

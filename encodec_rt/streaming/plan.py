@@ -6,14 +6,12 @@ still needs, a ``lag`` the number of samples that a layer's output is behind a f
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
 from encodec_rt.config import EncodecConfig
-from encodec_rt.errors import ConfigError
 from encodec_rt.model.conv import EncodecConv1d, EncodecConvTranspose1d
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.model.lstm import EncodecLSTM
@@ -224,17 +222,3 @@ def output_lag(specs: Plan) -> int:
         if isinstance(spec, ConvTransposeSpec):
             lag = lag * spec.stride + spec.trim_left
     return lag
-
-
-def require_framewise(config: EncodecConfig) -> None:
-    """Raise ConfigError for a model that cannot be stepped frame by frame."""
-    if not is_framewise(config):
-        raise ConfigError(
-            "this model is not causal frame by frame (centred convolutions, a norm over time, "
-            "loudness normalisation or chunks); use segment_encoder and segment_decoder"
-        )
-
-
-def state_size(specs: Plan) -> int:
-    """Floats of state per slot, gaps not counted."""
-    return sum(math.prod(shape) for spec in specs for shape in spec.state.values())

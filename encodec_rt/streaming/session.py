@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -12,11 +11,8 @@ from torch import Tensor
 
 from encodec_rt.errors import InputError, StateError
 from encodec_rt.streaming.lane import Lane
+from encodec_rt.streaming.packed import PackedModel
 
-if TYPE_CHECKING:
-    from encodec_rt.streaming.codec import Codec
-
-Start = Literal["primed", "exact", "zero"]
 Audio = NDArray[np.float32]
 Codes = NDArray[np.uint16]
 
@@ -40,10 +36,10 @@ class _Stream:
 
     _SAVED: tuple[str, ...] = ()
 
-    def __init__(self, codec: Codec, lane: Lane, codebooks: int) -> None:
-        self._codec = codec
+    def __init__(self, model: PackedModel, lane: Lane, codebooks: int) -> None:
+        self._model = model
         self.lane = lane
-        self._active = torch.ones(1, dtype=torch.bool, device=codec.device)
+        self._active = torch.ones(1, dtype=torch.bool, device=model.device)
         self.codebooks = codebooks
         self.closed = False
 
@@ -73,10 +69,10 @@ class StreamEncoder(_Stream):
 
     _SAVED = ("_waiting", "_begun", "samples_in", "frames_out")
 
-    def __init__(self, codec: Codec, lane: Lane, codebooks: int, *, begun: bool) -> None:
+    def __init__(self, model: PackedModel, lane: Lane, codebooks: int, *, begun: bool) -> None:
         """Use Codec.stream_encoder. ``begun`` says that the left edge already lies behind."""
-        super().__init__(codec, lane, codebooks)
-        self._waiting = torch.zeros(0, codec.config.audio_channels)
+        super().__init__(model, lane, codebooks)
+        self._waiting = torch.zeros(0, model.config.audio_channels)
         self._begun = begun
         self.samples_in = 0
         self.frames_out = 0
@@ -89,10 +85,10 @@ class StreamEncoder(_Stream):
         StateError after ``flush``; the stream is then as it was before the call.
         """
         self._check_open()
-        audio = as_audio(pcm, self._codec.config.audio_channels)
+        audio = as_audio(pcm, self._model.config.audio_channels)
         waiting = torch.cat([self._waiting, audio])
-        hop = self._codec.config.hop_length
-        first = self._codec.encoder_start_frames * hop
+        hop = self._model.config.hop_length
+        first = self._model.encoder_start_frames * hop
         codes: list[Tensor] = []
         used = 0
         if not self._begun and len(waiting) >= first:
@@ -118,12 +114,12 @@ class StreamEncoder(_Stream):
         return self._collect([self._quantize(latents)])
 
     def _on_device(self, samples: Tensor) -> Tensor:
-        return samples[None].to(self._codec.device)
+        return samples[None].to(self._model.device)
 
     def _quantize(self, latents: Tensor) -> Tensor:
-        return self._codec.ops.rvq_encode(
-            latents, self._codec.codebook_pack, codebooks=self.codebooks
-        )[0]
+        return self._model.ops.rvq_encode(latents, self._model.codebooks, codebooks=self.codebooks)[
+            0
+        ]
 
     def _collect(self, codes: list[Tensor]) -> Codes:
         if not codes:
@@ -138,13 +134,15 @@ class StreamDecoder(_Stream):
 
     _SAVED = ("_waiting", "_begun", "_drop", "_last_latent", "_lost", "frames_in", "samples_out")
 
-    def __init__(self, codec: Codec, lane: Lane, codebooks: int, *, begun: bool, drop: int) -> None:
+    def __init__(
+        self, model: PackedModel, lane: Lane, codebooks: int, *, begun: bool, drop: int
+    ) -> None:
         """Use Codec.stream_decoder. ``drop`` samples lie before the stream's first."""
-        super().__init__(codec, lane, codebooks)
-        self._waiting = torch.zeros(0, codec.config.hidden_size, device=codec.device)
+        super().__init__(model, lane, codebooks)
+        self._waiting = torch.zeros(0, model.config.hidden_size, device=model.device)
         self._begun = begun
         self._drop = drop
-        self._last_latent = torch.zeros(1, codec.config.hidden_size, device=codec.device)
+        self._last_latent = torch.zeros(1, model.config.hidden_size, device=model.device)
         self._lost = 0
         self.frames_in = 0
         self.samples_out = 0
@@ -166,7 +164,7 @@ class StreamDecoder(_Stream):
         self._check_open()
         with torch.inference_mode():
             self._last_latent = latents[-1:] if len(latents) else self._last_latent
-            return self._trimmed(self._decode(latents.to(self._codec.device)))
+            return self._trimmed(self._decode(latents.to(self._model.device)))
 
     @torch.inference_mode()
     def flush(self, samples: int | None = None) -> Audio:
@@ -184,19 +182,19 @@ class StreamDecoder(_Stream):
         elif len(self._waiting):
             audio = self.lane.whole(rest)[0]
         else:
-            audio = rest.new_zeros(0, self._codec.config.audio_channels)
+            audio = rest.new_zeros(0, self._model.config.audio_channels)
         if samples is not None:
             audio = audio[: self._drop + max(0, samples - self.samples_out)]
         return self._trimmed(audio)
 
     def _dequantize(self, codes: ArrayLike | Tensor) -> Tensor:
         frames = as_codes(
-            codes, self._codec.config.codebook_size, self._codec.config.num_quantizers
+            codes, self._model.config.codebook_size, self._model.config.num_quantizers
         )
         if not len(frames):
             return self._last_latent[:0]
-        frames = frames[None].to(self._codec.device)
-        latents = self._codec.ops.rvq_decode(frames, self._codec.codebook_pack)[0]
+        frames = frames[None].to(self._model.device)
+        latents = self._model.ops.rvq_decode(frames, self._model.codebooks)[0]
         self._last_latent = latents[-1:]
         self._lost = 0
         return latents
@@ -209,7 +207,7 @@ class StreamDecoder(_Stream):
     def _decode(self, latents: Tensor) -> Tensor:
         self.frames_in += len(latents)
         waiting = torch.cat([self._waiting, latents])
-        first = self._codec.decoder_start_frames
+        first = self._model.decoder_start_frames
         audio: list[Tensor] = []
         used = 0
         if not self._begun and len(waiting) >= first:
@@ -220,7 +218,7 @@ class StreamDecoder(_Stream):
             used += 1
         self._waiting = waiting[used:].clone()
         return (
-            torch.cat(audio) if audio else latents.new_zeros(0, self._codec.config.audio_channels)
+            torch.cat(audio) if audio else latents.new_zeros(0, self._model.config.audio_channels)
         )
 
     def _trimmed(self, audio: Tensor) -> Audio:
