@@ -179,7 +179,7 @@ class EcdcReader:
     """Iterates over the blocks of a stream whose header was read already.
 
     A stream that ends early raises PacketError; with ``salvage`` it ends after its last whole
-    frame and ``truncated`` is set. ``samples`` counts what the blocks so far stand for.
+    frame and ``truncated`` is set.
     """
 
     def __init__(
@@ -195,7 +195,6 @@ class EcdcReader:
                 f"nc={header.codebooks} codebooks; the model has {config.num_quantizers}"
             )
         self.header = header
-        self.samples = 0
         self.truncated = False
         self._file = file
         self._config = config
@@ -232,7 +231,6 @@ class EcdcReader:
                 data = data[: packed_size(count * books, bits)]
             held = min(samples - start * self._config.hop_length, count * self._config.hop_length)
             if count:
-                self.samples += held
                 yield Block(unpack_codes(data, bits, (count, books)), scale, held)
             if self.truncated:
                 return
