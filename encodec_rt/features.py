@@ -74,11 +74,11 @@ class EncodecFeatureExtractor:
         if padding_side not in ("left", "right"):
             raise ConfigError(f"padding_side={padding_side!r}; accepted: left, right")
         numbers = {"sampling_rate": sampling_rate, "padding_value": padding_value}
-        for name, value in (
-            numbers | {"chunk_length_s": chunk_length_s, "overlap": overlap}
-        ).items():
-            if value is None and name not in numbers:
-                continue
+        if chunk_length_s is not None:
+            numbers["chunk_length_s"] = chunk_length_s
+        if overlap is not None:
+            numbers["overlap"] = overlap
+        for name, value in numbers.items():
             if not isinstance(value, (int, float)) or not math.isfinite(value):
                 raise ConfigError(f"{name}={value!r}; it must be a number")
         self.feature_size = feature_size
@@ -132,6 +132,8 @@ class EncodecFeatureExtractor:
             )
         if padding and truncation:
             raise InputError("padding and truncation were both asked for; choose one")
+        if return_tensors not in (None, "pt", "np"):
+            raise InputError(f"return_tensors={return_tensors!r}; accepted: 'pt', 'np', None")
         if padding is None:
             padding = True
         strategy = self._strategy(padding)
