@@ -1,0 +1,151 @@
+"""Causal convolution over (context, x), after an ELU of x.
+
+    y[s, t, o] = bias[o] + sum_{k, c} w[k, c, o] * full[s, t * stride + k * dilation, c]
+    full = context [s, P, c] followed by elu(x) [s, T, c]
+
+One launch: ELU, concatenation, product, bias, and the copy of the next context. The product runs
+over the flattened (tap, channel) axis in one loop. At one slot the weights limit it (8.4 MB for
+256 -> 512 channels and 16 taps), at many slots the multiplications do.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from encodec_rt_kernels import configs
+from encodec_rt_kernels.device import carry_context, elu
+
+Packed = tuple[Tensor, ...]
+
+
+@triton.jit(do_not_specialize=["slots", "steps", "steps_out"])
+def _conv1d_kernel(
+    x_ptr,
+    context_ptr,
+    context_next_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    context_stride,
+    context_next_stride,
+    slots,
+    steps,
+    steps_out,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    TAPS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DILATION: tl.constexpr,
+    PAST: tl.constexpr,
+    ELU: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    CARRY: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row_valid = row < slots * steps_out
+    slot = (row // steps_out).to(tl.int64)
+    first = row % steps_out * STRIDE - PAST
+    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    x_row = x_ptr + slot * steps * INPUTS
+    context_row = context_ptr + slot * context_stride + PAST * INPUTS
+    acc = tl.zeros((ROWS, COLS), tl.float32)
+    for start in range(0, TAPS * INPUTS, DEPTH):
+        k = start + tl.arange(0, DEPTH)
+        k_valid = k < TAPS * INPUTS
+        step = first[:, None] + (k // INPUTS * DILATION)[None, :]
+        offset = step * INPUTS + (k % INPUTS)[None, :]
+        valid = row_valid[:, None] & k_valid[None, :]
+        fresh = tl.load(x_row[:, None] + offset, mask=valid & (step >= 0), other=0.0)
+        if ELU:
+            fresh = elu(fresh)
+        if PAST > 0:
+            old = tl.load(context_row[:, None] + offset, mask=valid & (step < 0), other=0.0)
+            fresh = tl.where(step < 0, old, fresh)
+        weight = tl.load(
+            weight_ptr + k[:, None] * OUTPUTS + col[None, :],
+            mask=k_valid[:, None] & (col < OUTPUTS)[None, :],
+            other=0.0,
+        )
+        acc = tl.dot(fresh, weight, acc, input_precision=DOT)
+    acc += tl.load(bias_ptr + col, mask=col < OUTPUTS, other=0.0)[None, :]
+    tl.store(
+        y_ptr + row.to(tl.int64)[:, None] * OUTPUTS + col[None, :],
+        acc,
+        mask=row_valid[:, None] & (col < OUTPUTS)[None, :],
+    )
+    if PAST > 0:
+        carry_context(
+            x_ptr,
+            context_ptr,
+            context_next_ptr,
+            context_stride,
+            context_next_stride,
+            slots,
+            steps,
+            INPUTS,
+            PAST,
+            ELU,
+            CARRY,
+        )
+
+
+def pack_conv1d(weight: Tensor, bias: Tensor, *, stride: int, dilation: int) -> Packed:
+    """Weight [C', C, K] and bias -> ([K * C, C'], bias)."""
+    outputs = weight.shape[0]
+    return weight.permute(2, 1, 0).reshape(-1, outputs).contiguous(), bias.contiguous()
+
+
+def conv1d(
+    x: Tensor,
+    context: Tensor,
+    context_next: Tensor,
+    packed: Packed,
+    *,
+    kernel: int,
+    stride: int,
+    dilation: int,
+    elu: bool,
+    precision: configs.Precision = "exact",
+) -> Tensor:
+    """x [S, T, C], context [S, P, C] -> [S, T / stride, C']. Writes context_next."""
+    weight, bias = packed
+    x = x.contiguous()
+    slots, steps, inputs = x.shape
+    outputs = weight.shape[1]
+    steps_out = steps // stride
+    tile = configs.conv1d(configs.architecture(x.device), precision, inputs, outputs, kernel)
+    y = torch.empty(slots, steps_out, outputs, device=x.device)
+    grid = (triton.cdiv(slots * steps_out, tile.rows), triton.cdiv(outputs, tile.cols))
+    _conv1d_kernel[grid](
+        x,
+        context,
+        context_next,
+        weight,
+        bias,
+        y,
+        context.stride(0),
+        context_next.stride(0),
+        slots,
+        steps,
+        steps_out,
+        INPUTS=inputs,
+        OUTPUTS=outputs,
+        TAPS=kernel,
+        STRIDE=stride,
+        DILATION=dilation,
+        PAST=context.shape[1],
+        ELU=elu,
+        ROWS=tile.rows,
+        COLS=tile.cols,
+        DEPTH=tile.depth,
+        CARRY=configs.CARRY_BLOCK,
+        DOT=tile.dot,
+        **tile.options,
+    )
+    return y

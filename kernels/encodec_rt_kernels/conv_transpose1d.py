@@ -1,0 +1,144 @@
+"""Transposed convolution of elu(x) whose overlap is carried.
+
+    full[s, t * stride + j, o] += sum_c w[j, c, o] * elu(x)[s, t, c]      j < kernel
+    y = full[:, : T * stride] + bias, with tail added to the first kernel - stride samples
+    tail_next = full[:, T * stride :], without bias
+
+Seen by output block q of ``stride`` samples this is a plain convolution with ceil(kernel / stride)
+taps and stride * C' outputs, so no sample is written twice and nothing is added atomically. The
+blocks past T are the next tail. One launch: ELU, product, overlap, bias, next tail. At one slot the
+weights limit it, at many slots the multiplications do.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from encodec_rt_kernels import configs
+from encodec_rt_kernels.device import elu
+
+Packed = tuple[Tensor, ...]
+
+
+@triton.jit(do_not_specialize=["slots", "steps"])
+def _conv_transpose1d_kernel(
+    x_ptr,
+    tail_ptr,
+    tail_next_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    tail_stride,
+    tail_next_stride,
+    slots,
+    steps,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    TAPS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    OVERLAP: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    DOT: tl.constexpr,
+):
+    WIDTH: tl.constexpr = STRIDE * OUTPUTS
+    blocks = steps + TAPS - 1
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row_valid = row < slots * blocks
+    slot = (row // blocks).to(tl.int64)
+    block = row % blocks
+    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    col_valid = col < WIDTH
+    x_row = x_ptr + slot * steps * INPUTS
+    acc = tl.zeros((ROWS, COLS), tl.float32)
+    for start in range(0, TAPS * INPUTS, DEPTH):
+        k = start + tl.arange(0, DEPTH)
+        k_valid = k < TAPS * INPUTS
+        step = block[:, None] - (k // INPUTS)[None, :]
+        valid = row_valid[:, None] & k_valid[None, :] & (step >= 0) & (step < steps)
+        offset = step * INPUTS + (k % INPUTS)[None, :]
+        value = elu(tl.load(x_row[:, None] + offset, mask=valid, other=0.0))
+        weight = tl.load(
+            weight_ptr + k[:, None] * WIDTH + col[None, :],
+            mask=k_valid[:, None] & col_valid[None, :],
+            other=0.0,
+        )
+        acc = tl.dot(value, weight, acc, input_precision=DOT)
+    valid = row_valid[:, None] & col_valid[None, :]
+    place = block[:, None] * WIDTH + col[None, :]
+    tail = tl.load(
+        tail_ptr + (slot * tail_stride)[:, None] + place,
+        mask=valid & (place < OVERLAP * OUTPUTS),
+        other=0.0,
+    )
+    acc += tail
+    bias = tl.load(bias_ptr + col % OUTPUTS, mask=col_valid, other=0.0)
+    ready = steps * WIDTH
+    tl.store(
+        y_ptr + (slot * ready)[:, None] + place, acc + bias[None, :], mask=valid & (place < ready)
+    )
+    tl.store(
+        tail_next_ptr + (slot * tail_next_stride)[:, None] + place - ready,
+        acc,
+        mask=valid & (place >= ready) & (place < ready + OVERLAP * OUTPUTS),
+    )
+
+
+def pack_conv_transpose1d(weight: Tensor, bias: Tensor, *, stride: int, dilation: int) -> Packed:
+    """Weight [C, C', K] and bias -> ([U * C, stride * C'], bias), U = ceil(K / stride)."""
+    assert dilation == 1, "no transposed convolution of the model is dilated"
+    inputs, outputs, kernel = weight.shape
+    taps = -(-kernel // stride)
+    padded = torch.nn.functional.pad(weight, (0, taps * stride - kernel))
+    blocks = padded.reshape(inputs, outputs, taps, stride).permute(2, 0, 3, 1)
+    return blocks.reshape(taps * inputs, stride * outputs).contiguous(), bias.contiguous()
+
+
+def conv_transpose1d(
+    x: Tensor,
+    tail: Tensor,
+    tail_next: Tensor,
+    packed: Packed,
+    *,
+    kernel: int,
+    stride: int,
+    precision: configs.Precision = "exact",
+) -> Tensor:
+    """x [S, T, C], tail [S, kernel - stride, C'] -> [S, T * stride, C']. Writes tail_next."""
+    weight, bias = packed
+    x = x.contiguous()
+    slots, steps, inputs = x.shape
+    outputs = len(bias)
+    taps = -(-kernel // stride)
+    arch = configs.architecture(x.device)
+    tile = configs.conv_transpose1d(arch, precision, inputs, stride * outputs)
+    y = torch.empty(slots, steps * stride, outputs, device=x.device)
+    rows = slots * (steps + taps - 1)
+    grid = (triton.cdiv(rows, tile.rows), triton.cdiv(stride * outputs, tile.cols))
+    _conv_transpose1d_kernel[grid](
+        x,
+        tail,
+        tail_next,
+        weight,
+        bias,
+        y,
+        tail.stride(0),
+        tail_next.stride(0),
+        slots,
+        steps,
+        INPUTS=inputs,
+        OUTPUTS=outputs,
+        TAPS=taps,
+        STRIDE=stride,
+        OVERLAP=kernel - stride,
+        ROWS=tile.rows,
+        COLS=tile.cols,
+        DEPTH=tile.depth,
+        DOT=tile.dot,
+        **tile.options,
+    )
+    return y
