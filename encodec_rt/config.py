@@ -105,8 +105,8 @@ class EncodecConfig:
             )
         if self.num_filters << len(ratios) > _HIGHEST:
             raise ConfigError(
-                f"num_filters={self.num_filters}, doubled {len(ratios)} times, is more channels "
-                f"than {_HIGHEST}"
+                f"num_filters={self.num_filters}, doubled at each of {len(ratios)} "
+                f"upsampling_ratios, is more than {_HIGHEST} channels"
             )
         if self.num_residual_layers == 0:
             return
