@@ -7,9 +7,10 @@ from typing import Literal, get_args
 import torch
 
 from encodec_rt.errors import BackendUnavailable
+from encodec_rt.streaming.cpu import CPU
 from encodec_rt.streaming.ops import TORCH, Ops
 
-BackendName = Literal["auto", "torch"]
+BackendName = Literal["auto", "torch", "cpu"]
 
 
 def select(name: str, device: torch.device) -> Ops:
@@ -21,6 +22,12 @@ def select(name: str, device: torch.device) -> Ops:
         raise BackendUnavailable(
             f"device {str(device)!r}: this torch sees no CUDA device; use device='cpu'"
         )
+    if name == "cpu" and device.type != "cpu":
+        raise BackendUnavailable(
+            f"backend 'cpu' on device {str(device)!r}; use device='cpu', or backend='auto'"
+        )
+    if name == "cpu" or (name == "auto" and device.type == "cpu"):
+        return CPU
     if name in ("auto", "torch"):
         return TORCH
     raise BackendUnavailable(f"backend {name!r}; there are {', '.join(get_args(BackendName))}")

@@ -1,0 +1,289 @@
+"""The rows for a CPU: every layer as plain matrix products over weights that are packed once.
+
+A frame is a few hundred rows at most and often one, so what counts is to read each weight once, in
+the order it lies in memory, and to issue few operations. Channels-last activations make that
+possible: a strided convolution is a product over blocks of ``stride`` inputs, a transposed one a
+product and an overlap-add.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from encodec_rt.streaming.ops import TORCH, Packed
+
+_WINDOW_FLOATS = 1 << 15
+"""Windows of up to this many floats are copied out (they stay in the first caches); beyond that
+one product per tap, accumulated, reads less memory."""
+
+_TALL = 8
+"""Weights with this many times more inputs than outputs are stored output by output: a product
+with a single row is then one long dot product per output, which the BLAS streams best."""
+
+_FEW_OUTPUTS = 4
+"""Convolutions with so few outputs multiply first and shift the products afterwards."""
+
+
+def _laid_out(weight: Tensor) -> Tensor:
+    """[K, N] in the memory order that products with few rows read fastest."""
+    inputs, outputs = weight.shape
+    if inputs >= _TALL * outputs:
+        return weight.t().contiguous().t()
+    return weight.contiguous()
+
+
+def _pack_conv1d(weight: Tensor, bias: Tensor, *, stride: int, dilation: int) -> Packed:
+    """[C', C, K] -> [K * C, C'], taps outermost; [K, C', C] flattened where outputs are few."""
+    if _multiplies_first(weight.shape[0], stride):
+        return weight.permute(2, 0, 1).reshape(-1, weight.shape[1]).contiguous(), bias.clone()
+    return _laid_out(weight.permute(2, 1, 0).flatten(0, 1)), bias.clone()
+
+
+def _multiplies_first(outputs: int, stride: int) -> bool:
+    return outputs <= _FEW_OUTPUTS and stride == 1
+
+
+def _pack_conv_transpose1d(weight: Tensor, bias: Tensor, *, stride: int, dilation: int) -> Packed:
+    """[C, C', K] -> [C, blocks * stride * C'], taps outermost and filled up with zeros."""
+    missing = -weight.shape[2] % stride
+    taps = functional.pad(weight, (0, missing)).permute(0, 2, 1)
+    return _laid_out(taps.flatten(1)), bias.repeat(stride)
+
+
+def _pack_resblock(weights: Packed) -> Packed:
+    weight, bias, weight_out, bias_out, *shortcut = weights
+    dilated = _pack_conv1d(weight, bias, stride=1, dilation=1)
+    if not shortcut:
+        return *dilated, _laid_out(weight_out[:, :, 0].t()), bias_out.clone()
+    straight = _laid_out(shortcut[0][:, :, 0].t())
+    return *dilated, _laid_out(weight_out[:, :, 0].t()), bias_out + shortcut[1], straight
+
+
+def _pack_lstm(weights: Packed) -> Packed:
+    """Per layer [W_ih | W_hh] as [2 * D, 4 * D], and one bias; the three sigmoid gates first."""
+    packed: list[Tensor] = []
+    for layer in range(len(weights) // 4):
+        weight_ih, weight_hh, bias_ih, bias_hh = weights[4 * layer : 4 * layer + 4]
+        weight = _gates_last(torch.cat([weight_ih, weight_hh], dim=1))
+        packed += [weight.t().contiguous(), _gates_last(bias_ih + bias_hh)]
+    return tuple(packed)
+
+
+def _gates_last(rows: Tensor) -> Tensor:
+    take, keep, new, show = rows.chunk(4)
+    return torch.cat([take, keep, show, new])
+
+
+def _pack_codebooks(weights: Packed) -> Packed:
+    """Vectors [Q, V, D], squared norms [Q, V], and -2 * vectors as [Q, D, V]."""
+    books, norms = TORCH.pack_codebooks(weights)
+    return books, norms, books.transpose(1, 2).mul(-2).contiguous()
+
+
+def _with_context(x: Tensor, context: Tensor, context_next: Tensor, elu: bool) -> Tensor:
+    """[S, P + T, C], the context and x, after its ELU; the last P are written to context_next."""
+    past = context.shape[1]
+    if not past:
+        return (functional.elu(x) if elu else x).contiguous()
+    full = torch.cat([context, x], dim=1)
+    if elu:
+        functional.elu_(full[:, past:])
+    context_next.copy_(full[:, x.shape[1] :])
+    return full
+
+
+def _correlate(
+    full: Tensor, weight: Tensor, bias: Tensor, kernel: int, stride: int, dilation: int
+) -> Tensor:
+    """full [S, L, C], contiguous in its last two axes -> [S, T', C'], no padding."""
+    slots, length, channels = full.shape
+    if _multiplies_first(len(bias), stride):
+        return _shift_products(full, weight, bias, kernel, dilation)
+    if stride > 1 and dilation == 1 and kernel % stride == 0 and length % stride == 0:
+        kernel, length, channels, stride = (
+            kernel // stride,
+            length // stride,
+            channels * stride,
+            1,
+        )
+    steps = (length - (kernel - 1) * dilation - 1) // stride + 1
+    reach = kernel * channels
+    if stride > 1 or channels < 16 or steps * reach <= _WINDOW_FLOATS:
+        windows = full.as_strided(
+            (slots, steps, kernel, channels),
+            (full.stride(0), stride * channels, dilation * channels, 1),
+        )
+        y = torch.addmm(bias, windows.reshape(slots * steps, reach), weight)
+        return y.view(slots, steps, -1)
+    # Windows that run from one slot into the next are computed too, and dropped at the end.
+    rows = full.reshape(slots * length, channels)
+    used = len(rows) - (kernel - 1) * dilation
+    y = full.new_empty(len(rows), len(bias))
+    inner = y[:used]
+    torch.addmm(bias, rows[:used], weight[:channels], out=inner)
+    for tap in range(1, kernel):
+        start = tap * dilation
+        inner.addmm_(rows[start : start + used], weight[tap * channels : (tap + 1) * channels])
+    return y.view(slots, length, -1)[:, :steps]
+
+
+def _shift_products(
+    full: Tensor, weight: Tensor, bias: Tensor, kernel: int, dilation: int
+) -> Tensor:
+    slots, length, channels = full.shape
+    outputs, steps = len(bias), length - (kernel - 1) * dilation
+    products = weight @ full.reshape(slots * length, channels).t()
+    total = slots * length
+    shifted = products.as_strided(
+        (kernel, outputs, slots, steps), (outputs * total + dilation, total, length, 1)
+    )
+    return shifted.sum(0).permute(1, 2, 0) + bias
+
+
+def _conv1d(
+    x: Tensor,
+    context: Tensor,
+    context_next: Tensor,
+    packed: Packed,
+    *,
+    kernel: int,
+    stride: int,
+    dilation: int,
+    elu: bool,
+) -> Tensor:
+    weight, bias = packed
+    full = _with_context(x, context, context_next, elu)
+    return _correlate(full, weight, bias, kernel, stride, dilation)
+
+
+def _resblock(
+    x: Tensor,
+    context: Tensor,
+    context_next: Tensor,
+    packed: Packed,
+    *,
+    kernel: int,
+    dilation: int,
+) -> Tensor:
+    weight, bias, weight_out, bias_out, *straight = packed
+    full = _with_context(x, context, context_next, True)
+    hidden = functional.elu_(_correlate(full, weight, bias, kernel, 1, dilation))
+    rows, inner = x.reshape(-1, x.shape[2]), hidden.reshape(-1, hidden.shape[2])
+    if straight:
+        y = torch.addmm(bias_out, rows, straight[0]).addmm_(inner, weight_out)
+    else:
+        y = torch.addmm(bias_out, inner, weight_out).add_(rows)
+    return y.view(x.shape)
+
+
+def _conv_transpose1d(
+    x: Tensor, tail: Tensor, tail_next: Tensor, packed: Packed, *, kernel: int, stride: int
+) -> Tensor:
+    weight, bias = packed
+    slots, steps, channels = x.shape
+    width = len(bias)
+    blocks = weight.shape[1] // width
+    products = functional.elu(x).reshape(slots * steps, channels) @ weight
+    products = products.view(slots, steps, blocks, width)
+    full = x.new_empty(slots, steps + blocks - 1, width)
+    torch.add(products[:, :, 0], bias, out=full[:, :steps])
+    full[:, steps:] = 0
+    for block in range(1, blocks):
+        full[:, block : block + steps] += products[:, :, block]
+    samples = full.view(slots, -1, tail.shape[2])
+    kept = kernel - stride
+    samples[:, :kept] += tail
+    ready = steps * stride
+    tail_next.copy_(samples[:, ready : ready + kept])
+    return samples[:, :ready]
+
+
+def _lstm(
+    x: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    hidden_next: Tensor,
+    cell_next: Tensor,
+    packed: Packed,
+) -> Tensor:
+    y = x
+    for layer in range(hidden.shape[1]):
+        weight, bias = packed[2 * layer : 2 * layer + 2]
+        h, c = hidden[:, layer], cell_next[:, layer]
+        c.copy_(cell[:, layer])
+        if x.shape[1] == 1:
+            gates = torch.addmm(bias, torch.cat([y[:, 0], h], dim=1), weight)
+            y = _lstm_cell(gates, c)[:, None]
+        else:
+            y = _lstm_block(y, h, c, weight, bias)
+        hidden_next[:, layer] = y[:, -1]
+    return x + y
+
+
+def _lstm_block(x: Tensor, h: Tensor, c: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    slots, steps, width = x.shape
+    given = torch.addmm(bias, x.reshape(slots * steps, width), weight[:width])
+    recurrent = weight[width:]
+    outputs = []
+    for step in given.view(slots, steps, -1).unbind(1):
+        h = _lstm_cell(torch.addmm(step, h, recurrent), c)
+        outputs.append(h)
+    return torch.stack(outputs, dim=1)
+
+
+def _lstm_cell(gates: Tensor, c: Tensor) -> Tensor:
+    """Gates [S, 4 * D], which are overwritten, and the cell, which moves on -> hidden [S, D]."""
+    width = c.shape[1]
+    take, keep, show = gates[:, : 3 * width].sigmoid_().chunk(3, dim=1)
+    c.mul_(keep).addcmul_(take, gates[:, 3 * width :].tanh_())
+    return c.tanh().mul_(show)
+
+
+def _rvq_encode(latents: Tensor, packed: Packed, *, codebooks: int) -> Tensor:
+    books, norms, products = packed
+    residual = latents.reshape(-1, latents.shape[2])
+    codes = []
+    for stage in range(codebooks):
+        indices = torch.addmm(norms[stage], residual, products[stage]).argmin(-1)
+        codes.append(indices)
+        if stage + 1 < codebooks:
+            residual = residual - torch.embedding(books[stage], indices)
+    return torch.stack(codes, dim=-1).view(*latents.shape[:2], codebooks)
+
+
+def _rvq_decode(codes: Tensor, packed: Packed) -> Tensor:
+    books = packed[0]
+    latents = torch.embedding(books[0], codes[..., 0])
+    for stage in range(1, codes.shape[-1]):
+        latents += torch.embedding(books[stage], codes[..., stage])
+    return latents
+
+
+def _commit(now: Tensor, proposed: Tensor, active: Tensor) -> None:
+    if len(active) > 1:
+        torch.where(active[:, None], proposed, now, out=now)
+    elif active.item():
+        now.copy_(proposed)
+
+
+CPU = replace(
+    TORCH,
+    name="cpu",
+    pack_conv1d=_pack_conv1d,
+    pack_conv_transpose1d=_pack_conv_transpose1d,
+    pack_resblock=_pack_resblock,
+    pack_lstm=_pack_lstm,
+    pack_codebooks=_pack_codebooks,
+    conv1d=_conv1d,
+    conv_transpose1d=_conv_transpose1d,
+    resblock=_resblock,
+    lstm=_lstm,
+    rvq_encode=_rvq_encode,
+    rvq_decode=_rvq_decode,
+    commit=_commit,
+)
+"""Every row as float32 matrix products, for one core and few slots."""
