@@ -130,10 +130,11 @@ def _padded(
     extra = -x.shape[1] % stride if edge & Edge.RIGHT else 0
     past = context.shape[1]
     if edge & Edge.LEFT:
-        full = pad1d(x.transpose(1, 2), past, extra, mode=pad_mode).transpose(1, 2)
+        full = pad1d(x.transpose(1, 2), past, extra, mode=pad_mode)
     else:
-        full = torch.cat([context, x], dim=1)
-        full = pad1d(full.transpose(1, 2), 0, extra, mode=pad_mode).transpose(1, 2)
+        full = pad1d(torch.cat([context, x], dim=1).transpose(1, 2), 0, extra, mode=pad_mode)
+    # Rows may read a context by its slot's stride alone, so its steps must lie in order.
+    full = full.transpose(1, 2).contiguous()
     return full[:, :past], full[:, past:]
 
 
