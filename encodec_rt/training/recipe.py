@@ -260,7 +260,7 @@ PRESETS: Mapping[str, TrainingConfig] = MappingProxyType(
                 ),
             ),
             bandwidth_shares=(),
-            crop_s=0.4,
+            crop_s=0.2,
             windows=(64, 256, 1024),
             kmeans_batches=4,
             warm_up_steps=5,

@@ -1,0 +1,166 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from encodec_rt.config import EncodecConfig
+from encodec_rt.errors import ConfigError, WeightsError
+from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.training.data import index_sources
+from encodec_rt.training.recipe import PRESETS, Stage, TrainingConfig
+from encodec_rt.training.run import Budget, Run, read_checkpoint
+from encodec_rt.training.sources import Source
+from encodec_rt.training.trainer import initialise, si_sdr_db
+
+ASSETS = Path(__file__).parents[2] / "encodec_rt" / "assets"
+SMOKE = PRESETS["smoke"]
+STEPS = 50
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("packed")
+    own = Source("bundled", "speech", "CC-BY", "two speakers", held_out_files=("speech_it.flac",))
+    index_sources([(own, ASSETS)], folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def finished(packed: Path, tmp_path_factory: pytest.TempPathFactory) -> Run:
+    run = smoke_run(tmp_path_factory.mktemp("run"), packed)
+    run.train()
+    return run
+
+
+def smoke_run(
+    folder: Path, packed: Path, config: TrainingConfig = SMOKE, steps: int = STEPS
+) -> Run:
+    return Run(folder, packed, config, Budget(steps=steps), log_steps=5, validation_items=2)
+
+
+def curve(run: Run, name: str) -> list[float]:
+    return [value for _, _, _, row, value in run.rows if row == name]
+
+
+def test_the_loss_falls_and_every_part_takes_part(finished: Run) -> None:
+    falling = curve(finished, "relative_magnitude")
+    assert falling[-1] < 0.8 * falling[0]
+    assert len(curve(finished, "discriminator")) >= 2
+    assert len(curve(finished, "features")) >= 2
+    assert curve(finished, "live_share")[-1] > 0.5
+    (balancer,) = finished.trainer.balancers.values()
+    assert set(balancer.norms) == set(balancer.weights)
+
+
+def test_a_run_leaves_its_configuration_curves_and_audio(finished: Run) -> None:
+    assert TrainingConfig.load(finished.folder / "training.json") == SMOKE
+    assert (finished.folder / "curves.csv").read_text().startswith("step,progress,minutes,name")
+    names = {path.name for path in (finished.folder / "validation").iterdir()}
+    assert names == {f"0{n}-{what}.flac" for n in (0, 1) for what in ("original", "decoded")}
+    assert not list(finished.folder.glob("*.part*"))
+
+
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
+    finished: Run, packed: Path, tmp_path: Path
+) -> None:
+    class Interrupted(Exception):
+        pass
+
+    def stop_in_the_adversarial_stage(line: str) -> None:
+        if line.startswith("step 40 "):
+            raise Interrupted
+
+    first = smoke_run(tmp_path, packed)
+    with pytest.raises(Interrupted):
+        first.train(stop_in_the_adversarial_stage)
+    second = smoke_run(tmp_path, packed)
+    assert second.trainer.step == 40
+    second.train()
+    wanted, got = finished.trainer.state_dict(), second.trainer.state_dict()
+    for part in ("model", "average", "discriminator"):
+        for name, value in wanted[part].items():
+            assert torch.equal(value, got[part][name]), (part, name)
+    assert got["balancers"] == wanted["balancers"]
+    assert got["optimiser"]["state"][0]["step"] == wanted["optimiser"]["state"][0]["step"]
+    assert curve(second, "relative_l1") == curve(finished, "relative_l1")
+
+
+def test_a_checkpoint_of_another_model_is_refused_by_name(finished: Run, packed: Path) -> None:
+    other = replace(SMOKE, model=replace(SMOKE.model, num_filters=8))
+    with pytest.raises(WeightsError, match="num_filters is 4 there and 8 here"):
+        smoke_run(finished.folder, packed, other)
+
+
+def test_a_damaged_checkpoint_is_refused(packed: Path, tmp_path: Path) -> None:
+    (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 and nothing more")
+    with pytest.raises(WeightsError, match="no training checkpoint"):
+        smoke_run(tmp_path, packed)
+
+
+def test_a_failed_write_keeps_the_last_checkpoint(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = smoke_run(tmp_path, packed, steps=2)
+    run.train()
+    before = (tmp_path / "checkpoint.pt").read_bytes()
+
+    def full_disk(state: object, path: Path) -> None:
+        path.write_bytes(b"half")
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(torch, "save", full_disk)
+    with pytest.raises(OSError, match="No space left"):
+        run.save()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == before
+    assert read_checkpoint(tmp_path / "checkpoint.pt")["trainer"]["step"] == 2
+
+
+def test_a_deadline_ends_the_schedule_on_time_after_an_interruption() -> None:
+    budget = Budget(deadline=1_000.0)
+    assert budget.progress(5, 0.0, 0.0, 500.0) == 0.5
+    # Half the schedule was left at second 800; it is spread over the last 200.
+    assert budget.progress(5, 0.5, 800.0, 900.0) == pytest.approx(0.75)
+    assert budget.progress(5, 0.5, 800.0, 1_000.0) == 1.0
+    assert budget.progress(5, 0.5, 1_200.0, 1_200.0) == 1.0
+    for settings in ({}, {"steps": 3, "deadline": 4.0}, {"steps": 0}):
+        with pytest.raises(ConfigError):
+            Budget(**settings)  # type: ignore[arg-type]
+
+
+def test_variance_preserving_start_lets_the_signal_through() -> None:
+    config = EncodecConfig(num_filters=8, hidden_size=32, pad_mode="constant")
+    model = EncodecModel(config)
+    initialise(model, torch.Generator().manual_seed(0))
+    audio = 0.1 * torch.randn(2, 1, 4_800, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        outputs = [model.decoder(model.encoder(sign * audio)) for sign in (1, -1)]
+    assert float((outputs[0] - outputs[1]).std()) > 0.005
+
+
+def test_si_sdr_knows_the_ratio_it_is_given_at_any_gain() -> None:
+    target = torch.zeros(1, 1, 200)
+    target[..., ::2] = 1.0
+    error = torch.zeros(1, 1, 200)
+    error[..., 1::2] = 0.1
+    assert float(si_sdr_db(3 * (target + error), target)[0]) == pytest.approx(20, abs=1e-3)
+
+
+def test_presets_survive_json(tmp_path: Path) -> None:
+    for name, preset in PRESETS.items():
+        assert TrainingConfig.from_dict(preset.to_dict()) == preset, name
+    assert PRESETS["default"].model.num_quantizers == 16
+
+
+def test_impossible_runs_are_refused_in_words() -> None:
+    stage = SMOKE.stages[0]
+    with pytest.raises(ConfigError, match="exactly 1"):
+        replace(SMOKE, stages=(replace(stage, until=0.5),))
+    with pytest.raises(ConfigError, match="weighs loudness"):
+        replace(SMOKE, stages=(Stage("a", 1.0, 4, 1e-3, {"loudness": 1.0}),))
+    with pytest.raises(ConfigError, match="bandwidth_shares"):
+        replace(SMOKE, bandwidth_shares=(1.0,))
+    with pytest.raises(ConfigError, match="has no colour"):
+        TrainingConfig.from_dict({**SMOKE.to_dict(), "colour": "red"})
