@@ -1,0 +1,96 @@
+"""What the tests of the kernels share: poisoned outputs, arena views, both program orders."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+import torch
+from torch import Tensor
+from triton.runtime import interpreter
+
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+GAP = 32
+"""Floats between two slots' states that no kernel may touch."""
+
+
+def randn(*shape: int, scale: float = 1.0) -> Tensor:
+    """Normal numbers on the device of the tests, the same on every device."""
+    return (scale * torch.randn(*shape)).to(DEVICE)
+
+
+def state(slots: int, *shape: int) -> Tensor:
+    """A random view [slots, *shape] into a wider arena, as the streaming state has it."""
+    size = math.prod(shape)
+    return randn(slots, size + GAP)[:, :size].view(slots, *shape)
+
+
+def poisoned(like: Tensor) -> Tensor:
+    """A view of the shape and the kind of ``state``, full of NaN, gaps included."""
+    slots, size = like.shape[0], math.prod(like.shape[1:])
+    arena = torch.full((slots, size + GAP), math.nan, device=DEVICE)
+    return arena[:, :size].view(like.shape)
+
+
+def gaps_are_untouched(view: Tensor) -> bool:
+    """Whether the floats between the slots of a ``poisoned`` view are still NaN."""
+    slots, size = view.shape[0], math.prod(view.shape[1:])
+    arena = view.as_strided((slots, size + GAP), (size + GAP, 1))
+    return bool(arena[:, size:].isnan().all())
+
+
+def poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fill what ``torch.empty`` gives with NaN, or with a code that no book has."""
+    empty = torch.empty
+
+    def filled(*shape: int, **options: object) -> Tensor:
+        found: Tensor = empty(*shape, **options)
+        return found.fill_(math.nan if found.is_floating_point() else -(2**40))
+
+    monkeypatch.setattr(torch, "empty", filled)
+    monkeypatch.setattr(
+        torch, "empty_like", lambda x: filled(*x.shape, dtype=x.dtype, device=x.device)
+    )
+
+
+def error(given: Tensor, reference: Tensor) -> float:
+    """||given - reference|| / ||reference||; NaN if ``given`` holds one, 0 for empty tensors."""
+    if given.numel() == 0:
+        return 0.0
+    wanted = reference.double().cpu()
+    return float((given.double().cpu() - wanted).norm() / wanted.norm())
+
+
+@contextmanager
+def _reversed_programs() -> Iterator[None]:
+    kind = type(interpreter.interpreter_builder)
+    forward = kind.set_grid_idx
+
+    def backward(self: interpreter.InterpreterBuilder, x: int, y: int, z: int) -> None:
+        across, down, deep = self.grid_dim
+        forward(self, across - 1 - x, down - 1 - y, deep - 1 - z)
+
+    kind.set_grid_idx = backward
+    try:
+        yield
+    finally:
+        kind.set_grid_idx = forward
+
+
+def in_any_order(call: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
+    """Run ``call`` with the programs of each launch in order and reversed: the bits must agree.
+
+    A program that reads what another one writes is caught this way, as the interpreter runs one
+    after the other. On a GPU the order is the device's own, and both runs are repeats.
+    """
+    first = call()
+    if DEVICE.type == "cpu":
+        with _reversed_programs():
+            second = call()
+    else:
+        second = call()
+    for one, other in zip(first, second, strict=True):
+        assert torch.equal(one, other), "the order of the programs changes the result"
+    return first
