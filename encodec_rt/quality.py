@@ -1,0 +1,176 @@
+"""How close decoded audio comes to its original: the one place that calls the metric libraries.
+
+Every score compares aligned mono signals. SI-SDR (Le Roux et al. 2019) asks for the waveform, PESQ
+wide-band (ITU-T P.862.2) and ESTOI (Jensen and Taal 2016) for speech as heard, Zimtohrli for any
+audio; ViSQOL is slow and its library is not installed by default.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Literal
+
+import numpy as np
+import soxr
+from numpy.typing import NDArray
+
+from encodec_rt.errors import BackendUnavailable, InputError
+
+Samples = NDArray[np.float32]
+Kind = Literal["speech", "music"]
+
+LONGEST_LAG_MS = 40.0
+SHORTEST_S = 0.5
+_SPEECH_RATE_HZ = 16_000
+_FULL_RATE_HZ = 48_000
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """One clip's scores; higher is better in all. Speech scores are None for music.
+
+    ``pesq_wb`` and ``zimtohrli`` and ``visqol`` are opinion scores from 1 to about 4.6 or 5;
+    ``estoi`` lies in [0, 1]; ``log_spectral_distance_db`` alone is better when lower.
+    """
+
+    si_sdr_db: float
+    log_spectral_distance_db: float
+    zimtohrli: float
+    pesq_wb: float | None = None
+    estoi: float | None = None
+    visqol: float | None = None
+
+    def as_dict(self) -> dict[str, float | None]:
+        """The scores by name."""
+        return asdict(self)
+
+
+def si_sdr_db(reference: Samples, decoded: Samples) -> float:
+    """Scale-invariant signal-to-distortion ratio of equally long signals, in dB."""
+    r, d = reference.astype(np.float64), decoded.astype(np.float64)
+    wanted = (r @ d) / max(float(r @ r), 1e-12) * r
+    error = d - wanted
+    return 10 * math.log10(max(float(wanted @ wanted), 1e-12) / max(float(error @ error), 1e-12))
+
+
+def log_spectral_distance_db(reference: Samples, decoded: Samples) -> float:
+    """Mean over frames of the root mean square difference of log spectra, floored at -60 dB."""
+    size, hop = 1024, 256
+    window = np.hanning(size)
+
+    def spectra(audio: Samples) -> NDArray[np.float64]:
+        frames = np.lib.stride_tricks.sliding_window_view(audio, size)[::hop]
+        return np.square(np.abs(np.fft.rfft(frames * window)))
+
+    a, b = spectra(reference), spectra(decoded)
+    floor = 1e-6 * a.max() + 1e-12
+    difference = 10 * (np.log10(a + floor) - np.log10(b + floor))
+    return float(np.sqrt(np.square(difference).mean(1)).mean())
+
+
+def align(reference: Samples, decoded: Samples, *, longest_lag: int) -> tuple[Samples, Samples]:
+    """Both signals, cut to where they overlap after the delay that correlates best.
+
+    A codec's delay is none of its quality. Delays beyond ``longest_lag`` samples are not sought.
+    """
+    size = 1 << (len(reference) + len(decoded) - 1).bit_length()
+    spectrum = np.fft.rfft(decoded, size) * np.conj(np.fft.rfft(reference, size))
+    correlation = np.fft.irfft(spectrum, size)
+    lags = np.arange(-longest_lag, longest_lag + 1)
+    lag = int(lags[np.argmax(np.abs(correlation[lags]))])
+    decoded = decoded[lag:] if lag > 0 else decoded
+    reference = reference[-lag:] if lag < 0 else reference
+    length = min(len(reference), len(decoded))
+    return reference[:length], decoded[:length]
+
+
+def score(
+    reference: Samples,
+    decoded: Samples,
+    sampling_rate: int,
+    *,
+    kind: Kind = "speech",
+    visqol: bool = False,
+) -> Scores:
+    """The scores of mono ``decoded`` [n] against mono ``reference`` [m].
+
+    Raises InputError for signals too short, silent or not finite, and BackendUnavailable when a
+    metric's library is not installed.
+    """
+    for name, audio in (("reference", reference), ("decoded audio", decoded)):
+        if audio.ndim != 1 or not np.isfinite(audio).all():
+            raise InputError(f"the {name} of shape {audio.shape} is not one channel of numbers")
+        if len(audio) < SHORTEST_S * sampling_rate:
+            raise InputError(
+                f"the {name} lasts {len(audio) / sampling_rate:.2f} s; at least {SHORTEST_S} s "
+                "are needed for a score"
+            )
+    if not np.any(reference):
+        raise InputError("the reference is silent, so that nothing can be compared with it")
+    longest = int(LONGEST_LAG_MS * sampling_rate / 1000)
+    reference, decoded = align(reference, decoded, longest_lag=longest)
+    scores = Scores(
+        si_sdr_db=si_sdr_db(reference, decoded),
+        log_spectral_distance_db=log_spectral_distance_db(reference, decoded),
+        zimtohrli=_zimtohrli(reference, decoded, sampling_rate),
+        pesq_wb=_pesq(reference, decoded, sampling_rate) if kind == "speech" else None,
+        estoi=_estoi(reference, decoded, sampling_rate) if kind == "speech" else None,
+        visqol=_visqol(reference, decoded, sampling_rate) if visqol else None,
+    )
+    return scores
+
+
+def _resampled(audio: Samples, from_hz: int, to_hz: int) -> Samples:
+    resampled: Samples = soxr.resample(audio, from_hz, to_hz).astype(np.float32)
+    return resampled
+
+
+def _zimtohrli(reference: Samples, decoded: Samples, rate: int) -> float:
+    try:
+        import zimtohrli
+    except ImportError as error:
+        raise _missing("zimtohrli") from error
+    a, b = (_resampled(audio, rate, _FULL_RATE_HZ) for audio in (reference, decoded))
+    return float(zimtohrli.mos_from_signals(a, b))
+
+
+def _pesq(reference: Samples, decoded: Samples, rate: int) -> float | None:
+    try:
+        import pesq
+    except ImportError as error:
+        raise _missing("pesq") from error
+    a, b = (_resampled(audio, rate, _SPEECH_RATE_HZ) for audio in (reference, decoded))
+    try:
+        return float(pesq.pesq(_SPEECH_RATE_HZ, a, b, "wb"))
+    except pesq.NoUtterancesError:
+        return None
+
+
+def _estoi(reference: Samples, decoded: Samples, rate: int) -> float:
+    try:
+        import pystoi
+    except ImportError as error:
+        raise _missing("pystoi") from error
+    a, b = (_resampled(audio, rate, _SPEECH_RATE_HZ) for audio in (reference, decoded))
+    return float(pystoi.stoi(a, b, _SPEECH_RATE_HZ, extended=True))
+
+
+def _visqol(reference: Samples, decoded: Samples, rate: int) -> float:
+    try:
+        import visqol
+    except ImportError as error:
+        raise _missing("visqol-python") from error
+    metric = visqol.VisqolApi()
+    metric.create(mode="audio")
+    a, b = (
+        _resampled(audio, rate, _FULL_RATE_HZ).astype(np.float64) for audio in (reference, decoded)
+    )
+    return float(metric.measure_from_arrays(a, b, _FULL_RATE_HZ).moslqo)
+
+
+def _missing(package: str) -> BackendUnavailable:
+    return BackendUnavailable(
+        f"the metric needs the package {package}; install it with "
+        "pip install 'encodec-rt[quality]' or by its own name"
+    )
