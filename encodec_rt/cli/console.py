@@ -1,0 +1,160 @@
+"""What the commands share: their common options, and how they speak on standard error."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO, cast, get_args
+
+import typer
+
+from encodec_rt.errors import ConfigError, InputError, PacketError
+
+if TYPE_CHECKING:
+    from encodec_rt.audio import Audio
+    from encodec_rt.streaming.codec import Codec
+    from encodec_rt.streaming.packed import Start
+
+PIPE = "-"
+
+BandwidthOption = Annotated[
+    float,
+    typer.Option("-b", "--bandwidth", help="Bandwidth in kbps, one of the model's."),
+]
+ModelOption = Annotated[
+    str,
+    typer.Option(
+        "--model", help='"default", a folder, a hub id, or an original .th file.', metavar="MODEL"
+    ),
+]
+DeviceOption = Annotated[str, typer.Option("--device", help='"cpu", "cuda" or "cuda:N".')]
+BackendOption = Annotated[
+    str, typer.Option("--backend", help="auto, torch, cpu or triton.", metavar="BACKEND")
+]
+StartOption = Annotated[
+    str,
+    typer.Option("--start", help="How the stream begins: exact, primed or zero.", metavar="START"),
+]
+ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output file.")]
+
+
+def say(text: str) -> None:
+    """One line on standard error, which is where everything but the output itself goes."""
+    typer.echo(text, err=True)
+
+
+def load_codec(model: str, device: str, backend: str) -> Codec:
+    """The codec that the common options ask for."""
+    from encodec_rt.streaming.codec import Codec
+
+    check_device(device)
+    return Codec.load(model, device=device, backend=backend)
+
+
+def check_device(device: str) -> None:
+    """Raise ConfigError unless torch has a device of that name here."""
+    import torch
+
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        reason = str(error).splitlines()[0]
+        raise ConfigError(f"device {device!r} cannot be used here: {reason}") from error
+
+
+def check_output(target: str, *, suffix: str, force: bool) -> None:
+    """Raise InputError unless bytes may be written to ``target``, a new file or "-"."""
+    from encodec_rt.atomic import check_target
+
+    if target == PIPE:
+        if sys.stdout.isatty():
+            raise InputError("standard output is a terminal; redirect it, or give a file name")
+        return
+    if not target.endswith(suffix):
+        raise InputError(f"{target}: this output is named {suffix}")
+    check_target(target, force=force)
+
+
+def check_start(start: str) -> Start:
+    """``start`` as one of the three policies. Raises ConfigError for any other."""
+    from encodec_rt.streaming.packed import Start
+
+    for policy in get_args(Start):
+        if start == policy:
+            return cast("Start", policy)
+    raise ConfigError(f"start={start!r}; accepted: {', '.join(get_args(Start))}")
+
+
+def open_input(source: str) -> BinaryIO:
+    """The file ``source``, or standard input for "-", to read bytes from."""
+    if source == PIPE:
+        return sys.stdin.buffer
+    path = Path(source)
+    if not path.is_file():
+        problem = "is no file" if path.exists() else "does not exist"
+        raise InputError(f"{source} {problem}; give a file, or '-' for standard input")
+    return path.open("rb")
+
+
+def check_model(named: str, codec: Codec) -> None:
+    """Raise PacketError unless ``codec`` is the model that a file names."""
+    if named != codec.name:
+        raise PacketError(
+            f"the stream was made by the model {named!r}, and this one is {codec.name!r}; "
+            "name the folder or file of its weights with --model"
+        )
+
+
+class Meter:
+    """Passes blocks of audio on and counts them, under a progress bar if there is a terminal."""
+
+    def __init__(
+        self, blocks: Iterable[Audio], *, label: str, rate_hz: int, total_s: float | None
+    ) -> None:
+        self.samples = 0
+        self.began = time.perf_counter()
+        self._blocks = blocks
+        self._label = label
+        self._rate_hz = rate_hz
+        self._total_s = total_s
+
+    def __iter__(self) -> Iterator[Audio]:
+        """The blocks."""
+        from rich.console import Console
+        from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+        console = Console(stderr=True)
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TextColumn("{task.completed:.0f} s of audio"),
+            TimeRemainingColumn(),
+        )
+        hidden = not console.is_terminal
+        with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
+            task = bar.add_task(self._label, total=self._total_s)
+            for block in self._blocks:
+                self.samples += block.shape[1]
+                yield block
+                bar.update(task, completed=self.seconds)
+
+    @property
+    def seconds(self) -> float:
+        """The length of the audio so far."""
+        return self.samples / self._rate_hz
+
+    def summary(self) -> str:
+        """How long the audio is, and how much faster than real time it passed."""
+        wall = time.perf_counter() - self.began
+        return (
+            f"{self.seconds:.2f} s of audio in {wall:.2f} s ({self.seconds / wall:.1f}x real time)"
+        )
+
+
+def warn_of_clipping(clipped: int, samples: int) -> None:
+    """Say so if samples were beyond full scale."""
+    if clipped:
+        share = 100 * clipped / max(1, samples)
+        say(f"warning: {clipped} samples ({share:.3g} %) were beyond full scale and were clipped")

@@ -1,0 +1,55 @@
+"""encodec-rt roundtrip: audio through the codec and back."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Annotated
+
+import typer
+
+from encodec_rt.cli.console import (
+    BackendOption,
+    BandwidthOption,
+    DeviceOption,
+    ForceOption,
+    Meter,
+    ModelOption,
+    StartOption,
+    check_start,
+    load_codec,
+    say,
+    warn_of_clipping,
+)
+
+
+def roundtrip(
+    source: Annotated[str, typer.Argument(metavar="IN", help="Audio of any kind, or '-'.")],
+    target: Annotated[str, typer.Argument(metavar="OUT.wav", help="The new audio file, or '-'.")],
+    bandwidth: BandwidthOption = 6.0,
+    model: ModelOption = "default",
+    device: DeviceOption = "cpu",
+    backend: BackendOption = "auto",
+    start: StartOption = "exact",
+    force: ForceOption = False,
+) -> None:
+    """Encode and decode audio at once, to hear what the codec makes of it."""
+    from encodec_rt.audio import AudioReader, AudioWriter
+    from encodec_rt.bitstream.transcode import decode_blocks, encode_blocks
+
+    policy = check_start(start)
+    with ExitStack() as stack:
+        reader = stack.enter_context(AudioReader(source))
+        codec = load_codec(model, device, backend)
+        config = codec.config
+        rate, channels = config.sampling_rate, config.audio_channels
+        books = config.codebooks_for(bandwidth)
+        writer = AudioWriter(target, rate_hz=rate, channels=channels, force=force)
+        audio = Meter(
+            reader.blocks(rate, channels), label="coding", rate_hz=rate, total_s=reader.duration_s
+        )
+        stack.enter_context(writer)
+        blocks = encode_blocks(codec, audio, bandwidth_kbps=bandwidth, start=policy)
+        for pcm in decode_blocks(codec, blocks, codebooks=books, start=policy):
+            writer.write(pcm)
+    say(f"{audio.summary()}: {books} codebooks")
+    warn_of_clipping(writer.clipped, writer.samples)
