@@ -1,0 +1,81 @@
+"""encodec-rt quality: scores of decoded audio against its original."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from encodec_rt.cli.console import DeviceOption, ModelOption, check_device, say
+from encodec_rt.errors import InputError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from encodec_rt.model.encodec import EncodecModel
+    from encodec_rt.quality import Kind, Scores
+
+
+def quality(
+    original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="Audio of any kind.")],
+    decoded: Annotated[
+        Path | None,
+        typer.Argument(metavar="DECODED", help="What a codec made of it; or score the model."),
+    ] = None,
+    model: ModelOption = "default",
+    device: DeviceOption = "cpu",
+    music: Annotated[bool, typer.Option("--music", help="Leave the speech scores out.")] = False,
+    visqol: Annotated[bool, typer.Option("--visqol", help="ViSQOL as well; it is slow.")] = False,
+) -> None:
+    """Score DECODED against ORIGINAL, or the model at each of its bandwidths."""
+    from encodec_rt.model.encodec import EncodecModel
+    from encodec_rt.quality import score
+
+    kind: Kind = "music" if music else "speech"
+    rows: list[tuple[str, Scores]] = []
+    if decoded is not None:
+        rate = 48_000
+        pair = _read(original, rate), _read(decoded, rate)
+        rows.append((decoded.name, score(*pair, rate, kind=kind, visqol=visqol)))
+    else:
+        check_device(device)
+        codec = EncodecModel.from_pretrained(model).to(device)
+        rate = codec.config.sampling_rate
+        audio = _read(original, rate)
+        for kbps in codec.config.target_bandwidths:
+            say(f"coding at {kbps:g} kbps")
+            ours = _through(codec, audio, kbps)
+            rows.append((f"{kbps:g} kbps", score(audio, ours, rate, kind=kind, visqol=visqol)))
+    names = [name for name, value in rows[0][1].as_dict().items() if value is not None]
+    width = max(len(label) for label, _ in rows)
+    typer.echo(" ".join([" " * width, *names]))
+    for label, scores in rows:
+        values = scores.as_dict()
+        cells = (f"{values[name]:>{len(name)}.3f}" for name in names)
+        typer.echo(" ".join([f"{label:<{width}}", *cells]))
+
+
+def _read(path: Path, rate: int) -> NDArray[np.float32]:
+    import numpy as np
+
+    from encodec_rt.audio import AudioReader
+
+    if not path.is_file():
+        raise InputError(f"{path} does not exist")
+    with AudioReader(path) as reader:
+        blocks = [block[0] for block in reader.blocks(rate, 1)]
+    return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+
+
+def _through(model: EncodecModel, audio: NDArray[np.float32], kbps: float) -> NDArray[np.float32]:
+    import torch
+
+    device = next(model.parameters()).device
+    with torch.no_grad():
+        values = torch.from_numpy(audio).to(device)[None, None]
+        values = values.expand(1, model.config.audio_channels, -1)
+        decoded = model(values, bandwidth=kbps).audio_values
+    mono: NDArray[np.float32] = decoded[0].mean(0).cpu().numpy()
+    return mono

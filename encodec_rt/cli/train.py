@@ -1,0 +1,85 @@
+"""encodec-rt train: train a model, or go on training it."""
+
+from __future__ import annotations
+
+from datetime import datetime, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from encodec_rt.cli.console import DeviceOption, check_device, say
+from encodec_rt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from encodec_rt.training.recipe import TrainingConfig
+    from encodec_rt.training.run import Budget
+
+
+def train(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder of the run; one that exists is resumed.")
+    ],
+    data: Annotated[
+        Path, typer.Option("--data", help="The packed audio that encodec-rt data index made.")
+    ],
+    preset: Annotated[
+        str, typer.Option("--preset", help="default, cpu-tiny, gpu, paper or smoke.")
+    ] = "default",
+    config: Annotated[
+        Path | None, typer.Option("--config", help="A training.json instead of a preset.")
+    ] = None,
+    steps: Annotated[int | None, typer.Option("--steps", help="Length of the whole run.")] = None,
+    minutes: Annotated[
+        float | None, typer.Option("--minutes", help="End the run after so much time.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 1,
+    device: DeviceOption = "cpu",
+    export: Annotated[
+        Path | None, typer.Option("--export", help="Write the trained model to this folder.")
+    ] = None,
+) -> None:
+    """Train EnCodec on packed audio, with checkpoints, curves and validation audio in RUN."""
+    import torch
+
+    from encodec_rt.training.curves import plot_curves
+    from encodec_rt.training.export import export_weights
+    from encodec_rt.training.run import Run
+
+    check_device(device)
+    torch.set_num_threads(threads)
+    session = Run(
+        run,
+        data,
+        _config(preset, config),
+        _budget(steps, minutes),
+        device=torch.device(device),
+    )
+    session.train(say)
+    plot_curves(run / "curves.csv", run / "curves.png")
+    if export is not None:
+        export_weights(session.trainer.average, export)
+        say(f"{export} holds the model")
+
+
+def _config(preset: str, config: Path | None) -> TrainingConfig:
+    from encodec_rt.training.recipe import PRESETS, TrainingConfig
+
+    if config is not None:
+        return TrainingConfig.load(config)
+    if preset not in PRESETS:
+        raise ConfigError(f"preset={preset!r}; accepted: {', '.join(PRESETS)}")
+    return PRESETS[preset]
+
+
+def _budget(steps: int | None, minutes: float | None) -> Budget:
+    from encodec_rt.training.run import Budget
+
+    if steps is None and minutes is None:
+        raise ConfigError("say how long to train: --steps or --minutes")
+    if minutes is None:
+        return Budget(steps=steps)
+    if minutes <= 0:
+        raise ConfigError(f"minutes={minutes}; more than 0")
+    deadline = datetime.now() + timedelta(minutes=minutes)
+    return Budget(steps=steps, deadline=deadline.timestamp())
