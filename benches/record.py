@@ -166,10 +166,10 @@ class Record:
             file.write(text + "\n")
         return path
 
-    def table(self) -> str:
-        """One aligned line per case and timing, for a terminal."""
+    def table(self, cases: Sequence[Case] | None = None) -> str:
+        """One aligned line per case and timing, for a terminal; of all ``cases`` if not given."""
         lines = []
-        for entry in self.cases:
+        for entry in self.cases if cases is None else cases:
             label = " ".join(f"{key}={value}" for key, value in entry.case.items())
             for name, row in entry.ms.items():
                 tail = f"  misses {row['misses']}" if "misses" in row else ""

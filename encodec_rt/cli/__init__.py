@@ -12,11 +12,14 @@ import typer
 from typer.core import TyperGroup
 
 from encodec_rt.cli.console import say
+from encodec_rt.cli.data import fetch, index
 from encodec_rt.cli.decode import decode
 from encodec_rt.cli.demo import demo
 from encodec_rt.cli.encode import encode
 from encodec_rt.cli.info import info
+from encodec_rt.cli.quality import quality
 from encodec_rt.cli.roundtrip import roundtrip
+from encodec_rt.cli.train import train
 from encodec_rt.errors import CodecError
 
 EXIT_ERROR = 2
@@ -50,8 +53,13 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-for _command in (encode, decode, roundtrip, info, demo):
+for _command in (encode, decode, roundtrip, info, demo, quality, train):
     app.command()(_command)
+
+_data = typer.Typer(help="Fetch and index the audio to train on.", no_args_is_help=True)
+for _command in (fetch, index):
+    _data.command()(_command)
+app.add_typer(_data, name="data")
 
 
 def main() -> None:

@@ -1,0 +1,50 @@
+# `make demo` and `make test` work on a machine that has Python >= 3.10 and nothing of ours.
+
+PYTHON ?= python3
+PYTEST_FLAGS ?= -n 2
+BIN := .venv/bin
+STAMP := .venv/installed
+
+# Debian packages that tests use where they are there, and skip what needs them where they are not.
+CI_PACKAGES := libportaudio2 opus-tools
+
+.PHONY: demo test check bench gpu ci-deps clean
+
+demo: $(STAMP)
+	$(BIN)/encodec-rt demo
+
+# Everything that CI runs.
+test: check
+	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/mypy
+	$(BIN)/mypy -p benches
+
+bench: $(STAMP)
+	$(BIN)/python -m benches.stream
+
+# For a machine with a CUDA device whose Python has torch and triton already; installs nothing.
+gpu: export PYTHONPATH := .:kernels
+gpu:
+	$(PYTHON) -m pytest -m gpu
+	$(PYTHON) -m benches.stream --device cuda
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "encodec_rt needs Python >= 3.10")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	# torch first and by its exact version, so that a build of it that is at hand is taken.
+	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+	# The original package, which tests compare with, asks for a torchaudio that it does not need.
+	$(BIN)/python -m pip install --quiet --no-deps encodec
+	touch $@
+
+ci-deps:
+	@.ci/packages $(CI_PACKAGES)
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo *.egg-info

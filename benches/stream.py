@@ -1,0 +1,99 @@
+"""One live stream: how long each frame takes to encode and decode, and how many come too late.
+
+    python -m benches.stream [--device cuda] [--seconds 30] [--model default]
+
+Speech passes through StreamEncoder, packets and StreamDecoder, flat out and at the pace of a
+microphone; docs/streaming.md says what a frame's deadline is. Without --model the architecture is
+that of the paper's 24 kHz model with random weights, which takes the same time as a trained one.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib import resources
+
+import numpy as np
+import torch
+
+from benches.record import Record
+from encodec_rt.audio import Audio, AudioReader
+from encodec_rt.config import EncodecConfig
+from encodec_rt.loopback import Loopback, loop_back
+from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.streaming.codec import Codec
+
+
+def codec_for(model: str | None, device: str, backend: str) -> Codec:
+    """The codec to time: ``model`` as Codec.load takes it, or random weights."""
+    if model is not None:
+        return Codec.load(model, device=device, backend=backend)
+    torch.manual_seed(0)
+    return Codec(EncodecModel(EncodecConfig()).eval(), device=device, backend=backend)
+
+
+def speech(codec: Codec, seconds: float) -> Audio:
+    """The bundled speech [channels, n], over and over."""
+    config = codec.config
+    clip = resources.files("encodec_rt") / "assets" / "speech_en.flac"
+    with AudioReader(str(clip)) as reader:
+        blocks = list(reader.blocks(config.sampling_rate, config.audio_channels))
+    samples = int(seconds * config.sampling_rate)
+    return np.resize(np.concatenate(blocks, axis=1), (config.audio_channels, samples))
+
+
+def add(record: Record, case: dict[str, object], run: Loopback) -> None:
+    """Add a run to the record and print its lines."""
+    added = record.add(
+        {key: value for key, value in case.items() if isinstance(value, (str, int, float))},
+        {"encode": run.encode_ms, "decode": run.decode_ms, "both": run.both_ms},
+        deadline_ms=run.frame_ms,
+        values={
+            "frames_late": run.misses,
+            "late_max_ms": max(run.late_ms),
+            "real_time_factor": run.real_time_factor,
+            "start_up_ms": run.start_up_ms,
+            "payload_kbps": 8 * run.payload_bytes / (run.packets * run.frame_ms),
+        },
+    )
+    print(record.table([added]), flush=True)
+
+
+def main() -> None:
+    """Time the cases asked for and write one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", default=None, help="as Codec.load takes it; else random weights")
+    parser.add_argument("--device", default="cpu")
+    parser.add_argument("--backend", nargs="+", default=["auto"])
+    parser.add_argument("--bandwidth", type=float, nargs="+", default=[6.0])
+    parser.add_argument("--start", nargs="+", default=["primed"])
+    parser.add_argument("--seconds", type=float, default=20.0, help="of audio, per case")
+    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
+    parser.add_argument("--no-paced", action="store_true", help="only flat out")
+    parser.add_argument("--out", default=None, help="another folder than benches/results")
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    record = Record("stream", device=options.device)
+    for backend in options.backend:
+        codec = codec_for(options.model, options.device, backend)
+        audio = speech(codec, options.seconds)
+        for bandwidth in options.bandwidth:
+            for start in options.start:
+                for paced in (False,) if options.no_paced else (False, True):
+                    case = {
+                        "model": options.model or "encodec_24khz, random weights",
+                        "backend": codec.ops.name,
+                        "bandwidth_kbps": bandwidth,
+                        "start": start,
+                        "paced": paced,
+                        "threads": options.threads,
+                    }
+                    run = loop_back(
+                        codec, audio, bandwidth_kbps=bandwidth, start=start, paced=paced
+                    )
+                    add(record, case, run)
+    path = record.write(options.out) if options.out else record.write()
+    print(path.name)
+
+
+if __name__ == "__main__":
+    main()
