@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -13,9 +14,13 @@ from torch import Tensor
 
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.streaming.engine import Engine
 from encodec_rt.streaming.packed import Start
 from encodec_rt.streaming.session import Audio, Codes
+from models import snr_db
 from tolerances import bound
+
+AUDIO_DB = -20 * math.log10(bound("stream audio", "float32"))
 
 EXCUSED_SHARE = 1e-3
 """Of all frames, those that may differ from the offline codes because of a near-tie."""
@@ -102,3 +107,33 @@ def assert_codes_agree(model: EncodecModel, audio: Tensor, given: Codes, wanted:
     if excused:
         print(f"{excused} of {len(given)} frames excused as near-ties")
     return excused
+
+
+def assert_stream_is_offline(
+    codec: Codec, audio: Tensor, sizes: list[int], start: Start = "exact"
+) -> None:
+    """The stream's codes and audio are those of the offline model on the same weights."""
+    silent = codec.packed.prime_frames if start == "primed" else 0
+    hop, model = codec.config.hop_length, codec.model
+    before = torch.zeros(len(audio), silent * hop)
+    whole = torch.cat([before, audio], dim=1)
+    wanted = offline_codes(model, whole)
+    streamed = stream(codec, audio, sizes, start)
+    codes = np.concatenate([wanted[:silent], streamed.codes])
+    assert_codes_agree(model, whole, codes, wanted)
+    decoded = offline_audio(model, codes)[:, silent * hop :]
+    assert streamed.audio.shape == decoded.shape
+    assert snr_db(decoded, streamed.audio) >= AUDIO_DB
+
+
+def engine_of(codec: Codec, slots: int, start: Start = "primed") -> Engine:
+    return codec.engine(slots, codec.config.target_bandwidths[-1], start=start)
+
+
+def ticks(engine: Engine, audio: Tensor, active: list[list[bool]]) -> tuple[Tensor, Tensor]:
+    """Codes [ticks, S, Q] and audio [ticks, S, hop] of [S, n] audio, one frame per tick."""
+    codes, heard = [], []
+    for frame, mask in zip(audio.split(engine.model.config.hop_length, dim=1), active, strict=True):
+        codes.append(engine.encode(frame.contiguous(), torch.tensor(mask)).clone())
+        heard.append(engine.decode(codes[-1], torch.tensor(mask)).clone())
+    return torch.stack(codes), torch.stack(heard)

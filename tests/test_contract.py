@@ -4,27 +4,31 @@ from __future__ import annotations
 
 import math
 import resource
-from typing import get_args
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
-from contract import assert_codes_agree, offline_audio, offline_codes, stream
+from contract import (
+    AUDIO_DB,
+    assert_codes_agree,
+    assert_stream_is_offline,
+    engine_of,
+    offline_audio,
+    offline_codes,
+    stream,
+    ticks,
+)
 from encodec_rt.config import PAD_MODES, EncodecConfig
 from encodec_rt.errors import ConfigError, InputError, StateError
-from encodec_rt.streaming.backends import BackendName
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.engine import Engine
 from encodec_rt.streaming.steps import run
 from models import random_model, snr_db, speech, tiny_config
-from tolerances import bound
 
-BACKENDS = [name for name in get_args(BackendName) if name != "auto"]
-AUDIO_DB = -20 * math.log10(bound("stream audio", "float32"))
+BACKENDS = ("torch", "cpu")
+"""Those that are fast here; test_contract_triton.py holds the kernels to the same."""
 UNUSUAL = {
     "trim none on the right": {"trim_right_ratio": 0.0},
     "trim a part on the right": {"trim_right_ratio": 0.4},
@@ -53,23 +57,6 @@ def backend(request: pytest.FixtureRequest) -> str:
 @pytest.fixture(scope="module", params=PAD_MODES)
 def padded(request: pytest.FixtureRequest, backend: str) -> Codec:
     return Codec(random_model(tiny_config(pad_mode=request.param)), backend=backend)
-
-
-def assert_stream_is_offline(
-    codec: Codec, audio: Tensor, sizes: list[int], start: str = "exact"
-) -> None:
-    """The stream's codes and audio are those of the offline model on the same weights."""
-    silent = codec.packed.prime_frames if start == "primed" else 0
-    hop, model = codec.config.hop_length, codec.model
-    before = torch.zeros(len(audio), silent * hop)
-    whole = torch.cat([before, audio], dim=1)
-    wanted = offline_codes(model, whole)
-    streamed = stream(codec, audio, sizes, start)  # type: ignore[arg-type]
-    codes = np.concatenate([wanted[:silent], streamed.codes])
-    assert_codes_agree(model, whole, codes, wanted)
-    decoded = offline_audio(model, codes)[:, silent * hop :]
-    assert streamed.audio.shape == decoded.shape
-    assert snr_db(decoded, streamed.audio) >= AUDIO_DB
 
 
 @pytest.mark.parametrize("start", ["exact", "primed"])
@@ -180,19 +167,6 @@ def test_a_lost_frame_takes_one_hop_and_moves_the_state_on(padded: Codec) -> Non
     assert np.array_equal(together[:160], reference[:160])
     assert not np.array_equal(together[160:208], reference[160:208])
     assert np.isfinite(together).all()
-
-
-def engine_of(codec: Codec, slots: int, start: str = "primed") -> Engine:
-    return codec.engine(slots, codec.config.target_bandwidths[-1], start=start)  # type: ignore[arg-type]
-
-
-def ticks(engine: Engine, audio: Tensor, active: list[list[bool]]) -> tuple[Tensor, Tensor]:
-    """Codes [ticks, S, Q] and audio [ticks, S, hop] of [S, n] audio, one frame per tick."""
-    codes, heard = [], []
-    for frame, mask in zip(audio.split(engine.model.config.hop_length, dim=1), active, strict=True):
-        codes.append(engine.encode(frame.contiguous(), torch.tensor(mask)).clone())
-        heard.append(engine.decode(codes[-1], torch.tensor(mask)).clone())
-    return torch.stack(codes), torch.stack(heard)
 
 
 def test_slot_is_bitwise_independent_of_its_neighbours(padded: Codec) -> None:

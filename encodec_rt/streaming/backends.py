@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -10,24 +11,56 @@ from encodec_rt.errors import BackendUnavailable
 from encodec_rt.streaming.cpu import CPU
 from encodec_rt.streaming.ops import TORCH, Ops
 
-BackendName = Literal["auto", "torch", "cpu"]
+BackendName = Literal["auto", "torch", "cpu", "triton"]
 
 
 def select(name: str, device: torch.device) -> Ops:
-    """The table of rows for ``name`` on ``device``; "auto" takes the fastest that fits.
+    """The table of rows for ``name`` on ``device``; "auto" takes the fastest made for the device.
 
     Raises BackendUnavailable for a name that is unknown or cannot run on this device.
     """
+    if name not in get_args(BackendName):
+        raise BackendUnavailable(f"backend {name!r}; there are {', '.join(get_args(BackendName))}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BackendUnavailable(
             f"device {str(device)!r}: this torch sees no CUDA device; use device='cpu'"
         )
+    if name == "auto":
+        name = {"cpu": "cpu", "cuda": "triton"}.get(device.type, "torch")
     if name == "cpu" and device.type != "cpu":
         raise BackendUnavailable(
             f"backend 'cpu' on device {str(device)!r}; use device='cpu', or backend='auto'"
         )
-    if name == "cpu" or (name == "auto" and device.type == "cpu"):
-        return CPU
-    if name in ("auto", "torch"):
-        return TORCH
-    raise BackendUnavailable(f"backend {name!r}; there are {', '.join(get_args(BackendName))}")
+    if name == "triton":
+        return _triton(device)
+    return CPU if name == "cpu" else TORCH
+
+
+def _triton(device: torch.device) -> Ops:
+    # Imported here: Triton is not on every platform, and takes a second where it is.
+    try:
+        import encodec_rt_kernels as kernels
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"backend 'triton': the kernels cannot be imported ({error}); install triton, or use "
+            "backend='torch'"
+        ) from error
+    reason = kernels.why_unavailable(device)
+    if reason is not None:
+        raise BackendUnavailable(f"backend 'triton': {reason}; use backend='auto'")
+    return replace(
+        TORCH,
+        name="triton",
+        pack_conv1d=kernels.pack_conv1d,
+        pack_conv_transpose1d=kernels.pack_conv_transpose1d,
+        pack_resblock=kernels.pack_resblock,
+        pack_lstm=kernels.pack_lstm,
+        pack_codebooks=kernels.pack_codebooks,
+        conv1d=kernels.conv1d,
+        conv_transpose1d=kernels.conv_transpose1d,
+        resblock=kernels.resblock,
+        lstm=kernels.lstm,
+        rvq_encode=kernels.rvq_encode,
+        rvq_decode=kernels.rvq_decode,
+        commit=kernels.commit,
+    )
