@@ -1,0 +1,1 @@
+"""The voice link: EnCodec frames over RTP between two machines, made to survive the network."""

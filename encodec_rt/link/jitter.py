@@ -1,0 +1,341 @@
+"""The jitter buffer: which frame to play now, given when packets came.
+
+Pure: every call is told the time, and nothing here reads a clock. In the spirit of WebRTC's NetEq,
+but in whole frames: a histogram of transit times with forgetting says what delay is worth its
+while, and the buffer holds a frame back or leaves one out to get there.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encodec_rt.bitstream.packet import Codes, Packet
+from encodec_rt.errors import ConfigError
+
+BUCKET_S = 0.002
+BUCKETS = 600
+FORGET = 0.996
+"""A packet's weight after n more: FORGET ** n, so that the last 250 packets count most."""
+PRIOR_S = 0.002
+PRIOR_PACKETS = 30
+"""What is believed before the first packets: so many came, so much later on the average."""
+SWITCH_S = 0.002
+"""A delay other than the present one has to be better by this, or the buffer would dither."""
+
+AHEAD_S = 2.0
+"""How far before its playout a frame may come; beyond that its timestamp is not believed."""
+BEHIND_FRAMES = 32
+"""How long a frame that came too late is kept, should the playout move back."""
+
+STEP_PACKETS = 4
+STEP_S = 0.05
+"""So many packets over so long, all of them late, are no spike: the path became slower."""
+
+SHRINK_S = 1.0
+"""For how long a smaller delay must be enough before a quiet frame is left out."""
+SHRINK_LOUD_S = 3.0
+"""The same before a frame of speech is left out."""
+GROW_LOUD_FRAMES = 6
+"""For how long growth waits for a quiet or missing frame before it interrupts speech."""
+
+Kind = Literal["idle", "frame", "copy", "lost", "hold"]
+
+
+@dataclass(frozen=True, eq=False)
+class Slot:
+    """One hop of playout.
+
+    ``kind``: "idle" before anything is to be played; "frame"; "copy", a redundant one with few
+    codebooks; "lost"; "hold", a hop inserted before frame ``index`` so that the delay grows.
+    ``waited_s`` is the time since the packet came, ``skipped`` the frames left out before it.
+    """
+
+    kind: Kind
+    index: int = 0
+    codes: Codes | None = None
+    waited_s: float = 0.0
+    skipped: int = 0
+
+
+@dataclass(frozen=True, eq=False)
+class Receipt:
+    """What became of a packet: refused, or taken in, with the frames that came too late."""
+
+    accepted: bool
+    late: list[tuple[int, Codes]] = field(default_factory=list)
+    restarted: bool = False
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    codes: Codes
+    arrived_s: float
+    is_copy: bool
+
+
+class TransitHistogram:
+    """Transit times of packets (arrival minus media time), with forgetting.
+
+    Media time starts anywhere, so a transit has no meaning but next to others.
+    """
+
+    def __init__(self, *, late_cost_ms: float) -> None:
+        """``late_cost_ms``: the delay that is worth one per cent fewer late packets."""
+        self._late_cost_s = late_cost_ms / 10
+        self._mass: NDArray[np.float64] = np.zeros(BUCKETS)
+        self._low_s = 0.0
+        self.count = 0
+
+    def add(self, transit_s: float) -> None:
+        """Count one more packet."""
+        if not self.count:
+            self._begin(transit_s)
+        bucket = int((transit_s - self._low_s) // BUCKET_S)
+        if not 0 <= bucket < BUCKETS:
+            self._move(bucket - BUCKETS // 2)
+            bucket = BUCKETS // 2
+        self.count += 1
+        # All packets weigh the same until there are enough to forget some.
+        keep = min(FORGET, 1 - 1 / (PRIOR_PACKETS + self.count))
+        self._mass *= keep
+        self._mass[bucket] += 1 - keep
+
+    def shift(self, seconds: float) -> None:
+        """Treat every packet so far as if it had taken ``seconds`` longer."""
+        self._low_s += seconds
+
+    def quantile(self, share: float) -> float:
+        """The transit that ``share`` of the packets did not exceed."""
+        bucket = int(np.searchsorted(np.cumsum(self._mass), share * self._mass.sum()))
+        return self._low_s + (min(bucket, BUCKETS - 1) + 1) * BUCKET_S
+
+    def best(self, choices_s: NDArray[np.float64], present_s: float) -> float:
+        """Of these transits to wait for, the one beyond which waiting costs more than it saves.
+
+        It is a quantile whose share is chosen by the tail itself, as NetEq's reorder optimizer
+        does: long waits are not paid for rare spikes.
+        """
+        buckets = np.floor((choices_s - self._low_s) / BUCKET_S).astype(int)
+        on_time = np.concatenate([[0.0], np.cumsum(self._mass)])[np.clip(buckets, 0, BUCKETS)]
+        cost = choices_s + self._late_cost_s * (self._mass.sum() - on_time)
+        cost[np.abs(choices_s - present_s) < BUCKET_S] -= SWITCH_S
+        return float(choices_s[np.argmin(cost)])
+
+    def _begin(self, transit_s: float) -> None:
+        self._low_s = transit_s - BUCKETS // 4 * BUCKET_S
+        later_s = np.arange(BUCKETS - BUCKETS // 4) * BUCKET_S
+        self._mass[BUCKETS // 4 :] = np.exp(-later_s / PRIOR_S)
+        self._mass /= self._mass.sum()
+
+    def _move(self, buckets: int) -> None:
+        moved = np.zeros(BUCKETS)
+        source = self._mass[max(0, buckets) : BUCKETS + min(0, buckets)]
+        start = max(0, -buckets)
+        moved[start : start + len(source)] = source
+        # What falls off an end stays at that end: it is as early, or as late, as can be told.
+        moved[0 if buckets > 0 else -1] += self._mass.sum() - source.sum()
+        self._mass = moved
+        self._low_s += buckets * BUCKET_S
+
+
+class JitterBuffer:
+    """Frames in as packets bring them, one slot out per hop."""
+
+    def __init__(
+        self,
+        *,
+        hop: int = 320,
+        sampling_rate_hz: int = 24_000,
+        floor_ms: float = 10.0,
+        ceiling_ms: float = 400.0,
+        late_cost_ms: float = 15.0,
+    ) -> None:
+        """``floor_ms`` and ``ceiling_ms`` bound the delay beyond the fastest packets'.
+
+        ``late_cost_ms`` is the delay that is worth one per cent fewer late packets. NetEq takes 20;
+        with 15, in whole hops, both delay and late loss came out lower on most traces.
+        Raises ConfigError.
+        """
+        if not 0 <= floor_ms <= ceiling_ms <= AHEAD_S * 1000:
+            raise ConfigError(
+                f"floor_ms={floor_ms}, ceiling_ms={ceiling_ms}; "
+                f"0 <= floor_ms <= ceiling_ms <= {AHEAD_S * 1000:g}"
+            )
+        self._hop = hop
+        self._hop_s = hop / sampling_rate_hz
+        self._floor_s, self._ceiling_s = floor_ms / 1000, ceiling_ms / 1000
+        self._late_cost_ms = late_cost_ms
+        self._ahead = int(AHEAD_S / self._hop_s)
+        self._ssrc: int | None = None
+        self._probation: tuple[int, int] | None = None
+        self._restart(0)
+
+    def _restart(self, timestamp: int) -> None:
+        self._last_timestamp, self._last_index = timestamp, 0
+        self._frames: dict[int, _Held] = {}
+        self._transits = TransitHistogram(late_cost_ms=self._late_cost_ms)
+        self._goal_s = 0.0
+        self._playing_s: float | None = None
+        self._next: int = 0
+        self._played = -BEHIND_FRAMES
+        self._told: set[int] = set()
+        self._begun: bool = False
+        self._late_run: list[tuple[float, float]] = []
+        self._too_long_since_s: float | None = None
+        self._too_short_frames = 0
+
+    @property
+    def target_ms(self) -> float:
+        """The delay aimed at, beyond that of the fastest packets."""
+        if not self._transits.count:
+            return self._floor_s * 1000
+        return (self._goal_s - self._transits.quantile(0.01)) * 1000
+
+    @property
+    def waiting(self) -> int:
+        """Frames that are here and have not been played."""
+        return sum(index >= self._next for index in self._frames)
+
+    def put(
+        self, packet: Packet, *, sequence: int, timestamp: int, ssrc: int, now_s: float
+    ) -> Receipt:
+        """Take in a packet with the ``sequence``, ``timestamp`` and ``ssrc`` of its RTP header.
+
+        A packet from another source, or far from the time that plays, is refused; if the next one
+        continues it, the buffer starts anew there. Raises nothing.
+        """
+        restarted = False
+        index = self._index(timestamp) if ssrc == self._ssrc else None
+        if index is None:
+            if self._ssrc is not None and self._probation != (ssrc, sequence):
+                self._probation = ssrc, sequence + 1 & 0xFFFF
+                return Receipt(accepted=False)
+            restarted = self._ssrc is not None
+            self._ssrc = ssrc
+            self._restart(timestamp)
+            index = 0
+        self._probation = None
+        self._last_timestamp, self._last_index = timestamp, index
+        late = self._store(packet, index, now_s)
+        self._measure(index, bool(late), now_s)
+        return Receipt(accepted=True, late=late, restarted=restarted)
+
+    def get(self, now_s: float, *, quiet: bool = False) -> Slot:
+        """What to play in the hop that starts now.
+
+        ``quiet`` says that nobody will miss or notice a hop here: what plays is silence.
+        """
+        if not self._transits.count:
+            return Slot("idle")
+        self._playing_s = now_s - self._next * self._hop_s
+        if self._must_hold(quiet):
+            return Slot("hold" if self._begun else "idle", self._next)
+        skipped = int(self._may_skip(now_s, quiet))
+        self._next += skipped
+        index, held = self._next, self._frames.pop(self._next, None)
+        self._next += 1
+        self._forget_old()
+        if held is None:
+            return Slot("lost" if self._begun else "idle", index, skipped=skipped)
+        self._begun = True
+        self._played = index
+        self._told.add(index)
+        kind: Kind = "copy" if held.is_copy else "frame"
+        return Slot(kind, index, held.codes, now_s - held.arrived_s, skipped)
+
+    def _index(self, timestamp: int) -> int | None:
+        """The frame number of a timestamp, or None if it cannot belong to what plays."""
+        moved = (timestamp - self._last_timestamp + (1 << 31) & 0xFFFFFFFF) - (1 << 31)
+        index = self._last_index + moved // self._hop
+        near = self._next - self._ahead <= index <= self._next + self._ahead
+        return index if moved % self._hop == 0 and near else None
+
+    def _store(self, packet: Packet, index: int, now_s: float) -> list[tuple[int, Codes]]:
+        late: list[tuple[int, Codes]] = []
+        for offset, codes in enumerate(packet.codes):
+            number = index + offset
+            oldest = self._next - BEHIND_FRAMES
+            if oldest <= number < self._next and number not in self._told:
+                late.append((number, codes[None]))
+                self._told.add(number)
+            self._keep(number, _Held(codes[None], now_s, is_copy=False))
+        if packet.redundancy is not None:
+            first = index - packet.redundancy.back
+            for offset, codes in enumerate(packet.redundancy.codes):
+                self._keep(first + offset, _Held(codes[None], now_s, is_copy=True))
+        return late
+
+    def _keep(self, number: int, held: _Held) -> None:
+        known = self._frames.get(number)
+        fuller = known is None or held.codes.shape[1] > known.codes.shape[1]
+        if number > self._played and number >= self._next - BEHIND_FRAMES and fuller:
+            self._frames[number] = held
+
+    def _forget_old(self) -> None:
+        oldest = self._next - BEHIND_FRAMES
+        for number in [number for number in self._frames if number < oldest]:
+            del self._frames[number]
+        self._told = {number for number in self._told if number >= oldest}
+
+    def _measure(self, index: int, late: bool, now_s: float) -> None:
+        transit_s = now_s - index * self._hop_s
+        self._transits.add(transit_s)
+        self._late_run = [*self._late_run[-15:], (now_s, transit_s)] if late else []
+        run = self._late_run
+        recent_s = [transit for _, transit in run[-STEP_PACKETS:]]
+        stepped = (
+            len(run) >= STEP_PACKETS
+            and now_s - run[0][0] >= STEP_S
+            and min(recent_s) > self._transits.quantile(0.95)
+        )
+        if stepped:
+            self._transits.shift(float(np.median(recent_s)) - self._transits.quantile(0.5))
+            self._late_run = []
+        self._aim(transit_s)
+        if stepped:
+            # Back to the first frame not yet played, so that what came late is heard after all.
+            back = int((now_s - self._goal_s) / self._hop_s)
+            self._next = min(self._next, max(back, self._played + 1, self._next - BEHIND_FRAMES))
+
+    def _aim(self, transit_s: float) -> None:
+        """Set the delay to aim at, one that whole hops away from the present one."""
+        if self._playing_s is None:
+            self._goal_s = transit_s + self._floor_s
+            return
+        fastest_s = self._transits.quantile(0.01)
+        least = math.ceil((fastest_s + self._floor_s - self._playing_s) / self._hop_s)
+        most = (fastest_s + self._ceiling_s - self._playing_s) // self._hop_s
+        hops = np.arange(least, max(least, int(most)) + 1, dtype=np.float64)
+        self._goal_s = self._transits.best(self._playing_s + hops * self._hop_s, self._goal_s)
+
+    def _must_hold(self, quiet: bool) -> bool:
+        if self._playing_s is None or self._playing_s > self._goal_s - self._hop_s / 2:
+            self._too_short_frames = 0
+            return False
+        self._too_short_frames += 1
+        free = quiet or not self._begun or self._next not in self._frames
+        return free or self._too_short_frames > GROW_LOUD_FRAMES
+
+    def _may_skip(self, now_s: float, quiet: bool) -> bool:
+        """Whether the next frame is to be left out."""
+        playing_s = now_s - self._next * self._hop_s
+        if not self._begun or playing_s < self._goal_s + self._hop_s / 2:
+            self._too_long_since_s = None
+            return False
+        if self._too_long_since_s is None:
+            self._too_long_since_s = now_s
+        enough_s = now_s - self._too_long_since_s
+        if self._next not in self._frames:
+            # Concealing a frame only to be late for the following ones would be waste.
+            return enough_s > SHRINK_S / 2
+        if quiet:
+            return enough_s > SHRINK_S
+        if enough_s > SHRINK_LOUD_S:
+            self._too_long_since_s = now_s
+            return True
+        return False

@@ -1,0 +1,96 @@
+"""Seeded packet traces for the jitter buffer, and what a buffer makes of one."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from encodec_rt.bitstream.packet import Packet
+from encodec_rt.link.channel import Channel, Network
+from encodec_rt.link.jitter import JitterBuffer, Slot
+
+HOP = 320
+HOP_S = HOP / 24_000
+SSRC = 7
+
+
+@dataclass(frozen=True)
+class Sent:
+    """A packet on its way: which frame, and when it was sent and arrives."""
+
+    arrival_s: float
+    sent_s: float
+    index: int
+    sequence: int
+
+
+@dataclass
+class Outcome:
+    """What was played: per frame number the time of playout, and per hop its kind."""
+
+    played_s: dict[int, float] = field(default_factory=dict)
+    slots: list[tuple[float, Slot]] = field(default_factory=list)
+
+    def delays_ms(self, packets: list[Sent]) -> np.ndarray:
+        sent = {packet.index: packet.sent_s for packet in packets}
+        return np.array([(at - sent[i]) * 1e3 for i, at in self.played_s.items() if i in sent])
+
+    def late_share(self, packets: list[Sent]) -> float:
+        arrived = {packet.index for packet in packets}
+        return 1 - len(arrived & set(self.played_s)) / len(arrived)
+
+
+def trace(network: Network, seconds: float, *, seed: int = 0, ppm: float = 0.0) -> list[Sent]:
+    """One packet per frame, sorted by arrival; the sender's clock is ``ppm`` too fast."""
+    channel = Channel(network, seed)
+    packets = []
+    for index in range(int(seconds / HOP_S)):
+        sent_s = index * HOP_S / (1 + ppm * 1e-6)
+        packets += [Sent(at, sent_s, index, index & 0xFFFF) for at in channel.send(sent_s, 80)]
+    return sorted(packets, key=lambda packet: packet.arrival_s)
+
+
+def frame(index: int, codebooks: int = 2) -> Packet:
+    """A packet of one frame whose codes tell its number."""
+    return Packet(np.full((1, codebooks), index % 1024, np.uint16))
+
+
+def ticks(packets: list[Sent]) -> Iterator[tuple[float, list[Sent]]]:
+    """The hops of playout from the first arrival to long after the last, with what came before."""
+    now_s, waiting = packets[0].arrival_s, 0
+    while now_s < packets[-1].arrival_s + 0.5:
+        come = []
+        while waiting < len(packets) and packets[waiting].arrival_s <= now_s:
+            come.append(packets[waiting])
+            waiting += 1
+        yield now_s, come
+        now_s += HOP_S
+
+
+def play(
+    packets: list[Sent],
+    buffer: JitterBuffer | None = None,
+    *,
+    quiet: Callable[[float], bool] = lambda now_s: False,
+    first_timestamp: int = 0,
+) -> Outcome:
+    """Run a trace through our buffer."""
+    buffer = buffer or JitterBuffer()
+    outcome = Outcome()
+    first = packets[0].index
+    for now_s, come in ticks(packets):
+        for packet in come:
+            buffer.put(
+                frame(packet.index),
+                sequence=packet.sequence,
+                timestamp=first_timestamp + packet.index * HOP & 0xFFFFFFFF,
+                ssrc=SSRC,
+                now_s=packet.arrival_s,
+            )
+        slot = buffer.get(now_s, quiet=quiet(now_s))
+        outcome.slots.append((now_s, slot))
+        if slot.kind == "frame":
+            outcome.played_s[first + slot.index] = now_s
+    return outcome
