@@ -6,6 +6,7 @@ usage errors come at once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import typer
@@ -46,20 +47,21 @@ class _Commands(TyperGroup):
         raise typer.Exit(EXIT_ERROR)
 
 
-app = typer.Typer(
-    cls=_Commands,
-    help="EnCodec as a live codec.",
-    no_args_is_help=True,
-    add_completion=False,
-    pretty_exceptions_enable=False,
-)
-for _command in (encode, decode, roundtrip, info, demo, quality, train):
-    app.command()(_command)
+def _group(help_text: str, *commands: Callable[..., None]) -> typer.Typer:
+    group = typer.Typer(
+        cls=_Commands,
+        help=help_text,
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    for command in commands:
+        group.command()(command)
+    return group
 
-_data = typer.Typer(help="Fetch and index the audio to train on.", no_args_is_help=True)
-for _command in (fetch, index):
-    _data.command()(_command)
-app.add_typer(_data, name="data")
+
+app = _group("EnCodec as a live codec.", encode, decode, roundtrip, info, demo, quality, train)
+app.add_typer(_group("Fetch and index the audio to train on.", fetch, index), name="data")
 
 
 def main() -> None:
