@@ -49,7 +49,7 @@ class HeldOut:
 
 
 def held_out_clips(sources: Sequence[IndexedSource], folder: Path) -> list[HeldOut]:
-    """Clips of 5 s made of whole held-out files of one voice, one after another, at one level."""
+    """Clips of 5 s of held-out files' active audio, one after another, at one level."""
     found = []
     for source in sources:
         packed = np.memmap(folder / f"{source.name}.s16", dtype="<i2", mode="r")
@@ -61,14 +61,15 @@ def held_out_clips(sources: Sequence[IndexedSource], folder: Path) -> list[HeldO
         for unseen, clips in sorted(voices.items()):
             wanted = UNSEEN[unseen] if unseen else CLIPS[source.kind]
             size = int(CLIP_S * RATE)
-            long_enough = sum(clip.samples for clip in clips) // size
             joined: list[Samples] = []
             for clip in clips[:: max(1, len(clips) // (8 * wanted))]:
-                audio = packed[clip.start : clip.start + clip.samples] / np.float32(32768)
-                gain = 10 ** ((LEVEL_DBFS - clip.level_dbfs) / 20)
-                joined.append((audio * np.float32(gain)).astype(np.float32))
+                gain = np.float32(10 ** ((LEVEL_DBFS - clip.level_dbfs) / 20) / 32768)
+                for start, length in clip.spans:
+                    first = clip.start + start
+                    joined.append(packed[first : first + length] * gain)
             whole = np.concatenate(joined)
-            starts = np.linspace(0, max(0, len(whole) - size), min(wanted, long_enough)).astype(int)
+            count = min(wanted, len(whole) // size)
+            starts = np.linspace(0, max(0, len(whole) - size), count).astype(int)
             for number, start in enumerate(starts):
                 cut = whole[start : start + size]
                 peak = float(np.abs(cut).max())
