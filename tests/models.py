@@ -117,19 +117,19 @@ def _at_least(rows: Tensor, count: int) -> Tensor:
     """[N, D] -> [max(N, count), D], filled up with noisy copies."""
     missing = max(0, count - len(rows))
     copies = rows[torch.randint(len(rows), (missing,))]
-    return torch.cat([rows, copies + 0.3 * rows.std(0) * torch.randn_like(copies)])
+    return torch.cat([rows, copies + 0.6 * rows.std(0) * torch.randn_like(copies)])
 
 
-def _fit_codebooks(model: EncodecModel, residual: Tensor) -> None:
-    size = model.config.codebook_size
+def _fit_codebooks(model: EncodecModel, rows: Tensor) -> None:
+    size, count = model.config.codebook_size, len(rows)
     for layer in model.quantizer.layers:
         book = layer.codebook
-        # Half of the rows only: a book that knew all of them would leave the next one nothing.
-        half = residual[torch.randperm(len(residual))[: len(residual) // 2]]
-        book.embed.copy_(_k_means(half, size))
+        # The next book is fitted to what this one leaves of rows that it was not fitted to.
+        seen, unseen = rows[torch.randperm(count)].chunk(2)
+        book.embed.copy_(_k_means(seen, size))
         book.embed_avg.copy_(book.embed)
         book.cluster_size.fill_(1.0)
-        residual = residual - book.decode(book.encode(residual))
+        rows = _at_least(unseen - book.decode(book.encode(unseen)), count)
 
 
 def _level_output(model: EncodecModel, latents: Tensor) -> None:

@@ -20,7 +20,7 @@ _BOUNDS = MappingProxyType(
         ),
         ("transformers audio", "float32"): (
             1e-5,
-            "Absolute, of audio within [-1, 1] by the same operations; equal to the last bit is usual.",
+            "Absolute, of audio within [-1, 1], by the same operations; equal bits are usual.",
         ),
         ("stream audio", "float32"): (
             1e-5,

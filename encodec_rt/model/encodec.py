@@ -286,13 +286,13 @@ def triangle(length: int, *, like: Tensor) -> Tensor:
 
 
 def overlap_add(chunks: Sequence[Tensor], stride: int) -> Tensor:
-    """Chunks [..., n_i], ``stride`` apart, -> [..., stride * (len - 1) + n_last].
+    """Chunks [..., n_i], ``stride`` apart, -> [..., the end of the one that ends last].
 
     Each sample is the mean of the chunks that cover it, weighted by a triangle over the first
     chunk's length (``encodec/utils.py``, ``_linear_overlap_add``).
     """
     first = chunks[0]
-    total = stride * (len(chunks) - 1) + chunks[-1].shape[-1]
+    total = max(index * stride + chunk.shape[-1] for index, chunk in enumerate(chunks))
     weight = triangle(first.shape[-1], like=first)
     summed = first.new_zeros(*first.shape[:-1], total)
     weights = first.new_zeros(total)
