@@ -6,6 +6,7 @@ import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -19,6 +20,9 @@ from encodec_rt.streaming.packed import Start
 from encodec_rt.streaming.session import Audio, Codes
 from models import snr_db
 from tolerances import bound
+
+if TYPE_CHECKING:
+    from transformers import EncodecModel as HfModel
 
 AUDIO_DB = -20 * math.log10(bound("stream audio", "float32"))
 
@@ -60,7 +64,7 @@ def stream(codec: Codec, audio: Tensor, sizes: Sequence[int], start: Start) -> S
     return Streamed(np.concatenate(codes), joined[None] if joined.ndim == 1 else joined)
 
 
-def offline_codes(model: EncodecModel, audio: Tensor) -> Codes:
+def offline_codes(model: EncodecModel | HfModel, audio: Tensor) -> Codes:
     """The offline model's codes [frames, Q] of [channels, n] at the highest bandwidth."""
     with torch.inference_mode():
         encoded = model.encode(audio[None], bandwidth=model.config.target_bandwidths[-1])

@@ -25,7 +25,7 @@ from encodec_rt.config import PAD_MODES, EncodecConfig
 from encodec_rt.errors import ConfigError, InputError, StateError
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.steps import run
-from models import random_model, snr_db, speech, tiny_config
+from models import hf_twin, random_model, snr_db, speech, tiny_config
 
 BACKENDS = ("torch", "cpu")
 """Those that are fast here; test_contract_triton.py holds the kernels to the same."""
@@ -104,9 +104,12 @@ def test_stream_equals_offline_for_any_length_and_chunking(
 _HOP_320: dict[str, Codec] = {}
 
 
-def test_full_size_stream_equals_offline() -> None:
+def test_full_size_stream_equals_transformers() -> None:
     codec = Codec(random_model(EncodecConfig()))
-    assert_stream_is_offline(codec, speech(1, 12_345), [480])
+    audio = speech(1, 12_345)
+    wanted = offline_codes(hf_twin(codec.model), audio)
+    assert np.array_equal(wanted, offline_codes(codec.model, audio))
+    assert_stream_is_offline(codec, audio, [480])
 
 
 def test_primed_stream_gives_a_frame_at_the_first_push() -> None:
