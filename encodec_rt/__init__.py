@@ -1,13 +1,18 @@
 """EnCodec as a live codec: the offline model, and exact frame-by-frame streaming of it."""
 
+from importlib import import_module
+from typing import TYPE_CHECKING
+
 from encodec_rt import errors
-from encodec_rt.config import EncodecConfig
-from encodec_rt.features import AutoProcessor, EncodecFeatureExtractor
-from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.engine import Engine
-from encodec_rt.streaming.session import StreamDecoder, StreamEncoder
 from encodec_rt.version import __version__
+
+if TYPE_CHECKING:
+    from encodec_rt.config import EncodecConfig
+    from encodec_rt.features import AutoProcessor, EncodecFeatureExtractor
+    from encodec_rt.model.encodec import EncodecModel
+    from encodec_rt.streaming.codec import Codec
+    from encodec_rt.streaming.engine import Engine
+    from encodec_rt.streaming.session import StreamDecoder, StreamEncoder
 
 __all__ = [
     "AutoProcessor",
@@ -21,3 +26,28 @@ __all__ = [
     "__version__",
     "errors",
 ]
+
+_HOMES = {
+    "AutoProcessor": "encodec_rt.features",
+    "Codec": "encodec_rt.streaming.codec",
+    "EncodecConfig": "encodec_rt.config",
+    "EncodecFeatureExtractor": "encodec_rt.features",
+    "EncodecModel": "encodec_rt.model.encodec",
+    "Engine": "encodec_rt.streaming.engine",
+    "StreamDecoder": "encodec_rt.streaming.session",
+    "StreamEncoder": "encodec_rt.streaming.session",
+}
+
+
+def __getattr__(name: str) -> object:
+    """A public name, imported when it is first asked for.
+
+    torch takes seconds to import; the command line's help and a reader of packets need none of it.
+    """
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

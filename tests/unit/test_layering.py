@@ -20,10 +20,11 @@ LAYERS = (
     {"streaming"},
     {"audio"},
     {"bitstream"},
-    {"quality"},
+    {"quality", "loopback"},
     {"live", "training"},
     {"link"},
     {"cli"},
+    {"__main__"},
 )
 STREAMING = (
     {"plan", "ops"},
@@ -96,8 +97,19 @@ def test_optional_module_is_imported_in_one_file_inside_a_function(module: str, 
 
 def test_importing_the_package_loads_nothing_it_may_not_need() -> None:
     heavy = ["sounddevice", "aiortc", "aiohttp", "matplotlib", "transformers", "typer", "av"]
-    heavy += ["encodec_rt_kernels", "soundfile", "samplerate", "huggingface_hub"]
+    heavy += ["encodec_rt_kernels", "soundfile", "samplerate", "huggingface_hub", "torch"]
     code = f"import encodec_rt, sys; print([name for name in {heavy} if name in sys.modules])"
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert printed.stdout.strip() == "[]"
+
+
+def test_help_and_packets_need_no_torch() -> None:
+    code = (
+        "import encodec_rt.cli, encodec_rt.bitstream.packet, sys; "
+        "print([name for name in ('torch', 'soundfile', 'matplotlib') if name in sys.modules])"
+    )
     printed = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
     )
