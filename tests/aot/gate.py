@@ -1,0 +1,277 @@
+"""Compile every kernel of the 24 kHz model for every architecture, on a machine without a GPU.
+
+    python tests/aot/gate.py --arch 80 90
+
+Runs one step of each direction with a driver that compiles and does not launch, so that what is
+checked is what the launchers ask for: every (kernel, tile) in both precisions, with the argument
+types and alignments of the engine. Prints a Markdown table and fails on a violation: a spill,
+shared memory over the card's limit, opcodes that the precision does not allow, a slow compile.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import multiprocessing
+import os
+import re
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
+"""Bytes of shared memory that one program may have (CUDA programming guide, table 27)."""
+
+COMPILE_LIMIT_S = 10.0
+SLOTS = 3
+
+_MATRIX_OPCODE = re.compile(r"\b(HMMA|HGMMA|UTC[A-Z]*MMA)\b")
+
+
+@dataclass(frozen=True, slots=True)
+class Compiled:
+    """What came out of one compilation."""
+
+    kernel: str
+    shape: str
+    dot: str
+    arch: int
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+    opcodes: str
+    seconds: float
+
+    def violations(self) -> list[str]:
+        """Every rule that this kernel breaks, in words."""
+        found = []
+        if self.spilled_bytes:
+            found.append(f"{self.spilled_bytes} bytes of registers spilled")
+        if self.shared_bytes > SHARED_LIMIT[self.arch]:
+            found.append(f"{self.shared_bytes} bytes shared, {SHARED_LIMIT[self.arch]} allowed")
+        matrix = _MATRIX_OPCODE.search(self.opcodes)
+        if self.dot == "ieee" and (matrix or "FFMA" not in self.opcodes):
+            found.append(f"float32 products as {self.opcodes}, not FFMA")
+        if self.dot == "tf32" and not matrix:
+            found.append(f"TF32 products as {self.opcodes}, not a tensor core's")
+        if self.seconds > COMPILE_LIMIT_S:
+            found.append(f"{self.seconds:.1f} CPU s to compile, {COMPILE_LIMIT_S:g} allowed")
+        return found
+
+    def row(self) -> str:
+        """One line of the table."""
+        return (
+            f"| {self.kernel} | {self.shape} | {self.dot} | {self.arch} | {self.registers} | "
+            f"{self.spilled_bytes} | {self.shared_bytes} | {self.opcodes} | {self.seconds:.1f} |"
+        )
+
+
+HEADER = (
+    "| kernel | shape | products | sm | registers | spilled | shared | opcodes | s |\n"
+    "|---|---|---|---|---|---|---|---|---|"
+)
+
+
+class CompilingDriver:
+    """A Triton driver for a device that is not there: enough of one to compile."""
+
+    def __init__(self, arch: int) -> None:
+        """Compile for compute capability ``arch``, 90 for 9.0."""
+        from triton.backends.compiler import GPUTarget
+
+        self.target = GPUTarget("cuda", arch, 32)
+
+    def get_current_target(self) -> object:
+        """What to compile for."""
+        return self.target
+
+    def get_current_device(self) -> int:
+        """A device number of its own, under which Triton keeps what was compiled."""
+        arch: int = self.target.arch
+        return arch
+
+    def get_current_stream(self, device: int | None = None) -> int:
+        """No stream is ever used."""
+        return 0
+
+
+def compile_all(
+    arch: int, share: int = 0, shares: int = 1, only: str | None = None
+) -> list[Compiled]:
+    """Compile the kernels of both directions and precisions for ``arch``.
+
+    With ``shares`` > 1 every ``shares``-th of the distinct kernels, from ``share`` on; with
+    ``only`` the kernel of that name.
+    """
+    import torch
+    from triton.runtime import driver
+    from triton.runtime.jit import JITFunction
+
+    from encodec_rt_kernels import configs
+
+    torch.set_num_threads(1)
+    driver.set_active(CompilingDriver(arch))
+    configs.architecture = lambda device: arch
+    launches: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
+
+    def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
+        if only is not None and _short(kernel) != only:
+            return
+        key = f"{kernel.__name__} {sorted(options.items())}"
+        launches.setdefault(key, (kernel, args, options))
+
+    run, JITFunction.run = JITFunction.run, record
+    try:
+        launch_all()
+    finally:
+        JITFunction.run = run
+    found = []
+    for kernel, args, options in list(launches.values())[share::shares]:
+        started = _cpu_seconds()
+        binary = run(kernel, *args, grid=(1,), warmup=True, **options)
+        seconds = _cpu_seconds() - started
+        found.append(_inspect(_short(kernel), options, arch, binary, seconds))
+    return found
+
+
+def launch_all() -> None:
+    """One step of each direction of the 24 kHz model, in both precisions, and a commit."""
+    import torch
+
+    import encodec_rt_kernels
+    from encodec_rt.config import EncodecConfig
+    from encodec_rt.model.encodec import EncodecModel
+    from encodec_rt.streaming.ops import TORCH
+    from encodec_rt.streaming.plan import plan
+    from encodec_rt.streaming.state import StreamState
+    from encodec_rt.streaming.steps import network, run
+
+    config, cpu = EncodecConfig(), torch.device("cpu")
+    model = EncodecModel(config).eval()
+    rows = {
+        field.name: getattr(encodec_rt_kernels, field.name)
+        for field in fields(TORCH)
+        if hasattr(encodec_rt_kernels, field.name)
+    }
+    for precision in ("exact", "fast"):
+        with_precision = {
+            name: functools.partial(rows[name], precision=precision)
+            for name in ("conv1d", "conv_transpose1d", "resblock", "lstm")
+        }
+        ops = replace(TORCH, **{**rows, **with_precision})
+        for part, prefix, frame in (
+            (model.encoder, "encoder", (SLOTS, config.hop_length, config.audio_channels)),
+            (model.decoder, "decoder", (SLOTS, 1, config.hidden_size)),
+        ):
+            specs = plan(part, prefix)
+            now, proposed = (StreamState.allocate(specs, SLOTS, cpu) for _ in range(2))
+            run(network(model, specs, ops, cpu), now, proposed, torch.zeros(frame))
+            ops.commit(now.arena, proposed.arena, torch.ones(SLOTS, dtype=torch.bool))
+        books = torch.zeros(config.num_quantizers, config.codebook_size, config.hidden_size)
+        packed = ops.pack_codebooks((books,))
+        codes = ops.rvq_encode(torch.zeros(SLOTS, 1, config.hidden_size), packed, codebooks=8)
+        ops.rvq_decode(codes, packed)
+
+
+def _short(kernel: Any) -> str:
+    """``conv1d`` of ``_conv1d_kernel``."""
+    name: str = kernel.__name__
+    return name.strip("_").removesuffix("_kernel")
+
+
+def _cpu_seconds() -> float:
+    """Of this process and its finished children, since wall time says more of the neighbours."""
+    kinds = (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)
+    return sum(usage.ru_utime + usage.ru_stime for usage in map(resource.getrusage, kinds))
+
+
+def _inspect(
+    name: str, options: dict[str, Any], arch: int, binary: Any, seconds: float
+) -> Compiled:
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(binary.asm["cubin"])
+        file.flush()
+        usage = _tool("cuobjdump", "--dump-resource-usage", file.name)
+        listing = _tool("nvdisasm", "-c", file.name)
+    counts = re.search(r"REG:(\d+) STACK:(\d+)", usage)
+    assert counts, f"cuobjdump did not say what {name} uses: {usage!r}"
+    sizes = [options[key] for key in _SHAPE if key in options]
+    opcodes = {opcode: listing.count(opcode) for opcode in ("FFMA", "HMMA", "HGMMA")}
+    opcodes |= {opcode: listing.count(opcode) for opcode in set(re.findall(r"UTC\w*MMA", listing))}
+    return Compiled(
+        kernel=name,
+        shape="x".join(map(str, sizes)) or "any",
+        dot=options.get("DOT", "none"),
+        arch=arch,
+        registers=int(counts[1]),
+        # Kernels have no arrays of their own, so whatever is on the stack was spilled.
+        spilled_bytes=int(counts[2]),
+        shared_bytes=binary.metadata.shared,
+        opcodes=" ".join(f"{name} {count}" for name, count in opcodes.items() if count),
+        seconds=seconds,
+    )
+
+
+_SHAPE = ("INPUTS", "CHANNELS", "UNITS", "WIDTH", "HIDDEN", "OUTPUTS", "SIZE", "TAPS", "STRIDE")
+
+
+def _tool(name: str, *args: str) -> str:
+    import triton
+
+    path = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / name
+    return subprocess.run([path, *args], capture_output=True, text=True, check=True).stdout
+
+
+def _compile_share(task: tuple[int, int, int, str | None]) -> list[Compiled]:
+    return compile_all(*task)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Print the table; the number of violations is the exit status."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arch", type=int, nargs="+", default=sorted(SHARED_LIMIT))
+    parser.add_argument("--jobs", type=int, default=2)
+    parser.add_argument("--only", help="one kernel, such as conv1d")
+    options = parser.parse_args(arguments)
+    unknown = set(options.arch) - set(SHARED_LIMIT)
+    if unknown:
+        parser.error(f"--arch {sorted(unknown)}; there are {sorted(SHARED_LIMIT)}")
+
+    # Interpreted functions cannot be compiled, and a cached one says nothing of compile time.
+    os.environ.pop("TRITON_INTERPRET", None)
+    cache = tempfile.mkdtemp(prefix="aot-")
+    os.environ["TRITON_CACHE_DIR"] = cache
+    import triton
+
+    shares = range(options.jobs)
+    tasks = [(arch, share, options.jobs, options.only) for arch in options.arch for share in shares]
+    started = time.perf_counter()
+    try:
+        with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
+            found = [one for share in pool.imap(_compile_share, tasks) for one in share]
+    finally:
+        shutil.rmtree(cache)
+    if not found:
+        parser.error(f"--only {options.only}: no kernel has that name")
+    found.sort(key=lambda one: (one.kernel, one.dot, one.shape, one.arch))
+    bad = [(one, broken) for one in found if (broken := one.violations())]
+    print(HEADER, *(one.row() for one in found), sep="\n")
+    print(
+        f"\ntriton {triton.__version__}: {len(found)} kernels for sm {options.arch} in "
+        f"{time.perf_counter() - started:.0f} s, {len(bad)} in violation"
+    )
+    for one, broken in bad:
+        where = f"{one.kernel} {one.shape} {one.dot} sm_{one.arch}"
+        print(f"{where}: {'; '.join(broken)}", file=sys.stderr)
+    return min(len(bad), 1)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,69 @@
+"""The gate of ahead-of-time compilation: what it refuses, and that it works without a GPU."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from aot.gate import Compiled
+
+ROOT = Path(__file__).parent.parent.parent
+GOOD = Compiled(
+    kernel="conv1d",
+    shape="32x64x4x2",
+    dot="ieee",
+    arch=90,
+    registers=96,
+    spilled_bytes=0,
+    shared_bytes=57_344,
+    opcodes="FFMA 1132",
+    seconds=0.8,
+)
+
+
+def test_a_kernel_within_all_limits_passes() -> None:
+    assert GOOD.violations() == []
+    assert replace(GOOD, dot="tf32", opcodes="FFMA 108 HGMMA 4").violations() == []
+    assert replace(GOOD, dot="tf32", arch=100, opcodes="UTCHMMA 4").violations() == []
+    assert replace(GOOD, dot="none", opcodes="").violations() == []
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"spilled_bytes": 16}, "16 bytes of registers spilled"),
+        ({"shared_bytes": 120_000, "arch": 86}, "120000 bytes shared, 101376 allowed"),
+        ({"opcodes": "FFMA 108 HMMA 32"}, "float32 products as FFMA 108 HMMA 32"),
+        ({"opcodes": ""}, "not FFMA"),
+        ({"dot": "tf32"}, "not a tensor core's"),
+        ({"seconds": 10.5}, "10.5 CPU s to compile"),
+    ],
+)
+def test_each_broken_limit_is_named(change: dict[str, object], words: str) -> None:
+    (broken,) = replace(GOOD, **change).violations()  # type: ignore[arg-type]
+    assert words in broken
+
+
+def run_gate(*arguments: str) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
+    environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'kernels'}"
+    command = [sys.executable, str(ROOT / "tests" / "aot" / "gate.py"), *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+
+def test_a_kernel_compiles_for_a_gpu_that_is_not_there() -> None:
+    done = run_gate("--arch", "90", "--only", "commit", "--jobs", "1")
+    assert done.returncode == 0, done.stderr
+    assert "| commit | any | none | 90 |" in done.stdout
+    assert "1 kernels for sm [90]" in done.stdout
+
+
+def test_an_architecture_without_a_limit_is_refused() -> None:
+    done = run_gate("--arch", "70")
+    assert done.returncode == 2
+    assert "there are [80, 86, 89, 90, 100, 120]" in done.stderr
