@@ -8,6 +8,7 @@ product and an overlap-add.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 
 import torch
@@ -19,6 +20,9 @@ from encodec_rt.streaming.ops import TORCH, Packed
 _WINDOW_FLOATS = 1 << 15
 """Windows of up to this many floats are copied out (they stay in the first caches); beyond that
 one product per tap, accumulated, reads less memory."""
+
+_NARROW = 16
+"""Fewer channels than this make a product per tap too thin; their windows are always copied."""
 
 _TALL = 8
 """Weights with this many times more inputs than outputs are stored output by output: a product
@@ -48,10 +52,15 @@ def _multiplies_first(outputs: int, stride: int) -> bool:
 
 
 def _pack_conv_transpose1d(weight: Tensor, bias: Tensor, *, stride: int, dilation: int) -> Packed:
-    """[C, C', K] -> [C, blocks * stride * C'], taps outermost and filled up with zeros."""
+    """[C, C', K] -> [C, blocks * stride * C'], taps outermost and filled up with zeros.
+
+    The bias goes with the first block alone: every output is in exactly one of them.
+    """
     missing = -weight.shape[2] % stride
-    taps = functional.pad(weight, (0, missing)).permute(0, 2, 1)
-    return _laid_out(taps.flatten(1)), bias.repeat(stride)
+    taps = functional.pad(weight, (0, missing)).permute(0, 2, 1).flatten(1)
+    return _laid_out(taps), functional.pad(
+        bias.repeat(stride), (0, taps.shape[1] - stride * len(bias))
+    )
 
 
 def _pack_resblock(weights: Packed) -> Packed:
@@ -79,9 +88,15 @@ def _gates_last(rows: Tensor) -> Tensor:
 
 
 def _pack_codebooks(weights: Packed) -> Packed:
-    """Vectors [Q, V, D], squared norms [Q, V], and -2 * vectors as [Q, D, V]."""
-    books, norms = TORCH.pack_codebooks(weights)
-    return books, norms, books.transpose(1, 2).mul(-2).contiguous()
+    """Per codebook: -2 * vectors over their squared norms [D + 1, V], and vectors | 0 [V, D + 1].
+
+    A latent followed by a 1 then gives the distances in one product, and stays so when a vector
+    is taken from it.
+    """
+    packed: list[Tensor] = []
+    for vectors, norms in zip(*TORCH.pack_codebooks(weights), strict=True):
+        packed += [torch.cat([-2 * vectors.t(), norms[None]]), functional.pad(vectors, (0, 1))]
+    return tuple(packed)
 
 
 def _with_context(x: Tensor, context: Tensor, context_next: Tensor, elu: bool) -> Tensor:
@@ -91,8 +106,8 @@ def _with_context(x: Tensor, context: Tensor, context_next: Tensor, elu: bool) -
         return (functional.elu(x) if elu else x).contiguous()
     full = torch.cat([context, x], dim=1)
     if elu:
-        functional.elu_(full[:, past:])
-    context_next.copy_(full[:, x.shape[1] :])
+        functional.elu_(full.narrow(1, past, x.shape[1]))
+    context_next.copy_(full.narrow(1, x.shape[1], past))
     return full
 
 
@@ -112,7 +127,8 @@ def _correlate(
         )
     steps = (length - (kernel - 1) * dilation - 1) // stride + 1
     reach = kernel * channels
-    if stride > 1 or channels < 16 or steps * reach <= _WINDOW_FLOATS:
+    small = kernel > 2 and steps * reach <= _WINDOW_FLOATS
+    if stride > 1 or channels < _NARROW or steps == 1 or small:
         windows = full.as_strided(
             (slots, steps, kernel, channels),
             (full.stride(0), stride * channels, dilation * channels, 1),
@@ -185,21 +201,16 @@ def _conv_transpose1d(
 ) -> Tensor:
     weight, bias = packed
     slots, steps, channels = x.shape
-    width = len(bias)
-    blocks = weight.shape[1] // width
-    products = functional.elu(x).reshape(slots * steps, channels) @ weight
-    products = products.view(slots, steps, blocks, width)
-    full = x.new_empty(slots, steps + blocks - 1, width)
-    torch.add(products[:, :, 0], bias, out=full[:, :steps])
-    full[:, steps:] = 0
-    for block in range(1, blocks):
-        full[:, block : block + steps] += products[:, :, block]
-    samples = full.view(slots, -1, tail.shape[2])
-    kept = kernel - stride
-    samples[:, :kept] += tail
-    ready = steps * stride
-    tail_next.copy_(samples[:, ready : ready + kept])
-    return samples[:, :ready]
+    outputs, kept, ready = tail.shape[2], kernel - stride, steps * stride
+    products = torch.addmm(bias, functional.elu(x).reshape(-1, channels), weight)
+    blocks = products.view(slots, steps, -1, stride * outputs).unbind(2)
+    full = x.new_zeros(slots, steps + len(blocks) - 1, stride * outputs)
+    for index, block in enumerate(blocks):
+        full.narrow(1, index, steps).add_(block)
+    samples = full.view(slots, -1, outputs)
+    samples.narrow(1, 0, kept).add_(tail)
+    tail_next.copy_(samples.narrow(1, ready, kept))
+    return samples.narrow(1, 0, ready)
 
 
 def _lstm(
@@ -211,56 +222,64 @@ def _lstm(
     packed: Packed,
 ) -> Tensor:
     y = x
-    for layer in range(hidden.shape[1]):
+    states = zip(
+        *(state.unbind(1) for state in (hidden, cell, hidden_next, cell_next)), strict=True
+    )
+    for layer, (h, c, h_next, c_next) in enumerate(states):
         weight, bias = packed[2 * layer : 2 * layer + 2]
-        h, c = hidden[:, layer], cell_next[:, layer]
-        c.copy_(cell[:, layer])
         if x.shape[1] == 1:
             gates = torch.addmm(bias, torch.cat([y[:, 0], h], dim=1), weight)
-            y = _lstm_cell(gates, c)[:, None]
+            _lstm_cell(gates, c, h_next, c_next)
+            y = h_next[:, None]
         else:
-            y = _lstm_block(y, h, c, weight, bias)
-        hidden_next[:, layer] = y[:, -1]
+            y = _lstm_block(y, h, c, h_next, c_next, weight, bias)
     return x + y
 
 
-def _lstm_block(x: Tensor, h: Tensor, c: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+def _lstm_block(
+    x: Tensor, h: Tensor, c: Tensor, h_next: Tensor, c_next: Tensor, weight: Tensor, bias: Tensor
+) -> Tensor:
     slots, steps, width = x.shape
     given = torch.addmm(bias, x.reshape(slots * steps, width), weight[:width])
     recurrent = weight[width:]
-    outputs = []
-    for step in given.view(slots, steps, -1).unbind(1):
-        h = _lstm_cell(torch.addmm(step, h, recurrent), c)
-        outputs.append(h)
-    return torch.stack(outputs, dim=1)
+    y = torch.empty_like(x)
+    for step, h_step in zip(given.view(slots, steps, -1).unbind(1), y.unbind(1), strict=True):
+        _lstm_cell(torch.addmm(step, h, recurrent), c, h_step, c_next)
+        h, c = h_step, c_next
+    h_next.copy_(h)
+    return y
 
 
-def _lstm_cell(gates: Tensor, c: Tensor) -> Tensor:
-    """Gates [S, 4 * D], which are overwritten, and the cell, which moves on -> hidden [S, D]."""
-    width = c.shape[1]
-    take, keep, show = gates[:, : 3 * width].sigmoid_().chunk(3, dim=1)
-    c.mul_(keep).addcmul_(take, gates[:, 3 * width :].tanh_())
-    return c.tanh().mul_(show)
+def _lstm_cell(gates: Tensor, c: Tensor, h_next: Tensor, c_next: Tensor) -> None:
+    """From the gates [S, 4 * D], which are overwritten; ``c_next`` may be ``c``."""
+    gates[:, : 3 * c.shape[1]].sigmoid_()
+    take, keep, show, new = gates.chunk(4, dim=1)
+    torch.mul(c, keep, out=c_next).addcmul_(take, new.tanh_())
+    torch.mul(show, c_next.tanh(), out=h_next)
 
 
 def _rvq_encode(latents: Tensor, packed: Packed, *, codebooks: int) -> Tensor:
-    books, norms, products = packed
-    residual = latents.reshape(-1, latents.shape[2])
+    residual = functional.pad(latents.reshape(-1, latents.shape[2]), (0, 1), value=1.0)
     codes = []
-    for stage in range(codebooks):
-        indices = torch.addmm(norms[stage], residual, products[stage]).argmin(-1)
+    for products, vectors in _stages(packed, codebooks):
+        indices = (residual @ products).argmin(-1)
+        residual = residual - torch.embedding(vectors, indices)
         codes.append(indices)
-        if stage + 1 < codebooks:
-            residual = residual - torch.embedding(books[stage], indices)
     return torch.stack(codes, dim=-1).view(*latents.shape[:2], codebooks)
 
 
 def _rvq_decode(codes: Tensor, packed: Packed) -> Tensor:
-    books = packed[0]
-    latents = torch.embedding(books[0], codes[..., 0])
-    for stage in range(1, codes.shape[-1]):
-        latents += torch.embedding(books[stage], codes[..., stage])
-    return latents
+    columns = codes.unbind(-1)
+    latents: Tensor | None = None
+    for indices, (_, vectors) in zip(columns, _stages(packed, len(columns)), strict=True):
+        chosen = torch.embedding(vectors, indices)
+        latents = chosen if latents is None else latents.add_(chosen)
+    assert latents is not None, "codes have at least one codebook"
+    return latents[..., :-1]
+
+
+def _stages(packed: Packed, codebooks: int) -> Iterator[tuple[Tensor, Tensor]]:
+    return zip(packed[: 2 * codebooks : 2], packed[1 : 2 * codebooks : 2], strict=True)
 
 
 def _commit(now: Tensor, proposed: Tensor, active: Tensor) -> None:
