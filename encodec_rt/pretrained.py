@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from importlib import resources
 from pathlib import Path
 from typing import Any
 
+from encodec_rt.atomic import replacing
 from encodec_rt.errors import ConfigError, WeightsError
 
 DEFAULT = "default"
@@ -97,17 +96,6 @@ def read_json(path: Path) -> dict[str, Any]:
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
     """Write a JSON object, with sorted keys; the file is never there in part."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with replacing(path, force=True) as temporary:
         text = json.dumps(values, indent=2, sort_keys=True)
         temporary.write_text(text + "\n", encoding="utf-8")
-
-
-@contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """A temporary name that becomes ``path`` when the block ends, and goes if the block fails."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
-    try:
-        yield temporary
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)

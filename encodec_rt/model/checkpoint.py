@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
+from encodec_rt.atomic import replacing
 from encodec_rt.config import PRESETS, EncodecConfig
 from encodec_rt.errors import WeightsError
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.pretrained import CONFIG_NAME, find_file, read_json, replacing
+from encodec_rt.pretrained import CONFIG_NAME, find_file, read_json
 
 SAFE_NAME = "model.safetensors"
 PICKLED_NAME = "pytorch_model.bin"
@@ -81,7 +82,7 @@ def save_pretrained(model: EncodecModel, folder: str | Path) -> None:
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-    with replacing(target / SAFE_NAME) as temporary:
+    with replacing(target / SAFE_NAME, force=True) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
     model.config.save_pretrained(target)
 
