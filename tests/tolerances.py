@@ -46,6 +46,20 @@ _BOUNDS = MappingProxyType(
         ),
         ("near tie", "share"): (1e-3, "Share of frames that may hold such a near-tie."),
         ("rvq_decode", "float32"): (1e-6, "A float32 sum of up to 32 vectors."),
+        ("playback fill", "ms"): (
+            30.0,
+            "Farthest that the queue may be from its target of 40 ms under 500 ppm of drift. The "
+            "loop's own answer to such a step is 7 ms, and blocks come and go by 13.3 ms each.",
+        ),
+        ("drift", "relative"): (
+            0.2,
+            "Error of the drift that the loop names after four minutes, less than its period of "
+            "five and a half.",
+        ),
+        ("concealment", "converged"): (
+            1e-4,
+            "Error 40 frames after five lost ones as a share of the output's level; 3e-6 measured.",
+        ),
     }
 )
 

@@ -43,7 +43,7 @@ SHRINK_LOUD_S = 3.0
 GROW_LOUD_FRAMES = 6
 """For how long growth waits for a quiet or missing frame before it interrupts speech."""
 
-Kind = Literal["idle", "frame", "copy", "lost", "hold"]
+Kind = Literal["idle", "frame", "copy", "lost", "silence", "hold"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +51,8 @@ class Slot:
     """One hop of playout.
 
     ``kind``: "idle" before anything is to be played; "frame"; "copy", a redundant one with few
-    codebooks; "lost"; "hold", a hop inserted before frame ``index`` so that the delay grows.
+    codebooks; "lost"; "silence", which was never sent; "hold", a hop inserted before frame
+    ``index`` so that the delay grows.
     ``waited_s`` is the time since the packet came, ``skipped`` the frames left out before it.
     """
 
@@ -184,6 +185,7 @@ class JitterBuffer:
         self._next: int = 0
         self._played = -BEHIND_FRAMES
         self._told: set[int] = set()
+        self._silent_from: int | None = None
         self._begun: bool = False
         self._late_run: list[tuple[float, float]] = []
         self._too_long_since_s: float | None = None
@@ -202,9 +204,11 @@ class JitterBuffer:
         return sum(index >= self._next for index in self._frames)
 
     def put(
-        self, packet: Packet, *, sequence: int, timestamp: int, ssrc: int, now_s: float
+        self, packet: Packet | None, *, sequence: int, timestamp: int, ssrc: int, now_s: float
     ) -> Receipt:
         """Take in a packet with the ``sequence``, ``timestamp`` and ``ssrc`` of its RTP header.
+
+        None says that from this time on nothing is sent, as nobody speaks, until frames follow.
 
         A packet from another source, or far from the time that plays, is refused; if the next one
         continues it, the buffer starts anew there. Raises nothing.
@@ -221,8 +225,12 @@ class JitterBuffer:
             index = 0
         self._probation = None
         self._last_timestamp, self._last_index = timestamp, index
-        late = self._store(packet, index, now_s)
-        self._measure(index, bool(late), now_s)
+        late: list[tuple[int, Codes]] = []
+        if packet is None:
+            self._silent_from = max(index, self._silent_from or index)
+        else:
+            late = self._store(packet, index, now_s)
+        self._measure(now_s - index * self._hop_s, bool(late), now_s)
         return Receipt(accepted=True, late=late, restarted=restarted)
 
     def get(self, now_s: float, *, quiet: bool = False) -> Slot:
@@ -241,7 +249,11 @@ class JitterBuffer:
         self._next += 1
         self._forget_old()
         if held is None:
-            return Slot("lost" if self._begun else "idle", index, skipped=skipped)
+            is_silent = self._silent_from is not None and self._silent_from <= index
+            missing: Kind = "silence" if is_silent else "lost"
+            return Slot(missing if self._begun else "idle", index, skipped=skipped)
+        if self._silent_from is not None and self._silent_from <= index:
+            self._silent_from = None
         self._begun = True
         self._played = index
         self._told.add(index)
@@ -267,7 +279,7 @@ class JitterBuffer:
         if packet.redundancy is not None:
             first = index - packet.redundancy.back
             for offset, codes in enumerate(packet.redundancy.codes):
-                self._keep(first + offset, _Held(codes[None], now_s, is_copy=True))
+                self._keep_copy(first + offset, codes[None], now_s)
         return late
 
     def _keep(self, number: int, held: _Held) -> None:
@@ -276,14 +288,22 @@ class JitterBuffer:
         if number > self._played and number >= self._next - BEHIND_FRAMES and fuller:
             self._frames[number] = held
 
+    def _keep_copy(self, number: int, codes: Codes, now_s: float) -> None:
+        oldest = self._next - BEHIND_FRAMES
+        if number >= oldest and number not in self._told and number not in self._frames:
+            # A frame that only its copy brings is as good as one that took so long.
+            self._transits.add(now_s - number * self._hop_s)
+            if number < self._next:
+                self._told.add(number)
+        self._keep(number, _Held(codes, now_s, is_copy=True))
+
     def _forget_old(self) -> None:
         oldest = self._next - BEHIND_FRAMES
         for number in [number for number in self._frames if number < oldest]:
             del self._frames[number]
         self._told = {number for number in self._told if number >= oldest}
 
-    def _measure(self, index: int, late: bool, now_s: float) -> None:
-        transit_s = now_s - index * self._hop_s
+    def _measure(self, transit_s: float, late: bool, now_s: float) -> None:
         self._transits.add(transit_s)
         self._late_run = [*self._late_run[-15:], (now_s, transit_s)] if late else []
         run = self._late_run

@@ -1,0 +1,81 @@
+"""Counters of a call under the names of W3C's webrtc-stats, so that dashboards know them.
+
+Times are seconds, as there. What the standard has no name for is in ``encodecRt``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+
+
+@dataclass
+class InboundStatistics:
+    """One stream received: RTCInboundRtpStreamStats, and how its frames were played."""
+
+    packetsReceived: int = 0
+    packetsLost: int = 0
+    packetsDiscarded: int = 0
+    """Refused by the parser or the jitter buffer, or too late to be played."""
+    bytesReceived: int = 0
+    fecPacketsReceived: int = 0
+    """Packets that carried redundancy."""
+    jitter: float = 0.0
+    totalSamplesReceived: int = 0
+    concealedSamples: int = 0
+    silentConcealedSamples: int = 0
+    concealmentEvents: int = 0
+    insertedSamplesForDeceleration: int = 0
+    removedSamplesForAcceleration: int = 0
+    jitterBufferDelay: float = 0.0
+    jitterBufferTargetDelay: float = 0.0
+    jitterBufferEmittedCount: int = 0
+    recoveredFrames: int = field(default=0, metadata={"own": True})
+    """Frames played from a redundant copy."""
+    repairedFrames: int = field(default=0, metadata={"own": True})
+    """Frames that came too late to be played but put the decoder's state right."""
+    silentFrames: int = field(default=0, metadata={"own": True})
+    """Frames that were never sent, as nobody spoke."""
+
+    def as_dict(self) -> dict[str, object]:
+        """As JSON: the standard's names at the top, ours under "encodecRt"."""
+        values = asdict(self)
+        own = {name: values.pop(name) for name in list(values) if name in _OWN}
+        return {"type": "inbound-rtp", "kind": "audio", **values, "encodecRt": own}
+
+
+_OWN = {
+    entry.name
+    for entry in InboundStatistics.__dataclass_fields__.values()
+    if entry.metadata.get("own")
+}
+
+
+class ArrivalCounter:
+    """Packets lost and interarrival jitter of one source (RFC 3550, appendices A.3 and A.8)."""
+
+    def __init__(self, rate_hz: int) -> None:
+        self._rate_hz = rate_hz
+        self._ssrc: int | None = None
+        self._first = self._highest = self._received = self._lost_before = 0
+        self._transit: float | None = None
+        self.jitter_s = 0.0
+
+    @property
+    def lost(self) -> int:
+        """Packets expected but not received; duplicates count against it, as in RTCP."""
+        expected = self._highest - self._first + 1 if self._ssrc is not None else 0
+        return self._lost_before + expected - self._received
+
+    def add(self, sequence: int, timestamp: int, ssrc: int, now_s: float) -> None:
+        """Count one more packet."""
+        if ssrc != self._ssrc:
+            self._lost_before = self.lost
+            self._ssrc, self._first, self._highest, self._received = ssrc, sequence, sequence, 0
+            self._transit = None
+        moved = (sequence - self._highest + (1 << 15) & 0xFFFF) - (1 << 15)
+        self._highest = max(self._highest, self._highest + moved)
+        self._received += 1
+        transit = now_s - timestamp / self._rate_hz
+        if self._transit is not None and abs(transit - self._transit) < 10:
+            self.jitter_s += (abs(transit - self._transit) - self.jitter_s) / 16
+        self._transit = transit
