@@ -11,6 +11,7 @@ import hashlib
 import pickle
 import re
 import struct
+import warnings
 from dataclasses import replace
 from pathlib import Path
 
@@ -121,7 +122,10 @@ def _read_safe(path: Path) -> Tensors:
 
 def _read_pickled(path: Path) -> Tensors:
     try:
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        with warnings.catch_warnings():
+            # An unusual protocol is no news to the user: the file can be read, or is refused below.
+            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            tensors = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise WeightsError(f"{path} is not a readable PyTorch checkpoint: {reason}") from None
