@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -55,6 +56,8 @@ def train(
         _budget(steps, minutes),
         device=torch.device(device),
     )
+    # A polite end of the process is like Ctrl-C: the checkpoint is written first.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     session.train(say)
     plot_curves(run / "curves.csv", run / "curves.png")
     if export is not None:

@@ -6,8 +6,8 @@ import csv
 from collections import defaultdict
 from pathlib import Path
 
+from encodec_rt.atomic import replacing
 from encodec_rt.errors import InputError
-from encodec_rt.pretrained import replacing
 
 _PANELS = (
     ("si_sdr_db", "held_out_si_sdr_db"),
@@ -62,5 +62,5 @@ def plot_curves(source: Path, picture: Path) -> None:
         axis.grid(alpha=0.3)
     for axis in list(axes):
         axis.set_visible(False)
-    with replacing(picture) as partial:
+    with replacing(picture, force=True) as partial:
         figure.savefig(partial, format="png", dpi=110)

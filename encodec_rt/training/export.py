@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
+from encodec_rt.atomic import replacing
 from encodec_rt.model.checkpoint import SAFE_NAME
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.pretrained import replacing
 
 TRAINING_ONLY = ("inited", "cluster_size", "embed_avg")
 
@@ -37,6 +37,6 @@ def export_weights(model: EncodecModel, folder: Path) -> None:
 
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.to(torch.float16) for name, value in folded_tensors(model).items()}
-    with replacing(folder / SAFE_NAME) as partial:
+    with replacing(folder / SAFE_NAME, force=True) as partial:
         save_file(tensors, partial, metadata={"format": "pt"})
     model.config.save_pretrained(folder)

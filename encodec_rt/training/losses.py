@@ -104,16 +104,21 @@ def relative_terms(
     *,
     sampling_rate: int,
     windows: Sequence[int],
+    emphasis: float = 0.0,
     log_floor: float = 1e-2,
     mel_bins: int = 80,
 ) -> dict[str, Tensor]:
-    """Losses that are one for silence and zero for the target, whatever its level.
+    """Losses that do not depend on the target's level, or hardly.
 
-    ``relative_l1`` of the waveform; the means over the windows of ``relative_magnitude`` and
-    ``relative_complex`` (L1 over the target's L1), of ``log_magnitude`` (L1 of logarithms above
-    ``log_floor``) and of ``log_mel`` (the same of mel bands).
+    ``relative_l1`` of the waveform; and, after a pre-emphasis by ``emphasis``, the means over the
+    windows of ``relative_magnitude`` and ``relative_complex`` (L1 over the target's L1: one for
+    silence), of ``log_magnitude`` (L1 of logarithms above ``log_floor``) and of ``log_mel`` (the
+    same of mel bands).
     """
     terms = {"relative_l1": (estimate - target).abs().mean() / (target.abs().mean() + _TINY)}
+    # The gain brings speech back to about its level before the pre-emphasis.
+    gain = 1 + emphasis * 5 / 3
+    estimate, target = (gain * pre_emphasis(audio, emphasis) for audio in (estimate, target))
     names = RELATIVE_TERMS[1:]
     sums = [estimate.new_zeros(()) for _ in names]
     for size in windows:

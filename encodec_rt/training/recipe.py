@@ -198,7 +198,7 @@ _DEFAULT = TrainingConfig(
     model=_small_model(16, 128),
     stages=(
         Stage("warm-up", 0.12, 4, 1e-3, PHASE_WEIGHTS, quantised=False, pre_emphasis=0.0),
-        Stage("codec", 0.6, 4, 1e-3, RELATIVE_WEIGHTS),
+        Stage("codec", 0.5, 4, 1e-3, RELATIVE_WEIGHTS),
         Stage("codec, larger batches", 1.0, 8, 1e-3, RELATIVE_WEIGHTS),
     ),
     bandwidth_shares=_SHARES,

@@ -14,8 +14,9 @@ import soundfile
 import torch
 from torch import Tensor
 
+from encodec_rt.atomic import replacing
 from encodec_rt.errors import ConfigError, WeightsError
-from encodec_rt.pretrained import replacing, write_json
+from encodec_rt.pretrained import write_json
 from encodec_rt.training.data import load_index
 from encodec_rt.training.recipe import TrainingConfig
 from encodec_rt.training.sampler import Sampler
@@ -127,9 +128,12 @@ class Run:
             "progress": self.progress,
             "minutes": self.minutes,
         }
-        with replacing(self.folder / CHECKPOINT) as partial:
+        with replacing(self.folder / CHECKPOINT, force=True) as partial:
             torch.save(state, partial)
-        with replacing(self.folder / CURVES) as partial, partial.open("w", newline="") as file:
+        with (
+            replacing(self.folder / CURVES, force=True) as partial,
+            partial.open("w", newline="") as file,
+        ):
             writer = csv.writer(file)
             writer.writerow(_COLUMNS)
             writer.writerows(self.rows)

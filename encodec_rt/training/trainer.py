@@ -166,13 +166,12 @@ class Trainer:
         wanted = {name for name, weight in stage.weights.items() if weight > 0}
         terms: dict[str, Tensor] = {}
         if wanted & set(losses.RELATIVE_TERMS):
-            # The factor brings speech back to about its level before the pre-emphasis.
-            gain = 1 + stage.pre_emphasis * 5 / 3
             terms |= losses.relative_terms(
-                losses.pre_emphasis(estimate, stage.pre_emphasis) * gain,
-                losses.pre_emphasis(target, stage.pre_emphasis) * gain,
+                estimate,
+                target,
                 sampling_rate=rate,
                 windows=config.windows,
+                emphasis=stage.pre_emphasis,
                 log_floor=config.log_floor,
             )
         if "time_l1" in wanted:
