@@ -103,7 +103,7 @@ def _with_context(x: Tensor, context: Tensor, context_next: Tensor, elu: bool) -
     """[S, P + T, C], the context and x, after its ELU; the last P are written to context_next."""
     past = context.shape[1]
     if not past:
-        return (functional.elu(x) if elu else x).contiguous()
+        return functional.elu(x).contiguous() if elu else x.clone(memory_format=torch.contiguous_format)
     full = torch.cat([context, x], dim=1)
     if elu:
         functional.elu_(full.narrow(1, past, x.shape[1]))

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
-from encodec_rt.errors import InputError, StateError
+from encodec_rt.errors import ConfigError, InputError, StateError
 from encodec_rt.streaming.lane import Lane
 from encodec_rt.streaming.packed import PackedModel
 
@@ -36,8 +36,11 @@ class _Stream:
 
     _SAVED: tuple[str, ...] = ()
 
-    def __init__(self, model: PackedModel, lane: Lane, codebooks: int) -> None:
+    def __init__(self, model: PackedModel, lane: Lane, codebooks: int, block_frames: int) -> None:
+        if block_frames < 1:
+            raise ConfigError(f"block_frames={block_frames}; a block has at least one frame")
         self._model = model
+        self._block_frames = block_frames
         self.lane = lane
         self._active = torch.ones(1, dtype=torch.bool, device=model.device)
         self.codebooks = codebooks
@@ -69,9 +72,11 @@ class StreamEncoder(_Stream):
 
     _SAVED = ("_waiting", "_begun", "samples_in", "frames_out")
 
-    def __init__(self, model: PackedModel, lane: Lane, codebooks: int, *, begun: bool) -> None:
+    def __init__(
+        self, model: PackedModel, lane: Lane, codebooks: int, *, begun: bool, block_frames: int
+    ) -> None:
         """Use Codec.stream_encoder. ``begun`` says that the left edge already lies behind."""
-        super().__init__(model, lane, codebooks)
+        super().__init__(model, lane, codebooks, block_frames)
         self._waiting = torch.zeros(0, model.config.audio_channels)
         self._begun = begun
         self.samples_in = 0
@@ -88,16 +93,16 @@ class StreamEncoder(_Stream):
         audio = as_audio(pcm, self._model.config.audio_channels)
         waiting = torch.cat([self._waiting, audio])
         hop = self._model.config.hop_length
-        first = self._model.encoder_start_frames * hop
+        first, step = self._model.encoder_start_frames * hop, self._block_frames * hop
         codes: list[Tensor] = []
         used = 0
         if not self._begun and len(waiting) >= first:
             codes.append(self._quantize(self.lane.begin(0, self._on_device(waiting[:first]))))
             self._begun, used = True, first
-        while self._begun and len(waiting) - used >= hop:
-            frame = self._on_device(waiting[used : used + hop])
-            codes.append(self._quantize(self.lane.step(frame, self._active)))
-            used += hop
+        while self._begun and len(waiting) - used >= step:
+            block = self._on_device(waiting[used : used + step])
+            codes.append(self._quantize(self.lane.step(block, self._active)))
+            used += step
         self._waiting = waiting[used:].clone()
         self.samples_in += len(audio)
         return self._collect(codes)
@@ -135,10 +140,17 @@ class StreamDecoder(_Stream):
     _SAVED = ("_waiting", "_begun", "_drop", "_last_latent", "_lost", "frames_in", "samples_out")
 
     def __init__(
-        self, model: PackedModel, lane: Lane, codebooks: int, *, begun: bool, drop: int
+        self,
+        model: PackedModel,
+        lane: Lane,
+        codebooks: int,
+        *,
+        begun: bool,
+        drop: int,
+        block_frames: int,
     ) -> None:
         """Use Codec.stream_decoder. ``drop`` samples lie before the stream's first."""
-        super().__init__(model, lane, codebooks)
+        super().__init__(model, lane, codebooks, block_frames)
         self._waiting = torch.zeros(0, model.config.hidden_size, device=model.device)
         self._begun = begun
         self._drop = drop
@@ -151,9 +163,9 @@ class StreamDecoder(_Stream):
     def push(self, codes: ArrayLike | Tensor | None) -> Audio:
         """Codes [frames, Q], or None for one lost frame -> audio float32 [n] or [channels, n].
 
-        n is frames * hop_length, but at the start of an "exact" stream, which may first hold
-        frames back. Q may be less than the stream's codebooks, from push to push. A lost frame is
-        concealed by the last latent, fading. Raises InputError and StateError.
+        n is frames * hop_length, but in a stream of blocks, and at the start of an "exact" one,
+        which hold frames back. Q may be less than the stream's codebooks, from push to push. A
+        lost frame is concealed by the last latent, fading. Raises InputError and StateError.
         """
         self._check_open()
         latents = self._conceal() if codes is None else self._dequantize(codes)
@@ -213,9 +225,10 @@ class StreamDecoder(_Stream):
         if not self._begun and len(waiting) >= first:
             audio.append(self.lane.begin(0, waiting[None, :first])[0])
             self._begun, used = True, first
-        while self._begun and used < len(waiting):
-            audio.append(self.lane.step(waiting[None, used : used + 1], self._active)[0])
-            used += 1
+        while self._begun and len(waiting) - used >= self._block_frames:
+            block = waiting[None, used : used + self._block_frames]
+            audio.append(self.lane.step(block, self._active)[0])
+            used += self._block_frames
         self._waiting = waiting[used:].clone()
         return (
             torch.cat(audio) if audio else latents.new_zeros(0, self._model.config.audio_channels)
