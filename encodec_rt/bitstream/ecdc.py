@@ -42,15 +42,19 @@ class EcdcHeader:
     codebooks: int
     language_model: bool = False
 
-    def to_bytes(self) -> bytes:
-        """The header as the original package writes it."""
+    def to_bytes(self, *, text_size: int = 0) -> bytes:
+        """The header as the original package writes it.
+
+        Spaces make its JSON ``text_size`` bytes long, so that a header whose numbers grow can be
+        written over.
+        """
         fields = {
             "m": self.model,
             "al": self.samples,
             "nc": self.codebooks,
             "lm": self.language_model,
         }
-        text = json.dumps(fields).encode()
+        text = json.dumps(fields).encode().ljust(text_size)
         return _PREFIX.pack(MAGIC, VERSION, len(text)) + text
 
 

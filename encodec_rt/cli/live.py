@@ -1,0 +1,198 @@
+"""encodec-rt live and encodec-rt devices: the codec between microphone and speaker."""
+
+from __future__ import annotations
+
+import math
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from encodec_rt.cli.console import (
+    BackendOption,
+    BandwidthOption,
+    DeviceOption,
+    ForceOption,
+    ModelOption,
+    load_codec,
+    say,
+)
+from encodec_rt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from encodec_rt.live.devices import Choice
+    from encodec_rt.live.duplex import Duplex
+    from encodec_rt.live.measure import Delay, Probe
+    from encodec_rt.live.meter import Status
+
+_SHOW_EVERY_S = 0.2
+_DEVICE_HELP = "by its index or a part of its name; see 'encodec-rt devices'."
+
+
+def devices() -> None:
+    """List the sound devices that 'live' can use."""
+    from encodec_rt.live.devices import list_devices
+
+    found = list_devices()
+    for device in found:
+        default = "".join(f", default {way}" for way in device.default_for)
+        typer.echo(
+            f"{device.index:3d}  {device.name}  ({device.host}; {device.input_channels} in, "
+            f"{device.output_channels} out, {device.rate_hz} Hz{default})"
+        )
+    if not found:
+        say("no sound device was found; plug one in, or check that the sound service runs")
+
+
+def live(
+    bandwidth: BandwidthOption = 6.0,
+    source: Annotated[
+        str | None, typer.Option("--input", help=f"Microphone, {_DEVICE_HELP}", metavar="DEVICE")
+    ] = None,
+    sink: Annotated[
+        str | None, typer.Option("--output", help=f"Speaker, {_DEVICE_HELP}", metavar="DEVICE")
+    ] = None,
+    record: Annotated[
+        Path | None,
+        typer.Option(help="Record what the decoder gives.", metavar="OUT.wav"),
+    ] = None,
+    save: Annotated[Path | None, typer.Option(help="Record the codes.", metavar="OUT.ecdc")] = None,
+    playback: Annotated[
+        bool, typer.Option("--playback/--no-playback", help="Whether to use the speaker.")
+    ] = True,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Measure mouth-to-ear latency with chirps, and end.")
+    ] = False,
+    duration: Annotated[
+        float | None, typer.Option(help="End after so many seconds.", metavar="SECONDS", min=0.0)
+    ] = None,
+    buffer_ms: Annotated[
+        float, typer.Option(help="Audio to keep queued for the speaker.", min=5.0, max=1000.0)
+    ] = 40.0,
+    model: ModelOption = "default",
+    device: DeviceOption = "cpu",
+    backend: BackendOption = "auto",
+    force: ForceOption = False,
+) -> None:
+    """Hear the microphone through the codec, until Ctrl-C."""
+    import torch
+    from rich.console import Console
+
+    from encodec_rt.atomic import check_target
+    from encodec_rt.live.devices import PortAudio
+    from encodec_rt.live.duplex import Duplex
+    from encodec_rt.live.loop import CodecLoop
+    from encodec_rt.live.measure import Probe
+    from encodec_rt.live.meter import plain_line
+    from encodec_rt.live.recording import EcdcRecording, WavRecording
+
+    if measure and (record or save or not playback):
+        raise ConfigError("--measure plays chirps; it goes with no recording and needs playback")
+    for path in (record, save):
+        if path is not None:
+            check_target(path, force=force)
+    # One frame is too little work to share, and the other cores are needed for the callbacks.
+    torch.set_num_threads(1)
+    codec = load_codec(model, device, backend)
+    rate_hz = codec.config.sampling_rate
+    loop = CodecLoop(codec, bandwidth, decode=playback or record is not None)
+    probe = Probe(rate_hz) if measure else None
+    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    duplex = Duplex(
+        loop,
+        PortAudio(rate_hz, source=_choice(source), sink=_choice(sink)),
+        playback=playback,
+        keep_all=record is not None or save is not None,
+        buffer_ms=buffer_ms,
+        tell=console.print,
+        choose=probe.choose if probe is not None else None,
+    )
+    duplex.open()
+    try:
+        loop.record(
+            wav=WavRecording(record, rate_hz, force=force) if record is not None else None,
+            ecdc=EcdcRecording(save, codec.config, codec.name, loop.codebooks, force=force)
+            if save is not None
+            else None,
+        )
+        _run(duplex, duration, probe, console)
+    finally:
+        duplex.close()
+    status = duplex.status()
+    say(plain_line(status))
+    for path in (record, save):
+        if path is not None:
+            say(f"wrote {path}: {loop.samples_in / rate_hz:.2f} s")
+    if probe is not None:
+        _report(probe, status)
+
+
+def _run(duplex: Duplex, duration_s: float | None, probe: Probe | None, console: Console) -> None:
+    """Let ``duplex`` work in a thread of its own, and show it, until there is reason to end."""
+    from encodec_rt.live.meter import Display
+
+    stop = threading.Event()
+    end_s = time.monotonic() + (math.inf if duration_s is None else duration_s)
+    with ThreadPoolExecutor(1) as worker, _interruptible(), Display(console) as shown:
+        session = worker.submit(duplex.run, stop.is_set)
+        try:
+            while not session.done() and time.monotonic() < end_s:
+                if probe is not None and probe.done:
+                    break
+                shown.show(duplex.status())
+                wait([session], timeout=_SHOW_EVERY_S)
+        except KeyboardInterrupt:
+            # This is how a session ends; what it recorded is finished below.
+            pass
+        finally:
+            stop.set()
+        session.result()
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Treat a request to terminate, or a closed terminal, like Ctrl-C."""
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.getsignal(getattr(signal, name)) for name in names}
+    for name in names:
+        signal.signal(getattr(signal, name), signal.default_int_handler)
+    try:
+        yield
+    finally:
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)
+
+
+def _report(probe: Probe, status: Status) -> None:
+    """The result of a measurement, on standard output. Raises AudioDeviceError if it failed."""
+    from rich.console import Console
+
+    from encodec_rt.live.meter import budget_table
+
+    arrived, decoded = probe.require(), probe.after_codec()
+    typer.echo(f"mouth to ear, by what the microphone heard: {_in_words(arrived)}")
+    if decoded is None:
+        typer.echo("the codec's output is too unlike the chirps to be found by correlation")
+    else:
+        typer.echo(f"mouth to ear, by what the decoder gave:     {_in_words(decoded)}")
+    typer.echo("the air between speaker and microphone is in it, 3 ms per metre")
+    Console().print(budget_table(status.budget))
+
+
+def _in_words(delay: Delay) -> str:
+    return (
+        f"{delay.median_ms:.1f} ms ({delay.lowest_ms:.1f} to {delay.highest_ms:.1f}, "
+        f"{delay.agreeing} of {delay.chirps} chirps)"
+    )
+
+
+def _choice(text: str | None) -> Choice:
+    return int(text) if text is not None and text.isdecimal() else text

@@ -1,0 +1,126 @@
+"""Mouth-to-ear latency by correlation: chirps leave the speaker and come back by the microphone.
+
+The session plays chirps in place of what it decodes. What it plays and what it decodes are written
+in step, sample for sample, so the lag between the two is the time from the playback queue through
+speaker, air, microphone, encoder and decoder back to that queue: mouth to ear, and once the air.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encodec_rt.errors import AudioDeviceError
+
+Audio = NDArray[np.float32]
+
+CHIRPS = 10
+CHIRP_S = 0.04
+SETTLING_S = 2.0
+SPACING_S = (0.35, 0.65)
+LONGEST_S = 2.0
+"""The largest delay that is looked for."""
+_REACH_S = 0.06
+_AGREEMENT_S = 0.005
+_NEEDED = 0.6
+
+
+@dataclass(frozen=True)
+class Delay:
+    """What was found: the median, the extremes, and how many chirps of how many agree with it."""
+
+    median_ms: float
+    lowest_ms: float
+    highest_ms: float
+    agreeing: int
+    chirps: int
+
+
+class Probe:
+    """Plays its chirps and keeps what comes back, by ``choose`` of a Duplex."""
+
+    def __init__(self, rate_hz: int) -> None:
+        """The chirps begin after ``SETTLING_S`` and lie irregularly, so that no lag looks alike."""
+        self.rate_hz = rate_hz
+        spacing = np.random.default_rng(0).uniform(*SPACING_S, CHIRPS)
+        self.starts = (np.cumsum(spacing) + SETTLING_S) * rate_hz
+        length = int(self.starts[-1] + LONGEST_S * rate_hz)
+        self._sound = np.zeros(length, np.float32)
+        self._chirp = _chirp(rate_hz)
+        for start in self.starts.astype(int):
+            self._sound[start : start + len(self._chirp)] = self._chirp
+        self._captured: list[Audio] = []
+        self._heard: list[Audio] = []
+        self._position = 0
+
+    @property
+    def done(self) -> bool:
+        """Whether all was played, and the last chirp has had time to come back."""
+        return self._position >= len(self._sound)
+
+    def choose(self, captured: Audio, heard: Audio) -> Audio:
+        """The next ``len(heard)`` samples to play; both arguments are kept."""
+        self._captured.append(captured)
+        self._heard.append(heard)
+        start, self._position = self._position, self._position + len(heard)
+        played = self._sound[start : self._position]
+        return np.pad(played, (0, len(heard) - len(played)))
+
+    def before_codec(self) -> Delay | None:
+        """The delay by what the microphone gave, or None if the chirps are not in it."""
+        return self._delay(self._captured)
+
+    def after_codec(self) -> Delay | None:
+        """The delay by what the decoder gave, or None if the chirps are not in it."""
+        return self._delay(self._heard)
+
+    def require(self) -> Delay:
+        """``before_codec``, or AudioDeviceError if nothing came back."""
+        delay = self.before_codec()
+        if delay is None:
+            raise AudioDeviceError(
+                "the microphone did not hear the chirps; turn up the speaker and put the "
+                "microphone near it, or join output and input with a cable"
+            )
+        return delay
+
+    def _delay(self, pieces: list[Audio]) -> Delay | None:
+        received = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+        received = np.pad(received[: len(self._sound)], (0, len(self._sound)))
+        likeness = np.abs(_correlation(received, self._chirp))
+        starts = self.starts.astype(int)
+        lags = np.arange(int(LONGEST_S * self.rate_hz))
+        common = int(np.argmax(sum(likeness[start + lags] for start in starts)))
+        reach = int(_REACH_S * self.rate_hz)
+        around = np.arange(max(0, common - reach), common + reach)
+        found = np.array([around[np.argmax(likeness[start + around])] for start in starts])
+        middle = np.median(found)
+        near = found[np.abs(found - middle) <= _AGREEMENT_S * self.rate_hz]
+        if len(near) < _NEEDED * len(found) or not likeness.any():
+            return None
+        scale = 1000 / self.rate_hz
+        return Delay(
+            float(np.median(near)) * scale,
+            float(near.min()) * scale,
+            float(near.max()) * scale,
+            len(near),
+            len(found),
+        )
+
+
+def _chirp(rate_hz: int) -> Audio:
+    """A sweep over the range that both small speakers and the codec carry well."""
+    time = np.arange(int(CHIRP_S * rate_hz)) / rate_hz
+    low, high = min(500.0, rate_hz / 16), min(3500.0, rate_hz / 4)
+    phase = 2 * np.pi * (low * time + (high - low) * time**2 / (2 * CHIRP_S))
+    sweep: Audio = (0.5 * np.hanning(len(time)) * np.sin(phase)).astype(np.float32)
+    return sweep
+
+
+def _correlation(received: Audio, wanted: Audio) -> NDArray[np.float64]:
+    """At each position of ``received`` the inner product with ``wanted`` begun there."""
+    size = 1 << (len(received) + len(wanted) - 1).bit_length()
+    spectrum = np.fft.rfft(received, size) * np.conj(np.fft.rfft(wanted, size))
+    return np.fft.irfft(spectrum, size)[: len(received)]

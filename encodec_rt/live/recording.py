@@ -1,0 +1,119 @@
+"""Recordings: files that are valid while they grow, so that nothing recorded is lost.
+
+A recording is written as NAME.PID.part.SUFFIX and gets its own name when it ends, however it ends.
+A program that was killed leaves the part behind, which is a whole file up to the last frame.
+"""
+
+from __future__ import annotations
+
+import os
+import wave
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encodec_rt.atomic import check_target
+from encodec_rt.bitstream.ecdc import MAX_SAMPLES, EcdcHeader
+from encodec_rt.bitstream.packet import Codes, group_size, pack_codes
+from encodec_rt.config import EncodecConfig
+from encodec_rt.errors import InputError
+
+MOST_WAV_BYTES = 2**32 - 4096
+
+
+class _GrowingFile:
+    """An unbuffered file under a temporary name beside its own."""
+
+    def __init__(self, path: str | Path, suffix: str, *, force: bool) -> None:
+        """Raises InputError for another suffix, or as ``check_target`` does."""
+        if Path(path).suffix.lower() != suffix:
+            raise InputError(f"{path}: such a recording is named {suffix}")
+        self.target = check_target(path, force=force)
+        self.part = self.target.with_name(f"{self.target.stem}.{os.getpid()}.part{suffix}")
+        self.raw = self.part.open("xb", buffering=0)
+
+    def finish(self) -> None:
+        self.raw.close()
+        os.replace(self.part, self.target)
+
+
+class WavRecording:
+    """Audio, mono with 16 bits, in a WAV file."""
+
+    def __init__(self, path: str | Path, rate_hz: int, *, force: bool = False) -> None:
+        """Begin the recording ``path``. Raises InputError if it cannot be made."""
+        self._file = _GrowingFile(path, ".wav", force=force)
+        self._wave = wave.Wave_write(self._file.raw)
+        self._wave.setparams((1, 2, rate_hz, 0, "NONE", ""))
+        self.samples = 0
+
+    @property
+    def path(self) -> Path:
+        """Where the recording will be when it has ended."""
+        return self._file.target
+
+    def write(self, audio: NDArray[np.float32]) -> None:
+        """Append ``audio`` float32 [n]; raises InputError when a WAV file can hold no more."""
+        if 2 * (self.samples + len(audio)) > MOST_WAV_BYTES:
+            raise InputError(f"{self.path}: a WAV file ends at 4 GiB; --save has no such end")
+        scaled = np.clip(np.rint(audio * 32768.0), -32768, 32767)
+        # This call also brings the lengths in the header up to date.
+        self._wave.writeframes(scaled.astype("<i2").tobytes())
+        self.samples += len(audio)
+
+    def finish(self) -> None:
+        """End the recording and give it its name."""
+        self._wave.close()
+        self._file.finish()
+
+
+class EcdcRecording:
+    """Codes in an ``.ecdc`` file, whose header is brought up to date with every frame."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        config: EncodecConfig,
+        model: str,
+        codebooks: int,
+        *,
+        force: bool = False,
+    ) -> None:
+        """Begin the recording ``path``. Raises InputError if it cannot be made."""
+        self._config = config
+        self._model = model
+        self._codebooks = codebooks
+        self._rest: Codes = np.empty(0, np.uint16)
+        self._text_size = len(EcdcHeader(model, MAX_SAMPLES, codebooks).to_bytes())
+        self._file = _GrowingFile(path, ".ecdc", force=force)
+        self.frames = 0
+        self._write_header(0)
+
+    @property
+    def path(self) -> Path:
+        """Where the recording will be when it has ended."""
+        return self._file.target
+
+    def write(self, codes: Codes) -> None:
+        """Append ``codes`` uint16 [frames, codebooks]."""
+        bits = self._config.codebook_nbits
+        flat = np.concatenate([self._rest, codes.reshape(-1)])
+        whole = len(flat) - len(flat) % group_size(bits)
+        self._rest = flat[whole:]
+        self._file.raw.write(pack_codes(flat[:whole], bits))
+        self.frames += len(codes)
+        unwritten = -(-len(self._rest) // self._codebooks)
+        self._write_header((self.frames - unwritten) * self._config.hop_length)
+
+    def finish(self, samples: int | None = None) -> None:
+        """End the recording of ``samples``, or of all its frames, and give it its name."""
+        self._file.raw.write(pack_codes(self._rest, self._config.codebook_nbits))
+        self._write_header(self.frames * self._config.hop_length if samples is None else samples)
+        self._file.finish()
+
+    def _write_header(self, samples: int) -> None:
+        header = EcdcHeader(self._model, samples, self._codebooks)
+        self._file.raw.seek(0)
+        self._file.raw.write(header.to_bytes(text_size=self._text_size))
+        self._file.raw.seek(0, os.SEEK_END)

@@ -1,0 +1,123 @@
+import wave
+
+import numpy as np
+import pytest
+
+from encodec_rt.bitstream.ecdc import EcdcReader, read_header
+from encodec_rt.errors import InputError
+from encodec_rt.live.recording import EcdcRecording, WavRecording
+from models import tiny_config
+
+CONFIG = tiny_config()
+HOP = CONFIG.hop_length
+
+
+def wav_samples(path):
+    with wave.open(str(path)) as file:
+        assert (file.getnchannels(), file.getsampwidth()) == (1, 2)
+        return np.frombuffer(file.readframes(file.getnframes()), "<i2")
+
+
+def ecdc_codes(path):
+    with path.open("rb") as file:
+        header = read_header(file)
+        blocks = [block.codes for block in EcdcReader(file, header, CONFIG)]
+    codes = np.concatenate(blocks) if blocks else np.zeros((0, header.codebooks), np.uint16)
+    return header, codes
+
+
+def random_codes(frames, books):
+    return np.random.default_rng(frames).integers(
+        0, CONFIG.codebook_size, (frames, books), np.uint16
+    )
+
+
+def only_file(folder):
+    (path,) = folder.iterdir()
+    return path
+
+
+def test_a_wav_is_whole_after_every_write_and_gets_its_name_at_the_end(tmp_path):
+    recording = WavRecording(tmp_path / "out.wav", 24_000)
+    wanted = np.zeros(0)
+    for number in range(1, 5):
+        recording.write(np.full(100 * number, 0.1 * number, np.float32))
+        wanted = np.append(wanted, np.full(100 * number, round(0.1 * number * 32768)))
+        part = only_file(tmp_path)
+        assert part.name.endswith(".part.wav")
+        assert np.array_equal(wav_samples(part), wanted)
+    recording.finish()
+    assert only_file(tmp_path).name == "out.wav"
+    assert np.array_equal(wav_samples(tmp_path / "out.wav"), wanted)
+
+
+def test_a_wav_limits_what_is_beyond_full_scale(tmp_path):
+    recording = WavRecording(tmp_path / "out.wav", 24_000)
+    recording.write(np.array([2.0, -2.0, 1.0, -1.0], np.float32))
+    recording.finish()
+    assert wav_samples(tmp_path / "out.wav").tolist() == [32767, -32768, 32767, -32768]
+
+
+def test_a_full_wav_is_refused_before_its_header_overflows(tmp_path):
+    recording = WavRecording(tmp_path / "out.wav", 24_000)
+    recording.samples = 2**31 - 2100
+    with pytest.raises(InputError, match="4 GiB; --save has no such end"):
+        recording.write(np.zeros(100, np.float32))
+    recording.finish()
+
+
+@pytest.mark.parametrize("books", [1, 2, 4])
+def test_an_ecdc_is_whole_after_every_write_and_loses_at_most_a_started_byte(tmp_path, books):
+    recording = EcdcRecording(tmp_path / "out.ecdc", CONFIG, "tiny", books)
+    sent = random_codes(1200, books)
+    for end in (1, 2, 3, 10, 99, 1200):
+        recording.write(sent[recording.frames : end])
+        header, codes = ecdc_codes(only_file(tmp_path))
+        assert end - 1 <= len(codes) <= end
+        assert np.array_equal(codes, sent[: len(codes)])
+        assert header.samples == len(codes) * HOP
+    recording.finish()
+    header, codes = ecdc_codes(tmp_path / "out.ecdc")
+    assert np.array_equal(codes, sent)
+    assert (header.model, header.codebooks) == ("tiny", books)
+
+
+def test_a_finished_ecdc_has_the_true_length_of_its_audio(tmp_path):
+    recording = EcdcRecording(tmp_path / "out.ecdc", CONFIG, "tiny", 2)
+    recording.write(random_codes(5, 2))
+    recording.finish(5 * HOP - 3)
+    header, codes = ecdc_codes(tmp_path / "out.ecdc")
+    assert (header.samples, len(codes)) == (5 * HOP - 3, 5)
+
+
+def test_an_empty_recording_is_a_valid_file(tmp_path):
+    WavRecording(tmp_path / "out.wav", 24_000).finish()
+    EcdcRecording(tmp_path / "out.ecdc", CONFIG, "tiny", 2).finish()
+    assert len(wav_samples(tmp_path / "out.wav")) == 0
+    assert len(ecdc_codes(tmp_path / "out.ecdc")[1]) == 0
+
+
+def make(kind, path, **options):
+    if kind == "wav":
+        return WavRecording(path, 24_000, **options)
+    return EcdcRecording(path, CONFIG, "tiny", 2, **options)
+
+
+@pytest.mark.parametrize("kind", ["wav", "ecdc"])
+def test_what_exists_is_kept_unless_it_may_be_replaced(tmp_path, kind):
+    path = tmp_path / f"out.{kind}"
+    path.write_text("precious")
+    with pytest.raises(InputError, match="--force"):
+        make(kind, path)
+    recording = make(kind, path, force=True)
+    assert path.read_text() == "precious"
+    recording.finish()
+    assert path.read_bytes() != b"precious"
+    assert only_file(tmp_path) == path
+
+
+@pytest.mark.parametrize(("kind", "name"), [("wav", "out.mp3"), ("ecdc", "out.wav"), ("wav", "o")])
+def test_another_kind_of_name_is_refused(tmp_path, kind, name):
+    with pytest.raises(InputError, match=f"is named .{kind}"):
+        make(kind, tmp_path / name)
+    assert not list(tmp_path.iterdir())
