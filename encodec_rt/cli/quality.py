@@ -41,6 +41,8 @@ def quality(
         rows.append((decoded.name, score(*pair, rate, kind=kind, visqol=visqol)))
     else:
         check_device(device)
+        if not original.is_file():
+            raise InputError(f"{original} does not exist")
         codec = EncodecModel.from_pretrained(model).to(device)
         rate = codec.config.sampling_rate
         audio = _read(original, rate)

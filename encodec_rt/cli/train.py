@@ -42,6 +42,14 @@ def train(
 ) -> None:
     """Train EnCodec on packed audio, with checkpoints, curves and validation audio in RUN."""
     import torch
+    from rich.console import Console
+    from rich.progress import (
+        BarColumn,
+        Progress,
+        TaskProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+    )
 
     from encodec_rt.training.curves import plot_curves
     from encodec_rt.training.export import export_weights
@@ -58,7 +66,11 @@ def train(
     )
     # A polite end of the process is like Ctrl-C: the checkpoint is written first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)
-    session.train(say)
+    columns = TextColumn("training"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
+    console = Console(stderr=True)
+    with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
+        task = bar.add_task("training", total=1.0)
+        session.train(say, lambda progress: bar.update(task, completed=progress))
     plot_curves(run / "curves.csv", run / "curves.png")
     if export is not None:
         export_weights(session.trainer.average, export)

@@ -263,7 +263,7 @@ def _held_out_paths(source: Source, names: Sequence[str]) -> set[str]:
     voices = {name for name in names if source.speaker_of(name) in source.held_out_speakers}
     rest = [name for name in names if name not in named | voices]
     by_hash = sorted(rest, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
-    count = math.ceil(HELD_OUT_SHARE * len(rest)) if len(rest) >= 5 else 0
+    count = math.ceil(HELD_OUT_SHARE * len(rest)) if len(rest) >= 2 else 0
     return named | voices | set(by_hash[:count])
 
 

@@ -93,9 +93,14 @@ class Run:
             self._resume()
         write_json(folder / CONFIG, config.to_dict())
 
-    def train(self, report: Callable[[str], None] = lambda _: None) -> None:
+    def train(
+        self,
+        report: Callable[[str], None] = lambda _: None,
+        tick: Callable[[float], None] = lambda _: None,
+    ) -> None:
         """Train until the budget is spent; ``report`` gets one line per ``log_steps`` steps.
 
+        ``tick`` gets the progress before each step, for a progress bar.
         A checkpoint is written every ``checkpoint_s`` seconds, at the end, and when interrupted.
         """
         begun, begun_at, minutes = self.progress, self.clock(), self.minutes
@@ -106,6 +111,7 @@ class Run:
                 now = self.clock()
                 self.minutes = minutes + (now - begun_at) / 60
                 self.progress = self.budget.progress(self.trainer.step, begun, begun_at, now)
+                tick(self.progress)
                 if self.progress >= 1:
                     break
                 if now - saved_at >= self.checkpoint_s:

@@ -114,7 +114,9 @@ class Sampler:
                 if members:
                     self.pools[kind, full] = _Pool(members, mix.weights)
         if not self.pools:
-            raise ConfigError(f"the index holds no {split} audio")
+            raise ConfigError(
+                f"the index holds no {split} audio; index at least two files, one is held out"
+            )
         shares = {"music": mix.music, "speech": mix.speech, "two": mix.two, "three": mix.three}
         present = {kind for kind, _ in self.pools}
         if "music" not in present:
