@@ -227,7 +227,8 @@ class JitterBuffer:
         self._last_timestamp, self._last_index = timestamp, index
         late: list[tuple[int, Codes]] = []
         if packet is None:
-            self._silent_from = max(index, self._silent_from or index)
+            if self._silent_from is None and index > self._played:
+                self._silent_from = index
         else:
             late = self._store(packet, index, now_s)
         self._measure(now_s - index * self._hop_s, bool(late), now_s)

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
+
 from encodec_rt.bitstream.packet import Codes, Packet, parse_packet
 from encodec_rt.errors import PacketError
 from encodec_rt.link.conceal import Concealer
@@ -88,6 +90,10 @@ class Listener:
     def render(self, turn: Turn) -> Audio:
         """The audio of ``turn``: always one hop, float32 [hop] or [channels, hop]."""
         slot, counts = turn.slot, self.statistics
+        if slot.kind == "idle":
+            # The decoder starts with the first frame, as the encoder did.
+            channels, hop = self._config.audio_channels, self._config.hop_length
+            return np.zeros((channels, hop) if channels > 1 else hop, np.float32)
         if turn.late:
             counts.repairedFrames += self._concealer.repair(turn.late)
         index = slot.index if slot.kind in ("frame", "copy", "lost") else None
@@ -112,8 +118,6 @@ class Listener:
     def _count(self, slot: Slot) -> None:
         counts, hop = self.statistics, self._config.hop_length
         counts.removedSamplesForAcceleration += slot.skipped * hop
-        if slot.kind == "idle":
-            return
         counts.totalSamplesReceived += hop
         lost = slot.kind == "lost"
         if lost or slot.kind == "silence":
