@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Literal, get_args
 
 import torch
@@ -13,11 +14,16 @@ from encodec_rt.streaming.ops import TORCH, Ops
 
 BackendName = Literal["auto", "torch", "cpu", "triton"]
 
+Precision = Literal["exact", "fast"]
+"""``exact`` computes in float32. ``fast`` lets a GPU's tensor cores round the factors of products
+to TF32, which changes some codes; sums and the search for codes stay float32."""
 
-def select(name: str, device: torch.device) -> Ops:
+
+def select(name: str, device: torch.device, precision: Precision = "exact") -> Ops:
     """The table of rows for ``name`` on ``device``; "auto" takes the fastest made for the device.
 
-    Raises BackendUnavailable for a name that is unknown or cannot run on this device.
+    Raises BackendUnavailable for a name that is unknown or cannot run on this device, or not in
+    this precision.
     """
     if name not in get_args(BackendName):
         raise BackendUnavailable(f"backend {name!r}; there are {', '.join(get_args(BackendName))}")
@@ -31,12 +37,20 @@ def select(name: str, device: torch.device) -> Ops:
         raise BackendUnavailable(
             f"backend 'cpu' on device {str(device)!r}; use device='cpu', or backend='auto'"
         )
+    if precision not in get_args(Precision):
+        raise BackendUnavailable(
+            f"precision {precision!r}; there are {', '.join(get_args(Precision))}"
+        )
     if name == "triton":
-        return _triton(device)
+        return _triton(device, precision)
+    if precision != "exact":
+        raise BackendUnavailable(
+            f"precision {precision!r} with backend {name!r}; only 'triton' has it, use 'exact'"
+        )
     return CPU if name == "cpu" else TORCH
 
 
-def _triton(device: torch.device) -> Ops:
+def _triton(device: torch.device, precision: Precision) -> Ops:
     # Imported here: Triton is not on every platform, and takes a second where it is.
     try:
         import encodec_rt_kernels as kernels
@@ -50,16 +64,16 @@ def _triton(device: torch.device) -> Ops:
         raise BackendUnavailable(f"backend 'triton': {reason}; use backend='auto'")
     return replace(
         TORCH,
-        name="triton",
+        name="triton" if precision == "exact" else f"triton, {precision}",
         pack_conv1d=kernels.pack_conv1d,
         pack_conv_transpose1d=kernels.pack_conv_transpose1d,
         pack_resblock=kernels.pack_resblock,
         pack_lstm=kernels.pack_lstm,
         pack_codebooks=kernels.pack_codebooks,
-        conv1d=kernels.conv1d,
-        conv_transpose1d=kernels.conv_transpose1d,
-        resblock=kernels.resblock,
-        lstm=kernels.lstm,
+        conv1d=partial(kernels.conv1d, precision=precision),
+        conv_transpose1d=partial(kernels.conv_transpose1d, precision=precision),
+        resblock=partial(kernels.resblock, precision=precision),
+        lstm=partial(kernels.lstm, precision=precision),
         rvq_encode=kernels.rvq_encode,
         rvq_decode=kernels.rvq_decode,
         commit=kernels.commit,

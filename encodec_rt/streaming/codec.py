@@ -10,7 +10,7 @@ import torch
 from encodec_rt.config import PRESETS, EncodecConfig
 from encodec_rt.errors import ConfigError
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.streaming.backends import select
+from encodec_rt.streaming.backends import Precision, select
 from encodec_rt.streaming.engine import Engine
 from encodec_rt.streaming.lane import Lane
 from encodec_rt.streaming.packed import PackedModel, Start, pack
@@ -27,15 +27,21 @@ class Codec:
     """
 
     def __init__(
-        self, model: EncodecModel, *, device: str | torch.device = "cpu", backend: str = "auto"
+        self,
+        model: EncodecModel,
+        *,
+        device: str | torch.device = "cpu",
+        backend: str = "auto",
+        precision: Precision = "exact",
     ) -> None:
         """Take the weights of ``model``, which is left as it is.
 
-        Raises BackendUnavailable if the backend cannot run on the device.
+        ``precision`` "fast" changes some codes and is for a GPU. Raises BackendUnavailable if the
+        backend cannot run on the device or not in this precision.
         """
         self.config: EncodecConfig = model.config
         self.device = torch.device(device)
-        self.ops = select(backend, self.device)
+        self.ops = select(backend, self.device, precision)
         self.segmented = not is_framewise(model.config)
         self.name = model_name(model)
         self.model = model.to(self.device) if self.segmented else model
@@ -53,10 +59,16 @@ class Codec:
 
     @classmethod
     def load(
-        cls, source: str | Path, *, device: str | torch.device = "cpu", backend: str = "auto"
+        cls,
+        source: str | Path,
+        *,
+        device: str | torch.device = "cpu",
+        backend: str = "auto",
+        precision: Precision = "exact",
     ) -> Codec:
         """A codec from anything that EncodecModel.from_pretrained takes."""
-        return cls(EncodecModel.from_pretrained(source), device=device, backend=backend)
+        model = EncodecModel.from_pretrained(source)
+        return cls(model, device=device, backend=backend, precision=precision)
 
     def stream_encoder(
         self, bandwidth_kbps: float = 6.0, *, start: Start = "primed", block_frames: int = 1
@@ -93,13 +105,23 @@ class Codec:
             packed, lane, codebooks, begun=begun, drop=drop, block_frames=block_frames
         )
 
-    def engine(self, slots: int, bandwidth_kbps: float = 6.0, *, start: Start = "primed") -> Engine:
+    def engine(
+        self,
+        slots: int,
+        bandwidth_kbps: float = 6.0,
+        *,
+        start: Start = "primed",
+        graph: bool | None = None,
+    ) -> Engine:
         """An engine of that many slots; ``start`` is what a new slot begins with.
+
+        On a CUDA device a tick is one CUDA graph if it can be captured, which ``describe`` says;
+        ``graph`` True raises BackendUnavailable if it cannot, False does without.
 
         A slot of an engine with start="exact" begins with ``begin_encoder`` and ``begin_decoder``,
         unless ``pad_mode`` is "constant": then "exact" and "zero" are the same.
         """
-        return Engine(self.packed, slots, bandwidth_kbps, start=start)
+        return Engine(self.packed, slots, bandwidth_kbps, start=start, graph=graph)
 
     def segment_encoder(self, bandwidth_kbps: float = 6.0) -> SegmentEncoder:
         """A new stream of audio to segments, for a model that is not causal frame by frame."""

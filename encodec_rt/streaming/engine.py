@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from encodec_rt.errors import ConfigError, InputError
+from encodec_rt.streaming.graph import Tick
 from encodec_rt.streaming.lane import Lane
 from encodec_rt.streaming.ops import TORCH
 from encodec_rt.streaming.packed import PackedModel, Start
@@ -16,12 +17,16 @@ from encodec_rt.streaming.packed import PackedModel, Start
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine runs on: the backend of every row, and the memory a slot takes."""
+    """What an engine runs on: the backend of every row, and the memory a slot takes.
+
+    ``graphs`` says of each direction whether a CUDA graph holds its whole tick, or why not.
+    """
 
     device: str
     slots: int
     codebooks: int
     rows: Mapping[str, str]
+    graphs: Mapping[str, str]
     encoder_bytes_per_slot: int
     decoder_bytes_per_slot: int
 
@@ -40,8 +45,12 @@ class Engine:
         bandwidth_kbps: float = 6.0,
         *,
         start: Start = "primed",
+        graph: bool | None = None,
     ) -> None:
-        """Use Codec.engine. Every slot is as new under ``start``. Raises ConfigError."""
+        """Use Codec.engine. Every slot is as new under ``start``.
+
+        Raises ConfigError, and BackendUnavailable if ``graph`` is True and there cannot be one.
+        """
         if slots < 1:
             raise ConfigError(f"slots={slots}; an engine has at least one")
         self.model = model
@@ -50,12 +59,12 @@ class Engine:
         self._encoder = Lane(model.encoder, slots, model.device)
         self._decoder = Lane(model.decoder, slots, model.device)
         self._fresh = model.start_state(start, self.codebooks)
-        self._every = torch.ones(slots, dtype=torch.bool, device=model.device)
+        self._graph = graph
         channels, hop = model.config.audio_channels, model.config.hop_length
-        shape = (slots, self.codebooks)
-        self._codes = torch.zeros(shape, dtype=torch.int64, device=model.device)
-        mono = (slots, hop) if channels == 1 else (slots, channels, hop)
-        self._audio = torch.zeros(mono, device=model.device)
+        self._audio_shape = (slots, hop) if channels == 1 else (slots, channels, hop)
+        silence = torch.zeros(self._audio_shape, device=model.device)
+        self._encode = Tick(self._encode_step, silence, graph=graph)
+        self._decode = {self.codebooks: self._decode_tick(self.codebooks)}
         self.reset(range(slots))
 
     @torch.inference_mode()
@@ -63,21 +72,19 @@ class Engine:
         """One frame of every slot: audio [S, hop] or [S, channels, hop] -> codes [S, Q] int64.
 
         The slots that are ``active`` [S] bool, by default all, move on; the others stay bit for
-        bit what they were, and their row of the result means nothing. The result is one buffer,
-        valid until the next call. Raises InputError.
+        bit what they were, and their row of the result means nothing. The result is one buffer
+        on the device of the input, valid until the next call; on the host it is ready to be read.
+        Raises InputError.
         """
-        if pcm.shape != self._audio.shape or pcm.dtype != torch.float32:
+        if pcm.shape != self._audio_shape or pcm.dtype != torch.float32:
             raise InputError(
                 f"audio of shape {tuple(pcm.shape)} and type {pcm.dtype}; this engine takes "
-                f"float32 {tuple(self._audio.shape)}"
+                f"float32 {self._audio_shape}"
             )
-        mask = self._mask(active)
-        if pcm.device.type == "cpu" and not bool(torch.isfinite(pcm[mask.cpu()]).all()):
+        self._check_mask(active)
+        if pcm.device.type == "cpu" and not _all_finite(pcm, active):
             raise InputError("the audio of an active slot holds NaN or infinite samples")
-        frame = pcm.to(self.model.device).view(self.slots, self.model.config.audio_channels, -1)
-        latents = self._encoder.step(frame.transpose(1, 2), mask)
-        self._codes.copy_(self._quantize(latents)[:, 0])
-        return self._codes
+        return self._encode(pcm, active)
 
     @torch.inference_mode()
     def decode(self, codes: Tensor, active: Tensor | None = None) -> Tensor:
@@ -93,9 +100,9 @@ class Engine:
             )
         if not 1 <= codes.shape[1] <= config.num_quantizers:
             raise InputError(f"{codes.shape[1]} codebooks; this model has {config.num_quantizers}")
-        mask = self._mask(active)
+        self._check_mask(active)
         if codes.device.type == "cpu":
-            named = codes[mask.cpu()]
+            named = codes if active is None else codes[active.cpu()]
             if (
                 named.numel()
                 and not 0 <= int(named.min()) <= int(named.max()) < config.codebook_size
@@ -103,12 +110,10 @@ class Engine:
                 raise InputError(f"codes outside [0, {config.codebook_size}) in an active slot")
             # What an idle slot holds may be anything, an index that does not exist included.
             codes = codes.clamp(0, config.codebook_size - 1)
-        latents = self.model.ops.rvq_decode(
-            codes[:, None].to(self.model.device), self.model.codebooks
-        )
-        audio = self._decoder.step(latents, mask)
-        self._audio.copy_(audio.transpose(1, 2).reshape(self._audio.shape))
-        return self._audio
+        books = codes.shape[1]
+        if books not in self._decode:
+            self._decode[books] = self._decode_tick(books)
+        return self._decode[books](codes, active)
 
     @torch.inference_mode()
     def reset(self, slots: Sequence[int] | Tensor) -> None:
@@ -167,15 +172,30 @@ class Engine:
             for name in names
             if not name.startswith("pack_")
         }
+        ticks = {"encode": self._encode, "decode": self._decode[self.codebooks]}
+        graphs = {name: tick.eager_because or "one CUDA graph" for name, tick in ticks.items()}
         widths = [4 * lane.now.arena.shape[1] for lane in (self._encoder, self._decoder)]
-        return EngineInfo(str(self.model.device), self.slots, self.codebooks, rows, *widths)
+        return EngineInfo(str(self.model.device), self.slots, self.codebooks, rows, graphs, *widths)
 
-    def _mask(self, active: Tensor | None) -> Tensor:
-        if active is None:
-            return self._every
-        if active.shape != (self.slots,) or active.dtype != torch.bool:
-            raise InputError(f"active of shape {tuple(active.shape)}; pass bool [{self.slots}]")
-        return active.to(self.model.device)
+    def _check_mask(self, active: Tensor | None) -> None:
+        if active is not None and (active.shape != (self.slots,) or active.dtype != torch.bool):
+            raise InputError(
+                f"active of shape {tuple(active.shape)} and type {active.dtype}; pass bool "
+                f"[{self.slots}]"
+            )
+
+    def _encode_step(self, pcm: Tensor, active: Tensor) -> Tensor:
+        frame = pcm.view(self.slots, self.model.config.audio_channels, -1)
+        return self._quantize(self._encoder.step(frame.transpose(1, 2), active))[:, 0]
+
+    def _decode_step(self, codes: Tensor, active: Tensor) -> Tensor:
+        latents = self.model.ops.rvq_decode(codes[:, None], self.model.codebooks)
+        audio = self._decoder.step(latents, active)
+        return audio.transpose(1, 2).reshape(self._audio_shape)
+
+    def _decode_tick(self, books: int) -> Tick:
+        codes = torch.zeros(self.slots, books, dtype=torch.int64, device=self.model.device)
+        return Tick(self._decode_step, codes, graph=self._graph)
 
     def _slot(self, slot: int) -> int:
         if not 0 <= slot < self.slots:
@@ -184,3 +204,8 @@ class Engine:
 
     def _quantize(self, latents: Tensor) -> Tensor:
         return self.model.ops.rvq_encode(latents, self.model.codebooks, codebooks=self.codebooks)
+
+
+def _all_finite(pcm: Tensor, active: Tensor | None) -> bool:
+    named = pcm if active is None else pcm[active.cpu()]
+    return bool(torch.isfinite(named).all())

@@ -30,7 +30,7 @@ STREAMING = (
     {"plan", "ops"},
     {"state", "cpu"},
     {"steps", "backends"},
-    {"lane"},
+    {"lane", "graph"},
     {"packed"},
     {"session", "engine"},
     {"segments"},

@@ -1,0 +1,94 @@
+"""Backends, precisions and graphs that cannot be had are refused, in words, where asked for."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import triton
+
+from encodec_rt.errors import BackendUnavailable
+from encodec_rt.streaming.backends import select
+from encodec_rt.streaming.codec import Codec
+from encodec_rt.streaming.cpu import CPU
+from encodec_rt.streaming.graph import Tick
+from encodec_rt.streaming.ops import TORCH
+from models import random_model, tiny_config
+
+CPU_DEVICE = torch.device("cpu")
+without_cuda = pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+
+
+def test_auto_takes_the_rows_made_for_the_device() -> None:
+    assert select("auto", CPU_DEVICE) is CPU
+    assert select("auto", torch.device("meta")) is TORCH
+
+
+def test_unknown_backend_is_refused() -> None:
+    with pytest.raises(BackendUnavailable, match="'cuda'; there are auto, torch, cpu, triton"):
+        select("cuda", CPU_DEVICE)
+
+
+@without_cuda
+@pytest.mark.parametrize("backend", ["auto", "torch", "triton"])
+def test_cuda_device_is_refused_where_there_is_none(backend: str) -> None:
+    with pytest.raises(BackendUnavailable, match="sees no CUDA device"):
+        select(backend, torch.device("cuda"))
+
+
+def test_triton_on_a_cpu_is_refused_without_the_interpreter(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Imported first: what Triton decorates while the switch is off is never interpreted.
+    import encodec_rt_kernels  # noqa: F401
+
+    monkeypatch.setattr(triton.knobs.runtime, "interpret", False)
+    with pytest.raises(BackendUnavailable, match="need a CUDA device, not cpu"):
+        select("triton", CPU_DEVICE)
+
+
+@without_cuda
+def test_triton_on_a_cpu_runs_in_the_interpreter() -> None:
+    assert select("triton", CPU_DEVICE).name == "triton"
+    assert select("triton", CPU_DEVICE, "fast").name == "triton, fast"
+
+
+@pytest.mark.parametrize("backend", ["auto", "torch", "cpu"])
+def test_fast_precision_is_refused_by_backends_that_have_none(backend: str) -> None:
+    with pytest.raises(BackendUnavailable, match="only 'triton' has it"):
+        Codec(random_model(tiny_config()), backend=backend, precision="fast")
+
+
+def test_unknown_precision_is_refused() -> None:
+    with pytest.raises(BackendUnavailable, match="'bf16'; there are exact, fast"):
+        select("auto", CPU_DEVICE, "bf16")  # type: ignore[arg-type]
+
+
+def test_graph_on_a_cpu_is_an_error_only_where_asked_for() -> None:
+    codec = Codec(random_model(tiny_config()))
+    bandwidth = codec.config.target_bandwidths[0]
+    with pytest.raises(BackendUnavailable, match="graph=True: device 'cpu' has no CUDA graphs"):
+        codec.engine(2, bandwidth, graph=True)
+    graphs = codec.engine(2, bandwidth).describe().graphs
+    assert graphs == dict.fromkeys(["encode", "decode"], "device 'cpu' has no CUDA graphs")
+    assert codec.engine(2, bandwidth, graph=False).describe().graphs["encode"] == "graph=False"
+
+
+def test_a_tick_prepares_itself_with_no_slot_active() -> None:
+    asked: list[list[bool]] = []
+
+    def step(x: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+        asked.append(active.tolist())
+        return 2 * x
+
+    tick = Tick(step, torch.zeros(2, 3), graph=None)
+    assert asked == [[False, False]]
+    tick(torch.ones(2, 3), None)
+    tick(torch.ones(2, 3), torch.tensor([False, True]))
+    assert asked[1:] == [[True, True], [False, True]]
+
+
+def test_a_tick_gives_one_buffer() -> None:
+    tick = Tick(lambda x, active: x + 1, torch.zeros(2, 3), graph=None)
+    first = tick(torch.ones(2, 3), None)
+    assert tick(torch.zeros(2, 3), None).data_ptr() == first.data_ptr()
+    assert torch.equal(first, torch.ones(2, 3))
