@@ -4,11 +4,12 @@ PYTHON ?= python3
 PYTEST_FLAGS ?= -n 2
 BIN := .venv/bin
 STAMP := .venv/installed
+TRITON_36 := .venv-triton36
 
 # Debian packages that tests use where they are there, and skip what needs them where they are not.
 CI_PACKAGES := libportaudio2 opus-tools
 
-.PHONY: demo test check bench gpu ci-deps clean
+.PHONY: demo test check aot bench gpu ci-deps clean
 
 demo: $(STAMP)
 	$(BIN)/encodec-rt demo
@@ -23,6 +24,11 @@ check: $(STAMP)
 	$(BIN)/mypy
 	$(BIN)/mypy -p benches
 
+# Compiles the kernels for GPUs that need not be there, with this Triton and with torch 2.11's.
+aot: $(STAMP) $(TRITON_36)/installed
+	PYTHONPATH=.:kernels $(BIN)/python tests/aot/gate.py
+	PYTHONPATH=$(TRITON_36):.:kernels $(BIN)/python tests/aot/gate.py --arch 80 90
+
 bench: $(STAMP)
 	$(BIN)/python -m benches.stream
 
@@ -33,18 +39,19 @@ gpu:
 	$(PYTHON) -m benches.stream --device cuda
 
 $(STAMP): pyproject.toml constraints.txt
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "encodec_rt needs Python >= 3.10")'
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	# torch first and by its exact version, so that a build of it that is at hand is taken.
-	$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
-	# The original package, which tests compare with, asks for a torchaudio that it does not need.
-	$(BIN)/python -m pip install --quiet --no-deps encodec
-	touch $@
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "encodec_rt needs Python >= 3.10")'
+	@echo 'installing into .venv, which takes some minutes'
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --upgrade pip
+# torch first and by its exact version, so that a build of it that is at hand is taken.
+	@$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
+# The original package, which tests compare with, asks for a torchaudio that it does not need.
+	@$(BIN)/python -m pip install --quiet --no-deps encodec
+	@touch $@
 
 ci-deps:
 	@.ci/packages $(CI_PACKAGES)
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo *.egg-info
+	rm -rf .venv .venv-triton36 .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo *.egg-info
