@@ -193,7 +193,9 @@ def _facts(run: Loopback, ready_s: float, *, seconds: float) -> Table:
     frames = len(run.encode_ms)
     kbps = 8e-3 * run.payload_bytes / seconds
     table.add_row("audio", f"{seconds:.2f} s, {frames} frames of {run.frame_ms:.2f} ms")
-    table.add_row("packets", f"{run.packets}, {run.payload_bytes} bytes, {kbps:.2f} kbps of payload")
+    table.add_row(
+        "packets", f"{run.packets}, {run.payload_bytes} bytes, {kbps:.2f} kbps of payload"
+    )
     table.add_row("deadline misses", f"{run.misses} of {frames}")
     table.add_row("real-time factor", f"{run.real_time_factor:.3f}")
     table.add_row("start-up delay", f"{run.start_up_ms:.1f} ms from first sample in to first out")
