@@ -18,9 +18,10 @@ PREPROCESSOR_NAME = "preprocessor_config.json"
 
 _ACCEPTED = (
     f'"{DEFAULT}", a folder with {CONFIG_NAME} and model.safetensors or pytorch_model.bin, '
-    'a hub id "owner/name", or an original .th file'
+    'a hub id "owner/name", or, for a model, an original .th file'
 )
-_HUB_ID = re.compile(r"[\w.-]*\w[\w.-]*/[\w.-]*\w[\w.-]*")
+# A missing file is no hub id, however much its path looks like one.
+_HUB_ID = re.compile(r"(?!.*\.(th|pt|bin|json|safetensors)$)[\w.-]*\w[\w.-]*/[\w.-]*\w[\w.-]*")
 
 
 def find_file(source: str | Path, *names: str, revision: str | None = None) -> Path:

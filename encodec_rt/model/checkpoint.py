@@ -123,8 +123,9 @@ def _read_safe(path: Path) -> Tensors:
 def _read_pickled(path: Path) -> Tensors:
     try:
         with warnings.catch_warnings():
-            # An unusual protocol is no news to the user: the file can be read, or is refused below.
-            warnings.filterwarnings("ignore", message="Detected pickle protocol")
+            # What torch says of odd protocols and storages is no news to the user, who gets either
+            # the model or a reason.
+            warnings.simplefilter("ignore")
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -127,7 +127,7 @@ def _assert_same(name: str, audio: Tensor, mask: Tensor | None, bandwidth: float
 def test_codes_and_audio_equal_transformers_at_every_length(name: str) -> None:
     model, _ = _pair(name)
     bandwidths = (None, *model.config.target_bandwidths)
-    lengths = (1, 2, 3, 7, 8, 9, 31, 40, 100, 101, 190, 191, 333)
+    lengths = (1, 2, 7, 8, 9, 40, 101, 191, 333)
     most = 12 * (model.config.chunk_stride or 100)
     for index, length in enumerate(length for length in lengths if length <= most):
         bandwidth = bandwidths[index % len(bandwidths)]
@@ -151,7 +151,6 @@ def test_a_padded_batch_equals_transformers(name: str) -> None:
     top = config.target_bandwidths[-1]
     _assert_same(name, audio, mask, top)
     _assert_same(name, audio, mask[:, None].expand(audio.shape).bool(), top)
-    _assert_same(name, audio, mask[:, None], None)
     # A mask that hides sounding samples, in the middle as well.
     _assert_same(name, _audio(_pair(name)[0], 3, audio.shape[-1]), mask.flip(-1), top)
 
@@ -372,7 +371,7 @@ def test_a_new_model_has_the_names_and_shapes_of_transformers() -> None:
     right=st.integers(0, 50),
     mode=st.sampled_from(PAD_MODES),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_padding_equals_transformers(length: int, left: int, right: int, mode: str) -> None:
     x = torch.randn(2, 3, length)
     wanted = modeling_encodec.EncodecConv1d._pad1d(x, (left, right), mode)
@@ -385,7 +384,7 @@ def test_padding_equals_transformers(length: int, left: int, right: int, mode: s
     last=st.integers(1, 50),
     stride=st.integers(1, 50),
 )
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_overlap_add_equals_transformers(count: int, length: int, last: int, stride: int) -> None:
     stride, last = min(stride, length), min(last, length)
     # Where the last chunk ends before the one before it, transformers fails.
