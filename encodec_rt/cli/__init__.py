@@ -18,6 +18,7 @@ from encodec_rt.cli.decode import decode
 from encodec_rt.cli.demo import demo
 from encodec_rt.cli.encode import encode
 from encodec_rt.cli.info import info
+from encodec_rt.cli.live import devices, live
 from encodec_rt.cli.quality import quality
 from encodec_rt.cli.roundtrip import roundtrip
 from encodec_rt.cli.train import train
@@ -60,7 +61,9 @@ def _group(help_text: str, *commands: Callable[..., None]) -> typer.Typer:
     return group
 
 
-app = _group("EnCodec as a live codec.", encode, decode, roundtrip, info, demo, quality, train)
+app = _group(
+    "EnCodec as a live codec.", encode, decode, roundtrip, info, demo, live, devices, quality, train
+)
 app.add_typer(_group("Fetch and index the audio to train on.", fetch, index), name="data")
 
 
