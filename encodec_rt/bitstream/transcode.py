@@ -12,6 +12,9 @@ from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.packed import Start
 from encodec_rt.streaming.segments import Segment
 
+FILE_BLOCK_FRAMES = 64
+"""Frames stepped at once: nobody waits for the first of them, and a block reads each weight once."""
+
 
 def encode_blocks(
     codec: Codec, audio: Iterable[Audio], *, bandwidth_kbps: float, start: Start = "exact"
@@ -27,7 +30,7 @@ def encode_blocks(
             yield from map(_as_block, segmented.push(pcm))
         yield from map(_as_block, segmented.flush())
         return
-    encoder = codec.stream_encoder(bandwidth_kbps, start=start)
+    encoder = codec.stream_encoder(bandwidth_kbps, start=start, block_frames=FILE_BLOCK_FRAMES)
     hop = codec.config.hop_length
     for pcm in audio:
         codes = encoder.push(pcm)
@@ -55,7 +58,9 @@ def decode_blocks(
             yield pcm[:, : pcm.shape[1] - max(0, given - end)]
         yield _rows(segmented.flush(samples=end))
         return
-    decoder = codec.stream_decoder(bandwidth_for(codec.config, codebooks), start=start)
+    decoder = codec.stream_decoder(
+        bandwidth_for(codec.config, codebooks), start=start, block_frames=FILE_BLOCK_FRAMES
+    )
     for block in blocks:
         end += block.samples
         pcm = _rows(decoder.push(block.codes))

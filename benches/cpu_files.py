@@ -1,0 +1,122 @@
+"""Whole clips on one thread: blocks of frames with carried state against offline packages.
+
+    python -m benches.cpu_files [--seconds 10 60] [--model default]
+
+Times are the best of a few interleaved rounds in one process; memory is the rise of the peak of
+resident memory over a clip, each in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import resource
+
+import numpy as np
+import torch
+
+from benches.record import Record
+from benches.rivals import BANDWIDTH, Work, interleaved, model_for, upstreams
+from benches.stream import speech
+from encodec_rt.bitstream.transcode import FILE_BLOCK_FRAMES
+from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.streaming.codec import Codec
+
+
+def whole_clips(model: EncodecModel, pcm: np.ndarray) -> tuple[dict[str, Work], dict[str, Work]]:
+    """What encodes, and what decodes, a whole clip, by name."""
+    codec = Codec(model, backend="cpu")
+
+    def stream(block_frames: int) -> np.ndarray:
+        encoder = codec.stream_encoder(BANDWIDTH, start="exact", block_frames=block_frames)
+        return np.concatenate([encoder.push(pcm), encoder.flush()])
+
+    codes = stream(FILE_BLOCK_FRAMES)
+
+    def back(block_frames: int) -> np.ndarray:
+        decoder = codec.stream_decoder(BANDWIDTH, start="exact", block_frames=block_frames)
+        return np.concatenate([decoder.push(codes), decoder.flush()])
+
+    reference, hf = upstreams(model)
+    clip = torch.from_numpy(pcm.copy())[None, None]
+    theirs = torch.from_numpy(codes.T.astype(np.int64))[None]
+    return {
+        "blocks": lambda: stream(FILE_BLOCK_FRAMES),
+        "frames": lambda: stream(1),
+        "encodec": lambda: reference.encode(clip),
+        "transformers": lambda: hf.encode(clip, bandwidth=BANDWIDTH),
+    }, {
+        "blocks": lambda: back(FILE_BLOCK_FRAMES),
+        "frames": lambda: back(1),
+        "encodec": lambda: reference.decode([(theirs, None)]),
+        "transformers": lambda: hf.decode(theirs[None], [None]),
+    }
+
+
+def files(record: Record, model: EncodecModel, options: argparse.Namespace) -> None:
+    """Clips of 10 and 60 seconds, whole."""
+    for seconds in options.seconds:
+        pcm = speech(Codec(model), seconds)[0]
+        for direction, works in zip(("encode", "decode"), whole_clips(model, pcm), strict=True):
+            taken = interleaved(works, options.rounds, 1, warm=0)
+            best = {name: min(values) for name, values in taken.items()}
+            values = {f"{name} times real time": 1000 * seconds / ms for name, ms in best.items()}
+            rival = min(best["encodec"], best["transformers"])
+            values["blocks over the faster of the others"] = rival / best["blocks"]
+            case = {"what": "file", "direction": direction, "seconds": seconds, "threads": 1}
+            record.add(
+                case | {"block_frames": FILE_BLOCK_FRAMES}, taken, values=values, deadline_ms=None
+            )
+
+
+def _peak_mib(source: str | None, name: str, direction: int, seconds: float) -> float:
+    torch.set_num_threads(1)
+    model = model_for(source)
+    with torch.inference_mode():
+        short = whole_clips(model, speech(Codec(model), 1.0)[0])[direction][name]
+        short()
+        work = whole_clips(model, speech(Codec(model), seconds)[0])[direction][name]
+        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+        work()
+    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+
+
+def memory(record: Record, options: argparse.Namespace) -> None:
+    """By how much a clip raises the peak of resident memory, each in a process of its own."""
+    context = multiprocessing.get_context("spawn")
+    for seconds in options.seconds:
+        for index, direction in enumerate(("encode", "decode")):
+            values = {}
+            for name in ("blocks", "encodec", "transformers"):
+                with context.Pool(1) as pool:
+                    found = pool.apply(_peak_mib, (options.model, name, index, seconds))
+                values[f"{name} peak_mib"] = found
+            case = {"what": "memory", "direction": direction, "seconds": seconds}
+            record.add(case, values=values)
+
+
+def main() -> None:
+    """Time and weigh the clips asked for and write one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--model", default=None, help="as Codec.load takes it; else random weights")
+    parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 60.0], help="of a clip")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--no-memory", action="store_true", help="only times")
+    parser.add_argument("--note", default="", help="what else the machine did")
+    parser.add_argument("--out", default=None, help="another folder than benches/results")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    record = Record("cpu-files")
+    if options.note:
+        record.add({"note": options.note})
+    with torch.inference_mode():
+        files(record, model_for(options.model), options)
+    if not options.no_memory:
+        memory(record, options)
+    print(record.table(), flush=True)
+    path = record.write(options.out) if options.out else record.write()
+    print(path.name)
+
+
+if __name__ == "__main__":
+    main()

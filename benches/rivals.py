@@ -1,0 +1,56 @@
+"""The same weights in other packages, and fair turns for all that are compared."""
+
+from __future__ import annotations
+
+import sys
+import time
+from collections.abc import Callable
+
+import torch
+
+from benches.record import ROOT
+from encodec_rt.config import EncodecConfig
+from encodec_rt.model.encodec import EncodecModel
+
+sys.path.insert(0, str(ROOT / "tests"))
+
+BANDWIDTH = 6.0
+"""kbps: 8 codebooks."""
+
+Work = Callable[[], object]
+
+
+def model_for(source: str | None) -> EncodecModel:
+    """The model to time: ``source`` as from_pretrained takes it, or random weights."""
+    if source is not None:
+        return EncodecModel.from_pretrained(source).eval()
+    torch.manual_seed(0)
+    model = EncodecModel(EncodecConfig()).eval()
+    for stage in model.quantizer.stages:
+        stage.codebook.embed.normal_()
+    return model
+
+
+def upstreams(model: EncodecModel) -> tuple[torch.nn.Module, torch.nn.Module]:
+    """The same weights in the ``encodec`` package and in transformers."""
+    from models import hf_twin
+    from upstream import upstream_twin
+
+    reference = upstream_twin(model)
+    reference.set_target_bandwidth(BANDWIDTH)
+    return reference, hf_twin(model)
+
+
+def interleaved(
+    works: dict[str, Work], rounds: int, run: int, warm: int = 3
+) -> dict[str, list[float]]:
+    """Milliseconds of each call: runs of ``run`` calls in turn, after ``warm`` untimed ones."""
+    taken: dict[str, list[float]] = {name: [] for name in works}
+    for _ in range(rounds):
+        for name, work in works.items():
+            for index in range(warm + run):
+                begin = time.perf_counter()
+                work()
+                if index >= warm:
+                    taken[name].append(1000 * (time.perf_counter() - begin))
+    return taken
