@@ -1,7 +1,6 @@
 import numpy as np
 import pytest
 
-from encodec_rt.bitstream.transcode import decode_blocks, encode_blocks
 from encodec_rt.loopback import Loopback, loop_back
 from encodec_rt.streaming.codec import Codec
 from models import random_model, speech, tiny_config
@@ -15,9 +14,11 @@ HOP = CODEC.config.hop_length
 def test_what_is_heard_is_what_the_streams_give(start, samples):
     audio = speech(1, samples).numpy()
     run = loop_back(CODEC, audio, bandwidth_kbps=2.0, start=start, paced=False)
-    blocks = encode_blocks(CODEC, [audio], bandwidth_kbps=2.0, start=start)
-    wanted = np.concatenate(list(decode_blocks(CODEC, blocks, codebooks=5, start=start)), axis=1)
-    assert np.array_equal(run.audio, wanted)
+    encoder = CODEC.stream_encoder(2.0, start=start)
+    codes = np.concatenate([encoder.push(audio), encoder.flush()])
+    decoder = CODEC.stream_decoder(2.0, start=start)
+    wanted = np.concatenate([decoder.push(codes), decoder.flush(samples=samples)])
+    assert np.array_equal(run.audio[0], wanted[:samples])
     assert len(run.encode_ms) == len(run.decode_ms) == len(run.late_ms) == 40
     assert run.packets == -(-samples // HOP)
     # One contents byte, then 5 codes of 4 bits.
