@@ -231,6 +231,8 @@ class JitterBuffer:
                 self._silent_from = index
         else:
             late = self._store(packet, index, now_s)
+            if self._silent_from is not None and self._silent_from <= index < self._next:
+                self._silent_from = None
         self._measure(now_s - index * self._hop_s, bool(late), now_s)
         return Receipt(accepted=True, late=late, restarted=restarted)
 

@@ -1,0 +1,283 @@
+"""How two machines find each other: one HTTP POST that carries an offer and returns an answer.
+
+It follows WHIP (RFC 9725): an SDP offer is posted, the answer comes with 201 and a Location, and
+deleting that location hangs up. DTLS only proves that media comes from whoever signalled, so that
+this is the gate that keeps everyone else out.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import secrets
+import ssl
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+from urllib.parse import urlsplit
+
+import aiohttp
+from aiohttp import web
+
+from encodec_rt.errors import LinkError
+from encodec_rt.link.security import check_token, is_authorized, is_loopback, parse_fingerprint
+
+PATH = "/call"
+SDP_TYPE = "application/sdp"
+MOST_ADDRESSES = 1024
+"""Of so many addresses the requests are counted; the one unseen for longest is forgotten."""
+
+Answer = Callable[[str], Awaitable[str]]
+HangUp = Callable[[], Awaitable[None]]
+Open = Callable[[], tuple[Answer, HangUp, Awaitable[None]]]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one server lets happen."""
+
+    sessions: int = 1
+    body_bytes: int = 64 * 1024
+    requests_per_s: float = 2.0
+    """Per address, in the long run."""
+    burst: int = 10
+    request_s: float = 10.0
+    """How long a request may take to arrive, and an answer to be made."""
+
+
+class RateLimit:
+    """A token bucket per address, with the clock passed in and bounded memory."""
+
+    def __init__(self, per_s: float, burst: int) -> None:
+        self._per_s, self._burst = per_s, burst
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        """How many addresses are remembered."""
+        return len(self._buckets)
+
+    def allows(self, address: str, now_s: float) -> bool:
+        """Whether one more request from ``address`` may pass."""
+        left, seen_s = self._buckets.pop(address, (float(self._burst), now_s))
+        left = min(self._burst, left + (now_s - seen_s) * self._per_s)
+        self._buckets[address] = max(0.0, left - 1), now_s
+        if len(self._buckets) > MOST_ADDRESSES:
+            self._buckets.popitem(last=False)
+        return left >= 1
+
+
+class SignallingServer:
+    """Listens for calls. Refusals are short, name no details, and cost little."""
+
+    def __init__(
+        self,
+        open_call: Open,
+        *,
+        token: str | None,
+        limits: Limits | None = None,
+        origins: frozenset[str] = frozenset(),
+    ) -> None:
+        """``open_call`` makes a call's three handles: its answer, its hang-up and its end.
+
+        ``origins`` are the web pages that may call; without any, no browser can.
+        """
+        if token is not None:
+            check_token(token)
+        self._open_call = open_call
+        self._token = token
+        self.limits = limits or Limits()
+        self._origins = origins
+        self._rate = RateLimit(self.limits.requests_per_s, self.limits.burst)
+        self._calls: dict[str, HangUp] = {}
+        self._ends: set[asyncio.Task[None]] = set()
+        self._pending = 0
+        self._runner: web.AppRunner | None = None
+
+    @property
+    def sessions(self) -> int:
+        """Calls in progress or being set up."""
+        return len(self._calls) + self._pending
+
+    async def start(self, host: str, port: int, context: ssl.SSLContext | None) -> int:
+        """Listen; the port, which is chosen by the system for 0.
+
+        Raises LinkError for an address beyond loopback without both TLS and a token.
+        """
+        if not is_loopback(host) and (context is None or self._token is None):
+            raise LinkError(
+                f"listening on {host} needs TLS and a token; use 127.0.0.1, or give both"
+            )
+        application = web.Application(client_max_size=self.limits.body_bytes)
+        application.router.add_post(PATH, self._post)
+        application.router.add_delete(PATH + "/{name}", self._delete)
+        self._runner = web.AppRunner(
+            application, access_log=None, keepalive_timeout=5.0, handle_signals=False
+        )
+        await self._runner.setup()
+        site = web.TCPSite(self._runner, host, port, ssl_context=context, backlog=16)
+        try:
+            await site.start()
+        except OSError as error:
+            await self._runner.cleanup()
+            raise LinkError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+        bound: int = self._runner.addresses[0][1]
+        return bound
+
+    async def close(self) -> None:
+        """Hang up every call and stop listening."""
+        for hang_up in list(self._calls.values()):
+            await hang_up()
+        await asyncio.gather(*self._ends, return_exceptions=True)
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _post(self, request: web.Request) -> web.Response:
+        self._check(request)
+        if request.content_type != SDP_TYPE:
+            raise web.HTTPUnsupportedMediaType
+        if self.sessions >= self.limits.sessions:
+            raise web.HTTPServiceUnavailable(headers={"Retry-After": "10"})
+        self._pending += 1
+        try:
+            return await self._make_call(request)
+        finally:
+            self._pending -= 1
+
+    async def _make_call(self, request: web.Request) -> web.Response:
+        seconds = self.limits.request_s
+        try:
+            offer = (await asyncio.wait_for(request.read(), seconds)).decode("utf-8")
+        except asyncio.TimeoutError:
+            raise web.HTTPRequestTimeout from None
+        except UnicodeDecodeError:
+            raise web.HTTPBadRequest(text="not a session description") from None
+        answer, hang_up, end = self._open_call()
+        try:
+            reply = await asyncio.wait_for(answer(offer), seconds)
+        except LinkError as error:
+            await hang_up()
+            raise web.HTTPBadRequest(text=str(error)) from None
+        except asyncio.TimeoutError:
+            await hang_up()
+            raise web.HTTPServiceUnavailable from None
+        name = secrets.token_urlsafe(16)
+        self._calls[name] = hang_up
+        task = asyncio.ensure_future(self._follow(name, end))
+        self._ends.add(task)
+        task.add_done_callback(self._ends.discard)
+        return web.Response(
+            status=201,
+            text=reply,
+            content_type=SDP_TYPE,
+            headers={"Location": f"{PATH}/{name}"},
+        )
+
+    async def _follow(self, name: str, end: Awaitable[None]) -> None:
+        try:
+            await end
+        finally:
+            del self._calls[name]
+
+    async def _delete(self, request: web.Request) -> web.Response:
+        self._check(request)
+        hang_up = self._calls.get(request.match_info["name"])
+        if hang_up is None:
+            raise web.HTTPNotFound
+        await hang_up()
+        return web.Response(status=200)
+
+    def _check(self, request: web.Request) -> None:
+        """Raise the refusal of a request that may not come further, cheapest reason first."""
+        address = request.remote or ""
+        if not self._rate.allows(address, asyncio.get_running_loop().time()):
+            raise web.HTTPTooManyRequests
+        origin = request.headers.get("Origin")
+        if origin is not None and origin not in self._origins:
+            raise web.HTTPForbidden
+        header = request.headers.get("Authorization")
+        if self._token is not None and not is_authorized(header, self._token):
+            raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"})
+
+
+@dataclass(frozen=True)
+class Dialled:
+    """What came of posting an offer: the answer, and where to hang up."""
+
+    answer: str
+    location: str
+
+
+class SignallingClient:
+    """The calling side of one server."""
+
+    def __init__(self, url: str, *, token: str | None, fingerprint: str | None = None) -> None:
+        """``fingerprint`` pins the server's certificate; without it the system's roots decide.
+
+        Raises LinkError for a URL that is none, or that would send the token in the clear.
+        """
+        parts = urlsplit(url)
+        if parts.scheme not in ("http", "https") or not parts.hostname:
+            raise LinkError(f"{url!r} is no address to call; https://HOST:PORT is one")
+        if parts.scheme == "http" and not is_loopback(parts.hostname):
+            raise LinkError(f"{url}: http is for this machine only; use https")
+        self._base = f"{parts.scheme}://{parts.netloc}"
+        self._ssl: bool | aiohttp.Fingerprint = True
+        if fingerprint is not None:
+            self._ssl = aiohttp.Fingerprint(parse_fingerprint(fingerprint))
+        self._headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
+
+    async def dial(self, offer: str, *, timeout_s: float = 15.0) -> Dialled:
+        """Post ``offer``. Raises LinkError if nobody answers, or the call is refused."""
+        headers = self._headers | {"Content-Type": SDP_TYPE}
+        try:
+            async with (
+                self._session(timeout_s) as session,
+                session.post(
+                    self._base + PATH,
+                    data=offer.encode(),
+                    headers=headers,
+                    ssl=self._ssl,
+                    allow_redirects=False,
+                ) as response,
+            ):
+                text = await response.text()
+                if response.status != 201:
+                    raise LinkError(_refusal(response.status, text))
+                return Dialled(text, response.headers.get("Location", ""))
+        except aiohttp.ServerFingerprintMismatch as error:
+            raise LinkError(
+                f"the certificate of {self._base} is not the pinned one but {error.got.hex()}; "
+                "either it was renewed, or somebody listens in"
+            ) from error
+        except asyncio.TimeoutError:
+            raise LinkError(f"{self._base} did not answer within {timeout_s:g} s") from None
+        except (aiohttp.ClientError, UnicodeDecodeError) as error:
+            raise LinkError(f"{self._base} cannot be reached: {error}") from error
+
+    async def hang_up(self, location: str, *, timeout_s: float = 3.0) -> None:
+        """Delete the call at ``location``; a server that is gone already is no error."""
+        if not location.startswith(PATH + "/"):
+            return
+        try:
+            async with (
+                self._session(timeout_s) as session,
+                session.delete(self._base + location, headers=self._headers, ssl=self._ssl),
+            ):
+                return
+        except (aiohttp.ClientError, asyncio.TimeoutError):
+            return
+
+    @staticmethod
+    def _session(timeout_s: float) -> aiohttp.ClientSession:
+        return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s))
+
+
+def _refusal(status: int, text: str) -> str:
+    reasons = {
+        400: text[:300],
+        401: "the token is not the other side's; copy what 'encodec-rt link token' shows there",
+        403: "the other side accepts no calls from web pages",
+        404: "nothing listens for calls at that address",
+        429: "too many calls; wait a few seconds",
+        503: "the line is busy",
+    }
+    return f"the call was refused ({status}): {reasons.get(status, 'no reason was given')}"
