@@ -12,23 +12,25 @@ import pickle
 import re
 import struct
 import warnings
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from encodec_rt.atomic import replacing
 from encodec_rt.config import PRESETS, EncodecConfig
 from encodec_rt.errors import WeightsError
-from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.pretrained import CONFIG_NAME, find_file, read_json
 
 SAFE_NAME = "model.safetensors"
 PICKLED_NAME = "pytorch_model.bin"
 
 Tensors = dict[str, Tensor]
+Model = TypeVar("Model", bound=nn.Module)
 
 _MAGNITUDE = "parametrizations.weight.original0"
 _DIRECTION = "parametrizations.weight.original1"
@@ -44,7 +46,7 @@ _ORIGINAL_NAMES = (
     (re.compile(r"\.weight_g$"), f".{_MAGNITUDE}"),
     (re.compile(r"\.weight_v$"), f".{_DIRECTION}"),
 )
-_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.th")
+_HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.th$")
 
 # What torch and its restricted unpickler have been seen to raise for damaged files.
 _UNREADABLE = (
@@ -53,10 +55,13 @@ _UNREADABLE = (
 )  # fmt: skip
 
 
-def load_pretrained(
-    source: str | Path, config: EncodecConfig | None = None, *, revision: str | None = None
-) -> EncodecModel:
-    """The model stored in ``source``, in eval mode, in float32.
+def load(
+    build: Callable[[EncodecConfig], Model],
+    source: str | Path,
+    config: EncodecConfig | None,
+    revision: str | None,
+) -> Model:
+    """What ``build`` makes of the configuration in ``source``, with its weights, in eval mode.
 
     ``source`` is "default" (the embedded model), a folder, a hub id, or an original ``.th`` file.
     ``config`` replaces the one that is stored; a ``.th`` file stores none, and is recognised as the
@@ -65,18 +70,19 @@ def load_pretrained(
     path = Path(source)
     if path.suffix == ".th" and path.is_file():
         _check_hash(path)
-        tensors = _rename(_read_pickled(path))
+        tensors = _rename(path, _read_pickled(path))
         config = config or _recognise(path, tensors)
     else:
         if config is None:
             file = find_file(source, CONFIG_NAME, revision=revision)
             config = EncodecConfig.from_dict(read_json(file))
         path = find_file(source, SAFE_NAME, PICKLED_NAME, revision=revision)
-        tensors = _rename(_read_safe(path) if path.name == SAFE_NAME else _read_pickled(path))
-    return _build(config, tensors, path)
+        read = _read_safe if path.name == SAFE_NAME else _read_pickled
+        tensors = _rename(path, read(path))
+    return _fill(build, config, tensors, path)
 
 
-def save_pretrained(model: EncodecModel, folder: str | Path) -> None:
+def save(model: nn.Module, config: EncodecConfig, folder: str | Path) -> None:
     """Write config.json and model.safetensors; each appears whole or not at all."""
     from safetensors.torch import save_file
 
@@ -85,7 +91,7 @@ def save_pretrained(model: EncodecModel, folder: str | Path) -> None:
     tensors = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
     with replacing(target / SAFE_NAME, force=True) as temporary:
         save_file(tensors, temporary, metadata={"format": "pt"})
-    model.config.save_pretrained(target)
+    config.save_pretrained(target)
 
 
 def sha256_of(path: str | Path) -> str:
@@ -138,12 +144,14 @@ def _read_pickled(path: Path) -> Tensors:
     return dict(tensors)
 
 
-def _rename(tensors: Tensors) -> Tensors:
+def _rename(path: Path, tensors: Tensors) -> Tensors:
     renamed: Tensors = {}
     for old, value in tensors.items():
         name = old
         for pattern, replacement in _ORIGINAL_NAMES:
             name = pattern.sub(replacement, name)
+        if name in renamed:
+            raise WeightsError(f"{path} holds {name} twice, once as {old}")
         renamed[name] = value
     return renamed
 
@@ -163,7 +171,9 @@ def _recognise(path: Path, tensors: Tensors) -> EncodecConfig:
     return replace(config)
 
 
-def _build(config: EncodecConfig, tensors: Tensors, path: Path) -> EncodecModel:
+def _fill(
+    build: Callable[[EncodecConfig], Model], config: EncodecConfig, tensors: Tensors, path: Path
+) -> Model:
     config.validate()
     numbers = sum(value.numel() for value in tensors.values())
     layers = len(config.upsampling_ratios) * config.num_residual_layers + config.num_lstm_layers
@@ -174,7 +184,7 @@ def _build(config: EncodecConfig, tensors: Tensors, path: Path) -> EncodecModel:
             f"{path} holds {len(tensors)} tensors of {numbers} numbers in all, too few for the "
             "model that its configuration describes"
         )
-    model = EncodecModel(config)
+    model = build(config)
     expected = model.state_dict()
     for name, value in tensors.items():
         if value.is_sparse or value.is_quantized or not value.is_floating_point():
@@ -255,7 +265,7 @@ def _as_well(count: int) -> str:
     return f" and {count - 1} more" if count > 1 else ""
 
 
-def _check_finite(model: EncodecModel, path: Path) -> None:
+def _check_finite(model: nn.Module, path: Path) -> None:
     """Refuse NaN and infinity, also those that a weight norm makes of finite numbers."""
     for name, value in model.state_dict().items():
         if not bool(torch.isfinite(value).all()):

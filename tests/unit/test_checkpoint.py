@@ -27,7 +27,7 @@ from torch.nn.utils.parametrize import remove_parametrizations
 from encodec_rt import pretrained
 from encodec_rt.config import PRESETS, EncodecConfig
 from encodec_rt.errors import CodecError, ConfigError, WeightsError
-from encodec_rt.model.checkpoint import load_pretrained, save_pretrained, sha256_of
+from encodec_rt.model.checkpoint import sha256_of
 from encodec_rt.model.encodec import EncodecModel
 from models import hf_twin, random_model, speech, tiny_config
 from tolerances import bound
@@ -72,7 +72,7 @@ def _assert_equal(model: EncodecModel, wanted: EncodecModel) -> None:
 @pytest.fixture
 def saved(tmp_path: Path) -> tuple[EncodecModel, Path]:
     model = random_model(tiny_config())
-    save_pretrained(model, tmp_path / "model")
+    model.save_pretrained(tmp_path / "model")
     return model, tmp_path / "model"
 
 
@@ -98,13 +98,13 @@ def test_the_full_models_travel_between_all_three_packages(preset: str, tmp_path
     config = PRESETS[preset]
     original = upstream_model(config)
     torch.save(original.state_dict(), tmp_path / "original.th")
-    model = load_pretrained(tmp_path / "original.th")
+    model = EncodecModel.from_pretrained(tmp_path / "original.th")
     assert model.config == config
     twin = upstream_twin(model)
     for name, value in original.state_dict().items():
         assert torch.equal(twin.state_dict()[name], value), name
     hf_twin(model).save_pretrained(tmp_path / "theirs")
-    _assert_equal(load_pretrained(tmp_path / "theirs"), model)
+    _assert_equal(EncodecModel.from_pretrained(tmp_path / "theirs"), model)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -114,7 +114,7 @@ def test_an_original_file_loads_and_encodes_alike(kind: str, zipped: bool, tmp_p
     twin = upstream_twin(model)
     path = tmp_path / "model.th"
     torch.save(twin.state_dict(), path, _use_new_zipfile_serialization=zipped)
-    loaded = load_pretrained(path, model.config)
+    loaded = EncodecModel.from_pretrained(path, model.config)
     _assert_equal(loaded, model)
     audio = speech(1, model.config.audio_channels, 90)
     bandwidth = model.config.target_bandwidths[-1]
@@ -127,7 +127,7 @@ def test_an_original_file_loads_and_encodes_alike(kind: str, zipped: bool, tmp_p
 def test_an_original_file_of_another_shape_needs_its_config(tmp_path: Path) -> None:
     torch.save(upstream_model(tiny_config()).state_dict(), tmp_path / "model.th")
     with pytest.raises(WeightsError, match="neither the 24 nor the 48 kHz model"):
-        load_pretrained(tmp_path / "model.th")
+        EncodecModel.from_pretrained(tmp_path / "model.th")
 
 
 def test_a_hash_in_the_name_is_checked(tmp_path: Path) -> None:
@@ -138,12 +138,12 @@ def test_a_hash_in_the_name_is_checked(tmp_path: Path) -> None:
     assert digest == hashlib.sha256(plain.read_bytes()).hexdigest()
     for length in (8, 64):
         right = shutil.copy(plain, tmp_path / f"encodec_24khz-{digest[:length]}.th")
-        _assert_equal(load_pretrained(right, model.config), model)
+        _assert_equal(EncodecModel.from_pretrained(right, model.config), model)
     wrong = shutil.copy(plain, tmp_path / "encodec_24khz-d7cc33bc.th")
     with pytest.raises(WeightsError, match=f"{digest[:16]}.*its name says d7cc33bc"):
-        load_pretrained(wrong, model.config)
+        EncodecModel.from_pretrained(wrong, model.config)
     unhashed = shutil.copy(plain, tmp_path / "my-best-model.th")
-    _assert_equal(load_pretrained(unhashed, model.config), model)
+    _assert_equal(EncodecModel.from_pretrained(unhashed, model.config), model)
 
 
 @pytest.mark.parametrize("zipped", [True, False])
@@ -155,7 +155,7 @@ def test_a_pickled_state_dict_loads(saved: tuple[EncodecModel, Path], zipped: bo
         folder / "pytorch_model.bin",
         _use_new_zipfile_serialization=zipped,
     )
-    _assert_equal(load_pretrained(folder), model)
+    _assert_equal(EncodecModel.from_pretrained(folder), model)
 
 
 def test_the_old_names_of_weight_norm_load(saved: tuple[EncodecModel, Path]) -> None:
@@ -168,7 +168,7 @@ def test_the_old_names_of_weight_norm_load(saved: tuple[EncodecModel, Path]) -> 
     }
     assert f"{FIRST}.weight_g" in old
     save_file(old, folder / "model.safetensors")
-    _assert_equal(load_pretrained(folder), model)
+    _assert_equal(EncodecModel.from_pretrained(folder), model)
 
 
 def test_weights_without_weight_norm_load(saved: tuple[EncodecModel, Path]) -> None:
@@ -179,7 +179,7 @@ def test_weights_without_weight_norm_load(saved: tuple[EncodecModel, Path]) -> N
             remove_parametrizations(module, "weight")
     folded.encoder.layers[0].conv.weight.data[1] = 0.0
     save_file(folded.state_dict(), folder / "model.safetensors")
-    loaded = load_pretrained(folder)
+    loaded = EncodecModel.from_pretrained(folder)
     assert not loaded.encoder.layers[0].conv.weight[1].any()
     audio = speech(1, 1, 200)
     with torch.no_grad():
@@ -194,7 +194,7 @@ def test_other_precisions_are_widened(
 ) -> None:
     model, _ = saved
     hf_twin(model).to(dtype).save_pretrained(tmp_path / "theirs")
-    _assert_equal(load_pretrained(tmp_path / "theirs"), model.to(dtype).float())
+    _assert_equal(EncodecModel.from_pretrained(tmp_path / "theirs"), model.to(dtype).float())
 
 
 def test_buffers_that_only_training_needs_may_be_absent(saved: tuple[EncodecModel, Path]) -> None:
@@ -205,7 +205,7 @@ def test_buffers_that_only_training_needs_may_be_absent(saved: tuple[EncodecMode
         if name.rpartition(".")[2] not in ("inited", "cluster_size", "embed_avg")
     }
     save_file(needed, folder / "model.safetensors")
-    loaded = load_pretrained(folder)
+    loaded = EncodecModel.from_pretrained(folder)
     for layer in loaded.quantizer.layers:
         book = layer.codebook
         assert bool(book.inited)
@@ -216,9 +216,9 @@ def test_buffers_that_only_training_needs_may_be_absent(saved: tuple[EncodecMode
 def test_a_given_config_replaces_the_stored_one(saved: tuple[EncodecModel, Path]) -> None:
     model, folder = saved
     (folder / "config.json").unlink()
-    _assert_equal(load_pretrained(folder, model.config), model)
+    _assert_equal(EncodecModel.from_pretrained(folder, model.config), model)
     with pytest.raises(WeightsError, match=r"has no encoder\.layers\.2"):
-        load_pretrained(folder, tiny_config(num_residual_layers=2))
+        EncodecModel.from_pretrained(folder, tiny_config(num_residual_layers=2))
 
 
 def _without(tensors: dict[str, Tensor]) -> None:
@@ -227,6 +227,10 @@ def _without(tensors: dict[str, Tensor]) -> None:
 
 def _with_another(tensors: dict[str, Tensor]) -> None:
     tensors["encoder.layers.99.conv.bias"] = torch.zeros(4)
+
+
+def _with_two_names(tensors: dict[str, Tensor]) -> None:
+    tensors[f"{FIRST}.weight_v"] = tensors[DIRECTION].clone()
 
 
 def _with_another_shape(tensors: dict[str, Tensor]) -> None:
@@ -268,6 +272,7 @@ def _with_exchanged_names(tensors: dict[str, Tensor]) -> None:
     [
         (_without, DIRECTION, "has no"),
         (_with_another, "encoder.layers.99.conv.bias", "no place"),
+        (_with_two_names, DIRECTION, "holds .* twice, once as "),
         (_with_another_shape, EMBED, r"shape \[16, 9\].*asks for \[16, 8\]"),
         (_with_another_folded_shape, f"{FIRST}.parametrizations.weight.original0", "has no"),
         (_with(EMBED, float("nan")), EMBED, "NaN"),
@@ -297,7 +302,7 @@ def test_a_tensor_that_does_not_fit_is_named(
         torch.save(tensors, path)
     source = path if path.suffix == ".th" else folder
     with pytest.raises(WeightsError, match=reason) as refused:
-        load_pretrained(source, model.config)
+        EncodecModel.from_pretrained(source, model.config)
     message = str(refused.value)
     assert name in message
     assert str(path) in message
@@ -308,16 +313,16 @@ def test_a_mislabelled_model_is_refused(tmp_path: Path) -> None:
     random_model(tiny_config(**LARGE_KIND)).save_pretrained(tmp_path)
     tiny_config().save_pretrained(tmp_path)
     with pytest.raises(WeightsError, match=r"has no encoder\.layers\.0.* of another model"):
-        load_pretrained(tmp_path)
+        EncodecModel.from_pretrained(tmp_path)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "mimi"}))
     with pytest.raises(ConfigError, match="mimi"):
-        load_pretrained(tmp_path)
+        EncodecModel.from_pretrained(tmp_path)
     EncodecConfig(num_filters=2**20).save_pretrained(tmp_path)
     with pytest.raises(WeightsError, match="too few for the model"):
-        load_pretrained(tmp_path)
+        EncodecModel.from_pretrained(tmp_path)
     EncodecConfig(num_lstm_layers=2**31 - 1).save_pretrained(tmp_path)
     with pytest.raises(WeightsError, match="too few for the model"):
-        load_pretrained(tmp_path)
+        EncodecModel.from_pretrained(tmp_path)
 
 
 @pytest.mark.parametrize("kind_of_file", ["model.safetensors", "pytorch_model.bin"])
@@ -333,7 +338,7 @@ def test_a_truncated_file_is_refused(
         path.unlink()
     (folder / kind_of_file).write_bytes(content[:size])
     with pytest.raises(WeightsError, match=f"{kind_of_file} is not a readable"):
-        load_pretrained(folder)
+        EncodecModel.from_pretrained(folder)
 
 
 class _Trap:
@@ -355,10 +360,14 @@ def test_no_code_in_a_file_is_run(
     sprung = tmp_path / "sprung"
     torch.save({**model.state_dict(), "trap": _Trap(sprung)}, folder / name)
     with pytest.raises(WeightsError, match="not a readable PyTorch checkpoint"):
-        load_pretrained(folder if name.endswith(".bin") else folder / name, model.config)
+        EncodecModel.from_pretrained(
+            folder if name.endswith(".bin") else folder / name, model.config
+        )
     (folder / name).write_bytes(pickle.dumps(_Trap(sprung)))
     with pytest.raises(WeightsError):
-        load_pretrained(folder if name.endswith(".bin") else folder / name, model.config)
+        EncodecModel.from_pretrained(
+            folder if name.endswith(".bin") else folder / name, model.config
+        )
     assert not sprung.exists()
 
 
@@ -378,7 +387,7 @@ def test_a_pickle_of_something_else_is_refused(
     model, folder = saved
     torch.save(content, folder / "model.th")
     with pytest.raises(WeightsError, match=reason):
-        load_pretrained(folder / "model.th", model.config)
+        EncodecModel.from_pretrained(folder / "model.th", model.config)
 
 
 def _hub_must_not_be_asked(*_: object, **__: object) -> str:
@@ -493,7 +502,7 @@ def test_an_interrupted_save_leaves_the_old_model(
     with pytest.raises(KeyboardInterrupt):
         random_model(tiny_config(), seed=9).save_pretrained(folder)
     assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
-    _assert_equal(load_pretrained(folder), model)
+    _assert_equal(EncodecModel.from_pretrained(folder), model)
 
 
 def _mutated(rng: random.Random, content: bytes, reach: float = 1.0) -> bytes:
@@ -547,7 +556,7 @@ def _mutated_tensors(rng: random.Random, content: bytes) -> bytes:
 
 def _model_or_error(source: Path, config: EncodecConfig | None) -> EncodecModel | CodecError:
     try:
-        return load_pretrained(source, config)
+        return EncodecModel.from_pretrained(source, config)
     except CodecError as error:
         return error
 
