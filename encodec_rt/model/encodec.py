@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import InputError
+from encodec_rt.model import checkpoint
 from encodec_rt.model.quantizer import EncodecResidualVectorQuantizer
 from encodec_rt.model.seanet import EncodecDecoder, EncodecEncoder
 
@@ -105,15 +106,11 @@ class EncodecModel(nn.Module):
         model.safetensors or pytorch_model.bin, an original ``.th`` file, or a hub id, of which
         ``revision`` may name a version. Raises WeightsError naming the tensor that does not fit.
         """
-        from encodec_rt.model.checkpoint import load_pretrained
-
-        return load_pretrained(source, config, revision=revision)
+        return checkpoint.load(cls, source, config, revision)
 
     def save_pretrained(self, folder: str | Path) -> None:
         """Write config.json and model.safetensors, which ``transformers`` loads too."""
-        from encodec_rt.model.checkpoint import save_pretrained
-
-        save_pretrained(self, folder)
+        checkpoint.save(self, self.config, folder)
 
     def encode(
         self,
