@@ -22,6 +22,7 @@ RELATIVE_TERMS = (
     "relative_complex",
     "log_magnitude",
     "log_mel",
+    "band_envelope",
 )
 _TINY = 1e-8
 
@@ -112,8 +113,9 @@ def relative_terms(
 
     ``relative_l1`` of the waveform; and, after a pre-emphasis by ``emphasis``, the means over the
     windows of ``relative_magnitude`` and ``relative_complex`` (L1 over the target's L1: one for
-    silence), of ``log_magnitude`` (L1 of logarithms above ``log_floor``) and of ``log_mel`` (the
-    same of mel bands).
+    silence), of ``log_magnitude`` (L1 of logarithms above ``log_floor``), of ``log_mel`` (the
+    same of mel bands) and of ``band_envelope``: each mel band's distance over time, divided by the
+    band's own size, which is what intelligibility measures compare.
     """
     terms = {"relative_l1": (estimate - target).abs().mean() / (target.abs().mean() + _TINY)}
     # The gain brings speech back to about its level before the pre-emphasis.
@@ -132,9 +134,22 @@ def relative_terms(
             (a - b).abs().mean() / level,
             (torch.log(size_a + log_floor) - torch.log(size_b + log_floor)).abs().mean(),
             (torch.log(mel_a + log_floor) - torch.log(mel_b + log_floor)).abs().mean(),
+            _band_envelope(mel_a, mel_b),
         )
         sums = [total + value for total, value in zip(sums, values, strict=True)]
     return terms | {name: total / len(windows) for name, total in zip(names, sums, strict=True)}
+
+
+def _band_envelope(estimate: Tensor, target: Tensor) -> Tensor:
+    """Mel magnitudes [B, frames, bands]: mean of |a - b| / |b|, norms over the frames.
+
+    A band of less than 3 % of the mean size counts less, so that empty bands do not rule.
+    """
+    sizes = target.norm(dim=1)
+    floor = 0.03 * sizes.mean(dim=1, keepdim=True) + _TINY
+    # The square root of the smallest number keeps the gradient finite where both are equal.
+    distances = ((estimate - target).square().sum(1) + _TINY**2).sqrt()
+    return (distances / (sizes + floor)).mean()
 
 
 def discriminator_hinge(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:

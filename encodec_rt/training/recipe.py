@@ -26,6 +26,7 @@ LOSSES = (
     "relative_complex",
     "log_magnitude",
     "log_mel",
+    "band_envelope",
     "adversarial",
     "features",
 )
@@ -43,8 +44,9 @@ RELATIVE_WEIGHTS = {
     "relative_l1": 1.0,
     "relative_magnitude": 1.0,
     "relative_complex": 0.5,
-    "log_magnitude": 2.0,
+    "log_magnitude": 1.5,
     "log_mel": 1.0,
+    "band_envelope": 2.0,
 }
 """What learns phase and spectrum without a discriminator, in a small budget."""
 
