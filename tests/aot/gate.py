@@ -153,8 +153,10 @@ def launch_all() -> None:
     from encodec_rt.streaming.state import StreamState
     from encodec_rt.streaming.steps import network, run
 
-    config, cpu = EncodecConfig(), torch.device("cpu")
-    model = EncodecModel(config).eval()
+    # Kernels are compiled from shapes and alignments; no weight is ever read.
+    config, nowhere = EncodecConfig(), torch.device("meta")
+    with nowhere:
+        model = EncodecModel(config).eval()
     rows = {
         field.name: getattr(encodec_rt_kernels, field.name)
         for field in fields(TORCH)
@@ -171,13 +173,15 @@ def launch_all() -> None:
             (model.decoder, "decoder", (SLOTS, 1, config.hidden_size)),
         ):
             specs = plan(part, prefix)
-            now, proposed = (StreamState.allocate(specs, SLOTS, cpu) for _ in range(2))
-            run(network(model, specs, ops, cpu), now, proposed, torch.zeros(frame))
-            ops.commit(now.arena, proposed.arena, torch.ones(SLOTS, dtype=torch.bool))
-        books = torch.zeros(config.num_quantizers, config.codebook_size, config.hidden_size)
-        packed = ops.pack_codebooks((books,))
-        codes = ops.rvq_encode(torch.zeros(SLOTS, 1, config.hidden_size), packed, codebooks=8)
-        ops.rvq_decode(codes, packed)
+            now, proposed = (StreamState.allocate(specs, SLOTS, nowhere) for _ in range(2))
+            x = torch.zeros(frame, device=nowhere)
+            run(network(model, specs, ops, nowhere), now, proposed, x)
+            active = torch.ones(SLOTS, dtype=torch.bool, device=nowhere)
+            ops.commit(now.arena, proposed.arena, active)
+        shape = (config.num_quantizers, config.codebook_size, config.hidden_size)
+        packed = ops.pack_codebooks((torch.zeros(shape, device=nowhere),))
+        latents = torch.zeros(SLOTS, 1, config.hidden_size, device=nowhere)
+        ops.rvq_decode(ops.rvq_encode(latents, packed, codebooks=8), packed)
 
 
 def _short(kernel: Any) -> str:
@@ -236,7 +240,7 @@ def _compile_share(task: tuple[int, int, int, str | None]) -> list[Compiled]:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Print the table; the number of violations is the exit status."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--arch", type=int, nargs="+", default=sorted(SHARED_LIMIT))
+    parser.add_argument("--arch", type=int, nargs="+", default=[80, 86, 90, 100, 120])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", help="one kernel, such as conv1d")
     options = parser.parse_args(arguments)

@@ -1,0 +1,147 @@
+"""The engine on a GPU: graphs change nothing, slots are independent, codes are float32's."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from benches.workload import noise, random_24khz
+from contract import assert_codes_agree, offline_codes
+from encodec_rt.streaming.codec import Codec
+from encodec_rt.streaming.engine import Engine
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"),
+]
+ROOT = Path(__file__).parents[2]
+HOP = 320
+
+
+@cache
+def codec(backend: str = "triton") -> Codec:
+    return Codec(random_24khz(), device="cuda", backend=backend)
+
+
+def engine(slots: int, *, graph: bool, backend: str = "triton") -> Engine:
+    return codec(backend).engine(slots, 6.0, start="zero", graph=graph)
+
+
+def ticks(engine: Engine, audio: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Codes [ticks, S, Q] and audio [ticks, S, hop] of [S, n] audio, on its device."""
+    codes, heard = [], []
+    for frame in audio.split(HOP, dim=1):
+        codes.append(engine.encode(frame.contiguous(), active).clone())
+        heard.append(engine.decode(codes[-1], active).clone())
+    return torch.stack(codes), torch.stack(heard)
+
+
+def states(engine: Engine) -> tuple[Tensor, ...]:
+    return tuple(part for slot in range(engine.slots) for part in engine.state_of(slot))
+
+
+def assert_equal(one: tuple[Tensor, ...], other: tuple[Tensor, ...]) -> None:
+    for first, second in zip(one, other, strict=True):
+        assert torch.equal(first.cpu(), second.cpu())
+
+
+def test_engine_holds_a_tick_in_one_graph() -> None:
+    graphs = engine(2, graph=True).describe().graphs
+    assert graphs == {"encode": "one CUDA graph", "decode": "one CUDA graph"}
+
+
+@pytest.mark.parametrize("slots", [1, 5, 64])
+def test_graph_replay_equals_eager_bitwise(slots: int) -> None:
+    audio = noise(slots, 6 * HOP).cuda()
+    graphed, eager = engine(slots, graph=True), engine(slots, graph=False)
+    assert_equal(ticks(graphed, audio), ticks(eager, audio))
+    assert_equal(states(graphed), states(eager))
+
+
+def test_input_on_the_host_gives_the_same_bits_on_the_host() -> None:
+    audio = noise(3, 6 * HOP)
+    for graph in (True, False):
+        on_host = ticks(engine(3, graph=graph), audio)
+        assert on_host[0].device.type == "cpu"
+        assert_equal(on_host, ticks(engine(3, graph=graph), audio.cuda()))
+
+
+def test_slot_zero_has_the_same_bits_among_any_number() -> None:
+    audio = noise(1024, 6 * HOP)
+    alone = ticks(engine(1, graph=True), audio[:1])
+    for slots in (64, 1024):
+        together = ticks(engine(slots, graph=True), audio[:slots])
+        assert_equal((together[0][:, :1], together[1][:, :1]), alone)
+
+
+def test_idle_slots_are_untouched_bitwise() -> None:
+    one = engine(4, graph=True)
+    ticks(one, noise(4, 2 * HOP))
+    before = [one.state_of(slot) for slot in range(4)]
+    garbage = noise(4, 3 * HOP)
+    garbage[1::2] = torch.nan
+    ticks(one, garbage.cuda(), torch.tensor([True, False, True, False]))
+    for slot in (1, 3):
+        assert_equal(one.state_of(slot), before[slot])
+    for slot in (0, 2):
+        assert not torch.equal(one.state_of(slot)[0], before[slot][0])
+
+
+def test_a_hundred_repeats_have_the_same_bits() -> None:
+    audio = noise(3, 2 * HOP).cuda()
+    one = engine(3, graph=True)
+    reference = ticks(one, audio)
+    for _ in range(100):
+        one.reset(range(3))
+        assert_equal(ticks(one, audio), reference)
+
+
+def test_codes_are_bitwise_the_same_however_pushed() -> None:
+    audio = noise(5 * HOP).numpy()
+    wanted = codec().stream_encoder(6.0).push(audio)
+    for size in (1000, 77, 320):
+        encoder = codec().stream_encoder(6.0)
+        parts = [encoder.push(audio[at : at + size]) for at in range(0, len(audio), size)]
+        assert np.array_equal(np.concatenate(parts), wanted)
+
+
+def test_codes_are_those_of_the_offline_model() -> None:
+    model, audio = random_24khz(), noise(2, 60 * HOP)
+    model.config.target_bandwidths = model.config.target_bandwidths[:3]
+    codes, _ = ticks(engine(2, graph=True), audio)
+    for slot in range(2):
+        given = codes[:, slot].numpy().astype(np.uint16)
+        whole = audio[slot : slot + 1]
+        assert_codes_agree(model, whole, given, offline_codes(model, whole))
+
+
+def test_memcheck_finds_nothing_in_a_small_run() -> None:
+    tool = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
+    if not Path(tool).exists():
+        pytest.skip("compute-sanitizer is not here")
+    program = (
+        "from benches.workload import noise, random_24khz\n"
+        "from encodec_rt.streaming.codec import Codec\n"
+        "engine = Codec(random_24khz(), device='cuda', backend='triton').engine(\n"
+        "    3, 6.0, start='zero', graph=False)\n"
+        "engine.decode(engine.encode(noise(3, 320)))\n"
+    )
+    command = [tool, "--tool", "memcheck", "--error-exitcode", "9", sys.executable, "-c", program]
+    done = subprocess.run(
+        command,
+        cwd=ROOT,
+        env={**os.environ, "PYTHONPATH": ".:kernels"},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-1000:]
