@@ -15,7 +15,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from encodec_rt.atomic import replacing
+from encodec_rt.atomic import check_target, replacing
 from encodec_rt.errors import InputError
 
 Audio = NDArray[np.float32]
@@ -180,17 +180,8 @@ class AudioWriter:
         self._rate_hz = rate_hz
         self._channels = channels
         self._force = force
-        self._format = ""
         self._stack = ExitStack()
-        if self._target == PIPE:
-            if sys.stdout.isatty():
-                raise InputError("standard output is a terminal; redirect it, or give a file name")
-            return
-        suffix = Path(target).suffix.lower()
-        if suffix not in OUTPUT_FORMATS:
-            accepted = ", ".join(OUTPUT_FORMATS)
-            raise InputError(f"{target}: no audio format is known by {suffix!r}; one of {accepted}")
-        self._format = OUTPUT_FORMATS[suffix]
+        self._format = check_target_format(target, force=force)
         # RF64 is WAV with 64-bit sizes; the plain header cannot say more than 4 GiB.
         if self._format == "WAV" and (samples or 0) * channels * 2 > _WAV_LIMIT_BYTES:
             self._format = "RF64"
@@ -246,6 +237,23 @@ class AudioWriter:
 
         self._write = write
         self._stack.push(close)
+
+
+def check_target_format(target: str | Path, *, force: bool) -> str:
+    """libsndfile's name for the format that the suffix of ``target`` names; WAV for "-".
+
+    Raises InputError for another suffix, and where nothing may be written.
+    """
+    if str(target) == PIPE:
+        if sys.stdout.isatty():
+            raise InputError("standard output is a terminal; redirect it, or give a file name")
+        return "WAV"
+    suffix = Path(target).suffix.lower()
+    if suffix not in OUTPUT_FORMATS:
+        accepted = ", ".join(OUTPUT_FORMATS)
+        raise InputError(f"{target}: no audio format is known by {suffix!r}; one of {accepted}")
+    check_target(target, force=force)
+    return OUTPUT_FORMATS[suffix]
 
 
 def mix(block: Audio, channels: int) -> Audio:

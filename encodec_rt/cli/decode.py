@@ -37,11 +37,12 @@ def decode(
     ] = False,
 ) -> None:
     """Decode an .ecdc file to 16-bit audio; the suffix of the output names its format."""
-    from encodec_rt.audio import AudioWriter
+    from encodec_rt.audio import AudioWriter, check_target_format
     from encodec_rt.bitstream.ecdc import EcdcReader, read_header
     from encodec_rt.bitstream.transcode import decode_blocks
 
     policy = check_start(start)
+    check_target_format(target, force=force)
     with ExitStack() as stack:
         file = stack.enter_context(open_input(source))
         header = read_header(file)

@@ -33,10 +33,11 @@ def roundtrip(
     force: ForceOption = False,
 ) -> None:
     """Encode and decode audio at once, to hear what the codec makes of it."""
-    from encodec_rt.audio import AudioReader, AudioWriter
+    from encodec_rt.audio import AudioReader, AudioWriter, check_target_format
     from encodec_rt.bitstream.transcode import decode_blocks, encode_blocks
 
     policy = check_start(start)
+    check_target_format(target, force=force)
     with ExitStack() as stack:
         reader = stack.enter_context(AudioReader(source))
         codec = load_codec(model, device, backend)
