@@ -9,14 +9,15 @@ from typing import Literal, get_args
 import torch
 
 from encodec_rt.errors import BackendUnavailable
-from encodec_rt.streaming.cpu import CPU
+from encodec_rt.streaming.cpu import CPU, CPU_FAST
 from encodec_rt.streaming.ops import TORCH, Ops
 
 BackendName = Literal["auto", "torch", "cpu", "triton"]
 
 Precision = Literal["exact", "fast"]
-"""``exact`` computes in float32. ``fast`` lets a GPU's tensor cores round the factors of products
-to TF32, which changes some codes; sums and the search for codes stay float32."""
+"""``exact`` computes in float32. ``fast`` rounds the factors of products to 11 bits, which changes
+some codes: to TF32 on a GPU's tensor cores, to float16 in a single stream's largest products on a
+CPU. Sums and the search for codes stay float32."""
 
 
 def select(name: str, device: torch.device, precision: Precision = "exact") -> Ops:
@@ -43,11 +44,13 @@ def select(name: str, device: torch.device, precision: Precision = "exact") -> O
         )
     if name == "triton":
         return _triton(device, precision)
+    if name == "cpu":
+        return CPU if precision == "exact" else CPU_FAST
     if precision != "exact":
         raise BackendUnavailable(
-            f"precision {precision!r} with backend {name!r}; only 'triton' has it, use 'exact'"
+            f"precision {precision!r} with backend {name!r}; only 'cpu' and 'triton' have it"
         )
-    return CPU if name == "cpu" else TORCH
+    return TORCH
 
 
 def _triton(device: torch.device, precision: Precision) -> Ops:

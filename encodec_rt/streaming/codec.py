@@ -36,8 +36,8 @@ class Codec:
     ) -> None:
         """Take the weights of ``model``, which is left as it is.
 
-        ``precision`` "fast" changes some codes and is for a GPU. Raises BackendUnavailable if the
-        backend cannot run on the device or not in this precision.
+        ``precision`` "fast" rounds factors to 11 bits, which changes some codes. Raises
+        BackendUnavailable if the backend cannot run on the device or not in this precision.
         """
         self.config: EncodecConfig = model.config
         self.device = torch.device(device)

@@ -8,8 +8,9 @@ product and an overlap-add.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -31,6 +32,9 @@ with a single row is then one long dot product per output, which the BLAS stream
 _FEW_OUTPUTS = 4
 """Convolutions with so few outputs multiply first and shift the products afterwards."""
 
+_LARGE = 1 << 18
+"""Weights of so many floats, a megabyte, are what a product with one row waits for."""
+
 
 def _laid_out(weight: Tensor) -> Tensor:
     """[K, N] in the memory order that products with few rows read fastest."""
@@ -40,27 +44,43 @@ def _laid_out(weight: Tensor) -> Tensor:
     return weight.contiguous()
 
 
-def _pack_conv1d(weight: Tensor, bias: Tensor, *, stride: int, dilation: int) -> Packed:
+def _halved(weight: Tensor) -> Packed:
+    """The weight [K, N] as float16 for products with one row, which read half the memory so."""
+    return (weight.t().to(torch.float16).contiguous(),) if weight.numel() >= _LARGE else ()
+
+
+def _product(rows: Tensor, weight: Tensor, bias: Tensor, halved: Sequence[Tensor]) -> Tensor:
+    """rows [R, K] @ weight [K, N] + bias; one row takes ``halved`` if there is one."""
+    if halved and len(rows) == 1:
+        return torch.mv(halved[0], rows[0].half()).float().add_(bias)[None]
+    return torch.addmm(bias, rows, weight)
+
+
+def _pack_conv1d(
+    weight: Tensor, bias: Tensor, *, stride: int, dilation: int, halve: bool = False
+) -> Packed:
     """[C', C, K] -> [K * C, C'], taps outermost; [K, C', C] flattened where outputs are few."""
     if _multiplies_first(weight.shape[0], stride):
         return weight.permute(2, 0, 1).reshape(-1, weight.shape[1]).contiguous(), bias.clone()
-    return _laid_out(weight.permute(2, 1, 0).flatten(0, 1)), bias.clone()
+    taps = _laid_out(weight.permute(2, 1, 0).flatten(0, 1))
+    return taps, bias.clone(), *(_halved(taps) if halve else ())
 
 
 def _multiplies_first(outputs: int, stride: int) -> bool:
     return outputs <= _FEW_OUTPUTS and stride == 1
 
 
-def _pack_conv_transpose1d(weight: Tensor, bias: Tensor, *, stride: int, dilation: int) -> Packed:
+def _pack_conv_transpose1d(
+    weight: Tensor, bias: Tensor, *, stride: int, dilation: int, halve: bool = False
+) -> Packed:
     """[C, C', K] -> [C, blocks * stride * C'], taps outermost and filled up with zeros.
 
     The bias goes with the first block alone: every output is in exactly one of them.
     """
     missing = -weight.shape[2] % stride
-    taps = functional.pad(weight, (0, missing)).permute(0, 2, 1).flatten(1)
-    return _laid_out(taps), functional.pad(
-        bias.repeat(stride), (0, taps.shape[1] - stride * len(bias))
-    )
+    taps = _laid_out(functional.pad(weight, (0, missing)).permute(0, 2, 1).flatten(1))
+    biases = functional.pad(bias.repeat(stride), (0, taps.shape[1] - stride * len(bias)))
+    return taps, biases, *(_halved(taps) if halve else ())
 
 
 def _pack_resblock(weights: Packed) -> Packed:
@@ -72,17 +92,17 @@ def _pack_resblock(weights: Packed) -> Packed:
     return *dilated, _laid_out(weight_out[:, :, 0].t()), bias_out + shortcut[1], straight
 
 
-def _pack_lstm(weights: Packed) -> Packed:
+def _pack_lstm(weights: Packed, *, halve: bool = False) -> Packed:
     """Per layer [W_ih | W_hh] as [2 * D, 4 * D], and one bias; the three sigmoid gates first."""
     packed: list[Tensor] = []
     for layer in range(len(weights) // 4):
         weight_ih, weight_hh, bias_ih, bias_hh = weights[4 * layer : 4 * layer + 4]
-        weight = _gates_last(torch.cat([weight_ih, weight_hh], dim=1))
-        packed += [weight.t().contiguous(), _gates_last(bias_ih + bias_hh)]
+        weight = _new_last(torch.cat([weight_ih, weight_hh], dim=1)).t().contiguous()
+        packed += [weight, _new_last(bias_ih + bias_hh), *(_halved(weight) if halve else ())]
     return tuple(packed)
 
 
-def _gates_last(rows: Tensor) -> Tensor:
+def _new_last(rows: Tensor) -> Tensor:
     take, keep, new, show = rows.chunk(4)
     return torch.cat([take, keep, show, new])
 
@@ -103,7 +123,11 @@ def _with_context(x: Tensor, context: Tensor, context_next: Tensor, elu: bool) -
     """[S, P + T, C], the context and x, after its ELU; the last P are written to context_next."""
     past = context.shape[1]
     if not past:
-        return functional.elu(x).contiguous() if elu else x.clone(memory_format=torch.contiguous_format)
+        return (
+            functional.elu(x).contiguous()
+            if elu
+            else x.clone(memory_format=torch.contiguous_format)
+        )
     full = torch.cat([context, x], dim=1)
     if elu:
         functional.elu_(full.narrow(1, past, x.shape[1]))
@@ -112,9 +136,10 @@ def _with_context(x: Tensor, context: Tensor, context_next: Tensor, elu: bool) -
 
 
 def _correlate(
-    full: Tensor, weight: Tensor, bias: Tensor, kernel: int, stride: int, dilation: int
+    full: Tensor, packed: Sequence[Tensor], kernel: int, stride: int, dilation: int
 ) -> Tensor:
     """full [S, L, C], contiguous in its last two axes -> [S, T', C'], no padding."""
+    weight, bias, *halved = packed
     slots, length, channels = full.shape
     if _multiplies_first(len(bias), stride):
         return _shift_products(full, weight, bias, kernel, dilation)
@@ -133,7 +158,7 @@ def _correlate(
             (slots, steps, kernel, channels),
             (full.stride(0), stride * channels, dilation * channels, 1),
         )
-        y = torch.addmm(bias, windows.reshape(slots * steps, reach), weight)
+        y = _product(windows.reshape(slots * steps, reach), weight, bias, halved)
         return y.view(slots, steps, -1)
     # Windows that run from one slot into the next are computed too, and dropped at the end.
     rows = full.reshape(slots * length, channels)
@@ -171,9 +196,8 @@ def _conv1d(
     dilation: int,
     elu: bool,
 ) -> Tensor:
-    weight, bias = packed
     full = _with_context(x, context, context_next, elu)
-    return _correlate(full, weight, bias, kernel, stride, dilation)
+    return _correlate(full, packed, kernel, stride, dilation)
 
 
 def _resblock(
@@ -185,9 +209,9 @@ def _resblock(
     kernel: int,
     dilation: int,
 ) -> Tensor:
-    weight, bias, weight_out, bias_out, *straight = packed
+    weight_out, bias_out, *straight = packed[2:]
     full = _with_context(x, context, context_next, True)
-    hidden = functional.elu_(_correlate(full, weight, bias, kernel, 1, dilation))
+    hidden = functional.elu_(_correlate(full, packed[:2], kernel, 1, dilation))
     rows, inner = x.reshape(-1, x.shape[2]), hidden.reshape(-1, hidden.shape[2])
     if straight:
         y = torch.addmm(bias_out, rows, straight[0]).addmm_(inner, weight_out)
@@ -199,10 +223,10 @@ def _resblock(
 def _conv_transpose1d(
     x: Tensor, tail: Tensor, tail_next: Tensor, packed: Packed, *, kernel: int, stride: int
 ) -> Tensor:
-    weight, bias = packed
+    weight, bias, *halved = packed
     slots, steps, channels = x.shape
     outputs, kept, ready = tail.shape[2], kernel - stride, steps * stride
-    products = torch.addmm(bias, functional.elu(x).reshape(-1, channels), weight)
+    products = _product(functional.elu(x).reshape(-1, channels), weight, bias, halved)
     blocks = products.view(slots, steps, -1, stride * outputs).unbind(2)
     full = x.new_zeros(slots, steps + len(blocks) - 1, stride * outputs)
     for index, block in enumerate(blocks):
@@ -222,13 +246,14 @@ def _lstm(
     packed: Packed,
 ) -> Tensor:
     y = x
+    parts = len(packed) // hidden.shape[1]
     states = zip(
         *(state.unbind(1) for state in (hidden, cell, hidden_next, cell_next)), strict=True
     )
     for layer, (h, c, h_next, c_next) in enumerate(states):
-        weight, bias = packed[2 * layer : 2 * layer + 2]
+        weight, bias, *halved = packed[parts * layer : parts * (layer + 1)]
         if x.shape[1] == 1:
-            gates = torch.addmm(bias, torch.cat([y[:, 0], h], dim=1), weight)
+            gates = _product(torch.cat([y[:, 0], h], dim=1), weight, bias, halved)
             _lstm_cell(gates, c, h_next, c_next)
             y = h_next[:, None]
         else:
@@ -306,3 +331,14 @@ CPU = replace(
     commit=_commit,
 )
 """Every row as float32 matrix products, for one core and few slots."""
+
+CPU_FAST = replace(
+    CPU,
+    name="cpu, fast",
+    pack_conv1d=partial(_pack_conv1d, halve=True),
+    pack_conv_transpose1d=partial(_pack_conv_transpose1d, halve=True),
+    pack_lstm=partial(_pack_lstm, halve=True),
+)
+"""The same, but that a single stream's largest products have factors of float16, as precise as
+TF32: they wait for memory, and read half as much of it. It changes some codes. Activations beyond
+65504, from which those of audio within [-1, 1] are far, overflow."""

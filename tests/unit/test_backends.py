@@ -52,10 +52,9 @@ def test_triton_on_a_cpu_runs_in_the_interpreter() -> None:
     assert select("triton", CPU_DEVICE, "fast").name == "triton, fast"
 
 
-@pytest.mark.parametrize("backend", ["auto", "torch", "cpu"])
-def test_fast_precision_is_refused_by_backends_that_have_none(backend: str) -> None:
-    with pytest.raises(BackendUnavailable, match="only 'triton' has it"):
-        Codec(random_model(tiny_config()), backend=backend, precision="fast")
+def test_fast_precision_is_refused_by_a_backend_that_has_none() -> None:
+    with pytest.raises(BackendUnavailable, match="only 'cpu' and 'triton' have it"):
+        Codec(random_model(tiny_config()), backend="torch", precision="fast")
 
 
 def test_unknown_precision_is_refused() -> None:

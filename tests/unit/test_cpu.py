@@ -15,7 +15,7 @@ from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import BackendUnavailable, ConfigError
 from encodec_rt.streaming.backends import select
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.cpu import CPU
+from encodec_rt.streaming.cpu import CPU, CPU_FAST
 from encodec_rt.streaming.ops import TORCH, Ops, Packed
 from models import random_model, snr_db, speech
 from tolerances import bound
@@ -279,8 +279,30 @@ def test_a_block_of_no_frames_is_refused(codec: Codec) -> None:
         codec.stream_encoder(2.0, block_frames=0)
 
 
+def test_fast_precision_is_near_and_its_blocks_are_exact() -> None:
+    # Wide enough for weights of a megabyte, which alone are halved.
+    config = EncodecConfig(num_filters=16, codebook_size=64, target_bandwidths=(1.0, 2.0))
+    model, audio = random_model(config), speech(24_000)
+    exact, fast = Codec(model, backend="cpu"), Codec(model, backend="cpu", precision="fast")
+
+    def made(codec: Codec, block_frames: int) -> tuple[np.ndarray, np.ndarray]:
+        encoder = codec.stream_encoder(2.0, start="exact", block_frames=block_frames)
+        codes = np.concatenate([encoder.push(audio), encoder.flush()])
+        decoder = codec.stream_decoder(2.0, start="exact", block_frames=block_frames)
+        return codes, np.concatenate([decoder.push(given), decoder.flush()])
+
+    given = exact.stream_encoder(2.0).push(audio)
+    (wanted, sound), (codes, heard) = made(exact, 1), made(fast, 1)
+    assert (codes != wanted).any(1).mean() <= bound("code flips", "float16")
+    assert snr_db(sound, heard) >= -20 * np.log10(bound("stream audio", "float16"))
+    assert not np.array_equal(heard, sound)
+    for one, other in zip(made(fast, 16), made(exact, 16), strict=True):
+        assert np.array_equal(one, other)
+
+
 def test_cpu_is_what_a_cpu_gets_by_itself() -> None:
     assert select("auto", torch.device("cpu")) is CPU
     assert select("cpu", torch.device("cpu")) is CPU
+    assert select("auto", torch.device("cpu"), "fast") is CPU_FAST
     with pytest.raises(BackendUnavailable, match="device='cpu'"):
         select("cpu", torch.device("meta"))
