@@ -181,8 +181,8 @@ class PortAudio:
                     return rate_hz, channels
         raise AudioDeviceError(
             f"the {_WORDS[direction]} {device.name!r} opens neither at {self._rate_hz} nor at "
-            f"{device.rate_hz} samples per second ({reason}); check that it is plugged in, or choose "
-            f"another one with --{direction}, 'encodec-rt devices' lists them"
+            f"{device.rate_hz} samples per second ({reason}); check that it is plugged in, or "
+            f"choose another one with --{direction}, 'encodec-rt devices' lists them"
         )
 
 

@@ -7,6 +7,7 @@ from encodec_rt.bitstream.ecdc import EcdcReader, read_header
 from encodec_rt.errors import InputError
 from encodec_rt.live.recording import EcdcRecording, WavRecording
 from models import tiny_config
+from upstream import encodec
 
 CONFIG = tiny_config()
 HOP = CONFIG.hop_length
@@ -80,6 +81,15 @@ def test_an_ecdc_is_whole_after_every_write_and_loses_at_most_a_started_byte(tmp
     header, codes = ecdc_codes(tmp_path / "out.ecdc")
     assert np.array_equal(codes, sent)
     assert (header.model, header.codebooks) == ("tiny", books)
+
+
+def test_the_original_package_reads_the_header_while_it_grows(tmp_path):
+    recording = EcdcRecording(tmp_path / "out.ecdc", CONFIG, "encodec_24khz", 2)
+    recording.write(random_codes(7, 2))
+    with only_file(tmp_path).open("rb") as file:
+        header = encodec.binary.read_ecdc_header(file)
+    assert header == {"m": "encodec_24khz", "al": 7 * HOP, "nc": 2, "lm": False}
+    recording.finish()
 
 
 def test_a_finished_ecdc_has_the_true_length_of_its_audio(tmp_path):

@@ -1,0 +1,242 @@
+"""The real path: PortAudio, its threads, and a sound server with a virtual microphone."""
+
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+import wave
+
+import numpy as np
+import pytest
+
+import pulse
+from encodec_rt.bitstream.ecdc import EcdcReader, read_header
+from encodec_rt.live.devices import PortAudio, list_devices
+from encodec_rt.live.duplex import MOST_FRAMES, Duplex
+from encodec_rt.live.loop import CodecLoop
+from encodec_rt.streaming.codec import Codec
+from models import random_model, speech, tiny_config
+from tolerances import bound
+
+RATE = pulse.RATE
+CLICKS = 5
+CLICK_SPACING = RATE // 4
+STALL_S = 0.7
+PATIENCE_S = 30.0
+
+lacking = pulse.missing()
+pytestmark = pytest.mark.skipif(
+    bool(lacking),
+    reason=f"a real sound path needs {', '.join(lacking)}; 'make ci-deps' installs it",
+)
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory):
+    server = pulse.PulseServer(tmp_path_factory.mktemp("pulse"))
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in server.environment.items():
+            patch.setenv(name, value)
+        yield server
+        sys.modules["sounddevice"]._terminate()
+    server.stop()
+
+
+@pytest.fixture(scope="module")
+def model():
+    config = tiny_config(
+        sampling_rate=RATE, upsampling_ratios=(8, 5, 4, 2), pad_mode="constant", num_lstm_layers=1
+    )
+    return random_model(config)
+
+
+class Session:
+    """The codec between the virtual devices, in a thread, with all that passed."""
+
+    def __init__(self, codec):
+        self.kbps = codec.config.target_bandwidths[-1]
+        self.told = []
+        self.captured = []
+        self.heard = []
+        self.stall_s = 0.0
+        self._stop = threading.Event()
+        self.duplex = Duplex(
+            CodecLoop(codec, self.kbps),
+            PortAudio(RATE, source="rt_mic", sink="rt_spk"),
+            tell=self.told.append,
+            choose=self._choose,
+        )
+        self.duplex.open()
+        self._thread = threading.Thread(target=self.duplex.run, args=[self._stop.is_set])
+        self._thread.start()
+
+    def _choose(self, captured, heard):
+        self.captured.append(captured)
+        self.heard.append(heard)
+        stall_s, self.stall_s = self.stall_s, 0.0
+        time.sleep(stall_s)
+        return heard
+
+    @property
+    def counts(self):
+        return self.duplex.status().counts
+
+    def wait_until(self, reached):
+        end = time.monotonic() + PATIENCE_S
+        while not reached():
+            assert time.monotonic() < end, (self.told, self.counts)
+            time.sleep(0.02)
+
+    def stop(self):
+        self._stop.set()
+        self._thread.join()
+
+
+def low(sound):
+    """The part below 1.5 kHz, where a fraction of a sample's delay matters little."""
+    spectrum = np.fft.rfft(sound)
+    spectrum[1500 * len(sound) // RATE :] = 0
+    return np.fft.irfft(spectrum, len(sound))
+
+
+def find(piece, sound):
+    """The place in ``sound`` that is most like ``piece``, and how like it is (correlation)."""
+    size = 1 << (len(sound) + len(piece)).bit_length()
+    inner = np.fft.irfft(np.fft.rfft(sound, size) * np.conj(np.fft.rfft(piece, size)), size)
+    inner = inner[: len(sound) - len(piece)]
+    energy = np.concatenate([[0.0], np.cumsum(np.square(sound, dtype=float))])
+    local = np.sqrt(energy[len(piece) :] - energy[: -len(piece)])[: len(inner)]
+    likeness = inner / (np.linalg.norm(piece) * np.maximum(local, 1e-3 * np.linalg.norm(piece)))
+    place = int(np.argmax(likeness))
+    return place, float(likeness[place])
+
+
+def shares(sent, received):
+    """Of each tenth of a second of ``sent``: its place in ``received``, and its likeness there."""
+    count = RATE // 10
+    pieces = [sent[start : start + count] for start in range(0, len(sent) - count + 1, count)]
+    return [find(piece, received) for piece in pieces if piece.any()]
+
+
+def check_order(found, wanted):
+    """Most pieces arrived whole, and those that did arrived in the order in which they were sent.
+
+    A host that stands still for a while costs the piece that it happened in, and no other.
+    """
+    whole = [place for place, likeness in found if likeness > wanted]
+    assert len(whole) >= bound("whole", "share") * len(found), found
+    assert whole == sorted(whole)
+
+
+def test_devices_are_listed(server):
+    names = [device.name for device in list_devices()]
+    assert {"rt_mic", "rt_spk"} <= set(names)
+
+
+def test_speech_passes_from_the_microphone_through_the_codec_to_the_speaker(server, model):
+    codec = Codec(model)
+    said = (16_000 * speech(1, 3 * RATE, seed=3)[0].numpy()).astype(np.int16)
+    clicks = np.zeros((CLICKS + 1) * CLICK_SPACING, np.int16)
+    clicks[CLICK_SPACING::CLICK_SPACING] = 30_000
+    session = Session(codec)
+    try:
+        session.wait_until(lambda: sum(map(len, session.captured)) > RATE // 4)
+        recorder = server.listen()
+        server.say(np.concatenate([clicks, said]))
+        played_until = session.duplex.loop.samples_in
+        session.wait_until(lambda: session.duplex.loop.samples_in > played_until + RATE // 2)
+        played = recorder.stop()
+        calm = session.counts
+        session.stall_s = STALL_S
+        session.wait_until(
+            lambda: (
+                session.counts["playback samples missing"]
+                > calm["playback samples missing"] + STALL_S / 2 * RATE
+            )
+        )
+        server.stop()
+        session.wait_until(lambda: session.counts["microphone lost"] == 1)
+        session.wait_until(lambda: session.counts["speaker lost"] == 1)
+        server.start()
+        session.wait_until(lambda: sum("is back" in text for text in session.told) == 2)
+        before = session.duplex.loop.samples_in
+        session.wait_until(lambda: session.duplex.loop.samples_in > before + RATE // 4)
+    finally:
+        session.stop()
+    captured, heard = np.concatenate(session.captured), np.concatenate(session.heard)
+
+    at = np.flatnonzero(captured > 0.85)
+    at = at[np.concatenate([[True], np.diff(at) > CLICK_SPACING // 2])]
+    assert len(at) >= CLICKS - 1
+    check_order(shares(said / 32768, captured), bound("captured", "correlation"))
+
+    encoder, decoder = codec.stream_encoder(session.kbps), codec.stream_decoder(session.kbps)
+    assert np.array_equal(heard, decoder.push(encoder.push(captured))[: len(heard)])
+
+    spoken = heard[at[-1] + CLICK_SPACING :][: 5 * RATE // 2]
+    check_order(shares(low(spoken), low(played)), bound("played back", "correlation"))
+
+
+def read_recordings(wav, ecdc, config):
+    with wave.open(str(wav)) as file:
+        samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
+    with ecdc.open("rb") as file:
+        header = read_header(file)
+        codes = np.concatenate([block.codes for block in EcdcReader(file, header, config)])
+    return samples, codes, header
+
+
+def start_live(folder, model, kbps):
+    """The command itself, with both recordings, in a process of its own."""
+    run = "from encodec_rt.cli import main; main()"
+    return subprocess.Popen(
+        [
+            *(sys.executable, "-c", run, "live", "--model", model, "-b", str(kbps)),
+            *("--input", "rt_mic", "--output", "rt_spk"),
+            *("--record", folder / "out.wav", "--save", folder / "out.ecdc"),
+        ],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def end_live(process, ending):
+    """Send ``ending`` once the command has reported twice; what it says afterwards."""
+    reports = 0
+    while reports < 2 and (line := process.stderr.readline()):
+        reports += "kbps" in line
+    process.send_signal(ending)
+    with process:
+        return process.stderr.read()
+
+
+def check_recordings(wav, ecdc, model, kbps):
+    """Both are valid and hold the same session, but for the step in which it was cut off."""
+    samples, codes, header = read_recordings(wav, ecdc, model.config)
+    assert len(samples) > RATE
+    audio = Codec(model).stream_decoder(kbps).push(codes)[: header.samples]
+    assert abs(len(audio) - len(samples)) <= MOST_FRAMES * model.config.hop_length
+    wanted = np.clip(np.rint(audio * 32768), -32768, 32767)
+    shared = min(len(audio), len(samples))
+    assert np.array_equal(samples[:shared], wanted[:shared])
+
+
+def test_what_was_recorded_survives_ctrl_c_and_a_kill(server, model, tmp_path):
+    model.save_pretrained(tmp_path / "model")
+    kbps = model.config.target_bandwidths[-1]
+    folders = [tmp_path / "interrupted", tmp_path / "killed"]
+    for folder in folders:
+        folder.mkdir()
+    interrupted, killed = (start_live(folder, tmp_path / "model", kbps) for folder in folders)
+    said = end_live(interrupted, signal.SIGINT)
+    end_live(killed, signal.SIGKILL)
+    assert interrupted.returncode == 0, said
+    assert "out.wav: " in said
+    assert killed.returncode == -signal.SIGKILL
+    assert sorted(path.name for path in folders[0].iterdir()) == ["out.ecdc", "out.wav"]
+    for folder in folders:
+        (wav,), (ecdc,) = folder.glob("*.wav"), folder.glob("*.ecdc")
+        check_recordings(wav, ecdc, model, kbps)

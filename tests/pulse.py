@@ -1,0 +1,123 @@
+"""A private PulseAudio server with a virtual microphone and speaker that PortAudio sees."""
+
+from __future__ import annotations
+
+import ctypes.util
+import os
+import shutil
+import subprocess
+import threading
+from pathlib import Path
+
+import numpy as np
+
+RATE = 24_000
+PROGRAMS = ("pulseaudio", "pactl", "pacat", "parec")
+FORMAT = ("--raw", f"--rate={RATE}", "--channels=1", "--format=s16le")
+ALSA = """</usr/share/alsa/alsa.conf>
+pcm.rt_mic { type pulse device "mic_feed.monitor" hint { show on description "microphone" } }
+pcm.rt_spk { type pulse device "speaker" hint { show on description "speaker" } }
+pcm.rt_loop { type pulse device "speaker.monitor" hint { show on description "loop" } }
+"""
+
+
+def missing() -> list[str]:
+    """What the machine lacks for a real sound path, none if it is all there."""
+    lacking = [program for program in PROGRAMS if shutil.which(program) is None]
+    if ctypes.util.find_library("portaudio") is None:
+        lacking.append("libportaudio2")
+    if not list(Path("/usr/lib").glob("*/alsa-lib/libasound_module_pcm_pulse.so")):
+        lacking.append("libasound2-plugins")
+    if not Path("/usr/share/alsa/alsa.conf").exists():
+        lacking.append("libasound2-data")
+    return lacking
+
+
+class PulseServer:
+    """PulseAudio with two null sinks; one's monitor is the microphone, the other the speaker."""
+
+    def __init__(self, folder: Path) -> None:
+        (folder / "asound.conf").write_text(ALSA)
+        runtime = folder / "runtime"
+        runtime.mkdir(mode=0o700)
+        self.environment = {
+            "XDG_RUNTIME_DIR": str(runtime),
+            "PULSE_RUNTIME_PATH": str(runtime / "pulse"),
+            "PULSE_STATE_PATH": str(runtime / "state"),
+            "ALSA_CONFIG_PATH": str(folder / "asound.conf"),
+        }
+        self._server: subprocess.Popen[bytes] | None = None
+        self._readers: list[subprocess.Popen[bytes]] = []
+        self.start()
+
+    def start(self) -> None:
+        modules = ["module-native-protocol-unix auth-anonymous=1"]
+        for name in ("mic_feed", "speaker"):
+            modules.append(f"module-null-sink sink_name={name} rate={RATE} channels=1 format=s16le")
+        loads = [part for module in modules for part in ("-L", module)]
+        self._server = self._popen(
+            *("pulseaudio", "-n", "--daemonize=no", "--exit-idle-time=-1", "--realtime=no"),
+            *("--high-priority=no", "--log-target=null", *loads),
+        )
+        for _ in range(100):
+            if subprocess.run(["pactl", "info"], env=self._env(), capture_output=True).returncode:
+                threading.Event().wait(0.1)
+            else:
+                break
+        # A null sink without a reader works in blocks of two seconds.
+        for name in ("mic_feed", "speaker"):
+            self._readers.append(self._popen("parec", "-d", f"{name}.monitor", "--latency-msec=10"))
+
+    def stop(self) -> None:
+        """End the server as a crash would, and its readers with it."""
+        for process in (self._server, *self._readers):
+            if process is not None:
+                process.kill()
+                process.wait()
+        self._readers.clear()
+
+    def say(self, samples: np.ndarray) -> None:
+        """Let the microphone hear int16 ``samples``; returns when it has."""
+        with self._popen(
+            "pacat", "-d", "mic_feed", "--latency-msec=20", *FORMAT, stdin=subprocess.PIPE
+        ) as player:
+            player.communicate(samples.tobytes())
+
+    def listen(self) -> Recorder:
+        """Begin to record the speaker."""
+        return Recorder(
+            self._popen(
+                *("parec", "-d", "speaker.monitor", "--latency-msec=10", *FORMAT),
+                stdout=subprocess.PIPE,
+            )
+        )
+
+    def _env(self) -> dict[str, str]:
+        return {**os.environ, **self.environment}
+
+    def _popen(self, *command: str, stdin=None, stdout=subprocess.DEVNULL) -> subprocess.Popen:
+        return subprocess.Popen(
+            command, env=self._env(), stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL
+        )
+
+
+class Recorder:
+    """Collects what a ``parec`` hears until ``stop``."""
+
+    def __init__(self, process: subprocess.Popen[bytes]) -> None:
+        self._process = process
+        self._bytes = bytearray()
+        self._thread = threading.Thread(target=self._collect)
+        self._thread.start()
+
+    def stop(self) -> np.ndarray:
+        """All samples, int16."""
+        self._process.terminate()
+        self._thread.join()
+        self._process.wait()
+        self._process.stdout.close()
+        return np.frombuffer(bytes(self._bytes[: len(self._bytes) // 2 * 2]), np.int16)
+
+    def _collect(self) -> None:
+        while piece := self._process.stdout.read1(65536):
+            self._bytes += piece
