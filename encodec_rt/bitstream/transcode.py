@@ -13,7 +13,7 @@ from encodec_rt.streaming.packed import Start
 from encodec_rt.streaming.segments import Segment
 
 FILE_BLOCK_FRAMES = 64
-"""Frames stepped at once: nobody waits for the first of them, and a block reads each weight once."""
+"""Frames stepped at once: nobody waits for the first, and a block reads each weight once."""
 
 
 def encode_blocks(
