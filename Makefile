@@ -32,11 +32,14 @@ aot: $(STAMP) $(TRITON_36)/installed
 bench: $(STAMP)
 	$(BIN)/python -m benches.stream
 
-# For a machine with a CUDA device whose Python has torch and triton already; installs nothing.
+# For a machine with a CUDA device whose Python has torch, triton, numpy, safetensors and pytest;
+# installs nothing. The benches refuse to time what is not right.
 gpu: export PYTHONPATH := .:kernels
 gpu:
-	$(PYTHON) -m pytest -m gpu
-	$(PYTHON) -m benches.stream --device cuda
+	$(PYTHON) -m pytest -q tests/gpu tests/unit/test_kernels_conv.py tests/unit/test_kernels_lstm.py \
+		tests/unit/test_kernels_rvq.py
+	$(PYTHON) -m benches.kernels
+	$(PYTHON) -m benches.gpu
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "encodec_rt needs Python >= 3.10")'

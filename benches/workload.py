@@ -54,6 +54,12 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
     return 0.3 * envelope * torch.randn(*shape, generator=generator)
 
 
+def frames(audio: Tensor) -> list[Tensor]:
+    """[S, n] -> the frames [S, hop] of the 24 kHz model, each in memory of its own."""
+    hop = EncodecConfig().hop_length
+    return [audio[:, at : at + hop].contiguous() for at in range(0, audio.shape[1], hop)]
+
+
 def layers(model: EncodecModel) -> Plan:
     """Every layer of both directions, in the order that a frame passes them."""
     return *plan(model.encoder, "encoder"), *plan(model.decoder, "decoder")

@@ -88,7 +88,7 @@ def conv1d(arch: int, precision: Precision, inputs: int, outputs: int, taps: int
             dot=_DOT[precision],
         )
     return Tile(
-        rows=64,
+        rows=64 if _roomy(arch) else 32,
         cols=_power_of_two(outputs, 16, 64),
         depth=_power_of_two(inputs * taps, 16, 32),
         warps=4,

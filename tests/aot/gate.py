@@ -21,6 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -207,8 +208,7 @@ def _inspect(
     counts = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert counts, f"cuobjdump did not say what {name} uses: {usage!r}"
     sizes = [options[key] for key in _SHAPE if key in options]
-    opcodes = {opcode: listing.count(opcode) for opcode in ("FFMA", "HMMA", "HGMMA")}
-    opcodes |= {opcode: listing.count(opcode) for opcode in set(re.findall(r"UTC\w*MMA", listing))}
+    found = Counter(re.findall(r"\b(FFMA|HMMA|HGMMA|UTC[A-Z]*MMA)\b", listing))
     return Compiled(
         kernel=name,
         shape="x".join(map(str, sizes)) or "any",
@@ -218,7 +218,7 @@ def _inspect(
         # Kernels have no arrays of their own, so whatever is on the stack was spilled.
         spilled_bytes=int(counts[2]),
         shared_bytes=binary.metadata.shared,
-        opcodes=" ".join(f"{name} {count}" for name, count in opcodes.items() if count),
+        opcodes=" ".join(f"{opcode} {count}" for opcode, count in sorted(found.items())),
         seconds=seconds,
     )
 

@@ -1,0 +1,174 @@
+"""Each layer on a GPU: its time, and the share of what its own bytes and products allow.
+
+    python -m benches.kernels [--slots 1 64 1024] [--precision exact fast]
+
+A layer's floor is the longer of moving its weights, activations and state through memory once and
+doing its products, at the rates that a copy and a matrix product reach in the same run. A layer
+whose result is not right gets no time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from benches.record import Json, Record
+from benches.workload import OneLayer, layers, op_of, random_24khz, steps_per_frame
+from encodec_rt.streaming.backends import select
+from encodec_rt.streaming.graph import capture
+from encodec_rt.streaming.plan import ConvSpec, ConvTransposeSpec, LayerSpec, LstmSpec
+from tests.tolerances import bound
+
+PER_GRAPH = 20
+REPLAYS = 50
+ARITHMETIC = {"exact": "float32", "fast": "tf32"}
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What one frame of one layer has to do at least."""
+
+    products: int
+    weight_bytes: int
+    slot_bytes: int
+
+    def floor_us(self, slots: int, bytes_per_s: float, products_per_s: float) -> float:
+        """Microseconds for ``slots`` slots at these rates."""
+        moved = (self.weight_bytes + slots * self.slot_bytes) / bytes_per_s
+        return 1e6 * max(moved, slots * self.products / products_per_s)
+
+
+def work(spec: LayerSpec, steps: int) -> Work:
+    """The work of a layer on ``steps`` inputs; state is read and written."""
+    if isinstance(spec, LstmSpec):
+        weights = spec.layers * 8 * spec.channels**2
+        products, outputs = steps * weights, steps * spec.channels
+        inputs = outputs
+    elif isinstance(spec, ConvSpec):
+        weights = spec.in_channels * spec.out_channels * spec.kernel
+        products = steps // spec.stride * weights
+        inputs, outputs = steps * spec.in_channels, steps // spec.stride * spec.out_channels
+    elif isinstance(spec, ConvTransposeSpec):
+        weights = spec.in_channels * spec.out_channels * spec.kernel
+        products = steps * weights
+        inputs, outputs = steps * spec.in_channels, steps * spec.stride * spec.out_channels
+    else:
+        weights = spec.channels * spec.hidden * (spec.kernel + 1)
+        weights += spec.channels**2 if spec.conv_shortcut else 0
+        products = steps * weights
+        inputs = outputs = steps * spec.channels
+    state = sum(math.prod(shape) for shape in spec.state.values())
+    return Work(products, 4 * weights, 4 * (inputs + outputs + 2 * state))
+
+
+def require_right(one: OneLayer, dtype: str) -> float:
+    """The error of a layer against float64. Exits if it is over the bound: no time for that."""
+    given, wanted = one.step().double(), one.reference()
+    error = float((given - wanted).norm() / wanted.norm())
+    if not error <= bound(op_of(one.spec), dtype):
+        raise SystemExit(
+            f"{one.spec.name}: error {error:.2e} is over {bound(op_of(one.spec), dtype):.0e}; a "
+            "layer whose result is wrong is not timed"
+        )
+    return error
+
+
+def device_ms(run: Callable[[], object], count: int = REPLAYS) -> list[float]:
+    """Milliseconds on the device of each of ``count`` calls."""
+    run()
+    torch.cuda.synchronize()
+    times = []
+    for _ in range(count):
+        begin, end = torch.cuda.Event(True), torch.cuda.Event(True)  # type: ignore[no-untyped-call]
+        begin.record()
+        run()
+        end.record()
+        end.synchronize()
+        times.append(begin.elapsed_time(end))
+    return times
+
+
+def ceilings(device: torch.device) -> dict[str, float]:
+    """Bytes and products per second that a copy and a matrix product reach, by precision."""
+    source = torch.randn(1 << 28, device=device)
+    target = torch.empty_like(source)
+    copying = sorted(device_ms(lambda: target.copy_(source)))[REPLAYS // 2]
+    found = {"bytes": 2e3 * source.nbytes / copying}
+    side = 8192
+    left, right = torch.randn(2, side, side, device=device)
+    for precision in ("exact", "fast"):
+        torch.backends.cuda.matmul.allow_tf32 = precision == "fast"
+        multiplying = sorted(device_ms(lambda: left @ right, 10))[5]
+        found[precision] = 1e3 * side**3 / multiplying
+    torch.backends.cuda.matmul.allow_tf32 = False
+    return found
+
+
+def require_cuda() -> torch.device:
+    """The CUDA device. Exits where there is none, since nothing is estimated."""
+    if not torch.cuda.is_available():
+        raise SystemExit("this bench needs a CUDA device, and torch sees none")
+    return torch.device("cuda")
+
+
+def measure(
+    one: OneLayer, need: Work, slots: int, precision: str, limits: dict[str, float]
+) -> tuple[dict[str, Json], list[float]]:
+    """What a layer reaches, and its times in milliseconds. Exits if it is not right."""
+    error = require_right(one, ARITHMETIC[precision])
+
+    def several() -> None:
+        for _ in range(PER_GRAPH):
+            one.step()
+
+    replay = capture(several, one.x.device)
+    times = [ms / PER_GRAPH for ms in device_ms(replay)]
+    median_s = 1e-3 * sorted(times)[len(times) // 2]
+    floor = need.floor_us(slots, limits["bytes"], limits[precision])
+    values: dict[str, Json] = {
+        "error": error,
+        "gigabytes_per_s": 1e-9 * (need.weight_bytes + slots * need.slot_bytes) / median_s,
+        "tflops": 2e-12 * slots * need.products / median_s,
+        "floor_us": floor,
+        "percent_of_floor": 1e-4 * floor / median_s,
+    }
+    return values, times
+
+
+def main() -> None:
+    """Time every layer and write one JSON file."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--slots", type=int, nargs="+", default=[1, 64, 1024])
+    parser.add_argument(
+        "--precision", nargs="+", default=["exact", "fast"], choices=["exact", "fast"]
+    )
+    options = parser.parse_args()
+    device = require_cuda()
+    record = Record("kernels", device="cuda")
+    limits = ceilings(device)
+    record.add({"ceilings": "measured"}, values=dict(limits))
+    model = random_24khz()
+    with torch.inference_mode():
+        for slots in options.slots:
+            for precision in options.precision:
+                ops = select("triton", device, precision)
+                for spec in layers(model):
+                    one = OneLayer(model, spec, ops, slots, device)
+                    need = work(spec, steps_per_frame(model, spec))
+                    values, times = measure(one, need, slots, precision, limits)
+                    added = record.add(
+                        {"layer": spec.name, "slots": slots, "precision": precision},
+                        {"device": times},
+                        values=values,
+                        keep_samples=True,
+                    )
+                    print(record.table([added]), flush=True)
+    print(record.write().name)
+
+
+if __name__ == "__main__":
+    main()
