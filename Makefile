@@ -7,7 +7,7 @@ STAMP := .venv/installed
 TRITON_36 := .venv-triton36
 
 # Debian packages that tests use where they are there, and skip what needs them where they are not.
-CI_PACKAGES := libportaudio2 opus-tools
+CI_PACKAGES := libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins opus-tools
 
 .PHONY: demo test check aot bench gpu ci-deps clean
 
