@@ -16,6 +16,14 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from encodec_rt.streaming.cpu_weights import (
+    multiplies_first,
+    pack_codebooks,
+    pack_conv1d,
+    pack_conv_transpose1d,
+    pack_lstm,
+    pack_resblock,
+)
 from encodec_rt.streaming.ops import TORCH, Packed
 
 _WINDOW_FLOATS = 1 << 15
@@ -25,29 +33,6 @@ one product per tap, accumulated, reads less memory."""
 _NARROW = 16
 """Fewer channels than this make a product per tap too thin; their windows are always copied."""
 
-_TALL = 8
-"""Weights with this many times more inputs than outputs are stored output by output: a product
-with a single row is then one long dot product per output, which the BLAS streams best."""
-
-_FEW_OUTPUTS = 4
-"""Convolutions with so few outputs multiply first and shift the products afterwards."""
-
-_LARGE = 1 << 18
-"""Weights of so many floats, a megabyte, are what a product with one row waits for."""
-
-
-def _laid_out(weight: Tensor) -> Tensor:
-    """[K, N] in the memory order that products with few rows read fastest."""
-    inputs, outputs = weight.shape
-    if inputs >= _TALL * outputs:
-        return weight.t().contiguous().t()
-    return weight.contiguous()
-
-
-def _halved(weight: Tensor) -> Packed:
-    """The weight [K, N] as float16 for products with one row, which read half the memory so."""
-    return (weight.t().to(torch.float16).contiguous(),) if weight.numel() >= _LARGE else ()
-
 
 def _product(rows: Tensor, weight: Tensor, bias: Tensor, halved: Sequence[Tensor]) -> Tensor:
     """rows [R, K] @ weight [K, N] + bias; one row takes ``halved`` if there is one."""
@@ -56,78 +41,11 @@ def _product(rows: Tensor, weight: Tensor, bias: Tensor, halved: Sequence[Tensor
     return torch.addmm(bias, rows, weight)
 
 
-def _pack_conv1d(
-    weight: Tensor, bias: Tensor, *, stride: int, dilation: int, halve: bool = False
-) -> Packed:
-    """[C', C, K] -> [K * C, C'], taps outermost; [K, C', C] flattened where outputs are few."""
-    if _multiplies_first(weight.shape[0], stride):
-        return weight.permute(2, 0, 1).reshape(-1, weight.shape[1]).contiguous(), bias.clone()
-    taps = _laid_out(weight.permute(2, 1, 0).flatten(0, 1))
-    return taps, bias.clone(), *(_halved(taps) if halve else ())
-
-
-def _multiplies_first(outputs: int, stride: int) -> bool:
-    return outputs <= _FEW_OUTPUTS and stride == 1
-
-
-def _pack_conv_transpose1d(
-    weight: Tensor, bias: Tensor, *, stride: int, dilation: int, halve: bool = False
-) -> Packed:
-    """[C, C', K] -> [C, blocks * stride * C'], taps outermost and filled up with zeros.
-
-    The bias goes with the first block alone: every output is in exactly one of them.
-    """
-    missing = -weight.shape[2] % stride
-    taps = _laid_out(functional.pad(weight, (0, missing)).permute(0, 2, 1).flatten(1))
-    biases = functional.pad(bias.repeat(stride), (0, taps.shape[1] - stride * len(bias)))
-    return taps, biases, *(_halved(taps) if halve else ())
-
-
-def _pack_resblock(weights: Packed) -> Packed:
-    weight, bias, weight_out, bias_out, *shortcut = weights
-    dilated = _pack_conv1d(weight, bias, stride=1, dilation=1)
-    if not shortcut:
-        return *dilated, _laid_out(weight_out[:, :, 0].t()), bias_out.clone()
-    straight = _laid_out(shortcut[0][:, :, 0].t())
-    return *dilated, _laid_out(weight_out[:, :, 0].t()), bias_out + shortcut[1], straight
-
-
-def _pack_lstm(weights: Packed, *, halve: bool = False) -> Packed:
-    """Per layer [W_ih | W_hh] as [2 * D, 4 * D], and one bias; the three sigmoid gates first."""
-    packed: list[Tensor] = []
-    for layer in range(len(weights) // 4):
-        weight_ih, weight_hh, bias_ih, bias_hh = weights[4 * layer : 4 * layer + 4]
-        weight = _new_last(torch.cat([weight_ih, weight_hh], dim=1)).t().contiguous()
-        packed += [weight, _new_last(bias_ih + bias_hh), *(_halved(weight) if halve else ())]
-    return tuple(packed)
-
-
-def _new_last(rows: Tensor) -> Tensor:
-    take, keep, new, show = rows.chunk(4)
-    return torch.cat([take, keep, show, new])
-
-
-def _pack_codebooks(weights: Packed) -> Packed:
-    """Per codebook: -2 * vectors over their squared norms [D + 1, V], and vectors | 0 [V, D + 1].
-
-    A latent followed by a 1 then gives the distances in one product, and stays so when a vector
-    is taken from it.
-    """
-    packed: list[Tensor] = []
-    for vectors, norms in zip(*TORCH.pack_codebooks(weights), strict=True):
-        packed += [torch.cat([-2 * vectors.t(), norms[None]]), functional.pad(vectors, (0, 1))]
-    return tuple(packed)
-
-
 def _with_context(x: Tensor, context: Tensor, context_next: Tensor, elu: bool) -> Tensor:
     """[S, P + T, C], the context and x, after its ELU; the last P are written to context_next."""
     past = context.shape[1]
     if not past:
-        return (
-            functional.elu(x).contiguous()
-            if elu
-            else x.clone(memory_format=torch.contiguous_format)
-        )
+        return (functional.elu(x) if elu else x.clone()).contiguous()
     full = torch.cat([context, x], dim=1)
     if elu:
         functional.elu_(full.narrow(1, past, x.shape[1]))
@@ -141,15 +59,11 @@ def _correlate(
     """full [S, L, C], contiguous in its last two axes -> [S, T', C'], no padding."""
     weight, bias, *halved = packed
     slots, length, channels = full.shape
-    if _multiplies_first(len(bias), stride):
+    if multiplies_first(len(bias), stride):
         return _shift_products(full, weight, bias, kernel, dilation)
     if stride > 1 and dilation == 1 and kernel % stride == 0 and length % stride == 0:
-        kernel, length, channels, stride = (
-            kernel // stride,
-            length // stride,
-            channels * stride,
-            1,
-        )
+        kernel, length, channels = kernel // stride, length // stride, channels * stride
+        stride = 1
     steps = (length - (kernel - 1) * dilation - 1) // stride + 1
     reach = kernel * channels
     small = kernel > 2 and steps * reach <= _WINDOW_FLOATS
@@ -317,11 +231,11 @@ def _commit(now: Tensor, proposed: Tensor, active: Tensor) -> None:
 CPU = replace(
     TORCH,
     name="cpu",
-    pack_conv1d=_pack_conv1d,
-    pack_conv_transpose1d=_pack_conv_transpose1d,
-    pack_resblock=_pack_resblock,
-    pack_lstm=_pack_lstm,
-    pack_codebooks=_pack_codebooks,
+    pack_conv1d=pack_conv1d,
+    pack_conv_transpose1d=pack_conv_transpose1d,
+    pack_resblock=pack_resblock,
+    pack_lstm=pack_lstm,
+    pack_codebooks=pack_codebooks,
     conv1d=_conv1d,
     conv_transpose1d=_conv_transpose1d,
     resblock=_resblock,
@@ -335,9 +249,9 @@ CPU = replace(
 CPU_FAST = replace(
     CPU,
     name="cpu, fast",
-    pack_conv1d=partial(_pack_conv1d, halve=True),
-    pack_conv_transpose1d=partial(_pack_conv_transpose1d, halve=True),
-    pack_lstm=partial(_pack_lstm, halve=True),
+    pack_conv1d=partial(pack_conv1d, halve=True),
+    pack_conv_transpose1d=partial(pack_conv_transpose1d, halve=True),
+    pack_lstm=partial(pack_lstm, halve=True),
 )
 """The same, but that a single stream's largest products have factors of float16, as precise as
 TF32: they wait for memory, and read half as much of it. It changes some codes. Activations beyond

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import mmap
 from collections.abc import Callable, Iterator
 
 import numpy as np
@@ -17,6 +18,7 @@ from encodec_rt.streaming.backends import select
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.cpu import CPU, CPU_FAST
 from encodec_rt.streaming.ops import TORCH, Ops, Packed
+from encodec_rt.streaming.pages import in_huge_pages
 from models import random_model, snr_db, speech
 from tolerances import bound
 
@@ -228,6 +230,17 @@ def test_garbage_in_a_slot_reaches_no_other_one(kernel: int, stride: int) -> Non
     x[[0, 2]], context[[0, 2]] = torch.nan, torch.inf
     for given, wanted in zip(middle(), clean, strict=True):
         assert torch.equal(given, wanted)
+
+
+def test_a_tensor_in_huge_pages_is_the_same_tensor(monkeypatch: pytest.MonkeyPatch) -> None:
+    given = torch.randn(700, 300)
+    for tensor in (given, given.t(), given.half()):
+        moved = in_huge_pages(tensor)
+        assert torch.equal(moved, tensor)
+        assert moved.stride() == tensor.stride()
+    assert in_huge_pages(given).data_ptr() % (2 << 20) == 0
+    monkeypatch.delattr(mmap, "MADV_HUGEPAGE")
+    assert in_huge_pages(given) is given
 
 
 @pytest.fixture(scope="module", params=["reflect", "constant"])

@@ -27,8 +27,9 @@ LAYERS = (
     {"__main__"},
 )
 STREAMING = (
-    {"plan", "ops"},
-    {"state", "cpu"},
+    {"plan", "ops", "pages"},
+    {"state", "cpu_weights"},
+    {"cpu"},
     {"steps", "backends"},
     {"lane", "graph"},
     {"packed"},
