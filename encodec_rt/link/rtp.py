@@ -37,6 +37,13 @@ WAITING_PACKETS = 8
 """Packets that wait for the network before the oldest is dropped."""
 MOST_CANDIDATES = 64
 
+PARSER_ERRORS = (
+    *(ValueError, LookupError, AssertionError, AttributeError, TypeError),
+    *(StopIteration, RuntimeError),
+)
+"""How aiortc fails on garbage: its parser was written for friends. A StopIteration within a
+coroutine becomes a RuntimeError."""
+
 _ENCODER = "_RTCRtpSender__encoder"
 _JITTER_BUFFER = "_RTCRtpReceiver__jitter_buffer"
 _ESTIMATOR = "_RTCRtpReceiver__remote_bitrate_estimator"
@@ -52,9 +59,11 @@ class Format:
     bits: int
     codebooks: int
 
-    def parameters(self) -> dict[str, int | str | None]:
+    @property
+    def parameters(self) -> dict[str, str]:
         """The fmtp parameters, named in the style of RFC 7587."""
         return {
+            "rate": str(self.rate_hz),
             "model": self.model,
             "hop": str(self.hop),
             "bits": str(self.bits),
@@ -62,14 +71,20 @@ class Format:
             "maxframes": str(MAX_FRAMES),
         }
 
+    def describe(self, description: str) -> str:
+        """aiortc's SDP with all our parameters; aiortc knows but the rate."""
+        short = f"a=fmtp:{PAYLOAD_TYPE} rate={self.rate_hz}"
+        full = ";".join(f"{name}={value}" for name, value in self.parameters.items())
+        return description.replace(short, f"a=fmtp:{PAYLOAD_TYPE} {full}")
+
     def check_remote(self, description: str) -> int:
         """The most codebooks that the peer's SDP allows.
 
         Raises LinkError unless it offers one audio stream in this format, and nothing else.
         """
         theirs = _read_parameters(description)
-        for name in ("model", "hop", "bits"):
-            ours = self.parameters()[name]
+        for name in ("model", "rate", "hop", "bits"):
+            ours = self.parameters[name]
             if theirs.get(name) != ours:
                 raise LinkError(
                     f"the other side has {name}={theirs.get(name)!r} and this one {ours!r}; "
@@ -140,14 +155,16 @@ class _Packer:
 
     def __init__(self, on_estimate: Callable[[float], None]) -> None:
         self._on_estimate = on_estimate
+        self._bitrate = 0
 
     @property
     def target_bitrate(self) -> int:
         """Written by aiortc with each REMB that comes."""
-        raise AttributeError("target_bitrate is only ever written")
+        return self._bitrate
 
     @target_bitrate.setter
     def target_bitrate(self, bitrate: int) -> None:
+        self._bitrate = bitrate
         self._on_estimate(float(bitrate))
 
     def encode(self, frame: object, force_keyframe: bool = False) -> NoReturn:
@@ -178,7 +195,12 @@ class _Estimator(RemoteBitrateEstimator):
 
     def add(self, arrival_time_ms: int, abs_send_time: int, payload_size: int, ssrc: int) -> Any:
         size = payload_size + HEADER_BYTES
-        return super().add(arrival_time_ms, abs_send_time, size, ssrc)
+        return super().add(
+            arrival_time_ms=arrival_time_ms,
+            abs_send_time=abs_send_time,
+            payload_size=size,
+            ssrc=ssrc,
+        )
 
 
 def attach(
@@ -194,10 +216,11 @@ def attach(
     To be called before the first description is made or set. ``on_estimate`` gets the bandwidth
     that the other side sees, in bits per second. Raises LinkError if aiortc is not as expected.
     """
-    _register(form)
+    _register(form.rate_hz)
     transceiver = connection.addTransceiver(track, direction="sendrecv")
     capabilities = RTCRtpSender.getCapabilities("audio").codecs
-    transceiver.setCodecPreferences([c for c in capabilities if c.mimeType == MIME_TYPE])
+    ours = [c for c in capabilities if c.mimeType == MIME_TYPE and c.clockRate == form.rate_hz]
+    transceiver.setCodecPreferences(ours)
     check_private_names(transceiver)
     setattr(transceiver.sender, _ENCODER, _Packer(on_estimate))
     setattr(transceiver.receiver, _JITTER_BUFFER, _Tap(on_packet))
@@ -238,18 +261,24 @@ async def read_report(connection: RTCPeerConnection) -> Report | None:
     )
 
 
-def _register(form: Format) -> None:
-    """Let aiortc's negotiation know the format; other formats of this process are forgotten."""
-    codec = RTCRtpCodecParameters(
-        mimeType=MIME_TYPE,
-        clockRate=form.rate_hz,
-        channels=1,
-        payloadType=PAYLOAD_TYPE,
-        rtcpFeedback=[RTCRtcpFeedback(type="goog-remb")],
-        parameters=form.parameters(),
-    )
-    CODECS["audio"][:] = [codec, *(c for c in CODECS["audio"] if c.mimeType != MIME_TYPE)]
-    extensions = HEADER_EXTENSIONS["audio"]
+def _register(rate_hz: int) -> None:
+    """Let aiortc's negotiation know the payload at this rate.
+
+    The registry belongs to the whole process, so that what differs from call to call is not in it.
+    """
+    codecs, extensions = CODECS["audio"], HEADER_EXTENSIONS["audio"]
+    if all((codec.mimeType, codec.clockRate) != (MIME_TYPE, rate_hz) for codec in codecs):
+        codecs.append(
+            RTCRtpCodecParameters(
+                mimeType=MIME_TYPE,
+                clockRate=rate_hz,
+                channels=1,
+                payloadType=PAYLOAD_TYPE,
+                rtcpFeedback=[RTCRtcpFeedback(type="goog-remb")],
+                # aiortc tells codecs apart by these, not by their rate.
+                parameters={"rate": str(rate_hz)},
+            )
+        )
     if all(extension.uri != SEND_TIME for extension in extensions):
         extensions.append(RTCRtpHeaderExtensionParameters(id=SEND_TIME_ID, uri=SEND_TIME))
 
@@ -260,8 +289,7 @@ def _read_parameters(description: str) -> dict[str, Any]:
         session = sdp.SessionDescription.parse(description)
         sections = [(media.kind, len(media.ice_candidates)) for media in session.media]
         codecs = [codec for media in session.media for codec in media.rtp.codecs]
-    except (ValueError, LookupError, AssertionError, AttributeError, TypeError) as error:
-        # aiortc's parser was written for friends: garbage makes it fail in all these ways.
+    except PARSER_ERRORS as error:
         raise LinkError(f"not a session description: {type(error).__name__}") from None
     if len(sections) != 1 or sections[0][0] != "audio" or sections[0][1] > MOST_CANDIDATES:
         raise LinkError(

@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TypeVar
@@ -99,17 +100,19 @@ class Call:
     async def offer(self) -> str:
         """The SDP to send to the other side."""
         await self._connection.setLocalDescription(await self._connection.createOffer())
-        return self._connection.localDescription.sdp
+        return self._format.describe(self._connection.localDescription.sdp)
 
     async def answer(self, offer: str) -> str:
         """The SDP to send back for ``offer``. Raises LinkError for one that cannot be met."""
-        await self._accept(offer, "offer")
-        await self._connection.setLocalDescription(await self._connection.createAnswer())
-        return self._connection.localDescription.sdp
+        with _refusing("offer"):
+            await self._accept(offer, "offer")
+            await self._connection.setLocalDescription(await self._connection.createAnswer())
+        return self._format.describe(self._connection.localDescription.sdp)
 
     async def accept(self, answer: str) -> None:
         """Take the other side's SDP. Raises LinkError for one that does not fit."""
-        await self._accept(answer, "answer")
+        with _refusing("answer"):
+            await self._accept(answer, "answer")
 
     async def run(self) -> None:
         """Talk and listen until one side hangs up.
@@ -188,15 +191,9 @@ class Call:
     async def _accept(self, description: str, kind: str) -> None:
         most = self._format.check_remote(description)
         self._controller = self._make_controller(min(most, self._format.codebooks))
-        try:
-            await self._connection.setRemoteDescription(
-                RTCSessionDescription(sdp=description, type=kind)
-            )
-        except (
-            *(ValueError, LookupError, AssertionError, AttributeError, TypeError),
-            *(InvalidAccessError, InvalidStateError, OperationError),
-        ) as error:
-            raise LinkError(f"the {kind} cannot be met: {error}") from error
+        await self._connection.setRemoteDescription(
+            RTCSessionDescription(sdp=description, type=kind)
+        )
 
     def _make_controller(self, codebooks: int) -> RateController:
         return RateController(
@@ -308,6 +305,21 @@ class Call:
     @staticmethod
     def _now_s() -> float:
         return asyncio.get_running_loop().time()
+
+
+@contextmanager
+def _refusing(kind: str) -> Iterator[None]:
+    """Turn what aiortc makes of a bad description into a LinkError."""
+    try:
+        yield
+    except LinkError:
+        raise
+    except (
+        *rtp.PARSER_ERRORS,
+        *(InvalidAccessError, InvalidStateError, OperationError),
+    ) as error:
+        reason = str(error) or type(error).__name__
+        raise LinkError(f"the {kind} cannot be met: {reason}") from error
 
 
 def _percentiles(samples_ms: deque[float]) -> dict[str, float]:

@@ -8,11 +8,13 @@ this is the gate that keeps everyone else out.
 from __future__ import annotations
 
 import asyncio
+import logging
 import secrets
 import ssl
 from collections import OrderedDict
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -21,14 +23,25 @@ from aiohttp import web
 from encodec_rt.errors import LinkError
 from encodec_rt.link.security import check_token, is_authorized, is_loopback, parse_fingerprint
 
+logger = logging.getLogger(__name__)
+
 PATH = "/call"
 SDP_TYPE = "application/sdp"
 MOST_ADDRESSES = 1024
 """Of so many addresses the requests are counted; the one unseen for longest is forgotten."""
 
-Answer = Callable[[str], Awaitable[str]]
-HangUp = Callable[[], Awaitable[None]]
-Open = Callable[[], tuple[Answer, HangUp, Awaitable[None]]]
+
+class Line(Protocol):
+    """One call as signalling sees it."""
+
+    async def answer(self, offer: str) -> str:
+        """The SDP answer. Raises LinkError for an offer that cannot be met."""
+
+    async def run(self) -> None:
+        """The call from here to its end, which may be a LinkError."""
+
+    async def close(self) -> None:
+        """Hang up and release everything."""
 
 
 @dataclass(frozen=True)
@@ -70,32 +83,32 @@ class SignallingServer:
 
     def __init__(
         self,
-        open_call: Open,
+        open_line: Callable[[], Line],
         *,
         token: str | None,
         limits: Limits | None = None,
         origins: frozenset[str] = frozenset(),
     ) -> None:
-        """``open_call`` makes a call's three handles: its answer, its hang-up and its end.
+        """``open_line`` makes a new call for each offer that may come this far.
 
         ``origins`` are the web pages that may call; without any, no browser can.
         """
         if token is not None:
             check_token(token)
-        self._open_call = open_call
+        self._open_line = open_line
         self._token = token
         self.limits = limits or Limits()
         self._origins = origins
         self._rate = RateLimit(self.limits.requests_per_s, self.limits.burst)
-        self._calls: dict[str, HangUp] = {}
-        self._ends: set[asyncio.Task[None]] = set()
+        self._lines: dict[str, Line] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
         self._pending = 0
         self._runner: web.AppRunner | None = None
 
     @property
     def sessions(self) -> int:
         """Calls in progress or being set up."""
-        return len(self._calls) + self._pending
+        return len(self._lines) + self._pending
 
     async def start(self, host: str, port: int, context: ssl.SSLContext | None) -> int:
         """Listen; the port, which is chosen by the system for 0.
@@ -110,7 +123,12 @@ class SignallingServer:
         application.router.add_post(PATH, self._post)
         application.router.add_delete(PATH + "/{name}", self._delete)
         self._runner = web.AppRunner(
-            application, access_log=None, keepalive_timeout=5.0, handle_signals=False
+            application,
+            access_log=None,
+            keepalive_timeout=5.0,
+            lingering_time=1.0,
+            shutdown_timeout=1.0,
+            handle_signals=False,
         )
         await self._runner.setup()
         site = web.TCPSite(self._runner, host, port, ssl_context=context, backlog=16)
@@ -124,9 +142,9 @@ class SignallingServer:
 
     async def close(self) -> None:
         """Hang up every call and stop listening."""
-        for hang_up in list(self._calls.values()):
-            await hang_up()
-        await asyncio.gather(*self._ends, return_exceptions=True)
+        for line in list(self._lines.values()):
+            await line.close()
+        await asyncio.gather(*self._tasks)
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -150,20 +168,20 @@ class SignallingServer:
             raise web.HTTPRequestTimeout from None
         except UnicodeDecodeError:
             raise web.HTTPBadRequest(text="not a session description") from None
-        answer, hang_up, end = self._open_call()
+        line = self._open_line()
         try:
-            reply = await asyncio.wait_for(answer(offer), seconds)
+            reply = await asyncio.wait_for(line.answer(offer), seconds)
         except LinkError as error:
-            await hang_up()
+            await line.close()
             raise web.HTTPBadRequest(text=str(error)) from None
         except asyncio.TimeoutError:
-            await hang_up()
+            await line.close()
             raise web.HTTPServiceUnavailable from None
         name = secrets.token_urlsafe(16)
-        self._calls[name] = hang_up
-        task = asyncio.ensure_future(self._follow(name, end))
-        self._ends.add(task)
-        task.add_done_callback(self._ends.discard)
+        self._lines[name] = line
+        task = asyncio.create_task(self._follow(name, line))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
         return web.Response(
             status=201,
             text=reply,
@@ -171,18 +189,20 @@ class SignallingServer:
             headers={"Location": f"{PATH}/{name}"},
         )
 
-    async def _follow(self, name: str, end: Awaitable[None]) -> None:
+    async def _follow(self, name: str, line: Line) -> None:
         try:
-            await end
+            await line.run()
+        except LinkError as error:
+            logger.warning("a call ended: %s", error)
         finally:
-            del self._calls[name]
+            del self._lines[name]
 
     async def _delete(self, request: web.Request) -> web.Response:
         self._check(request)
-        hang_up = self._calls.get(request.match_info["name"])
-        if hang_up is None:
+        line = self._lines.get(request.match_info["name"])
+        if line is None:
             raise web.HTTPNotFound
-        await hang_up()
+        await line.close()
         return web.Response(status=200)
 
     def _check(self, request: web.Request) -> None:
