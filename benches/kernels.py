@@ -125,7 +125,7 @@ def measure(
         for _ in range(PER_GRAPH):
             one.step()
 
-    replay = capture(several, one.x.device)
+    (replay,) = capture(one.x.device, several)
     times = [ms / PER_GRAPH for ms in device_ms(replay)]
     median_s = 1e-3 * sorted(times)[len(times) // 2]
     floor = need.floor_us(slots, limits["bytes"], limits[precision])

@@ -33,7 +33,6 @@ class Tick:
         self._step = step
         self._x = x
         self._active = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        self._every = torch.ones(len(x), dtype=torch.bool)
         # No slot is active, so this moves no state.
         self._y = step(x, self._active).clone()
         self._on_device = self._run
@@ -49,17 +48,16 @@ class Tick:
 
     def __call__(self, x: Tensor, active: Tensor | None) -> Tensor:
         """The step's result for ``x``, valid until the next call; ``active`` None means all."""
-        active = self._every if active is None else active
-        if x.device != self._x.device:
-            self._x_host.copy_(x)
-            self._active_host.copy_(active)
-            self._on_host()
-            torch.cuda.current_stream(self._x.device).synchronize()
-            return self._y_host
-        self._x.copy_(x)
-        self._active.copy_(active)
-        self._on_device()
-        return self._y
+        if x.device == self._x.device:
+            self._x.copy_(x)
+            _set_active(self._active, active)
+            self._on_device()
+            return self._y
+        self._x_host.copy_(x)
+        _set_active(self._active_host, active)
+        self._on_host()
+        torch.cuda.current_stream(self._x.device).synchronize()
+        return self._y_host
 
     def _run(self) -> None:
         self._y.copy_(self._step(self._x, self._active))
@@ -72,27 +70,41 @@ class Tick:
 
     def _capture(self) -> str | None:
         """Put graphs in the place of both runs; returns None, or why there are none."""
-        if self._x.device.type != "cuda":
-            return f"device {str(self._x.device)!r} has no CUDA graphs"
         try:
-            self._on_device = capture(self._run, self._x.device)
-            self._on_host = capture(self._run_from_host, self._x.device)
+            runs = capture(self._x.device, self._run, self._run_from_host)
+            self._on_device, self._on_host = runs
         except RuntimeError as error:
             self._on_device, self._on_host = self._run, self._run_from_host
-            return f"the capture failed: {error}"
+            return str(error)
         return None
 
 
-def capture(run: Callable[[], None], device: torch.device) -> Callable[[], None]:
-    """``run`` as a CUDA graph, and its replay. Raises RuntimeError if it cannot be captured."""
+def _set_active(buffer: Tensor, active: Tensor | None) -> None:
+    if active is None:
+        buffer.fill_(True)
+    else:
+        buffer.copy_(active)
+
+
+def capture(device: torch.device, *runs: Callable[[], None]) -> tuple[Callable[[], None], ...]:
+    """Replays of ``runs`` as CUDA graphs that share their memory; only one at a time may replay.
+
+    What a run leaves behind has to be in tensors made before. Raises RuntimeError if one of them
+    cannot be captured.
+    """
+    if device.type != "cuda":
+        raise RuntimeError(f"device {str(device)!r} has no CUDA graphs")
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):
-            run()
+            for run in runs:
+                run()
     torch.cuda.current_stream(device).wait_stream(stream)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, stream=stream):
-        run()
-    replay: Callable[[], None] = graph.replay
-    return replay
+    graphs: list[torch.cuda.CUDAGraph] = []
+    for run in runs:
+        graphs.append(torch.cuda.CUDAGraph())
+        pool = graphs[0].pool() if len(graphs) > 1 else None
+        with torch.cuda.graph(graphs[-1], pool=pool, stream=stream):
+            run()
+    return tuple(graph.replay for graph in graphs)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 import triton
 
 from encodec_rt.errors import BackendUnavailable
+from encodec_rt.streaming import graph
 from encodec_rt.streaming.backends import select
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.cpu import CPU
@@ -70,6 +73,37 @@ def test_graph_on_a_cpu_is_an_error_only_where_asked_for() -> None:
     graphs = codec.engine(2, bandwidth).describe().graphs
     assert graphs == dict.fromkeys(["encode", "decode"], "device 'cpu' has no CUDA graphs")
     assert codec.engine(2, bandwidth, graph=False).describe().graphs["encode"] == "graph=False"
+
+
+def test_a_capture_that_fails_is_an_error_only_where_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def refuse(device: torch.device, *runs: Callable[[], None]) -> tuple[Callable[[], None], ...]:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    monkeypatch.setattr(graph, "capture", refuse)
+    with pytest.raises(BackendUnavailable, match="not permitted when stream is capturing; use"):
+        Tick(lambda x, active: x, torch.zeros(2, 3), graph=True)
+    tick = Tick(lambda x, active: x + 1, torch.zeros(2, 3), graph=None)
+    assert tick.eager_because == "operation not permitted when stream is capturing"
+    assert torch.equal(tick(torch.zeros(2, 3), None), torch.ones(2, 3))
+
+
+def test_a_captured_tick_replays_over_its_own_buffers(monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[tuple[int, int]] = []
+
+    def step(x: torch.Tensor, active: torch.Tensor) -> torch.Tensor:
+        seen.append((x.data_ptr(), active.data_ptr()))
+        return x * active[:, None]
+
+    monkeypatch.setattr(graph, "capture", lambda device, *runs: runs)
+    tick = Tick(step, torch.zeros(2, 3), graph=True)
+    assert tick.eager_because is None
+    first = tick(torch.ones(2, 3), torch.tensor([True, False])).clone()
+    second = tick(torch.full((2, 3), 2.0), None)
+    assert torch.equal(first, torch.tensor([[1.0] * 3, [0.0] * 3]))
+    assert torch.equal(second, torch.full((2, 3), 2.0))
+    assert len(set(seen)) == 1
 
 
 def test_a_tick_prepares_itself_with_no_slot_active() -> None:
