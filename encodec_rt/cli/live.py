@@ -86,7 +86,6 @@ def live(
     import torch
     from rich.console import Console
 
-    from encodec_rt.atomic import check_target
     from encodec_rt.live.devices import PortAudio
     from encodec_rt.live.duplex import Duplex
     from encodec_rt.live.loop import CodecLoop
@@ -96,9 +95,6 @@ def live(
 
     if measure and (record or save or not playback):
         raise ConfigError("--measure plays chirps; it goes with no recording and needs playback")
-    for path in (record, save):
-        if path is not None:
-            check_target(path, force=force)
     # One frame is too little work to share, and the other cores are needed for the callbacks.
     torch.set_num_threads(1)
     codec = load_codec(model, device, backend)
@@ -115,21 +111,23 @@ def live(
         tell=console.print,
         choose=probe.choose if probe is not None else None,
     )
+    wav = WavRecording(record, rate_hz, force=force) if record is not None else None
+    ecdc = None
+    if save is not None:
+        ecdc = EcdcRecording(save, codec.config, codec.name, loop.codebooks, force=force)
+    loop.record(wav=wav, ecdc=ecdc)
     duplex.open()
-    try:
-        loop.record(
-            wav=WavRecording(record, rate_hz, force=force) if record is not None else None,
-            ecdc=EcdcRecording(save, codec.config, codec.name, loop.codebooks, force=force)
-            if save is not None
-            else None,
-        )
-        _run(duplex, duration, probe, console)
-    finally:
-        duplex.close()
+    _run(duplex, duration, probe, console)
     status = duplex.status()
     say(plain_line(status))
+    codec_ms = status.encode_ms[0] + status.decode_ms[0]
+    if codec_ms > status.budget.hop:
+        say(
+            f"warning: the codec took {codec_ms:.1f} ms per frame of {status.budget.hop:.1f} ms, "
+            "too slow to be live here; take a smaller model or another --backend"
+        )
     for path in (record, save):
-        if path is not None:
+        if path is not None and loop.frames:
             say(f"wrote {path}: {loop.samples_in / rate_hz:.2f} s")
     if probe is not None:
         _report(probe, status)
@@ -142,8 +140,8 @@ def _run(duplex: Duplex, duration_s: float | None, probe: Probe | None, console:
     stop = threading.Event()
     end_s = time.monotonic() + (math.inf if duration_s is None else duration_s)
     with ThreadPoolExecutor(1) as worker, _interruptible(), Display(console) as shown:
-        session = worker.submit(duplex.run, stop.is_set)
         try:
+            session = worker.submit(duplex.run, stop.is_set)
             while not session.done() and time.monotonic() < end_s:
                 if probe is not None and probe.done:
                     break

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import wave
+from io import FileIO
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,7 @@ MOST_WAV_BYTES = 2**32 - 4096
 
 
 class _GrowingFile:
-    """An unbuffered file under a temporary name beside its own."""
+    """An unbuffered file under a temporary name, which is there from the first write on."""
 
     def __init__(self, path: str | Path, suffix: str, *, force: bool) -> None:
         """Raises InputError for another suffix, or as ``check_target`` does."""
@@ -31,40 +32,50 @@ class _GrowingFile:
             raise InputError(f"{path}: such a recording is named {suffix}")
         self.target = check_target(path, force=force)
         self.part = self.target.with_name(f"{self.target.stem}.{os.getpid()}.part{suffix}")
-        self.raw = self.part.open("xb", buffering=0)
+        self._raw: FileIO | None = None
+
+    @property
+    def raw(self) -> FileIO:
+        """The file itself."""
+        if self._raw is None:
+            self._raw = self.part.open("xb", buffering=0)
+        return self._raw
 
     def finish(self) -> None:
-        self.raw.close()
-        os.replace(self.part, self.target)
+        """Give the file its own name."""
+        if self._raw is not None:
+            self._raw.close()
+            os.replace(self.part, self.target)
 
 
 class WavRecording:
     """Audio, mono with 16 bits, in a WAV file."""
 
     def __init__(self, path: str | Path, rate_hz: int, *, force: bool = False) -> None:
-        """Begin the recording ``path``. Raises InputError if it cannot be made."""
-        self._file = _GrowingFile(path, ".wav", force=force)
-        self._wave = wave.Wave_write(self._file.raw)
-        self._wave.setparams((1, 2, rate_hz, 0, "NONE", ""))
+        """A recording to be at ``path``. Raises InputError if it may not be there."""
         self.samples = 0
-
-    @property
-    def path(self) -> Path:
-        """Where the recording will be when it has ended."""
-        return self._file.target
+        self._rate_hz = rate_hz
+        self._file = _GrowingFile(path, ".wav", force=force)
+        self._wave: wave.Wave_write | None = None
 
     def write(self, audio: NDArray[np.float32]) -> None:
         """Append ``audio`` float32 [n]; raises InputError when a WAV file can hold no more."""
         if 2 * (self.samples + len(audio)) > MOST_WAV_BYTES:
-            raise InputError(f"{self.path}: a WAV file ends at 4 GiB; --save has no such end")
+            raise InputError(
+                f"{self._file.target}: a WAV file ends at 4 GiB; --save has no such end"
+            )
+        if self._wave is None:
+            self._wave = wave.Wave_write(self._file.raw)
+            self._wave.setparams((1, 2, self._rate_hz, 0, "NONE", ""))
         scaled = np.clip(np.rint(audio * 32768.0), -32768, 32767)
         # This call also brings the lengths in the header up to date.
         self._wave.writeframes(scaled.astype("<i2").tobytes())
         self.samples += len(audio)
 
     def finish(self) -> None:
-        """End the recording and give it its name."""
-        self._wave.close()
+        """End the recording and give it its name; nothing was made if nothing was written."""
+        if self._wave is not None:
+            self._wave.close()
         self._file.finish()
 
 
@@ -80,23 +91,19 @@ class EcdcRecording:
         *,
         force: bool = False,
     ) -> None:
-        """Begin the recording ``path``. Raises InputError if it cannot be made."""
+        """A recording to be at ``path``. Raises InputError if it may not be there."""
+        self.frames = 0
         self._config = config
         self._model = model
         self._codebooks = codebooks
         self._rest: Codes = np.empty(0, np.uint16)
         self._text_size = len(EcdcHeader(model, MAX_SAMPLES, codebooks).to_bytes())
         self._file = _GrowingFile(path, ".ecdc", force=force)
-        self.frames = 0
-        self._write_header(0)
-
-    @property
-    def path(self) -> Path:
-        """Where the recording will be when it has ended."""
-        return self._file.target
 
     def write(self, codes: Codes) -> None:
         """Append ``codes`` uint16 [frames, codebooks]."""
+        if not self.frames:
+            self._write_header(0)
         bits = self._config.codebook_nbits
         flat = np.concatenate([self._rest, codes.reshape(-1)])
         whole = len(flat) - len(flat) % group_size(bits)
@@ -108,8 +115,10 @@ class EcdcRecording:
 
     def finish(self, samples: int | None = None) -> None:
         """End the recording of ``samples``, or of all its frames, and give it its name."""
-        self._file.raw.write(pack_codes(self._rest, self._config.codebook_nbits))
-        self._write_header(self.frames * self._config.hop_length if samples is None else samples)
+        if self.frames:
+            self._file.raw.write(pack_codes(self._rest, self._config.codebook_nbits))
+            whole = self.frames * self._config.hop_length
+            self._write_header(whole if samples is None else samples)
         self._file.finish()
 
     def _write_header(self, samples: int) -> None:

@@ -9,6 +9,7 @@ from encodec_rt.bitstream.ecdc import EcdcReader, read_header
 from encodec_rt.cli import app
 from encodec_rt.config import EncodecConfig
 from encodec_rt.live import devices as live_devices
+from encodec_rt.live.meter import Timings
 from models import random_model, tiny_config
 from virtual_audio import VirtualCard, VirtualSystem, device, install
 
@@ -120,6 +121,12 @@ def test_a_missing_portaudio_is_one_sentence(monkeypatch, card, model, tmp_path)
         assert result.exit_code == 2
         assert "apt-get install libportaudio2" in result.stderr
         assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_codec_that_cannot_keep_up_is_warned_of(monkeypatch, card, model):
+    monkeypatch.setattr(Timings, "p50_p99", (7.0, 9.0))
+    result = live(model)
+    assert "warning: the codec took 14.0 ms per frame of 13.3 ms" in result.stderr
 
 
 def test_measuring_goes_with_no_recording(card, model, tmp_path):

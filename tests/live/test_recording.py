@@ -64,7 +64,6 @@ def test_a_full_wav_is_refused_before_its_header_overflows(tmp_path):
     recording.samples = 2**31 - 2100
     with pytest.raises(InputError, match="4 GiB; --save has no such end"):
         recording.write(np.zeros(100, np.float32))
-    recording.finish()
 
 
 @pytest.mark.parametrize("books", [1, 2, 4])
@@ -100,11 +99,10 @@ def test_a_finished_ecdc_has_the_true_length_of_its_audio(tmp_path):
     assert (header.samples, len(codes)) == (5 * HOP - 3, 5)
 
 
-def test_an_empty_recording_is_a_valid_file(tmp_path):
+def test_a_recording_without_a_sample_makes_no_file(tmp_path):
     WavRecording(tmp_path / "out.wav", 24_000).finish()
     EcdcRecording(tmp_path / "out.ecdc", CONFIG, "tiny", 2).finish()
-    assert len(wav_samples(tmp_path / "out.wav")) == 0
-    assert len(ecdc_codes(tmp_path / "out.ecdc")[1]) == 0
+    assert not list(tmp_path.iterdir())
 
 
 def make(kind, path, **options):
@@ -120,9 +118,10 @@ def test_what_exists_is_kept_unless_it_may_be_replaced(tmp_path, kind):
     with pytest.raises(InputError, match="--force"):
         make(kind, path)
     recording = make(kind, path, force=True)
+    recording.write(np.zeros(9, np.float32) if kind == "wav" else random_codes(9, 2))
     assert path.read_text() == "precious"
     recording.finish()
-    assert path.read_bytes() != b"precious"
+    assert len(path.read_bytes()) > 20
     assert only_file(tmp_path) == path
 
 
