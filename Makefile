@@ -53,6 +53,11 @@ $(STAMP): pyproject.toml constraints.txt
 	@$(BIN)/python -m pip install --quiet --no-deps encodec
 	@touch $@
 
+# Found before the packages of .venv: nothing but Triton differs.
+$(TRITON_36)/installed: $(STAMP)
+	@$(BIN)/python -m pip install --quiet --no-deps --upgrade --target $(TRITON_36) triton==3.6.0
+	@touch $@
+
 ci-deps:
 	@.ci/packages $(CI_PACKAGES)
 
