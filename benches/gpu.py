@@ -182,8 +182,8 @@ def main() -> None:
     options = parser.parse_args()
     require_cuda()
     # The rows to compare with shall compute in float32 too; torch rounds convolutions to TF32.
-    torch.backends.cudnn.allow_tf32 = False
-    torch.backends.cuda.matmul.allow_tf32 = False
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
     model = random_24khz()
     record = Record("gpu", device="cuda")
     checked = noise(64, 20 * HOP)

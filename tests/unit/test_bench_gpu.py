@@ -13,6 +13,7 @@ from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.ops import TORCH
 from encodec_rt.streaming.plan import ResBlockSpec
 from models import random_model, tiny_config
+from tolerances import bound
 
 CPU = torch.device("cpu")
 
@@ -56,11 +57,17 @@ def test_a_layer_that_is_right_may_be_timed_and_no_other() -> None:
     spec = layers(model)[1]
     one = OneLayer(model, spec, TORCH, 2, CPU)
     assert one.x.shape == (2, steps_per_frame(model, spec), inputs_of(spec))
-    assert require_right(one, "float32") < 1e-6
+    assert require_right(one, "exact") < 1e-6
     weight = one.net.packed[spec.name][0]
     weight += 1e-3
     with pytest.raises(SystemExit, match=r"encoder\.layers\.1: error .* is not timed"):
-        require_right(one, "float32")
+        require_right(one, "exact")
+
+
+def test_the_bench_is_as_strict_as_the_tests() -> None:
+    for precision, dtype in (("exact", "float32"), ("fast", "tf32")):
+        bounds = [bound(op, dtype) for op in ("conv1d", "conv_transpose1d", "resblock", "lstm")]
+        assert max(bounds) == kernels.LARGEST_ERROR[precision]
 
 
 def test_an_engine_with_other_codes_is_not_timed() -> None:
