@@ -7,12 +7,17 @@ STAMP := .venv/installed
 TRITON_36 := .venv-triton36
 
 # Debian packages that tests use where they are there, and skip what needs them where they are not.
-CI_PACKAGES := libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins opus-tools
+CI_PACKAGES := libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins opus-tools \
+	libspeexdsp1 iproute2
 
-.PHONY: demo test check aot bench gpu ci-deps clean
+.PHONY: demo demo-link test check aot bench gpu ci-deps clean
 
 demo: $(STAMP)
 	$(BIN)/encodec-rt demo
+
+# Both ends of a call on this machine, with a bad network between them.
+demo-link: $(STAMP)
+	$(BIN)/encodec-rt link demo
 
 # Everything that CI runs.
 test: check
@@ -62,4 +67,4 @@ ci-deps:
 	@.ci/packages $(CI_PACKAGES)
 
 clean:
-	rm -rf .venv .venv-triton36 .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo *.egg-info
+	rm -rf .venv .venv-triton36 .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo demo-link *.egg-info

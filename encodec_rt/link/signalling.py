@@ -20,7 +20,7 @@ from urllib.parse import urlsplit
 import aiohttp
 from aiohttp import web
 
-from encodec_rt.errors import LinkError
+from encodec_rt.errors import CodecError, LinkError
 from encodec_rt.link.security import check_token, is_authorized, is_loopback, parse_fingerprint
 
 logger = logging.getLogger(__name__)
@@ -168,7 +168,11 @@ class SignallingServer:
             raise web.HTTPRequestTimeout from None
         except UnicodeDecodeError:
             raise web.HTTPBadRequest(text="not a session description") from None
-        line = self._open_line()
+        try:
+            line = self._open_line()
+        except CodecError as error:
+            logger.warning("a call could not be taken: %s", error)
+            raise web.HTTPServiceUnavailable from None
         try:
             reply = await asyncio.wait_for(line.answer(offer), seconds)
         except LinkError as error:

@@ -1,0 +1,227 @@
+"""encodec-rt link demo: both ends of a call on one machine, with a bad network between them."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from encodec_rt.cli.console import BackendOption, BandwidthOption, DeviceOption, ModelOption, say
+from encodec_rt.errors import LinkError
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from encodec_rt.link.channel import Network
+    from encodec_rt.streaming.codec import Codec
+
+PORT = 8443
+START_S = 120
+END_S = 60
+SIDES = ("caller", "listener")
+
+
+def demo(
+    folder: Annotated[Path, typer.Option("--out", help="Folder for what each side heard.")] = Path(
+        "demo-link"
+    ),
+    loss: Annotated[float, typer.Option(help="Share of packets lost.")] = 0.1,
+    burst: Annotated[float, typer.Option(help="Mean length of a run of losses.")] = 1.5,
+    delay_ms: Annotated[float, typer.Option(help="One-way delay.")] = 40.0,
+    jitter_ms: Annotated[float, typer.Option(help="Mean of the exponential delay on top.")] = 8.0,
+    rate_kbps: Annotated[float, typer.Option(help="Bottleneck, 0 for none.")] = 0.0,
+    seed: Annotated[int, typer.Option(help="Which losses and delays.")] = 0,
+    in_process: Annotated[
+        bool, typer.Option("--in-process", help="Model the network instead of using one.")
+    ] = False,
+    bandwidth: BandwidthOption = 6.0,
+    model: ModelOption = "default",
+    device: DeviceOption = "cpu",
+    backend: BackendOption = "auto",
+) -> None:
+    """Call between two network namespaces whose packets get lost and late, on bundled speech.
+
+    Where namespaces are not allowed, the same call runs in one process on a virtual clock.
+    Leaves heard-by-caller.wav, heard-by-listener.wav and the statistics of both sides.
+    """
+    from rich.console import Console
+
+    from encodec_rt.cli.demo import RANDOM_NOTICE
+    from encodec_rt.cli.demo import _codec as demo_codec
+    from encodec_rt.cli.link import _require
+    from encodec_rt.link.channel import Network
+    from encodec_rt.link.rig import why_unavailable
+
+    _require()
+    network = Network(
+        delay_ms=delay_ms, jitter_ms=jitter_ms, loss=loss, burst=burst, rate_kbps=rate_kbps
+    )
+    codec, is_random = demo_codec(model, device, backend)
+    if is_random:
+        say(RANDOM_NOTICE)
+    folder.mkdir(parents=True, exist_ok=True)
+    reason = "--in-process was given" if in_process else why_unavailable()
+    if reason is None:
+        say("two network namespaces, one process in each; the call takes as long as the speech")
+        statistics = _call(codec, network, seed, folder, bandwidth, device, backend)
+    else:
+        say(f"in one process, on a virtual clock: {reason}")
+        statistics = _simulate(codec, network, seed, folder, bandwidth)
+    for side, values in statistics.items():
+        path = folder / f"statistics-{side}.json"
+        path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
+    console = Console()
+    console.print(_table(statistics))
+    heard = ", ".join(str(_heard(folder, side)) for side in SIDES)
+    console.print(f"heard: {heard}", markup=False, highlight=False)
+
+
+def _clip(side: str) -> Path:
+    """What a side says."""
+    name = {"caller": "speech_en.flac", "listener": "speech_it.flac"}[side]
+    return Path(str(resources.files("encodec_rt"))) / "assets" / name
+
+
+def _heard(folder: Path, side: str) -> Path:
+    return folder / f"heard-by-{side}.wav"
+
+
+def _call(
+    codec: Codec,
+    network: Network,
+    seed: int,
+    folder: Path,
+    bandwidth: float,
+    device: str,
+    backend: str,
+) -> dict[str, Any]:
+    from encodec_rt.link import security
+    from encodec_rt.link.rig import Rig
+
+    with tempfile.TemporaryDirectory() as name, Rig(network, seed) as rig:
+        state = Path(name) / "encodec-rt"
+        here, there = rig.sides
+        security.make_token(state / "link-token")
+        certificate = state / "link-cert.pem"
+        security.make_certificate(certificate, state / "link-key.pem", [here.address])
+        codec.model.save_pretrained(Path(name) / "model")
+        environment = os.environ | {"XDG_CONFIG_HOME": name}
+
+        def command(verb: str, side: str, *arguments: str) -> list[str]:
+            return [
+                *(sys.executable, "-m", "encodec_rt", "link", verb, *arguments),
+                *("--play", str(_clip(side)), "--record", str(_heard(folder, side)), "--force"),
+                *("--stats-json", str(Path(name) / f"{side}.json"), "-b", str(bandwidth)),
+                *("--model", str(Path(name) / "model")),
+                *("--device", device, "--backend", backend),
+            ]
+
+        waiting = subprocess.Popen(
+            here.command(*command("listen", "listener", "--host", here.address, "--once")),
+            env=environment,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        try:
+            _wait_for_listener(waiting)
+            url = f"https://{here.address}:{PORT}"
+            pin = security.read_fingerprint(certificate)
+            done = subprocess.run(
+                there.command(*command("call", "caller", url, "--fingerprint", pin)),
+                env=environment,
+                timeout=START_S,
+            )
+            if done.returncode:
+                raise LinkError(f"the calling side ended with status {done.returncode}")
+            waiting.communicate(timeout=END_S)
+        except subprocess.TimeoutExpired as error:
+            raise LinkError(f"one side of the call did not end within {error.timeout} s") from error
+        finally:
+            waiting.kill()
+            waiting.wait()
+        return {
+            side: json.loads((Path(name) / f"{side}.json").read_text(encoding="utf-8"))
+            for side in SIDES
+        }
+
+
+def _wait_for_listener(process: subprocess.Popen[str]) -> None:
+    assert process.stderr is not None
+    said = []
+    for line in process.stderr:
+        said.append(line)
+        if line.startswith("listening"):
+            return
+    raise LinkError(f"the listening side did not start: {''.join(said).strip()}")
+
+
+def _simulate(
+    codec: Codec, network: Network, seed: int, folder: Path, bandwidth: float
+) -> dict[str, Any]:
+    import numpy as np
+
+    from encodec_rt.audio import AudioReader, AudioWriter
+    from encodec_rt.link.channel import Channel
+    from encodec_rt.link.listener import Listener
+    from encodec_rt.link.rate import RateController
+    from encodec_rt.link.simulate import simulate
+
+    config = codec.config
+    statistics: dict[str, Any] = {}
+    for at, (side, other) in enumerate(zip(SIDES, reversed(SIDES), strict=True)):
+        with AudioReader(_clip(other)) as reader:
+            blocks = list(reader.blocks(config.sampling_rate, config.audio_channels))
+        encoder = codec.stream_encoder(bandwidth)
+        codes = np.concatenate([encoder.push(np.concatenate(blocks, axis=1)), encoder.flush()])
+        listener = Listener(codec, bandwidth)
+        controller = RateController(
+            codebooks=codes.shape[1], bits=config.codebook_nbits, frame_rate_hz=config.frame_rate
+        )
+        channel = Channel(network, seed + at)
+        heard = simulate(codec, codes, channel, listener, controller=controller)
+        with AudioWriter(
+            _heard(folder, side),
+            rate_hz=config.sampling_rate,
+            channels=config.audio_channels,
+            force=True,
+        ) as writer:
+            writer.write(heard.audio.reshape(config.audio_channels, -1))
+        statistics[side] = {"inbound": listener.statistics.as_dict()}
+    return statistics
+
+
+def _table(statistics: dict[str, Any]) -> Table:
+    from rich.table import Table
+
+    table = Table()
+    table.add_column("heard by")
+    for side in SIDES:
+        table.add_column(side, justify="right")
+
+    def row(name: str, look: Any) -> None:
+        table.add_row(name, *(look(statistics[side]["inbound"]) for side in SIDES))
+
+    row("packets received", lambda s: str(s["packetsReceived"]))
+    row("packets lost", lambda s: str(s["packetsLost"]))
+    row("packets too late or refused", lambda s: str(s["packetsDiscarded"]))
+    row("frames recovered from copies", lambda s: str(s["encodecRt"]["recoveredFrames"]))
+    row("late frames that repaired the state", lambda s: str(s["encodecRt"]["repairedFrames"]))
+    row("concealed, %", lambda s: f"{100 * _concealed(s):.1f}")
+    row("jitter buffer, ms", lambda s: f"{1000 * _buffered_s(s):.0f}")
+    return table
+
+
+def _concealed(inbound: dict[str, Any]) -> float:
+    silent = inbound["silentConcealedSamples"]
+    return float((inbound["concealedSamples"] - silent) / max(1, inbound["totalSamplesReceived"]))
+
+
+def _buffered_s(inbound: dict[str, Any]) -> float:
+    return float(inbound["jitterBufferDelay"] / max(1, inbound["jitterBufferEmittedCount"]))
