@@ -87,6 +87,7 @@ class TrainingConfig:
     crop_s: float = 0.8
     betas: tuple[float, float] = (0.8, 0.99)
     clip_norm: float = 20.0
+    output_rate_share: float = 0.03
     warm_up_steps: int = 50
     lowest_rate_share: float = 0.02
     weight_ema: float = 0.995

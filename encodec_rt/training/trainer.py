@@ -63,7 +63,12 @@ def si_sdr_db(estimate: Tensor, target: Tensor) -> Tensor:
 
 
 class Trainer:
-    """The model under training with its averages, optimisers, balancer and discriminator."""
+    """The model under training with its averages, optimisers, balancer and discriminator.
+
+    The last convolution turns large activations into audio, so that its one magnitude is a few
+    thousandths. Steps as large as everywhere else would shake the whole output by a fifth each: it
+    learns at ``output_rate_share`` of the rate, and its steep gradient is no part of the clipping.
+    """
 
     def __init__(self, config: TrainingConfig, sampler: Sampler, device: torch.device) -> None:
         """Build and initialise everything from ``config.seed``."""
@@ -79,7 +84,13 @@ class Trainer:
         self.model.to(device).train()
         self.discriminator.to(device).train()
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimiser = torch.optim.Adam(self.model.parameters(), betas=config.betas)
+        output = list(self.model.decoder.layers[-1].parameters())
+        body = [p for p in self.model.parameters() if all(p is not other for other in output)]
+        groups = [
+            {"params": body, "rate": 1.0},
+            {"params": output, "rate": config.output_rate_share},
+        ]
+        self.optimiser = torch.optim.Adam(groups, betas=config.betas)
         self.critic = torch.optim.Adam(
             self.discriminator.parameters(), betas=config.discriminator_betas
         )
@@ -123,10 +134,11 @@ class Trainer:
         else:
             total = sum((stage.weights[name] * term for name, term in terms.items()), penalty)
             torch.autograd.backward([total])
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), self.config.clip_norm)
+        body, _ = self.optimiser.param_groups
+        norm = nn.utils.clip_grad_norm_(body["params"], self.config.clip_norm)
         measured["gradient_norm"] = float(norm)
         for group in self.optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group["rate"]
         if math.isfinite(measured["gradient_norm"]):
             self.optimiser.step()
         measured["si_sdr_db"] = float(si_sdr_db(estimate.detach(), target).mean())
