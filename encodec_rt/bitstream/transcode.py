@@ -12,7 +12,7 @@ from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.packed import Start
 from encodec_rt.streaming.segments import Segment
 
-FILE_BLOCK_FRAMES = 64
+FILE_BLOCK_FRAMES = 256
 """Frames stepped at once: nobody waits for the first, and a block reads each weight once."""
 
 

@@ -30,6 +30,9 @@ _WINDOW_FLOATS = 1 << 15
 """Windows of up to this many floats are copied out (they stay in the first caches); beyond that
 one product per tap, accumulated, reads less memory."""
 
+_LONG = 32
+"""Steps from which torch's own LSTM is faster: it first packs its weights, in some milliseconds."""
+
 _NARROW = 16
 """Fewer channels than this make a product per tap too thin; their windows are always copied."""
 
@@ -159,34 +162,29 @@ def _lstm(
     cell_next: Tensor,
     packed: Packed,
 ) -> Tensor:
-    y = x
     parts = len(packed) // hidden.shape[1]
-    states = zip(
-        *(state.unbind(1) for state in (hidden, cell, hidden_next, cell_next)), strict=True
-    )
-    for layer, (h, c, h_next, c_next) in enumerate(states):
-        weight, bias, *halved = packed[parts * layer : parts * (layer + 1)]
-        if x.shape[1] == 1:
-            gates = _product(torch.cat([y[:, 0], h], dim=1), weight, bias, halved)
+    layers = [packed[at : at + parts] for at in range(0, len(packed), parts)]
+    if x.shape[1] >= _LONG:
+        plain = [weight for layer in layers for weight in layer[2:6]]
+        state = [part.transpose(0, 1).contiguous() for part in (hidden, cell)]
+        y, *state = torch.lstm(x, state, plain, True, len(layers), 0.0, False, False, True)
+        for part, part_next in zip(state, (hidden_next, cell_next), strict=True):
+            part_next.copy_(part.transpose(0, 1))
+        return y.add_(x)
+    now = list(zip(hidden.unbind(1), cell.unbind(1), strict=True))
+    following = list(zip(hidden_next.unbind(1), cell_next.unbind(1), strict=True))
+    outputs = []
+    for frame in x.unbind(1):
+        y = frame
+        for (weight, bias, *rest), (h, c), (h_next, c_next) in zip(
+            layers, now, following, strict=True
+        ):
+            gates = _product(torch.cat([y, h], dim=1), weight, bias, rest[4:])
             _lstm_cell(gates, c, h_next, c_next)
-            y = h_next[:, None]
-        else:
-            y = _lstm_block(y, h, c, h_next, c_next, weight, bias)
-    return x + y
-
-
-def _lstm_block(
-    x: Tensor, h: Tensor, c: Tensor, h_next: Tensor, c_next: Tensor, weight: Tensor, bias: Tensor
-) -> Tensor:
-    slots, steps, width = x.shape
-    given = torch.addmm(bias, x.reshape(slots * steps, width), weight[:width])
-    recurrent = weight[width:]
-    y = torch.empty_like(x)
-    for step, h_step in zip(given.view(slots, steps, -1).unbind(1), y.unbind(1), strict=True):
-        _lstm_cell(torch.addmm(step, h, recurrent), c, h_step, c_next)
-        h, c = h_step, c_next
-    h_next.copy_(h)
-    return y
+            y = h_next
+        outputs.append(frame + y)
+        now = following
+    return torch.stack(outputs, dim=1)
 
 
 def _lstm_cell(gates: Tensor, c: Tensor, h_next: Tensor, c_next: Tensor) -> None:
@@ -201,9 +199,9 @@ def _rvq_encode(latents: Tensor, packed: Packed, *, codebooks: int) -> Tensor:
     residual = functional.pad(latents.reshape(-1, latents.shape[2]), (0, 1), value=1.0)
     codes = []
     for products, vectors in _stages(packed, codebooks):
-        indices = (residual @ products).argmin(-1)
-        residual = residual - torch.embedding(vectors, indices)
-        codes.append(indices)
+        codes.append(torch.mm(residual, products).argmin(-1))
+        if len(codes) < codebooks:
+            residual.sub_(torch.embedding(vectors, codes[-1]))
     return torch.stack(codes, dim=-1).view(*latents.shape[:2], codebooks)
 
 

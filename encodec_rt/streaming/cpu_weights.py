@@ -77,12 +77,16 @@ def pack_resblock(weights: Packed) -> Packed:
 
 
 def pack_lstm(weights: Packed, *, halve: bool = False) -> Packed:
-    """Per layer [W_ih | W_hh] as [2 * D, 4 * D], and one bias; the three sigmoid gates first."""
+    """Per layer [W_ih | W_hh] as [2 * D, 4 * D] and one bias, the three sigmoid gates first; then
+    the four plain weights.
+    """
     packed: list[Tensor] = []
     for layer in range(len(weights) // 4):
-        weight_ih, weight_hh, bias_ih, bias_hh = weights[4 * layer : 4 * layer + 4]
+        plain = weights[4 * layer : 4 * layer + 4]
+        weight_ih, weight_hh, bias_ih, bias_hh = plain
         weight = _stored(_new_last(torch.cat([weight_ih, weight_hh], dim=1)).t().contiguous())
-        packed += [weight, _new_last(bias_ih + bias_hh), *(_halved(weight) if halve else ())]
+        packed += [weight, _new_last(bias_ih + bias_hh), *plain]
+        packed += _halved(weight) if halve else ()
     return tuple(packed)
 
 

@@ -168,7 +168,7 @@ def test_lstm_is_exact(layers: int) -> None:
         packed = ops.pack_lstm(tuple(weight.to(tensors[0].dtype) for weight in weights))
         return ops.lstm(*tensors, *after, packed)
 
-    for slots, steps in itertools.product(SLOTS, FRAMES):
+    for slots, steps in itertools.product(SLOTS, (*FRAMES, 40)):
         states = [torch.randn(slots, layers, width) for _ in range(2)]
         assert_row_is_exact("lstm", call, [torch.randn(slots, steps, width), *states], 2)
 
@@ -292,25 +292,16 @@ def test_a_block_of_no_frames_is_refused(codec: Codec) -> None:
         codec.stream_encoder(2.0, block_frames=0)
 
 
-def test_fast_precision_is_near_and_its_blocks_are_exact() -> None:
+def test_fast_precision_is_near() -> None:
     # Wide enough for weights of a megabyte, which alone are halved.
     config = EncodecConfig(num_filters=16, codebook_size=64, target_bandwidths=(1.0, 2.0))
     model, audio = random_model(config), speech(24_000)
     exact, fast = Codec(model, backend="cpu"), Codec(model, backend="cpu", precision="fast")
-
-    def made(codec: Codec, block_frames: int) -> tuple[np.ndarray, np.ndarray]:
-        encoder = codec.stream_encoder(2.0, start="exact", block_frames=block_frames)
-        codes = np.concatenate([encoder.push(audio), encoder.flush()])
-        decoder = codec.stream_decoder(2.0, start="exact", block_frames=block_frames)
-        return codes, np.concatenate([decoder.push(given), decoder.flush()])
-
-    given = exact.stream_encoder(2.0).push(audio)
-    (wanted, sound), (codes, heard) = made(exact, 1), made(fast, 1)
-    assert (codes != wanted).any(1).mean() <= bound("code flips", "float16")
+    codes, flipped = (codec.stream_encoder(2.0).push(audio) for codec in (exact, fast))
+    assert (codes != flipped).any(1).mean() <= bound("code flips", "float16")
+    sound, heard = (codec.stream_decoder(2.0).push(codes) for codec in (exact, fast))
     assert snr_db(sound, heard) >= -20 * np.log10(bound("stream audio", "float16"))
     assert not np.array_equal(heard, sound)
-    for one, other in zip(made(fast, 16), made(exact, 16), strict=True):
-        assert np.array_equal(one, other)
 
 
 def test_cpu_is_what_a_cpu_gets_by_itself() -> None:
