@@ -5,6 +5,7 @@ Pure: estimates and reports come in with the time, and a plan comes out.
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 
 from encodec_rt.bitstream.packet import MAX_REDUNDANT_FRAMES, packed_size
@@ -14,9 +15,18 @@ from encodec_rt.link.channel import HEADER_BYTES
 MOST_FRAMES = 3
 LEAST_CODEBOOKS = 2
 USED_SHARE = 0.9
-"""How much of the estimated bandwidth is used, so that its queues can drain."""
+"""How much of the bandwidth is used once it has run short, so that its queues can drain."""
+SENT_S = 1.0
+"""The time over which the rate really sent is measured."""
+PLENTY = 1.4
+"""An estimate that many times what is sent says nothing but that the path is not full."""
+STEP = 1.8
+"""How much more is then tried at a time."""
 RAISE_AFTER_S = 1.0
 """For how long more must have been possible before more is sent; less is sent at once."""
+RAISE_LONGEST_S = 16.0
+FAILED_S = 5.0
+"""A raise that runs short within this was one too many; the next one waits twice as long."""
 LOSS_FADES = 0.7
 """Weight of the past in the smoothed loss, when loss falls; a rise counts at once."""
 
@@ -25,8 +35,43 @@ QUEUE_S = 0.2
 CUT, CUT_EVERY_S = 0.7, 1.0
 REGAIN_PER_S = 1.1
 
+QUEUE_MEMORY_S = 30
+QUEUE_PACKETS = 10
+
 REDUNDANCY = ((0.10, 4, 4), (0.05, 3, 3), (0.02, 2, 2), (0.0, 1, 2))
 """From which share of loss on how many frames are repeated, with how many codebooks."""
+
+
+class StandingQueue:
+    """How long packets wait on the path even when it does not jitter, from their transit times.
+
+    A queue delays every packet, jitter only some: the fastest tenth of the last second is compared
+    with the fastest of the last half minute.
+    """
+
+    def __init__(self) -> None:
+        """Nothing is known yet."""
+        self._recent: deque[tuple[float, float]] = deque()
+        self._fastest: deque[tuple[int, float]] = deque(maxlen=QUEUE_MEMORY_S)
+
+    def add(self, transit_s: float, now_s: float) -> None:
+        """Count a packet that was under way for ``transit_s``, measured from any origin."""
+        self._recent.append((now_s, transit_s))
+        while self._recent[0][0] < now_s - 1:
+            self._recent.popleft()
+        second = int(now_s)
+        if not self._fastest or self._fastest[-1][0] != second:
+            self._fastest.append((second, transit_s))
+        elif transit_s < self._fastest[-1][1]:
+            self._fastest[-1] = second, transit_s
+
+    @property
+    def delay_s(self) -> float:
+        """The wait in the queue; 0 while too few packets come to tell."""
+        if len(self._recent) < QUEUE_PACKETS:
+            return 0.0
+        transits_s = sorted(transit_s for _, transit_s in self._recent)
+        return transits_s[len(transits_s) // 10] - min(fastest_s for _, fastest_s in self._fastest)
 
 
 @dataclass(frozen=True)
@@ -74,10 +119,19 @@ class RateController:
         self._cut_s = float("-inf")
         self._plan = self._best(float("inf"))
         self._better_since_s: float | None = None
+        self._sent: deque[tuple[float, int]] = deque()
+        self._raised_s = float("-inf")
+        self._patience_s = RAISE_AFTER_S
 
     def on_estimate(self, bitrate_bps: float) -> None:
         """The peer's estimate of the bandwidth towards it (REMB), headers included."""
         self.estimate_bps = bitrate_bps
+
+    def on_sent(self, payload_bytes: int, now_s: float) -> None:
+        """A packet was sent."""
+        self._sent.append((now_s, payload_bytes + HEADER_BYTES))
+        while self._sent[0][0] <= now_s - SENT_S:
+            self._sent.popleft()
 
     def on_report(self, fraction_lost: float, round_trip_s: float | None, now_s: float) -> None:
         """A receiver report: share of packets lost since the last one, and the round trip."""
@@ -96,18 +150,34 @@ class RateController:
 
     def plan(self, now_s: float) -> Plan:
         """The plan for the next packet."""
-        budget_bps = self._limit_bps
-        if self.estimate_bps is not None:
-            budget_bps = min(budget_bps, USED_SHARE * self.estimate_bps)
-        best = self._best(budget_bps)
+        best = self._best(self._budget_bps(now_s))
         is_more = best.frames < self._plan.frames or best.codebooks > self._plan.codebooks
         if not is_more:
+            is_less = self._rate_bps(best) < self._rate_bps(self._plan)
+            if is_less and now_s - self._raised_s < FAILED_S:
+                self._patience_s = min(RAISE_LONGEST_S, 2 * self._patience_s)
+                self._raised_s = float("-inf")
             self._plan, self._better_since_s = best, None
         elif self._better_since_s is None:
             self._better_since_s = now_s
-        elif now_s - self._better_since_s >= RAISE_AFTER_S:
+        elif now_s - self._better_since_s >= self._patience_s:
             self._plan, self._better_since_s = best, None
+            self._raised_s = now_s
         return self._plan
+
+    def _budget_bps(self, now_s: float) -> float:
+        """What may be sent: an estimate says little of a path that is not filled."""
+        if self.estimate_bps is None:
+            return self._limit_bps
+        planned_bps = self._rate_bps(self._plan)
+        sent_bps = sum(size for at_s, size in self._sent if at_s > now_s - SENT_S) * 8 / SENT_S
+        if self.estimate_bps < USED_SHARE * sent_bps:
+            budget_bps = USED_SHARE * self.estimate_bps
+        elif self.estimate_bps < PLENTY * planned_bps:
+            budget_bps = max(self.estimate_bps, planned_bps)
+        else:
+            budget_bps = max(self.estimate_bps, STEP * planned_bps)
+        return min(budget_bps, self._limit_bps)
 
     def _best(self, budget_bps: float) -> Plan:
         least = max(min(LEAST_CODEBOOKS, self._codebooks), self._codebooks // 2)

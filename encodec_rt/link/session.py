@@ -224,8 +224,10 @@ class Call:
             await asyncio.sleep(self._hop_s)
 
     def _send(self, codes: Codes, *, active: bool) -> None:
-        plan = self._controller.plan(self._now_s())
+        now_s = self._now_s()
+        plan = self._controller.plan(now_s)
         for packet in self._packetizer.push(codes, plan, active=active):
+            self._controller.on_sent(len(packet.payload), now_s)
             self._track.send(packet)
 
     def _encode(self, audio: Audio) -> tuple[Codes, bool]:
