@@ -114,6 +114,7 @@ class RateController:
         self._redundancy = redundancy
         self.loss = 0.0
         self.estimate_bps: float | None = None
+        self._is_short = False
         self._limit_bps = float("inf")
         self._shortest_s = float("inf")
         self._cut_s = float("-inf")
@@ -123,9 +124,15 @@ class RateController:
         self._raised_s = float("-inf")
         self._patience_s = RAISE_AFTER_S
 
-    def on_estimate(self, bitrate_bps: float) -> None:
-        """The peer's estimate of the bandwidth towards it (REMB), headers included."""
+    def on_estimate(self, bitrate_bps: float, now_s: float) -> None:
+        """The peer's estimate of the bandwidth towards it (REMB), headers included.
+
+        It says that the path is short of bandwidth if it is below what was sent: it follows from
+        what came, which is little while nobody speaks.
+        """
+        sent_bps = sum(size for at_s, size in self._sent if at_s > now_s - SENT_S) * 8 / SENT_S
         self.estimate_bps = bitrate_bps
+        self._is_short = bitrate_bps < USED_SHARE * sent_bps
 
     def on_sent(self, payload_bytes: int, now_s: float) -> None:
         """A packet was sent."""
@@ -150,7 +157,7 @@ class RateController:
 
     def plan(self, now_s: float) -> Plan:
         """The plan for the next packet."""
-        best = self._best(self._budget_bps(now_s))
+        best = self._best(self._budget_bps())
         is_more = best.frames < self._plan.frames or best.codebooks > self._plan.codebooks
         if not is_more:
             is_less = self._rate_bps(best) < self._rate_bps(self._plan)
@@ -165,13 +172,12 @@ class RateController:
             self._raised_s = now_s
         return self._plan
 
-    def _budget_bps(self, now_s: float) -> float:
+    def _budget_bps(self) -> float:
         """What may be sent: an estimate says little of a path that is not filled."""
         if self.estimate_bps is None:
             return self._limit_bps
         planned_bps = self._rate_bps(self._plan)
-        sent_bps = sum(size for at_s, size in self._sent if at_s > now_s - SENT_S) * 8 / SENT_S
-        if self.estimate_bps < USED_SHARE * sent_bps:
+        if self._is_short:
             budget_bps = USED_SHARE * self.estimate_bps
         elif self.estimate_bps < PLENTY * planned_bps:
             budget_bps = max(self.estimate_bps, planned_bps)

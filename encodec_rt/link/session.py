@@ -294,7 +294,7 @@ class Call:
         self._heard_s = now_s
 
     def _on_estimate(self, bitrate_bps: float) -> None:
-        self._controller.on_estimate(bitrate_bps)
+        self._controller.on_estimate(bitrate_bps, self._now_s())
 
     def _on_state(self) -> None:
         state = self._connection.connectionState

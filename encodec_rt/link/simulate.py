@@ -87,7 +87,7 @@ class _Feedback:
     def deliver(self, now_s: float) -> None:
         """Tell the sender what has come back by now."""
         while self.estimates and self.estimates[0][0] <= now_s:
-            self.controller.on_estimate(self.estimates.pop(0)[1])
+            self.controller.on_estimate(self.estimates.pop(0)[1], now_s)
         if now_s < self.next_report_s:
             return
         sent, lost = self.channel.sent - self.sent, self.channel.lost - self.lost
