@@ -338,3 +338,10 @@ def test_memory_is_constant_over_ten_minutes() -> None:
     after_one = run_minutes(1)
     assert run_minutes(9) - after_one <= 1024, "more than 1 MiB was added in nine minutes"
     assert decoder.samples_out == 10 * len(minute) // 80 * 80
+
+
+def test_codebooks_too_large_for_16_bit_codes_are_refused() -> None:
+    model = random_model(tiny_config())
+    model.config.codebook_size = 1 << 17
+    with pytest.raises(ConfigError, match="65536"):
+        Codec(model)

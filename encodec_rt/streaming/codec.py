@@ -18,6 +18,8 @@ from encodec_rt.streaming.plan import is_framewise
 from encodec_rt.streaming.segments import SegmentDecoder, SegmentEncoder
 from encodec_rt.streaming.session import StreamDecoder, StreamEncoder
 
+MAX_CODEBOOK_SIZE = 1 << 16
+
 
 class Codec:
     """The weights of a model, packed for one backend on one device.
@@ -37,8 +39,14 @@ class Codec:
         """Take the weights of ``model``, which is left as it is.
 
         ``precision`` "fast" rounds factors to 11 bits, which changes some codes. Raises
-        BackendUnavailable if the backend cannot run on the device or not in this precision.
+        BackendUnavailable if the backend cannot run on the device or not in this precision, and
+        ConfigError for codebooks too large for 16-bit codes.
         """
+        if model.config.codebook_size > MAX_CODEBOOK_SIZE:
+            raise ConfigError(
+                f"codebook_size={model.config.codebook_size}; streams give codes as 16-bit "
+                f"numbers, which name up to {MAX_CODEBOOK_SIZE}"
+            )
         self.config: EncodecConfig = model.config
         self.device = torch.device(device)
         self.ops = select(backend, self.device, precision)
