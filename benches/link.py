@@ -1,0 +1,272 @@
+"""What a bad network leaves of speech: quality against loss, with and without each defence.
+
+    python -m benches.link
+
+Calls run on a virtual clock over a modelled network (40 ms and exp(8 ms) of jitter), so that the
+load of the machine moves no number. Writes a record and a picture of its curves.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import soxr
+import torch
+from numpy.typing import NDArray
+
+from benches.record import Json, Record
+from encodec_rt.audio import AudioReader
+from encodec_rt.link.channel import Channel, Network
+from encodec_rt.link.jitter import JitterBuffer
+from encodec_rt.link.listener import Listener
+from encodec_rt.link.rate import RateController
+from encodec_rt.link.rtp import Estimator
+from encodec_rt.link.simulate import Heard, simulate
+from encodec_rt.quality import score
+from encodec_rt.streaming.codec import Codec
+from encodec_rt.streaming.session import CONCEALMENT_GAINS
+
+LOSSES = (0.0, 0.01, 0.05, 0.10, 0.20)
+BURSTS = {"random": 1.0, "bursty": 3.0}
+SPEECH_RATE_HZ = 16_000
+METRICS = (
+    ("network_pesq_wb", "PESQ wide-band, against no loss"),
+    ("plcmos", "PLCMOS v2"),
+)
+FOREVER = (1.0,) * 100_000
+
+
+@dataclass(frozen=True)
+class Defence:
+    """What a call does about loss."""
+
+    name: str
+    redundancy: bool
+    gains: tuple[float, ...] = CONCEALMENT_GAINS
+    repairs: bool = True
+
+
+DEFENCES = (
+    Defence("redundancy and concealment", redundancy=True),
+    Defence("concealment alone", redundancy=False),
+    Defence("redundancy alone", redundancy=True, gains=(), repairs=False),
+    Defence("plain repeat", redundancy=False, gains=FOREVER, repairs=False),
+    Defence("neither", redundancy=False, gains=(), repairs=False),
+)
+
+
+def conditions(losses: tuple[float, ...]) -> Iterator[tuple[str, float, Network]]:
+    """Each pattern and share of loss, as a network."""
+    for pattern, burst in BURSTS.items():
+        for loss in losses:
+            yield pattern, loss, Network(delay_ms=40, jitter_ms=8, loss=loss, burst=burst)
+
+
+def run(
+    codec: Codec,
+    codes: NDArray[np.uint16],
+    network: Network,
+    defence: Defence,
+    kbps: float,
+    seed: int,
+) -> tuple[Heard, Listener]:
+    """One call."""
+    listener = Listener(codec, kbps, gains=defence.gains, repairs=defence.repairs)
+    controller = RateController(codebooks=codes.shape[1], redundancy=defence.redundancy)
+    heard = simulate(
+        codec,
+        codes,
+        Channel(network, seed),
+        listener,
+        controller=controller,
+        estimator=Estimator(),
+    )
+    return heard, listener
+
+
+def measure(
+    codec: Codec,
+    clip: NDArray[np.float32],
+    lossless: NDArray[np.float32],
+    heard: Heard,
+    listener: Listener,
+) -> dict[str, Json]:
+    """Scores of what was heard, and what the call counted.
+
+    Against the clip they judge codec and network together; against ``lossless``, what the decoder
+    makes of all codes, the network alone.
+    """
+    rate_hz, hop = codec.config.sampling_rate, codec.config.hop_length
+    decoded = heard.audio[: len(clip)]
+    scores, of_network = score(clip, decoded, rate_hz), score(lossless, decoded, rate_hz)
+    counts = listener.statistics
+    kinds = heard.kinds[: len(clip) // hop]
+    return {
+        "pesq_wb": scores.pesq_wb,
+        "estoi": scores.estoi,
+        "network_pesq_wb": of_network.pesq_wb,
+        "network_estoi": of_network.estoi,
+        "plcmos": plcmos(decoded, rate_hz),
+        "delay_p50_ms": float(np.median(heard.delays_ms)),
+        "delay_p95_ms": float(np.percentile(heard.delays_ms, 95)),
+        "longest_mute_ms": longest_mute(kinds) * 1000 * hop / rate_hz,
+        "packets_lost": counts.packetsLost,
+        "frames_recovered": counts.recoveredFrames,
+        "frames_repaired": counts.repairedFrames,
+        "concealed_share": kinds.count("lost") / max(1, len(kinds)),
+        "wire_kbps": heard.wire_bytes * 8e-3 / (len(clip) / rate_hz),
+    }
+
+
+def longest_mute(kinds: list[str]) -> int:
+    """The longest run of hops that fell silent: those past the fading of the last frame."""
+    longest = run = 0
+    for kind in kinds:
+        run = run + 1 if kind == "lost" else 0
+        longest = max(longest, run - len(CONCEALMENT_GAINS))
+    return max(0, longest)
+
+
+def plcmos(audio: NDArray[np.float32], rate_hz: int) -> float | None:
+    """Microsoft's PLCMOS v2, made for packet loss, or None where its library is missing."""
+    try:
+        from speechmos import plcmos as metric
+    except ImportError:
+        return None
+    speech = soxr.resample(audio, rate_hz, SPEECH_RATE_HZ)
+    return float(metric.run(np.clip(speech, -1, 1), SPEECH_RATE_HZ)["plcmos"])
+
+
+def squeeze(codec: Codec, codes: NDArray[np.uint16], kbps: float) -> dict[str, Json]:
+    """A bottleneck of 40 kbit/s from second 12 to 28: delay of packets, and the way back."""
+    looped = np.concatenate([codes] * 6)
+    network = Network(delay_ms=20, jitter_ms=3, rate_kbps=40, rate_span_s=(12, 28))
+    listener = Silent(codec, kbps)
+    controller = RateController(codebooks=codes.shape[1])
+    heard = simulate(
+        codec, looped, Channel(network, 0), listener, controller=controller, estimator=Estimator()
+    )
+    at_s, transits_ms = np.array(heard.transits_ms).T
+    full = heard.plans[0][1]
+    back_s = [begin for begin, plan in heard.plans if begin > 28 and plan == full]
+    windows: dict[str, Json] = {
+        f"transit_p50_ms_from_{begin}_s": float(
+            np.median(transits_ms[(at_s >= begin) & (at_s < begin + 4)])
+        )
+        for begin in range(8, 44, 4)
+    }
+    after = transits_ms[(at_s >= 16) & (at_s < 28)]
+    return {
+        **windows,
+        "transit_p50_ms_after_4_s": float(np.median(after)),
+        "transit_p95_ms_after_4_s": float(np.percentile(after, 95)),
+        "full_rate_after_s": back_s[0] - 28 if back_s else None,
+        "plans": [[round(t, 2), p.frames, p.codebooks, p.copies] for t, p in heard.plans],
+    }
+
+
+class Silent(Listener):
+    """A listener that decodes nothing, where only packets matter."""
+
+    def render(self, turn: object) -> NDArray[np.float32]:
+        """A hop of zeros."""
+        return np.zeros(self._config.hop_length, np.float32)
+
+
+def budget(codec: Codec, codes: NDArray[np.uint16], kbps: float) -> dict[str, Json]:
+    """What a perfect network costs: from the end of a frame to its playout."""
+    listener = Silent(codec, kbps, buffer=JitterBuffer())
+    heard = simulate(
+        codec,
+        codes,
+        Channel(Network(delay_ms=0.5), 0),
+        listener,
+        controller=RateController(codebooks=codes.shape[1]),
+    )
+    hop_ms = 1000 * codec.config.hop_length / codec.config.sampling_rate
+    delay_ms = float(np.median(heard.delays_ms))
+    lost = heard.kinds[: len(codes)].count("lost")
+    return {
+        "frame_ms": hop_ms,
+        "network_and_jitter_buffer_ms": delay_ms,
+        "sum_without_computing_ms": hop_ms + delay_ms,
+        "lost": lost,
+    }
+
+
+def figure(record: Record, path: Path) -> None:
+    """The curves as one picture."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    drawn, axes = pyplot.subplots(2, 2, figsize=(10, 7), sharex=True)
+    for row, (metric, label) in enumerate(METRICS):
+        for column, pattern in enumerate(BURSTS):
+            axis = axes[row][column]
+            for defence in DEFENCES:
+                points: dict[float, list[float]] = {}
+                for case in record.cases:
+                    value = case.values.get(metric)
+                    wanted = (case.case.get("pattern"), case.case.get("defence"))
+                    if wanted == (pattern, defence.name) and isinstance(value, float):
+                        points.setdefault(100 * float(str(case.case["loss"])), []).append(value)
+                axis.plot(
+                    list(points), [np.mean(v) for v in points.values()], "o-", label=defence.name
+                )
+            axis.set_title(f"{pattern} loss, 40 ms + exp(8 ms)")
+            axis.set_ylabel(label)
+            axis.grid(alpha=0.3)
+    for axis in axes[1]:
+        axis.set_xlabel("packets lost, %")
+    axes[0][0].legend(fontsize=8)
+    drawn.tight_layout()
+    drawn.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Run every condition and write the record and its picture."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--kbps", type=float, default=6.0)
+    parser.add_argument("--seeds", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    codec = Codec.load(arguments.model)
+    path = Path(str(resources.files("encodec_rt"))) / "assets" / "speech_it.flac"
+    with AudioReader(path) as reader:
+        clip = np.concatenate(list(reader.blocks(codec.config.sampling_rate, 1)), axis=1)[0]
+    encoder = codec.stream_encoder(arguments.kbps)
+    codes = np.concatenate([encoder.push(clip), encoder.flush()])
+    lossless = codec.stream_decoder(arguments.kbps).push(codes)[: len(clip)]
+    record = Record("link")
+    case: dict[str, Json] = {"model": arguments.model, "kbps": arguments.kbps}
+    record.add(case | {"condition": "latency"}, values=budget(codec, codes, arguments.kbps))
+    record.add(case | {"condition": "bottleneck"}, values=squeeze(codec, codes, arguments.kbps))
+    for pattern, loss, network in conditions(LOSSES):
+        for seed in range(arguments.seeds):
+            for defence in DEFENCES:
+                heard, listener = run(
+                    codec, codes, network, defence, kbps=arguments.kbps, seed=seed
+                )
+                what: dict[str, Json] = {
+                    "pattern": pattern,
+                    "loss": loss,
+                    "defence": defence.name,
+                    "seed": seed,
+                }
+                record.add(case | what, values=measure(codec, clip, lossless, heard, listener))
+                print(record.table().splitlines()[-1], flush=True)
+    written = record.write()
+    figure(record, written.with_suffix(".png"))
+    print(written)
+
+
+if __name__ == "__main__":
+    main()
