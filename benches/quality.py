@@ -16,6 +16,7 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import soundfile
@@ -113,6 +114,23 @@ def through_opus(tools: Path, kbps: int) -> Callable[[Samples], Samples]:
     return run
 
 
+@torch.no_grad()
+def codebook_use(model: EncodecModel, clips: Sequence[HeldOut]) -> dict[str, Any]:
+    """Per codebook, the share of entries that the clips use and the bits of a code's entropy."""
+    streams = [
+        model.quantizer.encode(model.encoder(torch.from_numpy(clip.audio)[None, None]))
+        for clip in clips
+    ]
+    codes = torch.cat([stream[:, 0] for stream in streams], 1)
+    shares, bits = [], []
+    for level in codes:
+        counts = torch.bincount(level, minlength=model.config.codebook_size).double()
+        chances = counts[counts > 0] / counts.sum()
+        shares.append(round(len(chances) / len(counts), 4))
+        bits.append(round(float(-(chances * chances.log2()).sum()), 3))
+    return {"frames": codes.shape[1], "used_share": shares, "entropy_bits": bits}
+
+
 def means(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
     """The mean of each score over the clips that have it."""
     found = {}
@@ -194,6 +212,9 @@ def main() -> None:
             record.add(case, values={**values, "per_clip": rows})
             shown = "  ".join(f"{name} {values[name]:.3f}" for name in METRICS if name in values)
             print(f"{kind:<7} {codec:<11} {kbps or 'unquantised'!s:<12} {shown}", flush=True)
+    use = codebook_use(model, clips)
+    record.add({"kind": "codebooks", "codec": "encodec_rt", "kbps": None}, values=use)
+    print(f"codebooks: least used share {min(use['used_share'])}, entropy {use['entropy_bits']}")
     if options.picture:
         draw(record, options.picture)
     if options.keep:

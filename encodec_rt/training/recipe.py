@@ -44,7 +44,7 @@ SPECTRUM_WEIGHTS = {
     **WAVEFORM_WEIGHTS,
     "log_magnitude": 1.5,
     "log_mel": 0.5,
-    "band_envelope": 0.5,
+    "band_envelope": 1.0,
 }
 """For the end of a run, when the waveform is learnt: what is weak counts more."""
 
@@ -199,8 +199,9 @@ _DEFAULT = TrainingConfig(
     model=_small_model(16, 128),
     stages=(
         Stage("warm-up", 0.12, 4, 1e-3, WAVEFORM_WEIGHTS, quantised=False),
-        Stage("waveform", 0.82, 4, 1.8e-3, WAVEFORM_WEIGHTS),
-        Stage("spectrum", 1.0, 8, 2e-3, SPECTRUM_WEIGHTS, pre_emphasis=0.5),
+        Stage("waveform", 0.75, 4, 1.8e-3, WAVEFORM_WEIGHTS),
+        Stage("spectrum", 0.88, 4, 2e-3, SPECTRUM_WEIGHTS, pre_emphasis=0.5),
+        Stage("spectrum, larger batches", 1.0, 8, 2e-3, SPECTRUM_WEIGHTS, pre_emphasis=0.5),
     ),
     bandwidth_shares=_SHARES,
     precision="bfloat16",
