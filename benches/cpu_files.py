@@ -3,14 +3,14 @@
     python -m benches.cpu_files [--seconds 10 60] [--model default]
 
 Times are the best of a few interleaved rounds in one process; memory is the rise of the peak of
-resident memory over a clip, each in a process of its own.
+resident memory over a clip, each in a process of its own (Linux counts it).
 """
 
 from __future__ import annotations
 
 import argparse
 import multiprocessing
-import resource
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -23,15 +23,15 @@ from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import Codec
 
 
-def whole_clips(model: EncodecModel, pcm: np.ndarray) -> tuple[dict[str, Work], dict[str, Work]]:
-    """What encodes, and what decodes, a whole clip, by name."""
+def whole_clips(
+    model: EncodecModel, pcm: np.ndarray, codes: np.ndarray
+) -> tuple[dict[str, Work], dict[str, Work]]:
+    """What encodes ``pcm``, and what decodes ``codes`` [frames, Q], by name."""
     codec = Codec(model, backend="cpu")
 
     def stream(block_frames: int) -> np.ndarray:
         encoder = codec.stream_encoder(BANDWIDTH, start="exact", block_frames=block_frames)
         return np.concatenate([encoder.push(pcm), encoder.flush()])
-
-    codes = stream(FILE_BLOCK_FRAMES)
 
     def back(block_frames: int) -> np.ndarray:
         decoder = codec.stream_decoder(BANDWIDTH, start="exact", block_frames=block_frames)
@@ -53,11 +53,19 @@ def whole_clips(model: EncodecModel, pcm: np.ndarray) -> tuple[dict[str, Work], 
     }
 
 
+def random_codes(model: EncodecModel, seconds: float) -> np.ndarray:
+    """As many frames as ``seconds`` of audio take."""
+    config = model.config
+    shape = (int(seconds * config.frame_rate), config.codebooks_for(BANDWIDTH))
+    return np.random.default_rng(0).integers(config.codebook_size, size=shape, dtype=np.uint16)
+
+
 def files(record: Record, model: EncodecModel, options: argparse.Namespace) -> None:
     """Clips of 10 and 60 seconds, whole."""
     for seconds in options.seconds:
         pcm = speech(Codec(model), seconds)[0]
-        for direction, works in zip(("encode", "decode"), whole_clips(model, pcm), strict=True):
+        both = whole_clips(model, pcm, random_codes(model, seconds))
+        for direction, works in zip(("encode", "decode"), both, strict=True):
             taken = interleaved(works, options.rounds, 1, warm=0)
             best = {name: min(values) for name, values in taken.items()}
             values = {f"{name} times real time": 1000 * seconds / ms for name, ms in best.items()}
@@ -72,13 +80,22 @@ def files(record: Record, model: EncodecModel, options: argparse.Namespace) -> N
 def _peak_mib(source: str | None, name: str, direction: int, seconds: float) -> float:
     torch.set_num_threads(1)
     model = model_for(source)
+    codec = Codec(model, backend="cpu")
     with torch.inference_mode():
-        short = whole_clips(model, speech(Codec(model), 1.0)[0])[direction][name]
-        short()
-        work = whole_clips(model, speech(Codec(model), seconds)[0])[direction][name]
-        before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        work()
-    return (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+        for length in (1.0, seconds):
+            pcm, codes = speech(codec, length)[0], random_codes(model, length)
+            work = whole_clips(model, pcm, codes)[direction][name]
+            # Forgets the peak so far, such as that of building the model.
+            Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
+            before = _resident_mib("VmRSS")
+            work()
+    return _resident_mib("VmHWM") - before
+
+
+def _resident_mib(field: str) -> float:
+    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith(field + ":"))
+    return int(line.split()[1]) / 1024
 
 
 def memory(record: Record, options: argparse.Namespace) -> None:
