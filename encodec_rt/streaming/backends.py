@@ -50,6 +50,12 @@ def select(name: str, device: torch.device, precision: Precision = "exact") -> O
         raise BackendUnavailable(
             f"precision {precision!r} with backend {name!r}; only 'cpu' and 'triton' have it"
         )
+    if device.type == "cuda" and torch.backends.cudnn.conv.fp32_precision != "ieee":  # type: ignore[attr-defined]
+        raise BackendUnavailable(
+            f"backend 'torch' on device {str(device)!r}: torch would round convolutions to TF32, "
+            "which changes codes; set torch.backends.cudnn.conv.fp32_precision = 'ieee', or use "
+            "backend='triton'"
+        )
     return TORCH
 
 

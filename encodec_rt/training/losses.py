@@ -149,7 +149,8 @@ def _band_envelope(estimate: Tensor, target: Tensor) -> Tensor:
     floor = 0.03 * sizes.mean(dim=1, keepdim=True) + _TINY
     # The square root of the smallest number keeps the gradient finite where both are equal.
     distances = ((estimate - target).square().sum(1) + _TINY**2).sqrt()
-    return (distances / (sizes + floor)).mean()
+    shares: Tensor = distances / (sizes + floor)
+    return shares.mean()
 
 
 def discriminator_hinge(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:

@@ -125,3 +125,18 @@ def test_a_tick_gives_one_buffer() -> None:
     first = tick(torch.ones(2, 3), None)
     assert tick(torch.zeros(2, 3), None).data_ptr() == first.data_ptr()
     assert torch.equal(first, torch.ones(2, 3))
+
+
+def test_torch_on_a_gpu_is_refused_while_it_would_round_to_tf32(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    precision = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    try:
+        torch.backends.cudnn.conv.fp32_precision = "tf32"  # type: ignore[attr-defined]
+        with pytest.raises(BackendUnavailable, match="fp32_precision = 'ieee'"):
+            select("torch", torch.device("cuda"))
+        torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+        assert select("torch", torch.device("cuda")) is TORCH
+    finally:
+        torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
