@@ -12,20 +12,10 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from encodec_rt.bitstream.packet import Codes, Packet
 from encodec_rt.errors import ConfigError
-
-BUCKET_S = 0.002
-BUCKETS = 600
-FORGET = 0.996
-"""A packet's weight after n more: FORGET ** n, so that the last 250 packets count most."""
-PRIOR_S = 0.002
-PRIOR_PACKETS = 30
-"""What is believed before the first packets: so many came, so much later on the average."""
-SWITCH_S = 0.002
-"""A delay other than the present one has to be better by this, or the buffer would dither."""
+from encodec_rt.link.transit import TransitHistogram
 
 AHEAD_S = 2.0
 """How far before its playout a frame may come; beyond that its timestamp is not believed."""
@@ -77,71 +67,6 @@ class _Held:
     codes: Codes
     arrived_s: float
     is_copy: bool
-
-
-class TransitHistogram:
-    """Transit times of packets (arrival minus media time), with forgetting.
-
-    Media time starts anywhere, so a transit has no meaning but next to others.
-    """
-
-    def __init__(self, *, late_cost_ms: float) -> None:
-        """``late_cost_ms``: the delay that is worth one per cent fewer late packets."""
-        self._late_cost_s = late_cost_ms / 10
-        self._mass: NDArray[np.float64] = np.zeros(BUCKETS)
-        self._low_s = 0.0
-        self.count = 0
-
-    def add(self, transit_s: float) -> None:
-        """Count one more packet."""
-        if not self.count:
-            self._begin(transit_s)
-        bucket = int((transit_s - self._low_s) // BUCKET_S)
-        if not 0 <= bucket < BUCKETS:
-            self._move(bucket - BUCKETS // 2)
-            bucket = BUCKETS // 2
-        self.count += 1
-        # All packets weigh the same until there are enough to forget some.
-        keep = min(FORGET, 1 - 1 / (PRIOR_PACKETS + self.count))
-        self._mass *= keep
-        self._mass[bucket] += 1 - keep
-
-    def shift(self, seconds: float) -> None:
-        """Treat every packet so far as if it had taken ``seconds`` longer."""
-        self._low_s += seconds
-
-    def quantile(self, share: float) -> float:
-        """The transit that ``share`` of the packets did not exceed."""
-        bucket = int(np.searchsorted(np.cumsum(self._mass), share * self._mass.sum()))
-        return self._low_s + (min(bucket, BUCKETS - 1) + 1) * BUCKET_S
-
-    def best(self, choices_s: NDArray[np.float64], present_s: float) -> float:
-        """Of these transits to wait for, the one beyond which waiting costs more than it saves.
-
-        It is a quantile whose share is chosen by the tail itself, as NetEq's reorder optimizer
-        does: long waits are not paid for rare spikes.
-        """
-        buckets = np.floor((choices_s - self._low_s) / BUCKET_S).astype(int)
-        on_time = np.concatenate([[0.0], np.cumsum(self._mass)])[np.clip(buckets, 0, BUCKETS)]
-        cost = choices_s + self._late_cost_s * (self._mass.sum() - on_time)
-        cost[np.abs(choices_s - present_s) < BUCKET_S] -= SWITCH_S
-        return float(choices_s[np.argmin(cost)])
-
-    def _begin(self, transit_s: float) -> None:
-        self._low_s = transit_s - BUCKETS // 4 * BUCKET_S
-        later_s = np.arange(BUCKETS - BUCKETS // 4) * BUCKET_S
-        self._mass[BUCKETS // 4 :] = np.exp(-later_s / PRIOR_S)
-        self._mass /= self._mass.sum()
-
-    def _move(self, buckets: int) -> None:
-        moved = np.zeros(BUCKETS)
-        source = self._mass[max(0, buckets) : BUCKETS + min(0, buckets)]
-        start = max(0, -buckets)
-        moved[start : start + len(source)] = source
-        # What falls off an end stays at that end: it is as early, or as late, as can be told.
-        moved[0 if buckets > 0 else -1] += self._mass.sum() - source.sum()
-        self._mass = moved
-        self._low_s += buckets * BUCKET_S
 
 
 class JitterBuffer:

@@ -35,43 +35,8 @@ QUEUE_S = 0.2
 CUT, CUT_EVERY_S = 0.7, 1.0
 REGAIN_PER_S = 1.1
 
-QUEUE_MEMORY_S = 30
-QUEUE_PACKETS = 10
-
 REDUNDANCY = ((0.10, 4, 4), (0.05, 3, 3), (0.02, 2, 2), (0.0, 1, 2))
 """From which share of loss on how many frames are repeated, with how many codebooks."""
-
-
-class StandingQueue:
-    """How long packets wait on the path even when it does not jitter, from their transit times.
-
-    A queue delays every packet, jitter only some: the fastest tenth of the last second is compared
-    with the fastest of the last half minute.
-    """
-
-    def __init__(self) -> None:
-        """Nothing is known yet."""
-        self._recent: deque[tuple[float, float]] = deque()
-        self._fastest: deque[tuple[int, float]] = deque(maxlen=QUEUE_MEMORY_S)
-
-    def add(self, transit_s: float, now_s: float) -> None:
-        """Count a packet that was under way for ``transit_s``, measured from any origin."""
-        self._recent.append((now_s, transit_s))
-        while self._recent[0][0] < now_s - 1:
-            self._recent.popleft()
-        second = int(now_s)
-        if not self._fastest or self._fastest[-1][0] != second:
-            self._fastest.append((second, transit_s))
-        elif transit_s < self._fastest[-1][1]:
-            self._fastest[-1] = second, transit_s
-
-    @property
-    def delay_s(self) -> float:
-        """The wait in the queue; 0 while too few packets come to tell."""
-        if len(self._recent) < QUEUE_PACKETS:
-            return 0.0
-        transits_s = sorted(transit_s for _, transit_s in self._recent)
-        return transits_s[len(transits_s) // 10] - min(fastest_s for _, fastest_s in self._fastest)
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ from encodec_rt.bitstream.packet import MAX_FRAMES
 from encodec_rt.errors import LinkError
 from encodec_rt.link.channel import HEADER_BYTES
 from encodec_rt.link.packetizer import Outgoing
-from encodec_rt.link.rate import StandingQueue
+from encodec_rt.link.transit import StandingQueue
 
 MIME_TYPE = "audio/vnd.encodec-rt"
 """Not registered with IANA; the vendor tree is where such names live (RFC 6838)."""

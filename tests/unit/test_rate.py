@@ -5,7 +5,8 @@ import pytest
 
 from encodec_rt.errors import ConfigError
 from encodec_rt.link.channel import HEADER_BYTES
-from encodec_rt.link.rate import MOST_FRAMES, Plan, RateController, StandingQueue
+from encodec_rt.link.rate import MOST_FRAMES, Plan, RateController
+from encodec_rt.link.transit import StandingQueue
 
 
 def settle(controller: RateController, seconds: float = 5.0, begin_s: float = 0.0) -> Plan:
