@@ -79,7 +79,7 @@ class PulseServer:
     def say(self, samples: np.ndarray) -> None:
         """Let the microphone hear int16 ``samples``; returns when it has."""
         with self._popen(
-            "pacat", "-d", "mic_feed", "--latency-msec=20", *FORMAT, stdin=subprocess.PIPE
+            "pacat", "-d", "mic_feed", "--latency-msec=500", *FORMAT, stdin=subprocess.PIPE
         ) as player:
             player.communicate(samples.tobytes())
 
@@ -87,7 +87,7 @@ class PulseServer:
         """Begin to record the speaker."""
         return Recorder(
             self._popen(
-                *("parec", "-d", "speaker.monitor", "--latency-msec=10", *FORMAT),
+                *("parec", "-d", "speaker.monitor", "--latency-msec=100", *FORMAT),
                 stdout=subprocess.PIPE,
             )
         )

@@ -65,7 +65,7 @@ def session(audio, *, writer_ppm=0.0, speaker=None, stalls=(), target_ms=START_M
     return playout, speaker, np.array(fills)
 
 
-@pytest.mark.parametrize(("writer_ppm", "speaker_ppm"), [(500, 0), (-500, 0), (150, 0), (-50, 100)])
+@pytest.mark.parametrize(("writer_ppm", "speaker_ppm"), [(500, 0), (-500, 0), (-50, 100)])
 def test_drift_for_minutes_neither_starves_nor_floods_the_queue(writer_ppm, speaker_ppm):
     playout, speaker, fills = session(
         np.zeros(240 * RATE, np.float32), writer_ppm=writer_ppm, speaker=Speaker(ppm=speaker_ppm)
