@@ -21,6 +21,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -33,6 +34,8 @@ from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.plan import ConvSpec, ConvTransposeSpec, LstmSpec
 from encodec_rt.streaming.steps import Network
+
+Item = TypeVar("Item")
 
 FRAME_MS = 1000 * 320 / 24_000
 
@@ -70,7 +73,7 @@ def per_frame(model: EncodecModel, pcm: np.ndarray) -> tuple[dict[str, Work], di
     decode: dict[str, Work] = {}
     frames = [pcm[at : at + 320] for at in range(0, len(pcm) - 319, 320)]
 
-    def turns(call: Callable[[object], object], items: list[object]) -> Work:
+    def turns(call: Callable[[Item], object], items: list[Item]) -> Work:
         state = {"at": 0}
 
         def work() -> object:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import torch
 
@@ -31,7 +32,7 @@ def model_for(source: str | None) -> EncodecModel:
     return model
 
 
-def upstreams(model: EncodecModel) -> tuple[torch.nn.Module, torch.nn.Module]:
+def upstreams(model: EncodecModel) -> tuple[Any, Any]:
     """The same weights in the ``encodec`` package and in transformers."""
     from models import hf_twin
     from upstream import upstream_twin
