@@ -1,7 +1,7 @@
 # `make demo` and `make test` work on a machine that has Python >= 3.10 and nothing of ours.
 
 PYTHON ?= python3
-PYTEST_FLAGS ?= -n 2
+PYTEST_FLAGS ?= -n 2 --timeout 300
 BIN := .venv/bin
 STAMP := .venv/installed
 TRITON_36 := .venv-triton36
