@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from benches.record import Json, Record
 from encodec_rt.audio import AudioReader
 from encodec_rt.link.channel import Channel, Network
+from encodec_rt.link.conceal import GAINS
 from encodec_rt.link.jitter import JitterBuffer
 from encodec_rt.link.listener import Listener
 from encodec_rt.link.rate import RateController
@@ -29,7 +30,6 @@ from encodec_rt.link.rtp import Estimator
 from encodec_rt.link.simulate import Heard, simulate
 from encodec_rt.quality import score
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.session import CONCEALMENT_GAINS
 
 LOSSES = (0.0, 0.01, 0.05, 0.10, 0.20)
 BURSTS = {"random": 1.0, "bursty": 3.0}
@@ -47,7 +47,7 @@ class Defence:
 
     name: str
     redundancy: bool
-    gains: tuple[float, ...] = CONCEALMENT_GAINS
+    gains: tuple[float, ...] = GAINS
     repairs: bool = True
 
 
@@ -128,7 +128,7 @@ def longest_mute(kinds: list[str]) -> int:
     longest = run = 0
     for kind in kinds:
         run = run + 1 if kind == "lost" else 0
-        longest = max(longest, run - len(CONCEALMENT_GAINS))
+        longest = max(longest, run - len(GAINS))
     return max(0, longest)
 
 

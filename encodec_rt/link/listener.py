@@ -9,11 +9,11 @@ import numpy as np
 
 from encodec_rt.bitstream.packet import Codes, Packet, parse_packet
 from encodec_rt.errors import PacketError
-from encodec_rt.link.conceal import Concealer
+from encodec_rt.link.conceal import GAINS, Concealer
 from encodec_rt.link.jitter import JitterBuffer, Slot
 from encodec_rt.link.statistics import ArrivalCounter, InboundStatistics
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.session import CONCEALMENT_GAINS, Audio
+from encodec_rt.streaming.session import Audio
 
 
 @dataclass(frozen=True, eq=False)
@@ -36,7 +36,7 @@ class Listener:
         bandwidth_kbps: float,
         *,
         buffer: JitterBuffer | None = None,
-        gains: Sequence[float] = CONCEALMENT_GAINS,
+        gains: Sequence[float] = GAINS,
         repairs: bool = True,
     ) -> None:
         """``bandwidth_kbps`` bounds the codebooks that are accepted in a packet."""
