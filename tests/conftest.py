@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 
 import torch
 
@@ -13,3 +14,6 @@ if not torch.cuda.is_available():
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 torch.set_num_threads(1)
+# A shell that starts the tests in the background has them ignore an interrupt, and so their
+# children, some of which are interrupted on purpose.
+signal.signal(signal.SIGINT, signal.default_int_handler)
