@@ -52,7 +52,7 @@ def plot_curves(source: Path, picture: Path) -> None:
     rows = -(-len(panels) // columns)
     figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).flat
+    axes = list(figure.subplots(rows, columns, squeeze=False).flat)
     for axis, panel in zip(axes, panels, strict=False):
         for name in panel:
             steps, values = zip(*curves[name], strict=True)
@@ -61,7 +61,7 @@ def plot_curves(source: Path, picture: Path) -> None:
         axis.set_xlabel("step", fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
-    for axis in list(axes):
+    for axis in axes[len(panels) :]:
         axis.set_visible(False)
     with replacing(picture, force=True) as partial:
         figure.savefig(partial, format="png", dpi=110)
