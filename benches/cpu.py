@@ -51,9 +51,10 @@ def products(net: Network, rows: int, searches: tuple[Tensor, ...] = ()) -> Work
         elif isinstance(spec, ConvTransposeSpec):
             chain.append((rows, packed[0]))
             rows *= spec.stride
+        elif isinstance(spec, LstmSpec):
+            chain += [(1, weight) for weight in packed[:: len(packed) // spec.layers]]
         else:
-            every_other = packed[::2]
-            chain += [(1 if isinstance(spec, LstmSpec) else rows, weight) for weight in every_other]
+            chain += [(rows, weight) for weight in packed[::2]]
     chain += [(1, search) for search in searches]
     calls = [
         (torch.randn(height, weight.shape[0]), weight, torch.empty(height, weight.shape[1]))
