@@ -79,9 +79,10 @@ class TransitHistogram:
 
     def _move(self, buckets: int) -> None:
         moved = np.zeros(BUCKETS)
-        source = self._mass[max(0, buckets) : BUCKETS + min(0, buckets)]
-        start = max(0, -buckets)
-        moved[start : start + len(source)] = source
+        # None of them, where the move is wider than all buckets.
+        kept = max(0, BUCKETS - abs(buckets))
+        source = self._mass[max(0, buckets) :][:kept]
+        moved[max(0, -buckets) :][:kept] = source
         # What falls off an end stays at that end: it is as early, or as late, as can be told.
         moved[0 if buckets > 0 else -1] += self._mass.sum() - source.sum()
         self._mass = moved

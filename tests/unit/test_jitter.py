@@ -13,6 +13,7 @@ from encodec_rt.bitstream.packet import Packet, Redundancy
 from encodec_rt.errors import ConfigError
 from encodec_rt.link.channel import Network
 from encodec_rt.link.jitter import BEHIND_FRAMES, JitterBuffer, Receipt
+from encodec_rt.link.transit import TransitHistogram
 from link_traces import HOP, HOP_S, SSRC, Sent
 
 # What one per cent of late packets is worth: NetEq's exchange rate, by which buffers are compared.
@@ -219,6 +220,17 @@ def test_whatever_comes_memory_is_bounded_and_a_slot_is_given(steps):
         slot = buffer.get(now_s, quiet=quiet)
         assert (slot.codes is None) == (slot.kind in ("idle", "lost", "hold"))
         assert len(buffer._frames) <= 2 / HOP_S + BEHIND_FRAMES + 8
+
+
+@pytest.mark.parametrize("jump_s", [-100.0, -1.201, -0.7, 0.7, 1.3, 100.0])
+def test_a_transit_far_from_all_before_moves_the_histogram_and_loses_no_weight(jump_s):
+    transits = TransitHistogram(late_cost_ms=20)
+    for _ in range(500):
+        transits.add(0.05)
+    for _ in range(2000):
+        transits.add(0.05 + jump_s)
+    assert transits.quantile(0.5) == pytest.approx(0.05 + jump_s, abs=0.005)
+    assert transits.quantile(1.0) < max(0.05, 0.05 + jump_s) + 1.3
 
 
 @pytest.mark.slow
