@@ -34,6 +34,10 @@ def train(
     minutes: Annotated[
         float | None, typer.Option("--minutes", help="End the run after so much time.")
     ] = None,
+    start: Annotated[
+        str | None,
+        typer.Option("--start-from", metavar="MODEL", help="Weights that a new run begins with."),
+    ] = None,
     threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 1,
     device: DeviceOption = "cpu",
     export: Annotated[
@@ -51,6 +55,7 @@ def train(
         TimeRemainingColumn,
     )
 
+    from encodec_rt.model.encodec import EncodecModel
     from encodec_rt.training.curves import plot_curves
     from encodec_rt.training.export import export_weights
     from encodec_rt.training.run import Run
@@ -63,6 +68,7 @@ def train(
         _config(preset, config),
         _budget(steps, minutes),
         device=torch.device(device),
+        start_from=None if start is None else EncodecModel.from_pretrained(start),
     )
     # A polite end of the process is like Ctrl-C: the checkpoint is written first.
     signal.signal(signal.SIGTERM, signal.default_int_handler)

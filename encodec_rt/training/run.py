@@ -16,6 +16,7 @@ from torch import Tensor
 
 from encodec_rt.atomic import replacing
 from encodec_rt.errors import ConfigError, WeightsError
+from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.pretrained import write_json
 from encodec_rt.training.data import load_index
 from encodec_rt.training.recipe import TrainingConfig
@@ -70,6 +71,7 @@ class Run:
         log_steps: int = 25,
         validation_items: int = 12,
         clock: Callable[[], float] = time.time,
+        start_from: EncodecModel | None = None,
     ) -> None:
         """Open or resume the run in ``folder``; WeightsError for a checkpoint of another model."""
         self.folder = folder
@@ -91,6 +93,8 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CHECKPOINT).is_file():
             self._resume()
+        elif start_from is not None:
+            self.trainer.start_from(start_from)
         write_json(folder / CONFIG, config.to_dict())
 
     def train(

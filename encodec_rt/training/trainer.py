@@ -104,6 +104,13 @@ class Trainer:
         shares = config.bandwidth_shares or (1.0,) * len(books)
         self.book_shares = torch.tensor(shares, dtype=torch.float64)
 
+    def start_from(self, model: EncodecModel) -> None:
+        """Go on from a trained model's weights, with new optimisers; WeightsError for another."""
+        self._refuse_another(model.config.to_dict(), "the model to start from")
+        for own in (self.model, self.average):
+            own.load_state_dict(model.state_dict())
+        self.codebooks_started = True
+
     def advance(self, progress: float) -> dict[str, float]:
         """One step at ``progress`` in [0, 1); what was measured in it, by name."""
         stage = self.config.stage_at(progress)
@@ -268,12 +275,7 @@ class Trainer:
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on where ``state_dict`` was taken; raises WeightsError for another model's state."""
-        differing = different_keys(state["config"]["model"], self.config.model.to_dict())
-        if differing:
-            raise WeightsError(
-                f"the checkpoint is of another model: {', '.join(differing)}; resume it with its "
-                "own configuration, or start in another folder"
-            )
+        self._refuse_another(state["config"]["model"], "the checkpoint")
         self.step = int(state["step"])
         self.codebooks_started = bool(state["codebooks_started"])
         self.model.load_state_dict(state["model"])
@@ -285,6 +287,14 @@ class Trainer:
         for name, balancer in self.balancers.items():
             if name in state["balancers"]:
                 balancer.load_state_dict(state["balancers"][name])
+
+    def _refuse_another(self, theirs: Mapping[str, Any], what: str) -> None:
+        differing = different_keys(theirs, self.config.model.to_dict())
+        if differing:
+            raise WeightsError(
+                f"{what} is of another model: {', '.join(differing)}; train with its own "
+                "configuration, or start in another folder"
+            )
 
 
 def different_keys(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Sequence[str]:

@@ -94,6 +94,19 @@ def test_a_checkpoint_of_another_model_is_refused_by_name(finished: Run, packed:
         smoke_run(finished.folder, packed, other)
 
 
+def test_a_new_run_may_begin_with_a_trained_models_weights(
+    finished: Run, packed: Path, tmp_path: Path
+) -> None:
+    trained = finished.trainer.average
+    run = Run(tmp_path, packed, SMOKE, Budget(steps=1), validation_items=1, start_from=trained)
+    assert run.trainer.codebooks_started
+    for name, value in trained.state_dict().items():
+        assert torch.equal(run.trainer.model.state_dict()[name], value), name
+    other = EncodecModel(replace(SMOKE.model, num_filters=8))
+    with pytest.raises(WeightsError, match="num_filters is 8 there and 4 here"):
+        run.trainer.start_from(other)
+
+
 def test_a_damaged_checkpoint_is_refused(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 and nothing more")
     with pytest.raises(WeightsError, match="no training checkpoint"):
