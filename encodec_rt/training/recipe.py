@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import ConfigError
 from encodec_rt.training.discriminator import DiscriminatorConfig
+from encodec_rt.training.optimiser import Kind
 from encodec_rt.training.sampler import MixConfig
 
 LOSSES = (
@@ -83,6 +84,7 @@ class TrainingConfig:
     mix: MixConfig = field(default_factory=MixConfig)
     seed: int = 0
     crop_s: float = 0.8
+    optimiser: Kind = "adam"
     betas: tuple[float, float] = (0.8, 0.99)
     clip_norm: float = 20.0
     output_rate_share: float = 0.03
@@ -125,6 +127,10 @@ class TrainingConfig:
             )
         if self.model.audio_channels != 1 or self.model.chunk_length_s is not None:
             raise ConfigError("training takes one-channel models without chunks")
+        if self.optimiser not in get_args(Kind):
+            raise ConfigError(
+                f"optimiser={self.optimiser!r}; accepted: {', '.join(get_args(Kind))}"
+            )
         if self.precision not in ("float32", "bfloat16"):
             raise ConfigError(f"precision={self.precision!r}; accepted: float32, bfloat16")
 
@@ -203,6 +209,7 @@ _DEFAULT = TrainingConfig(
         Stage("spectrum", 0.88, 4, 2e-3, SPECTRUM_WEIGHTS, pre_emphasis=0.5),
         Stage("spectrum, larger batches", 1.0, 8, 2e-3, SPECTRUM_WEIGHTS, pre_emphasis=0.5),
     ),
+    optimiser="muon",
     bandwidth_shares=_SHARES,
     precision="bfloat16",
 )

@@ -20,6 +20,7 @@ from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.training import losses
 from encodec_rt.training.balancer import Balancer
 from encodec_rt.training.discriminator import MultiScaleStftDiscriminator
+from encodec_rt.training.optimiser import Optimiser
 from encodec_rt.training.quantizer import Quantised, quantise, start_codebooks
 from encodec_rt.training.recipe import Stage, TrainingConfig
 from encodec_rt.training.sampler import Sampler
@@ -63,12 +64,7 @@ def si_sdr_db(estimate: Tensor, target: Tensor) -> Tensor:
 
 
 class Trainer:
-    """The model under training with its averages, optimisers, balancer and discriminator.
-
-    The last convolution turns large activations into audio, so that its one magnitude is a few
-    thousandths. Steps as large as everywhere else would shake the whole output by a fifth each: it
-    learns at ``output_rate_share`` of the rate, and its steep gradient is no part of the clipping.
-    """
+    """The model under training with its averages, optimisers, balancer and discriminator."""
 
     def __init__(self, config: TrainingConfig, sampler: Sampler, device: torch.device) -> None:
         """Build and initialise everything from ``config.seed``."""
@@ -84,13 +80,14 @@ class Trainer:
         self.model.to(device).train()
         self.discriminator.to(device).train()
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        output = list(self.model.decoder.layers[-1].parameters())
-        body = [p for p in self.model.parameters() if all(p is not other for other in output)]
-        groups = [
-            {"params": body, "rate": 1.0},
-            {"params": output, "rate": config.output_rate_share},
-        ]
-        self.optimiser = torch.optim.Adam(groups, betas=config.betas)
+        self.optimiser = Optimiser(
+            self.model,
+            config.optimiser,
+            betas=config.betas,
+            output_rate_share=config.output_rate_share,
+            clip_norm=config.clip_norm,
+            dtype=torch.bfloat16 if config.precision == "bfloat16" else torch.float32,
+        )
         self.critic = torch.optim.Adam(
             self.discriminator.parameters(), betas=config.discriminator_betas
         )
@@ -125,7 +122,7 @@ class Trainer:
             measured |= self._train_discriminator(target, estimate, generator)
         terms = self._losses(estimate, target, stage)
         measured |= {name: float(term.detach()) for name, term in terms.items()}
-        self.optimiser.zero_grad(set_to_none=True)
+        self.optimiser.zero_grad()
         penalty = estimate.new_zeros(())
         if quantised is not None:
             penalty = self.config.commitment * quantised.commitment
@@ -141,13 +138,7 @@ class Trainer:
         else:
             total = sum((stage.weights[name] * term for name, term in terms.items()), penalty)
             torch.autograd.backward([total])
-        body, _ = self.optimiser.param_groups
-        norm = nn.utils.clip_grad_norm_(body["params"], self.config.clip_norm)
-        measured["gradient_norm"] = float(norm)
-        for group in self.optimiser.param_groups:
-            group["lr"] = rate * group["rate"]
-        if math.isfinite(measured["gradient_norm"]):
-            self.optimiser.step()
+        measured["gradient_norm"] = self.optimiser.step(rate)
         measured["si_sdr_db"] = float(si_sdr_db(estimate.detach(), target).mean())
         self.step += 1
         self._follow()
@@ -274,13 +265,17 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken; raises WeightsError for another model's state."""
+        """Go on where ``state_dict`` was taken; raises WeightsError for another model's state.
+
+        Another kind of optimiser, or of discriminator, begins anew.
+        """
         self._refuse_another(state["config"]["model"], "the checkpoint")
         self.step = int(state["step"])
         self.codebooks_started = bool(state["codebooks_started"])
         self.model.load_state_dict(state["model"])
         self.average.load_state_dict(state["average"])
-        self.optimiser.load_state_dict(state["optimiser"])
+        if state["config"]["optimiser"] == self.config.optimiser:
+            self.optimiser.load_state_dict(state["optimiser"])
         if state["config"]["discriminator"] == self.config.to_dict()["discriminator"]:
             self.discriminator.load_state_dict(state["discriminator"])
             self.critic.load_state_dict(state["critic"])
