@@ -81,6 +81,20 @@ _BOUNDS = MappingProxyType(
             "Below 1.5 kHz, of what was decoded with what the speaker played, at the best whole "
             "lag: half a sample costs 1 - cos(pi / 16), and the drift loop moves a sample or two.",
         ),
+        ("echo return loss", "dB"): (
+            25.0,
+            "From the third second on, in a room of 50 ms; 36 to 41 measured over echoes of 6 to "
+            "20 dB below the voice.",
+        ),
+        ("double talk", "correlation"): (
+            0.8,
+            "Of a voice beside an echo 12 dB below it, with the same voice alone, both cleaned; "
+            "0.90 to 0.95 measured in three rooms.",
+        ),
+        ("double talk", "dB"): (
+            3.0,
+            "Median loss of level of that voice over its blocks of 20 ms; 0.5 to 1.1 measured.",
+        ),
         ("drift", "relative"): (
             0.2,
             "Error of the drift that the loop names after four minutes, less than its period of "

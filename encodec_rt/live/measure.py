@@ -48,7 +48,7 @@ class Probe:
         self.starts = (np.cumsum(spacing) + SETTLING_S) * rate_hz
         length = int(self.starts[-1] + LONGEST_S * rate_hz)
         self._sound = np.zeros(length, np.float32)
-        self._chirp = _chirp(rate_hz)
+        self._chirp = chirp(rate_hz)
         for start in self.starts.astype(int):
             self._sound[start : start + len(self._chirp)] = self._chirp
         self._captured: list[Audio] = []
@@ -89,7 +89,7 @@ class Probe:
     def _delay(self, pieces: list[Audio]) -> Delay | None:
         received = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
         received = np.pad(received[: len(self._sound)], (0, len(self._sound)))
-        likeness = np.abs(_correlation(received, self._chirp))
+        likeness = np.abs(correlation(received, self._chirp))
         starts = self.starts.astype(int)
         lags = np.arange(int(LONGEST_S * self.rate_hz))
         common = int(np.argmax(sum(likeness[start + lags] for start in starts)))
@@ -110,7 +110,7 @@ class Probe:
         )
 
 
-def _chirp(rate_hz: int) -> Audio:
+def chirp(rate_hz: int) -> Audio:
     """A sweep over the range that both small speakers and the codec carry well."""
     time = np.arange(int(CHIRP_S * rate_hz)) / rate_hz
     low, high = min(500.0, rate_hz / 16), min(3500.0, rate_hz / 4)
@@ -119,7 +119,7 @@ def _chirp(rate_hz: int) -> Audio:
     return sweep
 
 
-def _correlation(received: Audio, wanted: Audio) -> NDArray[np.float64]:
+def correlation(received: Audio, wanted: Audio) -> NDArray[np.float64]:
     """At each position of ``received`` the inner product with ``wanted`` begun there."""
     size = 1 << (len(received) + len(wanted) - 1).bit_length()
     spectrum = np.fft.rfft(received, size) * np.conj(np.fft.rfft(wanted, size))

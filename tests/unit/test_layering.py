@@ -87,6 +87,7 @@ def test_kernels_know_nothing_of_the_codec(path: Path) -> None:
     [
         ("encodec_rt_kernels", "streaming/backends.py"),
         ("sounddevice", "live/devices.py"),
+        ("livekit", "live/voice.py"),
     ],
 )
 def test_optional_module_is_imported_in_one_file_inside_a_function(module: str, only: str) -> None:
