@@ -36,10 +36,11 @@ class StreamState:
                 layout[name] = (offset, shape)
                 offset += -(-math.prod(shape) // _ALIGN) * _ALIGN
         arena = torch.zeros(slots, offset, device=device)
-        views = {
-            name: arena[:, start : start + math.prod(shape)].view(slots, *shape)
-            for name, (start, shape) in layout.items()
-        }
+        # Not ``view``, which gives a single slot another stride: kernels are compiled for strides.
+        views = {}
+        for name, (start, shape) in layout.items():
+            inner = (math.prod(shape[at + 1 :]) for at in range(len(shape)))
+            views[name] = arena.as_strided((slots, *shape), (offset, *inner), start)
         return StreamState(arena, views)
 
     def load_(self, slots: Tensor | int | slice, row: Tensor) -> None:

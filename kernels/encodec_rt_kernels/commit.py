@@ -13,9 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from encodec_rt_kernels import configs
+from encodec_rt_kernels.device import launch_metadata
 
 
-@triton.jit(do_not_specialize=["size"])
+@triton.jit(do_not_specialize=["size"], launch_metadata=launch_metadata(lambda arguments: 0))
 def _commit_kernel(
     now_ptr,
     proposed_ptr,

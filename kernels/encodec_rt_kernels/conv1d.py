@@ -16,12 +16,19 @@ import triton.language as tl
 from torch import Tensor
 
 from encodec_rt_kernels import configs
-from encodec_rt_kernels.device import carry_context, elu
+from encodec_rt_kernels.device import Arguments, carry_context, elu, launch_metadata
 
 Packed = tuple[Tensor, ...]
 
 
-@triton.jit(do_not_specialize=["slots", "steps", "steps_out"])
+def _products(arguments: Arguments) -> int:
+    rows = arguments["slots"] * arguments["steps_out"]
+    return int(rows * arguments["INPUTS"] * arguments["TAPS"] * arguments["OUTPUTS"])
+
+
+@triton.jit(
+    do_not_specialize=["slots", "steps", "steps_out"], launch_metadata=launch_metadata(_products)
+)
 def _conv1d_kernel(
     x_ptr,
     context_ptr,

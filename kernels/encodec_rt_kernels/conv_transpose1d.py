@@ -18,12 +18,20 @@ import triton.language as tl
 from torch import Tensor
 
 from encodec_rt_kernels import configs
-from encodec_rt_kernels.device import elu
+from encodec_rt_kernels.device import Arguments, elu, launch_metadata
 
 Packed = tuple[Tensor, ...]
 
 
-@triton.jit(do_not_specialize=["slots", "steps"])
+def _products(arguments: Arguments) -> int:
+    rows, width = (
+        arguments["slots"] * arguments["steps"],
+        arguments["STRIDE"] * arguments["OUTPUTS"],
+    )
+    return int(rows * arguments["INPUTS"] * arguments["TAPS"] * width)
+
+
+@triton.jit(do_not_specialize=["slots", "steps"], launch_metadata=launch_metadata(_products))
 def _conv_transpose1d_kernel(
     x_ptr,
     tail_ptr,

@@ -1,9 +1,48 @@
-"""Functions that kernels call: activations, and the part of a convolution that carries context."""
+"""What kernels share: activations, the carrying of context, and what a profiler is told.
+
+``launch_metadata`` is for ``triton.jit``: with it a profiler shows each launch by its layer's sizes
+and against its own floating-point operations and bytes.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from typing import Any
+
 import triton
 import triton.language as tl
+from torch import Tensor
+
+SIZES = ("INPUTS", "CHANNELS", "UNITS", "WIDTH", "HIDDEN", "OUTPUTS", "SIZE", "TAPS", "STRIDE")
+"""The constants of a kernel that say what layer it is, in the order that its name has them."""
+
+Arguments = Mapping[str, Any]
+
+
+def layer_sizes(arguments: Arguments) -> str:
+    """The sizes of a launch's layer, such as 32x64x4x2."""
+    return "x".join(str(arguments[size]) for size in SIZES if size in arguments)
+
+
+def moved_once(arguments: Arguments) -> int:
+    """Bytes of all tensors of a launch, each read or written once."""
+    tensors = (value for value in arguments.values() if isinstance(value, Tensor))
+    return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
+
+
+def launch_metadata(
+    products: Callable[[Arguments], int], moved: Callable[[Arguments], int] = moved_once
+) -> Callable[[object, Any, Arguments], dict[str, str | int]]:
+    """What to tell a profiler of launches with that many ``products`` and bytes ``moved``."""
+
+    def describe(grid: object, kernel: Any, arguments: Arguments) -> dict[str, str | int]:
+        return {
+            "name": f"{kernel.name} {layer_sizes(arguments)}".strip(),
+            "flops32": 2 * products(arguments),
+            "bytes": moved(arguments),
+        }
+
+    return describe
 
 
 @triton.jit

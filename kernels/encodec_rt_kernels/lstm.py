@@ -16,12 +16,16 @@ import triton.language as tl
 from torch import Tensor
 
 from encodec_rt_kernels import configs
-from encodec_rt_kernels.device import tanh
+from encodec_rt_kernels.device import Arguments, launch_metadata, tanh
 
 Packed = tuple[Tensor, ...]
 
 
-@triton.jit(do_not_specialize=["slots"])
+def _products(arguments: Arguments) -> int:
+    return int(arguments["slots"] * 8 * arguments["UNITS"] ** 2)
+
+
+@triton.jit(do_not_specialize=["slots"], launch_metadata=launch_metadata(_products))
 def _lstm_kernel(
     x_ptr,
     hidden_ptr,

@@ -19,12 +19,23 @@ from torch import Tensor
 
 from encodec_rt_kernels import configs
 from encodec_rt_kernels.conv1d import conv1d
-from encodec_rt_kernels.device import carry_context, elu
+from encodec_rt_kernels.device import Arguments, carry_context, elu, launch_metadata
 
 Packed = tuple[Tensor, ...]
 
 
-@triton.jit(do_not_specialize=["slots", "steps"])
+def _join_products(arguments: Arguments) -> int:
+    depth = arguments["HIDDEN"] + arguments["CHANNELS"] * arguments["SHORTCUT"]
+    return int(arguments["rows"] * arguments["CHANNELS"] * depth)
+
+
+def _products(arguments: Arguments) -> int:
+    rows, middle = arguments["slots"] * arguments["steps"], arguments["HIDDEN"] * arguments["TAPS"]
+    dilated = rows * arguments["CHANNELS"] * middle
+    return int(dilated + _join_products({**arguments, "rows": rows}))
+
+
+@triton.jit(do_not_specialize=["slots", "steps"], launch_metadata=launch_metadata(_products))
 def _resblock_kernel(
     x_ptr,
     context_ptr,
@@ -124,7 +135,7 @@ def _resblock_kernel(
         )
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows"], launch_metadata=launch_metadata(_join_products))
 def _join_kernel(
     x_ptr,
     hidden_ptr,

@@ -19,11 +19,31 @@ import triton.language as tl
 from torch import Tensor
 
 from encodec_rt_kernels import configs
+from encodec_rt_kernels.device import Arguments, launch_metadata, moved_once
 
 Packed = tuple[Tensor, ...]
 
 
-@triton.jit(do_not_specialize=["frames", "books"])
+def _products(arguments: Arguments) -> int:
+    vectors = arguments["books"] * arguments["SIZE"]
+    return int(arguments["frames"] * vectors * arguments["WIDTH"])
+
+
+def _moved(arguments: Arguments) -> int:
+    """Of a search, without the books that are there and not searched."""
+    unread = arguments["vectors_ptr"].shape[0] - arguments["books"]
+    return moved_once(arguments) - int(4 * unread * arguments["SIZE"] * (arguments["WIDTH"] + 1))
+
+
+def _gathered(arguments: Arguments) -> int:
+    codes, latents = arguments["codes_ptr"], arguments["latents_ptr"]
+    vectors = codes.numel() * arguments["WIDTH"]
+    return int(8 * codes.numel() + 4 * (vectors + latents.numel()))
+
+
+@triton.jit(
+    do_not_specialize=["frames", "books"], launch_metadata=launch_metadata(_products, _moved)
+)
 def _rvq_encode_kernel(
     latents_ptr,
     vectors_ptr,
@@ -74,12 +94,13 @@ def _rvq_encode_kernel(
         norms_ptr += SIZE
 
 
-@triton.jit(do_not_specialize=["frames", "books"])
+@triton.jit(
+    do_not_specialize=["books"], launch_metadata=launch_metadata(lambda arguments: 0, _gathered)
+)
 def _rvq_decode_kernel(
     codes_ptr,
     vectors_ptr,
     latents_ptr,
-    frames,
     books,
     WIDTH: tl.constexpr,
     SIZE: tl.constexpr,
@@ -144,7 +165,6 @@ def rvq_decode(codes: Tensor, packed: Packed) -> Tensor:
         codes,
         vectors,
         latents,
-        slots * steps,
         books,
         WIDTH=width,
         SIZE=size,

@@ -21,7 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -31,7 +31,8 @@ SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448
 """Bytes of shared memory that one program may have (CUDA programming guide, table 27)."""
 
 COMPILE_LIMIT_S = 10.0
-SLOTS = 3
+SLOTS = (3, 1, 1024)
+"""Numbers of slots that must be served by the same binary: another one may have other bits."""
 
 _MATRIX_OPCODE = re.compile(r"\b(HMMA|HGMMA|UTC[A-Z]*MMA)\b")
 
@@ -49,6 +50,7 @@ class Compiled:
     shared_bytes: int
     opcodes: str
     seconds: float
+    variants: int = 1
 
     def violations(self) -> list[str]:
         """Every rule that this kernel breaks, in words."""
@@ -64,6 +66,8 @@ class Compiled:
             found.append(f"TF32 products as {self.opcodes}, not a tensor core's")
         if self.seconds > COMPILE_LIMIT_S:
             found.append(f"{self.seconds:.1f} CPU s to compile, {COMPILE_LIMIT_S:g} allowed")
+        if self.variants > 1:
+            found.append(f"{self.variants} binaries, where slots must not make a difference")
         return found
 
     def row(self) -> str:
@@ -121,28 +125,33 @@ def compile_all(
     driver.set_active(CompilingDriver(arch))
     configs.architecture = lambda device: arch
     launches: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
+    variants: defaultdict[str, set[str]] = defaultdict(set)
 
     def record(kernel: Any, *args: Any, grid: Any, warmup: bool, **options: Any) -> None:
         if only is not None and _short(kernel) != only:
             return
         key = f"{kernel.__name__} {sorted(options.items())}"
         launches.setdefault(key, (kernel, args, options))
+        *_, bind = kernel.device_caches[arch]
+        variants[key].add(str(bind(*args, debug=False, **options)[1]))
 
     run, JITFunction.run = JITFunction.run, record
     try:
-        launch_all()
+        for slots in SLOTS:
+            launch_all(slots)
     finally:
         JITFunction.run = run
     found = []
-    for kernel, args, options in list(launches.values())[share::shares]:
+    for key, (kernel, args, options) in list(launches.items())[share::shares]:
         started = _cpu_seconds()
         binary = run(kernel, *args, grid=(1,), warmup=True, **options)
         seconds = _cpu_seconds() - started
-        found.append(_inspect(_short(kernel), options, arch, binary, seconds))
+        one = _inspect(_short(kernel), options, arch, binary, seconds)
+        found.append(replace(one, variants=len(variants[key])))
     return found
 
 
-def launch_all() -> None:
+def launch_all(slots: int) -> None:
     """One step of each direction of the 24 kHz model, in both precisions, and a commit."""
     import torch
 
@@ -170,18 +179,18 @@ def launch_all() -> None:
         }
         ops = replace(TORCH, **{**rows, **with_precision})
         for part, prefix, frame in (
-            (model.encoder, "encoder", (SLOTS, config.hop_length, config.audio_channels)),
-            (model.decoder, "decoder", (SLOTS, 1, config.hidden_size)),
+            (model.encoder, "encoder", (slots, config.hop_length, config.audio_channels)),
+            (model.decoder, "decoder", (slots, 1, config.hidden_size)),
         ):
             specs = plan(part, prefix)
-            now, proposed = (StreamState.allocate(specs, SLOTS, nowhere) for _ in range(2))
+            now, proposed = (StreamState.allocate(specs, slots, nowhere) for _ in range(2))
             x = torch.zeros(frame, device=nowhere)
             run(network(model, specs, ops, nowhere), now, proposed, x)
-            active = torch.ones(SLOTS, dtype=torch.bool, device=nowhere)
+            active = torch.ones(slots, dtype=torch.bool, device=nowhere)
             ops.commit(now.arena, proposed.arena, active)
         shape = (config.num_quantizers, config.codebook_size, config.hidden_size)
         packed = ops.pack_codebooks((torch.zeros(shape, device=nowhere),))
-        latents = torch.zeros(SLOTS, 1, config.hidden_size, device=nowhere)
+        latents = torch.zeros(slots, 1, config.hidden_size, device=nowhere)
         ops.rvq_decode(ops.rvq_encode(latents, packed, codebooks=8), packed)
 
 
@@ -200,6 +209,8 @@ def _cpu_seconds() -> float:
 def _inspect(
     name: str, options: dict[str, Any], arch: int, binary: Any, seconds: float
 ) -> Compiled:
+    from encodec_rt_kernels.device import layer_sizes
+
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(binary.asm["cubin"])
         file.flush()
@@ -207,11 +218,10 @@ def _inspect(
         listing = _tool("nvdisasm", "-c", file.name)
     counts = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert counts, f"cuobjdump did not say what {name} uses: {usage!r}"
-    sizes = [options[key] for key in _SHAPE if key in options]
     found = Counter(re.findall(r"\b(FFMA|HMMA|HGMMA|UTC[A-Z]*MMA)\b", listing))
     return Compiled(
         kernel=name,
-        shape="x".join(map(str, sizes)) or "any",
+        shape=layer_sizes(options) or "any",
         dot=options.get("DOT", "none"),
         arch=arch,
         registers=int(counts[1]),
@@ -221,9 +231,6 @@ def _inspect(
         opcodes=" ".join(f"{opcode} {count}" for opcode, count in sorted(found.items())),
         seconds=seconds,
     )
-
-
-_SHAPE = ("INPUTS", "CHANNELS", "UNITS", "WIDTH", "HIDDEN", "OUTPUTS", "SIZE", "TAPS", "STRIDE")
 
 
 def _tool(name: str, *args: str) -> str:

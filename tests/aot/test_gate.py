@@ -42,6 +42,7 @@ def test_a_kernel_within_all_limits_passes() -> None:
         ({"opcodes": ""}, "not FFMA"),
         ({"dot": "tf32"}, "not a tensor core's"),
         ({"seconds": 10.5}, "10.5 CPU s to compile"),
+        ({"variants": 2}, "2 binaries, where slots must not make a difference"),
     ],
 )
 def test_each_broken_limit_is_named(change: dict[str, object], words: str) -> None:
