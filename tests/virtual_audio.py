@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import threading
 from types import SimpleNamespace
 
 import numpy as np
@@ -56,6 +57,8 @@ class VirtualCard:
         self._streams = []
         self._ppm = {"input": input_ppm, "output": output_ppm}
         self._tick_s = tick_s
+        self.answers = threading.Event()
+        self.answers.set()
         self._initialize()
 
     def _terminate(self):
@@ -72,6 +75,9 @@ class VirtualCard:
 
     def _first(self, channels):
         return next((i for i, entry in enumerate(self._listed) if entry[channels]), -1)
+
+    def _exit_handler(self):
+        """What sounddevice leaves to be done at the end of the program."""
 
     def query_devices(self):
         return tuple(self._listed)
@@ -120,6 +126,10 @@ class VirtualCard:
         for stream in self._streams:
             if stream.entry is entry:
                 stream.next_s = float("inf")
+
+    def hang(self):
+        """The sound system does not answer; a stream that is to be stopped never is."""
+        self.answers.clear()
 
     def sleep(self, seconds):
         """Let ``seconds`` pass: every callback that falls due is called, in order of time."""
@@ -173,6 +183,9 @@ class VirtualStream:
             played = np.frombuffer(data, np.int16).reshape(-1, self._channels)
             self._card.played.append(played[:, 0].copy())
         self.next_s = self._began_s + (next(self._blocks) + 1) * self._block / self._rate
+
+    def stop(self):
+        self._card.answers.wait()
 
     def close(self):
         self.active = False

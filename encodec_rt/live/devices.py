@@ -6,13 +6,17 @@ machine without PortAudio.
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from encodec_rt.errors import AudioDeviceError
@@ -23,6 +27,9 @@ log = logging.getLogger(__name__)
 Direction = Literal["input", "output"]
 Choice = int | str | None
 """A device by its index, by a part of its name, or the system's default."""
+
+HANG_S = 5.0
+"""PortAudio opens or closes a stream within two seconds even on a busy machine, or never."""
 
 _WORDS = {"input": "microphone", "output": "speaker"}
 
@@ -98,11 +105,20 @@ def find_device(choice: Choice, direction: Direction) -> DeviceInfo:
 class PortAudio:
     """The machine's sound devices, opened one input and one output at a time."""
 
-    def __init__(self, rate_hz: int, *, source: Choice = None, sink: Choice = None) -> None:
+    def __init__(
+        self,
+        rate_hz: int,
+        *,
+        source: Choice = None,
+        sink: Choice = None,
+        block_s: float = BLOCK_S,
+    ) -> None:
         """Streams at ``rate_hz`` where the device takes it, else at the device's own rate."""
         self._rate_hz = rate_hz
+        self._block_s = block_s
         self._choices: dict[Direction, Choice] = {"input": source, "output": sink}
         self._chosen: dict[Direction, DeviceInfo] = {}
+        self._hanging: threading.Thread | None = None
 
     def open_source(self) -> Source:
         """The input, started. Raises AudioDeviceError."""
@@ -110,7 +126,7 @@ class PortAudio:
         device = self._find("input")
         rate_hz, channels = self._accepted(device, "input", module.check_input_settings)
         source = Source(device.name, rate_hz, channels)
-        _start(module.RawInputStream, device, "input", source)
+        self._start(module.RawInputStream, device, "input", source)
         return source
 
     def open_sink(self) -> Sink:
@@ -119,17 +135,21 @@ class PortAudio:
         device = self._find("output")
         rate_hz, channels = self._accepted(device, "output", module.check_output_settings)
         sink = Sink(device.name, rate_hz, channels)
-        _start(module.RawOutputStream, device, "output", sink)
+        self._start(module.RawOutputStream, device, "output", sink)
         return sink
 
     def rescan(self) -> None:
         """Look for devices anew, which ends every stream that is still open."""
         module = _sounddevice()
+
+        def restart() -> None:
+            # PortAudio lists devices once, at its start, and sounddevice has no public restart.
+            module._terminate()
+            module._initialize()
+
         try:
             with _quiet():
-                # PortAudio lists devices once, at its start, and sounddevice has no public restart.
-                module._terminate()
-                module._initialize()
+                self._bounded(restart, "looking for devices anew")
         except module.PortAudioError as error:
             raise AudioDeviceError(f"PortAudio cannot start again: {error}") from error
 
@@ -169,11 +189,15 @@ class PortAudio:
             for rate_hz in (self._rate_hz, device.rate_hz):
                 try:
                     with _quiet():
-                        check(
-                            device=device.index,
-                            samplerate=rate_hz,
-                            channels=channels,
-                            dtype="int16",
+                        self._bounded(
+                            partial(
+                                check,
+                                device=device.index,
+                                samplerate=rate_hz,
+                                channels=channels,
+                                dtype="int16",
+                            ),
+                            f"asking the {_WORDS[direction]} {device.name!r}",
                         )
                 except (module.PortAudioError, ValueError) as error:
                     reason = reason or str(error)
@@ -185,32 +209,76 @@ class PortAudio:
             f"choose another one with --{direction}, 'encodec-rt devices' lists them"
         )
 
+    def _start(
+        self,
+        make: Callable[..., Any],
+        device: DeviceInfo,
+        direction: Direction,
+        end: Source | Sink,
+    ) -> None:
+        module = _sounddevice()
+        name = f"the {_WORDS[direction]} {device.name!r}"
 
-def _start(
-    make: Callable[..., Any], device: DeviceInfo, direction: Direction, end: Source | Sink
-) -> None:
-    module = _sounddevice()
-    try:
-        with _quiet():
+        def start() -> Any:
             stream = make(
                 device=device.index,
                 samplerate=end.rate_hz,
-                blocksize=round(BLOCK_S * end.rate_hz),
+                blocksize=round(self._block_s * end.rate_hz),
                 channels=end.channels,
                 dtype="int16",
                 latency="low",
                 callback=end.callback,
             )
             try:
-                end.attach(stream)
+                stream.start()
             except module.PortAudioError:
                 stream.close()
                 raise
-    except (module.PortAudioError, ValueError) as error:
+            return stream
+
+        def close() -> None:
+            # Closing alone cancels the callback's thread wherever it stands, which may be inside
+            # the sound service's client with a lock in its hand.
+            stream.stop()
+            stream.close()
+
+        try:
+            with _quiet():
+                stream = self._bounded(start, f"opening {name}")
+        except (module.PortAudioError, ValueError) as error:
+            raise AudioDeviceError(
+                f"{name} cannot be opened ({error}); another program may hold it, or it was "
+                "unplugged"
+            ) from error
+        end.attach(stream, lambda: self._bounded(close, f"closing {name}"))
+
+    def _bounded(self, work: Callable[[], Any], doing: str) -> Any:
+        """What ``work`` gives or raises; AudioDeviceError where it does not come back.
+
+        A call that hangs inside PortAudio cannot be ended, only left behind, and no other may
+        follow it.
+        """
+        if self._hanging is None or not self._hanging.is_alive():
+            outcome: Future[Any] = Future()
+            thread = threading.Thread(target=_fulfil, args=(outcome, work), daemon=True)
+            thread.start()
+            thread.join(HANG_S)
+            if not thread.is_alive():
+                return outcome.result(timeout=0)
+            self._hanging = thread
+            # At the end of the program PortAudio would wait for the same call.
+            atexit.unregister(_sounddevice()._exit_handler)
         raise AudioDeviceError(
-            f"the {_WORDS[direction]} {device.name!r} cannot be opened ({error}); another program "
-            "may hold it, or it was unplugged"
-        ) from error
+            f"{doing}: the sound system does not answer; check that its service runs, and start "
+            "anew"
+        )
+
+
+def _fulfil(outcome: Future[Any], work: Callable[[], Any]) -> None:
+    try:
+        outcome.set_result(work())
+    except (_sounddevice().PortAudioError, ValueError) as error:
+        outcome.set_exception(error)
 
 
 def _sounddevice() -> Any:

@@ -71,9 +71,11 @@ class Duplex:
 
     def close(self) -> None:
         """Give the devices back."""
-        self._source.close()
-        if self._sink is not None:
-            self._sink.close()
+        try:
+            self._source.close()
+        finally:
+            if self._sink is not None:
+                self._sink.close()
 
     def run(self, stop: Callable[[], bool]) -> None:
         """Work until ``stop`` says so; afterwards devices and recordings are closed.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -125,11 +126,11 @@ class Source:
         self.channels = channels
         self._fifo = SampleFifo(int(FIFO_S * rate_hz) * channels)
         self._stream: Any = None
+        self._close: Callable[[], None]
 
-    def attach(self, stream: Any) -> None:
-        """Start ``stream``."""
-        stream.start()
-        self._stream = stream
+    def attach(self, stream: Any, close: Callable[[], None]) -> None:
+        """Belong to ``stream``, which was started and which ``close`` gives back."""
+        self._stream, self._close = stream, close
         self.latency_ms = 1000 * stream.latency
 
     def callback(self, block: Any, frames: int, _time: Any, status: Any) -> None:
@@ -166,8 +167,8 @@ class Source:
         return self._fifo.skip(count * self.channels) // self.channels
 
     def close(self) -> None:
-        """Stop and give the device back."""
-        self._stream.close()
+        """Stop and give the device back. Raises AudioDeviceError if the sound system hangs."""
+        self._close()
 
 
 class Sink:
@@ -182,13 +183,13 @@ class Sink:
         self.channels = channels
         self._fifo = SampleFifo(int(FIFO_S * rate_hz) * channels)
         self._stream: Any = None
+        self._close: Callable[[], None]
         self._expected = False
         self._empty = False
 
-    def attach(self, stream: Any) -> None:
-        """Start ``stream``."""
-        stream.start()
-        self._stream = stream
+    def attach(self, stream: Any, close: Callable[[], None]) -> None:
+        """Belong to ``stream``, which was started and which ``close`` gives back."""
+        self._stream, self._close = stream, close
         self.latency_ms = 1000 * stream.latency
 
     def callback(self, block: Any, frames: int, _time: Any, status: Any) -> None:
@@ -228,5 +229,5 @@ class Sink:
         self._expected = False
 
     def close(self) -> None:
-        """Stop and give the device back."""
-        self._stream.close()
+        """Stop and give the device back. Raises AudioDeviceError if the sound system hangs."""
+        self._close()

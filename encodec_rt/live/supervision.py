@@ -46,11 +46,13 @@ class Watched(Generic[End]):
         self._moved_s = now_s
 
     def close(self) -> None:
-        """Give the device back; its counts stay."""
+        """Give the device back; its counts stay. Raises AudioDeviceError if that hangs."""
         if self.end is not None:
             end, self.end = self.end, None
-            end.close()
-            self._past = total(self._past, end.counts)
+            try:
+                end.close()
+            finally:
+                self._past = total(self._past, end.counts)
 
     def lost(self, now_s: float) -> bool:
         """Whether the stream has just been found to be dead; it is closed then."""
@@ -61,13 +63,15 @@ class Watched(Generic[End]):
         silent_s = now_s - self._moved_s
         if self.end.active and silent_s < LOST_AFTER_S:
             return False
-        name = self.end.name
-        self.close()
+        self._tell(f"the {self._word} {self.end.name!r} was lost; waiting for it to come back")
         self.losses += 1
         self.attempts = 0
         self._away = True
         self._retry_s = now_s
-        self._tell(f"the {self._word} {name!r} was lost; waiting for it to come back")
+        try:
+            self.close()
+        except AudioDeviceError as error:
+            self._tell(str(error))
         return True
 
     def due(self, now_s: float) -> bool:
@@ -79,16 +83,20 @@ class Watched(Generic[End]):
         try:
             self.open(now_s)
         except AudioDeviceError as error:
-            self._retry_s = now_s + min(MOST_WAIT_S, FIRST_WAIT_S * 2**self.attempts)
-            self.attempts += 1
-            if str(error) != self._told:
-                self._told = str(error)
-                self._tell(self._told)
+            self.put_off(now_s, error)
             return False
         if self._away:
             self._tell(f"the {self._word} is back")
         self._away, self._told, self.attempts = False, "", 0
         return True
+
+    def put_off(self, now_s: float, error: AudioDeviceError) -> None:
+        """The device cannot be opened now; wait twice as long as before."""
+        self._retry_s = now_s + min(MOST_WAIT_S, FIRST_WAIT_S * 2**self.attempts)
+        self.attempts += 1
+        if str(error) != self._told:
+            self._told = str(error)
+            self._tell(self._told)
 
 
 def total(one: StreamCounts, other: StreamCounts) -> StreamCounts:
@@ -120,9 +128,14 @@ def reopen(
     due = [end for end in ends if end.due(system.now())]
     holds = recording and source.end is not None
     if any(end.attempts for end in due) and not holds:
-        for end in ends:
-            end.close()
-        system.rescan()
+        try:
+            for end in ends:
+                end.close()
+            system.rescan()
+        except AudioDeviceError as error:
+            for end in ends:
+                end.put_off(system.now(), error)
+            return
         due = ends
     for end in due:
         end.try_again(system.now())

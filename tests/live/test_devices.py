@@ -3,6 +3,7 @@ import sys
 import pytest
 
 from encodec_rt.errors import AudioDeviceError
+from encodec_rt.live import devices as live_devices
 from encodec_rt.live.devices import PortAudio, find_device, list_devices
 from virtual_audio import MICROPHONE, SPEAKER, VirtualCard, VirtualSystem, device, install
 
@@ -143,3 +144,21 @@ def test_importing_the_package_needs_no_portaudio(monkeypatch):
     import encodec_rt.live.duplex
 
     assert encodec_rt.live.duplex.POLL_S > 0
+
+
+def test_a_sound_system_that_hangs_is_left_behind_with_one_error(monkeypatch, card):
+    monkeypatch.setattr(live_devices, "HANG_S", 0.05)
+    forgotten = []
+    monkeypatch.setattr(live_devices.atexit, "unregister", forgotten.append)
+    system = VirtualSystem(card)
+    source = system.open_source()
+    card.hang()
+    with pytest.raises(AudioDeviceError, match=r"closing the .*'Desk Microphone': .*not answer"):
+        source.close()
+    assert forgotten == [card._exit_handler]
+    for call in (system.open_sink, system.rescan):
+        with pytest.raises(AudioDeviceError, match="not answer; check that its service runs"):
+            call()
+    card.answers.set()
+    system._hanging.join()
+    system.open_sink().close()

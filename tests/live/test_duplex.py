@@ -5,6 +5,7 @@ import pytest
 
 from encodec_rt.bitstream.ecdc import EcdcReader, read_header
 from encodec_rt.errors import AudioDeviceError, ConfigError, InputError
+from encodec_rt.live import devices as live_devices
 from encodec_rt.live.duplex import MOST_BACKLOG_S, Duplex
 from encodec_rt.live.loop import CodecLoop
 from encodec_rt.live.recording import EcdcRecording, WavRecording
@@ -320,3 +321,17 @@ def test_a_full_recording_ends_the_session_with_its_reason(monkeypatch, codec, t
     with pytest.raises(InputError, match="4 GiB"):
         session.run(1.0)
     assert len(read_wav(tmp_path / "out.wav")) > 0
+
+
+def test_a_session_on_a_hanging_sound_system_ends_with_one_error_and_its_recording(
+    monkeypatch, codec, tmp_path
+):
+    monkeypatch.setattr(live_devices, "HANG_S", 0.05)
+    card = VirtualCard(sound=voice(2))
+    session = Session(monkeypatch, codec, card, keep_all=True)
+    session.loop.record(wav=WavRecording(tmp_path / "out.wav", RATE))
+    with pytest.raises(AudioDeviceError, match="the sound system does not answer"):
+        session.run(1, [(0.9, card.hang)])
+    with wave.open(str(tmp_path / "out.wav")) as file:
+        assert file.getnframes() == session.loop.samples_in > 0.8 * RATE
+    card.answers.set()

@@ -112,17 +112,11 @@ def test_what_finds_no_room_in_the_queue_is_told():
     assert end.fill == 48_000
 
 
-def test_closing_gives_the_device_back():
-    calls = []
-    stream = SimpleNamespace(
-        start=lambda: calls.append("start"),
-        close=lambda: calls.append("close"),
-        active=True,
-        latency=0.0125,
-    )
+def test_an_end_is_as_active_as_its_stream_and_closing_gives_the_device_back():
+    closed = []
     for end in (source(), sink()):
-        end.attach(stream)
+        end.attach(SimpleNamespace(active=True, latency=0.0125), lambda end=end: closed.append(end))
         assert end.active
         assert end.latency_ms == 12.5
         end.close()
-    assert calls == ["start", "close"] * 2
+        assert closed[-1] is end
