@@ -285,6 +285,23 @@ def test_refused_input_leaves_the_stream_as_it_was(padded: Codec) -> None:
     assert np.array_equal(np.concatenate([first, rest]), untouched.push(audio))
 
 
+def test_audio_comes_in_any_memory_layout_and_is_left_alone(padded: Codec) -> None:
+    pcm = speech(300).numpy()
+    frozen = np.frombuffer(pcm.tobytes(), np.float32)
+    wanted = padded.stream_encoder().push(pcm)
+    for same in (
+        torch.from_numpy(pcm.copy()),
+        pcm.astype(np.float64),
+        pcm.astype(">f4"),
+        pcm[::-1].copy()[::-1],
+        frozen,
+        np.repeat(pcm, 2)[::2],
+        torch.from_numpy(pcm.copy()).requires_grad_(),
+    ):
+        assert np.array_equal(padded.stream_encoder().push(same), wanted)
+    assert np.array_equal(frozen, pcm)
+
+
 def test_codes_outside_the_codebook_are_refused(padded: Codec) -> None:
     decoder = padded.stream_decoder(padded.config.target_bandwidths[-1])
     for wrong in ([[16]], [[-1]], [[0.5]], [0], [[0] * 5], np.zeros((1, 0), np.uint16)):

@@ -77,16 +77,14 @@ def _correlate(
         )
         y = _product(windows.reshape(slots * steps, reach), weight, bias, halved)
         return y.view(slots, steps, -1)
-    # Windows that run from one slot into the next are computed too, and dropped at the end.
+    # Windows that run from one slot into the next are computed too, and never looked at.
     rows = full.reshape(slots * length, channels)
     used = len(rows) - (kernel - 1) * dilation
-    y = full.new_empty(len(rows), len(bias))
-    inner = y[:used]
-    torch.addmm(bias, rows[:used], weight[:channels], out=inner)
+    y = torch.addmm(bias, rows[:used], weight[:channels])
     for tap in range(1, kernel):
         start = tap * dilation
-        inner.addmm_(rows[start : start + used], weight[tap * channels : (tap + 1) * channels])
-    return y.view(slots, length, -1)[:, :steps]
+        y.addmm_(rows[start : start + used], weight[tap * channels : (tap + 1) * channels])
+    return y.as_strided((slots, steps, len(bias)), (length * len(bias), len(bias), 1))
 
 
 def _shift_products(
@@ -145,11 +143,16 @@ def _conv_transpose1d(
     outputs, kept, ready = tail.shape[2], kernel - stride, steps * stride
     products = _product(functional.elu(x).reshape(-1, channels), weight, bias, halved)
     blocks = products.view(slots, steps, -1, stride * outputs).unbind(2)
-    full = x.new_zeros(slots, steps + len(blocks) - 1, stride * outputs)
-    for index, block in enumerate(blocks):
-        full.narrow(1, index, steps).add_(block)
-    samples = full.view(slots, -1, outputs)
-    samples.narrow(1, 0, kept).add_(tail)
+    if kernel == 2 * stride:
+        full = torch.cat([tail.reshape(slots, 1, -1), blocks[1]], dim=1)
+        full.narrow(1, 0, steps).add_(blocks[0])
+        samples = full.view(slots, -1, outputs)
+    else:
+        full = x.new_zeros(slots, steps + len(blocks) - 1, stride * outputs)
+        for index, block in enumerate(blocks):
+            full.narrow(1, index, steps).add_(block)
+        samples = full.view(slots, -1, outputs)
+        samples.narrow(1, 0, kept).add_(tail)
     tail_next.copy_(samples.narrow(1, ready, kept))
     return samples.narrow(1, 0, ready)
 
@@ -171,20 +174,18 @@ def _lstm(
         for part, part_next in zip(state, (hidden_next, cell_next), strict=True):
             part_next.copy_(part.transpose(0, 1))
         return y.add_(x)
-    now = list(zip(hidden.unbind(1), cell.unbind(1), strict=True))
-    following = list(zip(hidden_next.unbind(1), cell_next.unbind(1), strict=True))
-    outputs = []
-    for frame in x.unbind(1):
-        y = frame
-        for (weight, bias, *rest), (h, c), (h_next, c_next) in zip(
-            layers, now, following, strict=True
-        ):
-            gates = _product(torch.cat([y, h], dim=1), weight, bias, rest[4:])
-            _lstm_cell(gates, c, h_next, c_next)
-            y = h_next
-        outputs.append(frame + y)
-        now = following
-    return torch.stack(outputs, dim=1)
+    y = torch.empty_like(x)
+    h_now, c_now = hidden.unbind(1), cell.unbind(1)
+    h_next, c_next = hidden_next.unbind(1), cell_next.unbind(1)
+    for frame, following in zip(x.unbind(1), y.unbind(1), strict=True):
+        above = frame
+        for layer, (weight, bias, *rest) in enumerate(layers):
+            gates = _product(torch.cat([above, h_now[layer]], dim=1), weight, bias, rest[4:])
+            _lstm_cell(gates, c_now[layer], h_next[layer], c_next[layer])
+            above = h_next[layer]
+        torch.add(frame, above, out=following)
+        h_now, c_now = h_next, c_next
+    return y
 
 
 def _lstm_cell(gates: Tensor, c: Tensor, h_next: Tensor, c_next: Tensor) -> None:
@@ -197,12 +198,11 @@ def _lstm_cell(gates: Tensor, c: Tensor, h_next: Tensor, c_next: Tensor) -> None
 
 def _rvq_encode(latents: Tensor, packed: Packed, *, codebooks: int) -> Tensor:
     residual = functional.pad(latents.reshape(-1, latents.shape[2]), (0, 1), value=1.0)
-    codes = []
-    for products, vectors in _stages(packed, codebooks):
-        codes.append(torch.mm(residual, products).argmin(-1))
-        if len(codes) < codebooks:
-            residual.sub_(torch.embedding(vectors, codes[-1]))
-    return torch.stack(codes, dim=-1).view(*latents.shape[:2], codebooks)
+    codes = torch.empty(codebooks, len(residual), dtype=torch.int64)
+    for chosen, (products, vectors) in zip(codes, _stages(packed, codebooks), strict=True):
+        torch.argmin(torch.mm(residual, products), dim=-1, out=chosen)
+        residual.sub_(vectors.index_select(0, chosen))
+    return codes.t().reshape(*latents.shape[:2], codebooks)
 
 
 def _rvq_decode(codes: Tensor, packed: Packed) -> Tensor:

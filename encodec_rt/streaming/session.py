@@ -91,7 +91,7 @@ class StreamEncoder(_Stream):
         """
         self._check_open()
         audio = as_audio(pcm, self._model.config.audio_channels)
-        waiting = torch.cat([self._waiting, audio])
+        waiting = torch.cat([self._waiting, audio]) if len(self._waiting) else audio
         hop = self._model.config.hop_length
         first, step = self._model.encoder_start_frames * hop, self._block_frames * hop
         codes: list[Tensor] = []
@@ -129,7 +129,8 @@ class StreamEncoder(_Stream):
     def _collect(self, codes: list[Tensor]) -> Codes:
         if not codes:
             return np.zeros((0, self.codebooks), np.uint16)
-        frames = torch.cat(codes).cpu().numpy().astype(np.uint16)
+        whole = codes[0] if len(codes) == 1 else torch.cat(codes)
+        frames = whole.cpu().numpy().astype(np.uint16)
         self.frames_out += len(frames)
         return frames
 
@@ -218,7 +219,7 @@ class StreamDecoder(_Stream):
 
     def _decode(self, latents: Tensor) -> Tensor:
         self.frames_in += len(latents)
-        waiting = torch.cat([self._waiting, latents])
+        waiting = torch.cat([self._waiting, latents]) if len(self._waiting) else latents
         first = self._model.decoder_start_frames
         audio: list[Tensor] = []
         used = 0
@@ -230,9 +231,9 @@ class StreamDecoder(_Stream):
             audio.append(self.lane.step(block, self._active)[0])
             used += self._block_frames
         self._waiting = waiting[used:].clone()
-        return (
-            torch.cat(audio) if audio else latents.new_zeros(0, self._model.config.audio_channels)
-        )
+        if len(audio) == 1:
+            return audio[0]
+        return torch.cat([latents.new_zeros(0, self._model.config.audio_channels), *audio])
 
     def _trimmed(self, audio: Tensor) -> Audio:
         dropped = min(self._drop, len(audio))
@@ -250,18 +251,26 @@ def to_numpy(audio: Tensor) -> Audio:
 
 def as_audio(pcm: ArrayLike | Tensor, channels: int) -> Tensor:
     """Audio [n] (mono) or [channels, n] -> float32 [n, channels] on the CPU, all finite."""
-    audio = torch.as_tensor(pcm if isinstance(pcm, Tensor) else np.asarray(pcm)).detach().cpu()
-    if not audio.dtype.is_floating_point:
+    # In numpy, whose calls cost less than torch's: this is done for every frame.
+    if isinstance(pcm, Tensor):
+        floating = pcm.dtype.is_floating_point
+        audio = pcm.detach().cpu().float().numpy() if floating else pcm.cpu().numpy()
+    else:
+        audio = np.asarray(pcm)
+    if audio.dtype.kind != "f":
         raise InputError(f"audio of type {audio.dtype}; pass floating point samples in [-1, 1]")
     if audio.ndim == 1 and channels == 1:
         audio = audio[None]
     if audio.ndim != 2 or audio.shape[0] != channels:
         accepted = "[n]" if channels == 1 else f"[{channels}, n]"
-        raise InputError(f"audio of shape {tuple(audio.shape)}; this model takes {accepted}")
-    audio = audio.float()
-    if not bool(torch.isfinite(audio).all()):
+        raise InputError(f"audio of shape {audio.shape}; this model takes {accepted}")
+    if audio.dtype != np.float32:
+        with np.errstate(over="ignore"):
+            audio = audio.astype(np.float32)
+    audio = np.require(audio, requirements=["C", "W"])
+    if not np.isfinite(audio).all():
         raise InputError("the audio holds NaN or infinite samples")
-    return audio.t()
+    return torch.from_numpy(audio).t()
 
 
 def as_codes(codes: ArrayLike | Tensor, size: int, most: int) -> Tensor:
