@@ -8,7 +8,7 @@ with absolute terms alone and without a discriminator no phase is learnt.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import lru_cache
 
 import torch
@@ -16,14 +16,15 @@ from torch import Tensor
 from torch.nn.functional import relu
 
 PAPER_MEL_WINDOWS = tuple(2**i for i in range(5, 12))
-RELATIVE_TERMS = (
-    "relative_l1",
+SPECTRAL_TERMS = (
     "relative_magnitude",
     "relative_complex",
     "log_magnitude",
     "log_mel",
     "band_envelope",
+    "compressed",
 )
+RELATIVE_TERMS = ("relative_l1", *SPECTRAL_TERMS)
 _TINY = 1e-8
 
 
@@ -105,39 +106,72 @@ def relative_terms(
     *,
     sampling_rate: int,
     windows: Sequence[int],
+    names: Collection[str] = RELATIVE_TERMS,
     emphasis: float = 0.0,
     log_floor: float = 1e-2,
-    mel_bins: int = 80,
 ) -> dict[str, Tensor]:
-    """Losses that do not depend on the target's level, or hardly.
+    """Losses that do not depend on the target's level, or hardly; those of ``names`` alone.
 
     ``relative_l1`` of the waveform; and, after a pre-emphasis by ``emphasis``, the means over the
     windows of ``relative_magnitude`` and ``relative_complex`` (L1 over the target's L1: one for
     silence), of ``log_magnitude`` (L1 of logarithms above ``log_floor``), of ``log_mel`` (the
-    same of mel bands) and of ``band_envelope``: each mel band's distance over time, divided by the
-    band's own size, which is what intelligibility measures compare.
+    same of mel bands), of ``band_envelope``: each mel band's distance over time, divided by the
+    band's own size, which is what intelligibility measures compare; and of ``compressed``, the
+    distance of spectra whose magnitudes are raised to 0.3, as loudness grows.
     """
-    terms = {"relative_l1": (estimate - target).abs().mean() / (target.abs().mean() + _TINY)}
+    terms = {}
+    if "relative_l1" in names:
+        terms["relative_l1"] = (estimate - target).abs().mean() / (target.abs().mean() + _TINY)
+    spectral = [name for name in SPECTRAL_TERMS if name in names]
+    if not spectral:
+        return terms
     # The gain brings speech back to about its level before the pre-emphasis.
     gain = 1 + emphasis * 5 / 3
     estimate, target = (gain * pre_emphasis(audio, emphasis) for audio in (estimate, target))
-    names = RELATIVE_TERMS[1:]
-    sums = [estimate.new_zeros(()) for _ in names]
     for size in windows:
         a, b = spectrum(estimate, size), spectrum(target, size)
-        size_a, size_b = a.abs(), b.abs()
-        level = size_b.mean()
-        filters = _mel_weights(sampling_rate, size, mel_bins, estimate.device)
-        mel_a, mel_b = (m.transpose(1, 2) @ filters for m in (size_a, size_b))
-        values = (
-            (size_a - size_b).abs().mean() / level,
-            (a - b).abs().mean() / level,
-            (torch.log(size_a + log_floor) - torch.log(size_b + log_floor)).abs().mean(),
-            (torch.log(mel_a + log_floor) - torch.log(mel_b + log_floor)).abs().mean(),
-            _band_envelope(mel_a, mel_b),
-        )
-        sums = [total + value for total, value in zip(sums, values, strict=True)]
-    return terms | {name: total / len(windows) for name, total in zip(names, sums, strict=True)}
+        filters = _mel_weights(sampling_rate, size, 80, estimate.device)
+        for name in spectral:
+            value = _spectral_term(name, a, b, filters, log_floor) / len(windows)
+            terms[name] = terms[name] + value if name in terms else value
+    return terms
+
+
+def _spectral_term(name: str, a: Tensor, b: Tensor, filters: Tensor, floor: float) -> Tensor:
+    if name == "relative_complex":
+        return (a - b).abs().mean() / b.abs().mean()
+    if name == "compressed":
+        return _compressed(a, b)
+    sizes = (a.abs(), b.abs())
+    if name == "relative_magnitude":
+        return (sizes[0] - sizes[1]).abs().mean() / sizes[1].mean()
+    if name in ("log_mel", "band_envelope"):
+        sizes = (sizes[0].transpose(1, 2) @ filters, sizes[1].transpose(1, 2) @ filters)
+    if name == "band_envelope":
+        return _band_envelope(*sizes)
+    return (torch.log(sizes[0] + floor) - torch.log(sizes[1] + floor)).abs().mean()
+
+
+def _compressed(a: Tensor, b: Tensor, *, power: float = 0.3, complex_share: float = 0.3) -> Tensor:
+    """Squared distance of compressed spectra over the target's size, with and without phase.
+
+    Braun and Tashev 2021, "A consolidated view of loss functions for supervised deep
+    learning-based speech enhancement".
+    """
+    level = b.abs().square().mean((1, 2), keepdim=True).sqrt() + 1e-6
+    parts = [torch.view_as_real(spectra / level) for spectra in (a, b)]
+    # The small number keeps the gradient of a power below one finite.
+    sizes = [(part.square().sum(-1) + 1e-4).sqrt() for part in parts]
+    heard = [size**power for size in sizes]
+    whole = heard[1].square().mean()
+    magnitude = (heard[0] - heard[1]).square().mean()
+    turned = [
+        part * (loud / size)[..., None]
+        for part, loud, size in zip(parts, heard, sizes, strict=True)
+    ]
+    phase = (turned[0] - turned[1]).square().sum(-1).mean()
+    total: Tensor = ((1 - complex_share) * magnitude + complex_share * phase) / whole
+    return total
 
 
 def _band_envelope(estimate: Tensor, target: Tensor) -> Tensor:

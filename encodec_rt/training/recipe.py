@@ -28,6 +28,7 @@ LOSSES = (
     "log_magnitude",
     "log_mel",
     "band_envelope",
+    "compressed",
     "adversarial",
     "features",
 )

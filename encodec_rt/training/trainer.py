@@ -181,6 +181,7 @@ class Trainer:
                 target,
                 sampling_rate=rate,
                 windows=config.windows,
+                names=wanted,
                 emphasis=stage.pre_emphasis,
                 log_floor=config.log_floor,
             )

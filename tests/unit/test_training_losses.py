@@ -77,7 +77,17 @@ def test_relative_terms_equal_the_formulas_written_out_in_numpy() -> None:
         ).mean(),
         "log_mel": np.abs(np.log(np.abs(a) @ mel + 0.01) - np.log(np.abs(b) @ mel + 0.01)).mean(),
     }
+    heard = []
+    for spectra in (a, b):
+        spectra = spectra / (np.sqrt(np.square(np.abs(b)).mean()) + 1e-6)
+        size = np.sqrt(np.square(np.abs(spectra)) + 1e-4)
+        heard.append((size**0.3, spectra * size**0.3 / size))
+    wanted["compressed"] = (
+        0.7 * np.square(heard[0][0] - heard[1][0]).mean()
+        + 0.3 * np.square(np.abs(heard[0][1] - heard[1][1])).mean()
+    ) / np.square(heard[1][0]).mean()
     terms = losses.relative_terms(estimate, target, sampling_rate=RATE, windows=(512,))
+    assert terms.keys() == {"relative_l1", *wanted}
     for name, value in wanted.items():
         assert float(terms[name]) == pytest.approx(value, rel=1e-3), name
 
