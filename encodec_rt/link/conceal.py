@@ -31,6 +31,12 @@ REPAIR_FRAMES = 3
 """How many hops back a late frame is of use; each costs a decoder step at once."""
 NOISE_FRAMES = 16
 FADE_S = 0.005
+FADE_AFTER = 2
+"""After how many lost frames the return is cross-faded.
+
+One lost frame is bridged by the decoder as smoothly, and a fade there takes 5 ms of what came:
+0.07 of PESQ at 5 % random loss, while fading after two or more costs nothing measurable.
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +95,8 @@ class Concealer:
         ``index`` is the frame's number, by which ``repair`` finds it. Raises InputError for codes
         that the model does not have.
         """
+        if codes is not None and self._lost >= FADE_AFTER and self._fading is None:
+            self._fading = self._continued()
         audio = self._run(codes, index)
         if codes is None:
             self.quiet = self.is_noise
@@ -112,8 +120,7 @@ class Concealer:
         first = hops[useful[0]].before
         assert first is not None
         self._fading = self._step(None)
-        self._decoder.restore(first.decoder)
-        self._last, self._lost = first.last, first.lost
+        self._go_back(first)
         self._history = deque(hops[: useful[0]], maxlen=REPAIR_FRAMES)
         for hop in hops[useful[0] :]:
             codes = hop.codes
@@ -136,6 +143,17 @@ class Concealer:
         self._lost += 1
         noise = self._noise[int(self._random.integers(len(self._noise)))]
         return self._decoder.push_latents(gain * self._last + (1 - gain) * noise)
+
+    def _continued(self) -> Audio:
+        """What the next hop would be, were its frame lost too."""
+        before = _State(self._decoder.snapshot(), self._last, self._lost)
+        audio = self._step(None)
+        self._go_back(before)
+        return audio
+
+    def _go_back(self, state: _State) -> None:
+        self._decoder.restore(state.decoder)
+        self._last, self._lost = state.last, state.lost
 
     def _latent(self, codes: Codes) -> Tensor:
         config = self._codec.config

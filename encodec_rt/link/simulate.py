@@ -6,14 +6,15 @@ Everything but sockets and threads is what a real call runs, and the same seed g
 from __future__ import annotations
 
 import heapq
-from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import numpy as np
 
 from encodec_rt.bitstream.packet import Codes
 from encodec_rt.link.channel import HEADER_BYTES, Channel
+from encodec_rt.link.jitter import Slot
 from encodec_rt.link.listener import Listener
 from encodec_rt.link.packetizer import Outgoing, Packetizer
 from encodec_rt.link.rate import Plan, RateController
@@ -36,22 +37,35 @@ class Estimator(Protocol):
 
 
 @dataclass(frozen=True, eq=False)
+class Hop:
+    """One hop of playout: when it began, what the jitter buffer gave, and what was heard."""
+
+    at_s: float
+    slot: Slot
+    audio: Audio
+
+
+@dataclass(frozen=True, eq=False)
 class Heard:
     """What the far end heard, and when.
 
-    ``audio`` [n] or [channels, n] begins with the first frame played; ``delays_ms`` are those of
-    the frames played, from the end of a frame at the sender to its playout, and ``played_s`` when
-    that was. ``plans`` are the times at which the plan changed, and what to; ``transits_ms`` are
+    ``audio`` [n] or [channels, n] begins with the first frame played, and ``hops`` are its hops.
+    ``delays_ms`` are those of the frames played, from the end of a frame at the sender to its
+    playout. ``plans`` are the times at which the plan changed, and what to; ``transits_ms`` are
     when packets arrived, in seconds, and how long each was under way.
     """
 
     audio: Audio
+    hops: list[Hop]
     delays_ms: list[float]
-    played_s: list[float]
-    kinds: list[str]
     wire_bytes: int
     plans: list[tuple[float, Plan]]
     transits_ms: list[tuple[float, float]]
+
+    @property
+    def kinds(self) -> list[str]:
+        """What each hop was, by the names of ``Slot``."""
+        return [hop.slot.kind for hop in self.hops]
 
 
 @dataclass
@@ -61,8 +75,8 @@ class _Feedback:
     controller: RateController
     channel: Channel
     estimator: Estimator | None
+    on_transit: Callable[[float, float], None] | None
     transit_s: float = 0.0
-    transits_ms: list[tuple[float, float]] = field(default_factory=list)
     next_report_s: float = REPORT_S
     sent: int = 0
     lost: int = 0
@@ -71,7 +85,8 @@ class _Feedback:
     def see(self, packet: Outgoing, sent_s: float, at_s: float) -> None:
         """A packet arrived."""
         self.transit_s = at_s - sent_s
-        self.transits_ms.append((at_s, self.transit_s * 1000))
+        if self.on_transit is not None:
+            self.on_transit(at_s, self.transit_s * 1000)
         if self.estimator is None:
             return
         estimate = self.estimator.add(
@@ -132,6 +147,75 @@ class _Wire:
             )
 
 
+class Direction:
+    """One direction of a call, hop by hop; it holds on to nothing that grows with the call."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        frames: Iterable[tuple[Codes, bool]],
+        channel: Channel,
+        listener: Listener,
+        *,
+        controller: RateController,
+        drift_ppm: float = 0.0,
+        estimator: Estimator | None = None,
+        on_plan: Callable[[float, Plan], None] | None = None,
+        on_transit: Callable[[float, float], None] | None = None,
+    ) -> None:
+        """``frames`` are codes [Q] and whether they hold speech; each is asked for in its time.
+
+        ``drift_ppm`` is how much faster the sender's clock runs than the listener's. ``on_plan`` is
+        told when the plan changes, ``on_transit`` when a packet arrives and its milliseconds on
+        the way.
+        """
+        self._frames = iter(frames)
+        self._listener = listener
+        self._controller = controller
+        self._packetizer = Packetizer(hop=codec.config.hop_length, bits=codec.config.codebook_nbits)
+        self._feedback = _Feedback(controller, channel, estimator, on_transit)
+        self._wire = _Wire(channel, self._feedback)
+        self._hop_s = codec.config.hop_length / codec.config.sampling_rate
+        self._sender_hop_s = self._hop_s / (1 + drift_ppm * 1e-6)
+        self._on_plan = on_plan
+        self._plan: Plan | None = None
+
+    @property
+    def wire_bytes(self) -> int:
+        """What was sent so far, headers included."""
+        return self._wire.wire_bytes
+
+    def delay_ms(self, hop: Hop) -> float:
+        """From the end of a hop's frame at the sender to its playout."""
+        return (hop.at_s - (hop.slot.index + 1) * self._sender_hop_s) * 1000
+
+    def run(self) -> Iterator[Hop]:
+        """The hops from the sender's first frame to ``TAIL_S`` after its last."""
+        sent, tick, end_s = 0, 0, float("inf")
+        while (tick_s := tick * self._hop_s) < end_s:
+            while end_s == float("inf") and (sent + 1) * self._sender_hop_s <= tick_s:
+                frame = next(self._frames, None)
+                if frame is None:
+                    end_s = sent * self._sender_hop_s + TAIL_S
+                    break
+                sent += 1
+                self._send(*frame, sent * self._sender_hop_s)
+            self._wire.deliver(self._listener, tick_s)
+            turn = self._listener.take(tick_s)
+            yield Hop(tick_s, turn.slot, self._listener.render(turn))
+            tick += 1
+
+    def _send(self, codes: Codes, active: bool, now_s: float) -> None:
+        self._feedback.deliver(now_s)
+        plan = self._controller.plan(now_s)
+        if self._on_plan is not None and plan != self._plan:
+            self._on_plan(now_s, plan)
+        self._plan = plan
+        for packet in self._packetizer.push(codes, plan, active=active):
+            self._controller.on_sent(len(packet.payload), now_s)
+            self._wire.send(packet, now_s)
+
+
 def simulate(
     codec: Codec,
     codes: Codes,
@@ -145,40 +229,27 @@ def simulate(
 ) -> Heard:
     """Send ``codes`` uint16 [frames, Q], one per hop, to ``listener`` through ``channel``.
 
-    ``active`` says which frames hold speech (all, if None); ``drift_ppm`` is how much faster the
-    sender's clock runs than the listener's.
+    ``active`` says which frames hold speech (all, if None); the rest is as in ``Direction``.
     """
-    hop = codec.config.hop_length
-    hop_s = hop / codec.config.sampling_rate
-    packetizer = Packetizer(hop=hop, bits=codec.config.codebook_nbits)
-    feedback = _Feedback(controller, channel, estimator)
-    wire = _Wire(channel, feedback)
-    sender_hop_s = hop_s / (1 + drift_ppm * 1e-6)
     plans: list[tuple[float, Plan]] = []
-    heard = Heard(np.zeros(0, np.float32), [], [], [], 0, plans, feedback.transits_ms)
-    pieces: list[Audio] = []
-    frame, tick_s = 0, 0.0
-    while tick_s < len(codes) * sender_hop_s + TAIL_S:
-        while frame < len(codes) and (frame + 1) * sender_hop_s <= tick_s:
-            now_s = (frame + 1) * sender_hop_s
-            feedback.deliver(now_s)
-            plan = controller.plan(now_s)
-            if not plans or plan != plans[-1][1]:
-                plans.append((now_s, plan))
-            is_active = active is None or active[frame]
-            for packet in packetizer.push(codes[frame], plan, active=is_active):
-                controller.on_sent(len(packet.payload), now_s)
-                wire.send(packet, now_s)
-            frame += 1
-        wire.deliver(listener, tick_s)
-        turn = listener.take(tick_s)
-        audio = listener.render(turn)
-        if pieces or turn.slot.kind != "idle":
-            pieces.append(audio)
-            heard.kinds.append(turn.slot.kind)
-        if turn.slot.codes is not None:
-            heard.delays_ms.append((tick_s - (turn.slot.index + 1) * sender_hop_s) * 1000)
-            heard.played_s.append(tick_s)
-        tick_s += hop_s
-    audio = np.concatenate(pieces, axis=-1) if pieces else heard.audio
-    return replace(heard, audio=audio, wire_bytes=wire.wire_bytes)
+    transits_ms: list[tuple[float, float]] = []
+    direction = Direction(
+        codec,
+        zip(codes, [True] * len(codes) if active is None else active, strict=True),
+        channel,
+        listener,
+        controller=controller,
+        drift_ppm=drift_ppm,
+        estimator=estimator,
+        on_plan=lambda at_s, plan: plans.append((at_s, plan)),
+        on_transit=lambda at_s, ms: transits_ms.append((at_s, ms)),
+    )
+    hops: list[Hop] = []
+    for hop in direction.run():
+        if hops or hop.slot.kind != "idle":
+            hops.append(hop)
+    audio = (
+        np.concatenate([hop.audio for hop in hops], axis=-1) if hops else np.zeros(0, np.float32)
+    )
+    delays_ms = [direction.delay_ms(hop) for hop in hops if hop.slot.codes is not None]
+    return Heard(audio, hops, delays_ms, direction.wire_bytes, plans, transits_ms)

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from encodec_rt.errors import InputError
-from encodec_rt.link.conceal import FADE_S, REPAIR_FRAMES, Concealer
+from encodec_rt.link.conceal import FADE_AFTER, FADE_S, REPAIR_FRAMES, Concealer
 from encodec_rt.streaming.codec import Codec
 from models import random_model, speech, tiny_config
 from tolerances import bound
@@ -117,6 +117,39 @@ def test_the_return_from_a_repair_is_faded_in(codec, kbps, codes):
     concealer.repair([(20, codes[20:21])])
     first = concealer.play(codes[22:23], 22)
     assert first[0] == pytest.approx(other.play(None)[0], abs=1e-6)
+
+
+@pytest.mark.parametrize("lost", [FADE_AFTER, 12])
+def test_the_return_from_a_loss_is_faded_in_without_a_step(codec, kbps, codes, lost: int):
+    end = 20 + lost
+    concealer, gone_on = Concealer(codec, kbps), Concealer(codec, kbps)
+    for each in (concealer, gone_on):
+        run(each, codes[:end], set(range(20, end)))
+    before = concealer._decoder.snapshot()
+    back, continued = concealer.play(codes[end : end + 1], end), gone_on.play(None)
+    bare = codec.stream_decoder(kbps)
+    bare.restore(before)
+    plain = bare.push(codes[end : end + 1])
+    ramp = np.linspace(0, 1, round(FADE_S * codec.config.sampling_rate), dtype=np.float32)
+    # The first sample goes on from the concealment, and the fade ends in what came.
+    assert np.abs(plain[0] - continued[0]) > 0
+    assert back[0] == pytest.approx(continued[0], abs=1e-6)
+    expected = ramp * plain[: len(ramp)] + (1 - ramp) * continued[: len(ramp)]
+    np.testing.assert_allclose(back[: len(ramp)], expected, atol=1e-6)
+    np.testing.assert_array_equal(back[len(ramp) :], plain[len(ramp) :])
+    # So no two neighbouring samples of the seam differ by more than either side's do.
+    seam = np.abs(np.diff(back[: len(ramp) + 1])).max()
+    sides = [np.abs(np.diff(each[: len(ramp) + 1])).max() for each in (plain, continued)]
+    apart = np.abs(plain - continued)[: len(ramp)].max()
+    assert seam <= max(sides) + apart / (len(ramp) - 1) + 1e-6
+
+
+def test_one_lost_frame_is_bridged_by_the_decoder_alone(codec, kbps, codes):
+    concealer = Concealer(codec, kbps)
+    run(concealer, codes[:21], {20})
+    bare = codec.stream_decoder(kbps)
+    bare.restore(concealer._decoder.snapshot())
+    np.testing.assert_array_equal(concealer.play(codes[21:22], 21), bare.push(codes[21:22]))
 
 
 def test_fewer_codebooks_are_decoded_like_any_frame(codec, kbps, codes):
