@@ -43,7 +43,7 @@ def select(name: str, device: torch.device, precision: Precision = "exact") -> O
             f"precision {precision!r}; there are {', '.join(get_args(Precision))}"
         )
     if name == "triton":
-        return _triton(device, precision)
+        return triton_ops(device, precision)
     if name == "cpu":
         return CPU if precision == "exact" else CPU_FAST
     if precision != "exact":
@@ -59,7 +59,17 @@ def select(name: str, device: torch.device, precision: Precision = "exact") -> O
     return TORCH
 
 
-def _triton(device: torch.device, precision: Precision) -> Ops:
+def triton_ops(
+    device: torch.device,
+    precision: Precision = "exact",
+    *,
+    few: bool = False,
+    chained: bool = False,
+) -> Ops:
+    """The Triton table for ``device``; ``few`` and ``chained`` are those of its ``Rules``.
+
+    Raises BackendUnavailable.
+    """
     # Imported here: Triton is not on every platform, and takes a second where it is.
     try:
         import encodec_rt_kernels as kernels
@@ -71,19 +81,21 @@ def _triton(device: torch.device, precision: Precision) -> Ops:
     reason = kernels.why_unavailable(device)
     if reason is not None:
         raise BackendUnavailable(f"backend 'triton': {reason}; use backend='auto'")
+    rules = kernels.Rules(precision, few, chained)
+    switches = {precision: precision != "exact", "few slots": few, "chained": chained}
     return replace(
         TORCH,
-        name="triton" if precision == "exact" else f"triton, {precision}",
+        name=", ".join(["triton", *(name for name, on in switches.items() if on)]),
         pack_conv1d=kernels.pack_conv1d,
         pack_conv_transpose1d=kernels.pack_conv_transpose1d,
         pack_resblock=kernels.pack_resblock,
         pack_lstm=kernels.pack_lstm,
-        pack_codebooks=kernels.pack_codebooks,
-        conv1d=partial(kernels.conv1d, precision=precision),
-        conv_transpose1d=partial(kernels.conv_transpose1d, precision=precision),
-        resblock=partial(kernels.resblock, precision=precision),
-        lstm=partial(kernels.lstm, precision=precision),
-        rvq_encode=kernels.rvq_encode,
-        rvq_decode=kernels.rvq_decode,
-        commit=kernels.commit,
+        pack_codebooks=partial(kernels.pack_codebooks, rules=rules),
+        conv1d=partial(kernels.conv1d, rules=rules),
+        conv_transpose1d=partial(kernels.conv_transpose1d, rules=rules),
+        resblock=partial(kernels.resblock, rules=rules),
+        lstm=partial(kernels.lstm, rules=rules),
+        rvq_encode=partial(kernels.rvq_encode, rules=rules),
+        rvq_decode=partial(kernels.rvq_decode, rules=rules),
+        commit=partial(kernels.commit, rules=rules),
     )

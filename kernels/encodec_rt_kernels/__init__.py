@@ -1,7 +1,7 @@
 """Triton kernels of the streaming codec: one function per field of its table of operations.
 
-Each function has the signature and the result of the plain-torch row of the same name, and an
-optional ``precision``. They run on CUDA devices, and on the CPU where Triton's interpreter was
+Each function has the signature and the result of the plain-torch row of the same name, and
+optional ``rules``. They run on CUDA devices, and on the CPU where Triton's interpreter was
 switched on before Triton was imported.
 """
 
@@ -11,7 +11,7 @@ import torch
 import triton
 
 from encodec_rt_kernels.commit import commit
-from encodec_rt_kernels.configs import Precision
+from encodec_rt_kernels.configs import Precision, Rules
 from encodec_rt_kernels.conv1d import conv1d, pack_conv1d
 from encodec_rt_kernels.conv_transpose1d import conv_transpose1d, pack_conv_transpose1d
 from encodec_rt_kernels.lstm import lstm, pack_lstm
@@ -20,6 +20,7 @@ from encodec_rt_kernels.rvq import pack_codebooks, rvq_decode, rvq_encode
 
 __all__ = [
     "Precision",
+    "Rules",
     "commit",
     "conv1d",
     "conv_transpose1d",

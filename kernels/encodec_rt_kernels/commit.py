@@ -13,7 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from encodec_rt_kernels import configs
-from encodec_rt_kernels.device import launch_metadata
+from encodec_rt_kernels.device import follow, launch_metadata
 
 
 @triton.jit(do_not_specialize=["size"], launch_metadata=launch_metadata(lambda arguments: 0))
@@ -25,7 +25,9 @@ def _commit_kernel(
     proposed_stride,
     size,
     BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
+    follow(CHAINED)
     slot = tl.program_id(0).to(tl.int64)
     index = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     valid = (index < size) & (tl.load(active_ptr + slot) != 0)
@@ -33,7 +35,9 @@ def _commit_kernel(
     tl.store(now_ptr + slot * now_stride + index, value, mask=valid)
 
 
-def commit(now: Tensor, proposed: Tensor, active: Tensor) -> None:
+def commit(
+    now: Tensor, proposed: Tensor, active: Tensor, *, rules: configs.Rules = configs.MANY
+) -> None:
     """Rows of ``now`` [S, N] become those of ``proposed`` where ``active`` [S] bool is true."""
     slots, size = now.shape
     grid = (slots, triton.cdiv(size, configs.COPY_BLOCK))
@@ -45,5 +49,5 @@ def commit(now: Tensor, proposed: Tensor, active: Tensor) -> None:
         proposed.stride(0),
         size,
         BLOCK=configs.COPY_BLOCK,
-        **configs.COPY,
+        **configs.copy(configs.architecture(now.device), rules),
     )

@@ -1,17 +1,18 @@
 """The tile of every kernel, by rule from the layer's shape; no tuning at run time.
 
-A rule sees the architecture, the layer's own sizes and the precision, never the number of slots
-or frames: so a slot's result has the same bits whatever its neighbours are. ``make aot`` compiles
-exactly what these rules give for the 24 kHz model.
+A rule sees the architecture, the layer's own sizes and the codec's ``Rules``, never the number of
+slots or frames: so a slot's result has the same bits whatever its neighbours are. ``make aot``
+compiles exactly what these rules give for the 24 kHz model.
 """
 
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
+import triton
 
 Precision = Literal["exact", "fast"]
 """``exact``: float32 throughout. ``fast``: TF32 products, float32 sums."""
@@ -20,8 +21,39 @@ Options = dict[str, int | bool]
 
 
 @dataclass(frozen=True, slots=True)
+class Rules:
+    """What tiles are chosen for: one choice for all layers and slots of a codec.
+
+    ``few``: for one or a few slots. Tiles are narrow, long products are split over programs, and
+    the search reads tables of products between the codebooks instead of the books. Otherwise a tile
+    reuses what it loads, for many slots. ``chained``: a launch is prepared while the one before it
+    runs (programmatic dependent launch), where the architecture can.
+    """
+
+    precision: Precision = "exact"
+    few: bool = False
+    chained: bool = False
+
+    @property
+    def dot(self) -> Literal["ieee", "tf32"]:
+        """The arithmetic of products."""
+        return "ieee" if self.precision == "exact" else "tf32"
+
+    def chains(self, arch: int) -> bool:
+        """Whether launches are chained on ``arch``; Triton's interpreter cannot."""
+        return self.chained and arch >= 90 and not triton.knobs.runtime.interpret
+
+
+MANY = Rules()
+"""Exact, for many slots, every launch after the one before it has ended."""
+
+
+@dataclass(frozen=True, slots=True)
 class Tile:
-    """One program's share of a matrix product, and how many warps and pipeline stages it gets."""
+    """One program's share of a matrix product, and how many warps and pipeline stages it gets.
+
+    Where ``splits`` is above 1, that many programs share out the depth of the product.
+    """
 
     rows: int
     cols: int
@@ -29,29 +61,57 @@ class Tile:
     warps: int
     stages: int
     dot: Literal["ieee", "tf32"]
+    chained: bool = False
+    splits: int = 1
 
     @property
     def options(self) -> Options:
         """Launch options. Contracting a*b+c is asked for, since Triton's default will change."""
-        return {"num_warps": self.warps, "num_stages": self.stages, "enable_fp_fusion": True}
+        return launch_options(self.warps, self.stages, self.chained)
 
 
-COPY: Options = {"num_warps": 4, "num_stages": 1, "enable_fp_fusion": True}
-"""Launch options of a kernel that only moves data."""
+def launch_options(warps: int, stages: int, chained: bool) -> Options:
+    """Launch options, and the constant that tells a kernel whether it is chained."""
+    return {
+        "num_warps": warps,
+        "num_stages": stages,
+        "enable_fp_fusion": True,
+        "launch_pdl": chained,
+        "CHAINED": chained,
+    }
+
+
+def copy(arch: int, rules: Rules) -> Options:
+    """Launch options of a kernel that only moves data."""
+    return launch_options(4, 1, rules.chains(arch))
+
 
 COPY_BLOCK = 1024
 """Elements per program of such a kernel."""
 
+SUM_BLOCK = 128
+"""Elements per program of a kernel that adds the parts of split products."""
+
 CARRY_BLOCK = 256
 """Elements of context that a program copies at a time."""
-
-_DOT: dict[str, Literal["ieee", "tf32"]] = {"exact": "ieee", "fast": "tf32"}
 
 FUSED_CHANNELS = 64
 """Widest residual block done in one launch: beyond it one program would read too many weights."""
 
 DEEP_CHANNELS = 256
 """From this width on a layer has at most a few rows per slot, and its weights are megabytes."""
+
+SPLIT_DEPTH = 1024
+"""Products at least this deep are split where ``Rules.few``."""
+
+SPLIT_PROGRAMS = 128
+"""Programs that a split shares a layer out to at most: what an H100 runs at once, rounded down."""
+
+PART_DEPTH = 256
+"""Least depth of a part; a thinner one would write and read about as much as it multiplies."""
+
+TABLE_BOOKS = 8
+"""Codebooks that the search of few slots has tables for: 4 MiB for each pair of the paper's."""
 
 
 @functools.cache
@@ -72,20 +132,33 @@ def _roomy(arch: int) -> bool:
     return arch in (80, 90, 100, 103)
 
 
-def conv1d(arch: int, precision: Precision, inputs: int, outputs: int, taps: int) -> Tile:
+def conv1d(arch: int, rules: Rules, inputs: int, outputs: int, taps: int) -> Tile:
     """Tile of a convolution from ``inputs`` to ``outputs`` channels.
 
     Deep layers have few rows and megabytes of weights: narrow tiles share the weights out over
     many programs, and a deep pipeline keeps enough bytes in flight. Broad ones have many rows.
     """
-    if max(inputs, outputs) >= DEEP_CHANNELS:
+    tile = _product(arch, rules, inputs, outputs, taps)
+    if not rules.few or inputs * taps < SPLIT_DEPTH:
+        return tile
+    most = SPLIT_PROGRAMS // -(-outputs // tile.cols)
+    splits = max(1, min(most, inputs * taps // PART_DEPTH))
+    return replace(tile, splits=1 << (splits.bit_length() - 1))
+
+
+def _product(arch: int, rules: Rules, inputs: int, outputs: int, taps: int) -> Tile:
+    """``conv1d`` before any split."""
+    deep, exact = max(inputs, outputs) >= DEEP_CHANNELS, rules.precision == "exact"
+    if deep or rules.few:
+        most = (128 if exact else 64) if deep else 32
         return Tile(
             rows=16,
-            cols=_power_of_two(outputs, 16, 16 if precision == "exact" else 32),
-            depth=_power_of_two(inputs * taps, 16, 128 if precision == "exact" else 64),
+            cols=_power_of_two(outputs, 16, 16 if exact or rules.few else 32),
+            depth=_power_of_two(inputs * taps, 16, most),
             warps=4,
             stages=4 if _roomy(arch) else 3,
-            dot=_DOT[precision],
+            dot=rules.dot,
+            chained=rules.chains(arch),
         )
     return Tile(
         rows=64 if _roomy(arch) else 32,
@@ -93,24 +166,26 @@ def conv1d(arch: int, precision: Precision, inputs: int, outputs: int, taps: int
         depth=_power_of_two(inputs * taps, 16, 32),
         warps=4,
         stages=3 if _roomy(arch) else 2,
-        dot=_DOT[precision],
+        dot=rules.dot,
+        chained=rules.chains(arch),
     )
 
 
-def conv_transpose1d(arch: int, precision: Precision, inputs: int, width: int) -> Tile:
+def conv_transpose1d(arch: int, rules: Rules, inputs: int, width: int) -> Tile:
     """Tile of a transposed convolution to ``width`` = stride * channels outputs per input step."""
-    return conv1d(arch, precision, inputs, width, 2)
+    return _product(arch, rules, inputs, width, 2)
 
 
-def resblock(arch: int, precision: Precision, channels: int) -> Tile:
+def resblock(arch: int, rules: Rules, channels: int) -> Tile:
     """Tile of a residual block in one launch."""
     return Tile(
-        rows=32,
+        rows=16 if rules.few else 32,
         cols=_power_of_two(channels, 16, FUSED_CHANNELS),
         depth=_power_of_two(channels, 16, 32),
         warps=4,
         stages=3 if _roomy(arch) else 2,
-        dot=_DOT[precision],
+        dot=rules.dot,
+        chained=rules.chains(arch),
     )
 
 
@@ -119,24 +194,25 @@ def middle(hidden: int) -> int:
     return _power_of_two(hidden, 16, 32)
 
 
-def join(arch: int, precision: Precision, channels: int) -> Tile:
+def join(arch: int, rules: Rules, channels: int) -> Tile:
     """Tile of both 1x1 convolutions of a residual block."""
-    return conv1d(arch, precision, channels, channels, 2)
+    return _product(arch, rules, channels, channels, 2)
 
 
-def lstm(arch: int, precision: Precision, units: int) -> Tile:
+def lstm(arch: int, rules: Rules, units: int) -> Tile:
     """Tile of an LSTM step: ``cols`` counts units, each with its four gates."""
     return Tile(
         rows=16,
-        cols=16,
+        cols=8 if rules.few else 16,
         depth=_power_of_two(units, 16, 64),
         warps=4,
         stages=3 if _roomy(arch) else 2,
-        dot=_DOT[precision],
+        dot=rules.dot,
+        chained=rules.chains(arch),
     )
 
 
-def rvq_encode(arch: int, width: int, size: int) -> Tile:
+def rvq_encode(arch: int, rules: Rules, width: int, size: int) -> Tile:
     """Tile of the codebook search, in float32 in both precisions; a vector is one tile deep."""
     return Tile(
         rows=8,
@@ -145,4 +221,10 @@ def rvq_encode(arch: int, width: int, size: int) -> Tile:
         warps=4,
         stages=2,
         dot="ieee",
+        chained=rules.chains(arch),
     )
+
+
+def rvq_choose(arch: int, rules: Rules) -> Options:
+    """Launch options of the search in tables: one program holds the scores of all books."""
+    return launch_options(8, 1, rules.chains(arch))

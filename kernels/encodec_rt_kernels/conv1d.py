@@ -6,6 +6,9 @@
 One launch: ELU, concatenation, product, bias, and the copy of the next context. The product runs
 over the flattened (tap, channel) axis in one loop. At one slot the weights limit it (8.4 MB for
 256 -> 512 channels and 16 taps), at many slots the multiplications do.
+
+Where the tile is split, programs share out that axis; a second launch adds their parts, in order,
+and the bias.
 """
 
 from __future__ import annotations
@@ -16,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from encodec_rt_kernels import configs
-from encodec_rt_kernels.device import Arguments, carry_context, elu, launch_metadata
+from encodec_rt_kernels.device import Arguments, carry_context, elu, follow, launch_metadata
 
 Packed = tuple[Tensor, ...]
 
@@ -52,8 +55,11 @@ def _conv1d_kernel(
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
     CARRY: tl.constexpr,
+    SPLITS: tl.constexpr,
     DOT: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
+    follow(CHAINED)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_valid = row < slots * steps_out
     slot = (row // steps_out).to(tl.int64)
@@ -62,7 +68,13 @@ def _conv1d_kernel(
     x_row = x_ptr + slot * steps * INPUTS
     context_row = context_ptr + slot * context_stride + PAST * INPUTS
     acc = tl.zeros((ROWS, COLS), tl.float32)
-    for start in range(0, TAPS * INPUTS, DEPTH):
+    PART: tl.constexpr = (TAPS * INPUTS + SPLITS * DEPTH - 1) // (SPLITS * DEPTH) * DEPTH
+    begin = 0
+    end = TAPS * INPUTS
+    if SPLITS > 1:
+        begin = tl.program_id(2) * PART
+        end = tl.minimum(begin + PART, TAPS * INPUTS)
+    for start in range(begin, end, DEPTH):
         k = start + tl.arange(0, DEPTH)
         k_valid = k < TAPS * INPUTS
         step = first[:, None] + (k // INPUTS * DILATION)[None, :]
@@ -80,7 +92,10 @@ def _conv1d_kernel(
             other=0.0,
         )
         acc = tl.dot(fresh, weight, acc, input_precision=DOT)
-    acc += tl.load(bias_ptr + col, mask=col < OUTPUTS, other=0.0)[None, :]
+    if SPLITS == 1:
+        acc += tl.load(bias_ptr + col, mask=col < OUTPUTS, other=0.0)[None, :]
+    else:
+        y_ptr += tl.program_id(2).to(tl.int64) * slots * steps_out * OUTPUTS
     tl.store(
         y_ptr + row.to(tl.int64)[:, None] * OUTPUTS + col[None, :],
         acc,
@@ -102,6 +117,28 @@ def _conv1d_kernel(
         )
 
 
+@triton.jit(do_not_specialize=["size"], launch_metadata=launch_metadata(lambda arguments: 0))
+def _sum_kernel(
+    parts_ptr,
+    bias_ptr,
+    y_ptr,
+    size,
+    OUTPUTS: tl.constexpr,
+    SPLITS: tl.constexpr,
+    BLOCK: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
+    follow(CHAINED)
+    index = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    valid = index < size
+    acc = tl.load(parts_ptr + index, mask=valid, other=0.0)
+    for _ in tl.static_range(1, SPLITS):
+        parts_ptr += size
+        acc += tl.load(parts_ptr + index, mask=valid, other=0.0)
+    acc += tl.load(bias_ptr + index % OUTPUTS, mask=valid, other=0.0)
+    tl.store(y_ptr + index, acc, mask=valid)
+
+
 def pack_conv1d(weight: Tensor, bias: Tensor, *, stride: int, dilation: int) -> Packed:
     """Weight [C', C, K] and bias -> ([K * C, C'], bias)."""
     outputs = weight.shape[0]
@@ -118,7 +155,7 @@ def conv1d(
     stride: int,
     dilation: int,
     elu: bool,
-    precision: configs.Precision = "exact",
+    rules: configs.Rules = configs.MANY,
 ) -> Tensor:
     """x [S, T, C], context [S, P, C] -> [S, T / stride, C']. Writes context_next."""
     weight, bias = packed
@@ -126,16 +163,22 @@ def conv1d(
     slots, steps, inputs = x.shape
     outputs = weight.shape[1]
     steps_out = steps // stride
-    tile = configs.conv1d(configs.architecture(x.device), precision, inputs, outputs, kernel)
+    tile = configs.conv1d(configs.architecture(x.device), rules, inputs, outputs, kernel)
     y = torch.empty(slots, steps_out, outputs, device=x.device)
-    grid = (triton.cdiv(slots * steps_out, tile.rows), triton.cdiv(outputs, tile.cols))
+    split = tile.splits > 1
+    parts = torch.empty(tile.splits, *y.shape, device=x.device) if split else y
+    row_tiles, col_tiles = (
+        triton.cdiv(slots * steps_out, tile.rows),
+        triton.cdiv(outputs, tile.cols),
+    )
+    grid = (row_tiles, col_tiles, tile.splits)
     _conv1d_kernel[grid](
         x,
         context,
         context_next,
         weight,
         bias,
-        y,
+        parts,
         context.stride(0),
         context_next.stride(0),
         slots,
@@ -152,7 +195,19 @@ def conv1d(
         COLS=tile.cols,
         DEPTH=tile.depth,
         CARRY=configs.CARRY_BLOCK,
+        SPLITS=tile.splits,
         DOT=tile.dot,
         **tile.options,
     )
+    if split:
+        _sum_kernel[(triton.cdiv(y.numel(), configs.SUM_BLOCK),)](
+            parts,
+            bias,
+            y,
+            y.numel(),
+            OUTPUTS=outputs,
+            SPLITS=tile.splits,
+            BLOCK=configs.SUM_BLOCK,
+            **configs.copy(configs.architecture(x.device), rules),
+        )
     return y

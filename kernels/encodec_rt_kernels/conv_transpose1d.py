@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from encodec_rt_kernels import configs
-from encodec_rt_kernels.device import Arguments, elu, launch_metadata
+from encodec_rt_kernels.device import Arguments, elu, follow, launch_metadata
 
 Packed = tuple[Tensor, ...]
 
@@ -52,7 +52,9 @@ def _conv_transpose1d_kernel(
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
     DOT: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
+    follow(CHAINED)
     WIDTH: tl.constexpr = STRIDE * OUTPUTS
     blocks = steps + TAPS - 1
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -114,7 +116,7 @@ def conv_transpose1d(
     *,
     kernel: int,
     stride: int,
-    precision: configs.Precision = "exact",
+    rules: configs.Rules = configs.MANY,
 ) -> Tensor:
     """x [S, T, C], tail [S, kernel - stride, C'] -> [S, T * stride, C']. Writes tail_next."""
     weight, bias = packed
@@ -123,7 +125,7 @@ def conv_transpose1d(
     outputs = len(bias)
     taps = -(-kernel // stride)
     arch = configs.architecture(x.device)
-    tile = configs.conv_transpose1d(arch, precision, inputs, stride * outputs)
+    tile = configs.conv_transpose1d(arch, rules, inputs, stride * outputs)
     y = torch.empty(slots, steps * stride, outputs, device=x.device)
     rows = slots * (steps + taps - 1)
     grid = (triton.cdiv(rows, tile.rows), triton.cdiv(stride * outputs, tile.cols))

@@ -12,6 +12,7 @@ from typing import Any
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 SIZES = ("INPUTS", "CHANNELS", "UNITS", "WIDTH", "HIDDEN", "OUTPUTS", "SIZE", "TAPS", "STRIDE")
 """The constants of a kernel that say what layer it is, in the order that its name has them."""
@@ -43,6 +44,17 @@ def launch_metadata(
         }
 
     return describe
+
+
+@triton.jit
+def follow(CHAINED: tl.constexpr):
+    """Let the next launch be prepared, and wait until all that the one before wrote can be read.
+
+    Every chained kernel begins with it. As each waits for the one before, it waits for all before.
+    """
+    if CHAINED:
+        gdc_launch_dependents()
+        gdc_wait()
 
 
 @triton.jit
@@ -91,7 +103,8 @@ def carry_context(
     programs still read the old one.
     """
     program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
-    programs = tl.num_programs(0) * tl.num_programs(1)
+    program = program * tl.num_programs(2) + tl.program_id(2)
+    programs = tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2)
     SIZE: tl.constexpr = PAST * CHANNELS
     for start in range(program * BLOCK, slots * SIZE, programs * BLOCK):
         index = start + tl.arange(0, BLOCK)

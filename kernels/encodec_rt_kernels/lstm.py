@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from encodec_rt_kernels import configs
-from encodec_rt_kernels.device import Arguments, launch_metadata, tanh
+from encodec_rt_kernels.device import Arguments, follow, launch_metadata, tanh
 
 Packed = tuple[Tensor, ...]
 
@@ -49,7 +49,9 @@ def _lstm_kernel(
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
     DOT: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
+    follow(CHAINED)
     slot = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     slot_valid = slot < slots
     unit = tl.program_id(1) * COLS + tl.arange(0, COLS)
@@ -117,13 +119,13 @@ def lstm(
     cell_next: Tensor,
     packed: Packed,
     *,
-    precision: configs.Precision = "exact",
+    rules: configs.Rules = configs.MANY,
 ) -> Tensor:
     """x [S, T, D], hidden and cell [S, layers, D] -> [S, T, D]. Writes both ``*_next``."""
     x = x.contiguous()
     slots, steps, units = x.shape
     layers = hidden.shape[1]
-    tile = configs.lstm(configs.architecture(x.device), precision, units)
+    tile = configs.lstm(configs.architecture(x.device), rules, units)
     grid = (triton.cdiv(slots, tile.rows), triton.cdiv(units, tile.cols))
     y = torch.empty_like(x)
     for step in range(steps):

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from encodec_rt_kernels import configs
 from encodec_rt_kernels.conv1d import conv1d
-from encodec_rt_kernels.device import Arguments, carry_context, elu, launch_metadata
+from encodec_rt_kernels.device import Arguments, carry_context, elu, follow, launch_metadata
 
 Packed = tuple[Tensor, ...]
 
@@ -62,7 +62,9 @@ def _resblock_kernel(
     MIDDLE: tl.constexpr,
     CARRY: tl.constexpr,
     DOT: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
+    follow(CHAINED)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
     row_valid = row < slots * steps
     slot = (row // steps).to(tl.int64)
@@ -151,7 +153,9 @@ def _join_kernel(
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
     DOT: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
+    follow(CHAINED)
     row = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     row_valid = row < rows
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)
@@ -217,7 +221,7 @@ def resblock(
     *,
     kernel: int,
     dilation: int,
-    precision: configs.Precision = "exact",
+    rules: configs.Rules = configs.MANY,
 ) -> Tensor:
     """x [S, T, C], context [S, P, C] -> [S, T, C]. Writes context_next."""
     weight_in, bias_in, weight_out, bias, *shortcut = packed
@@ -235,9 +239,9 @@ def resblock(
             stride=1,
             dilation=dilation,
             elu=True,
-            precision=precision,
+            rules=rules,
         )
-        tile = configs.join(arch, precision, channels)
+        tile = configs.join(arch, rules, channels)
         grid = (triton.cdiv(slots * steps, tile.rows), triton.cdiv(channels, tile.cols))
         _join_kernel[grid](
             x,
@@ -257,7 +261,7 @@ def resblock(
             **tile.options,
         )
         return y
-    block = configs.resblock(arch, precision, channels)
+    block = configs.resblock(arch, rules, channels)
     _resblock_kernel[(triton.cdiv(slots * steps, block.rows), 1)](
         x,
         context,

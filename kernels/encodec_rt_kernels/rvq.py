@@ -19,20 +19,10 @@ import triton.language as tl
 from torch import Tensor
 
 from encodec_rt_kernels import configs
-from encodec_rt_kernels.device import Arguments, launch_metadata, moved_once
+from encodec_rt_kernels.device import Arguments, follow, launch_metadata
+from encodec_rt_kernels.rvq_tables import book_tables, moved, products, search_tables
 
 Packed = tuple[Tensor, ...]
-
-
-def _products(arguments: Arguments) -> int:
-    vectors = arguments["books"] * arguments["SIZE"]
-    return int(arguments["frames"] * vectors * arguments["WIDTH"])
-
-
-def _moved(arguments: Arguments) -> int:
-    """Of a search, without the books that are there and not searched."""
-    unread = arguments["vectors_ptr"].shape[0] - arguments["books"]
-    return moved_once(arguments) - int(4 * unread * arguments["SIZE"] * (arguments["WIDTH"] + 1))
 
 
 def _gathered(arguments: Arguments) -> int:
@@ -41,9 +31,7 @@ def _gathered(arguments: Arguments) -> int:
     return int(8 * codes.numel() + 4 * (vectors + latents.numel()))
 
 
-@triton.jit(
-    do_not_specialize=["frames", "books"], launch_metadata=launch_metadata(_products, _moved)
-)
+@triton.jit(do_not_specialize=["frames", "books"], launch_metadata=launch_metadata(products, moved))
 def _rvq_encode_kernel(
     latents_ptr,
     vectors_ptr,
@@ -57,7 +45,9 @@ def _rvq_encode_kernel(
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
     DOT: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
+    follow(CHAINED)
     frame = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
     frame_valid = frame < frames
     d = tl.arange(0, DEPTH)
@@ -105,7 +95,9 @@ def _rvq_decode_kernel(
     WIDTH: tl.constexpr,
     SIZE: tl.constexpr,
     DEPTH: tl.constexpr,
+    CHAINED: tl.constexpr,
 ):
+    follow(CHAINED)
     frame = tl.program_id(0).to(tl.int64)
     d = tl.arange(0, DEPTH)
     acc = tl.zeros((DEPTH,), tl.float32)
@@ -118,21 +110,34 @@ def _rvq_decode_kernel(
     tl.store(latents_ptr + frame * WIDTH + d, acc, mask=d < WIDTH)
 
 
-def pack_codebooks(weights: Packed) -> Packed:
-    """(vectors [Q, V, D],) -> those and their squared norms [Q, V], rounded once from float64."""
+def pack_codebooks(weights: Packed, *, rules: configs.Rules = configs.MANY) -> Packed:
+    """(vectors [Q, V, D],) -> those and their squared norms [Q, V], rounded once from float64.
+
+    Where ``rules.few``, also the tables that its search reads.
+    """
     (vectors,) = weights
     norms = vectors.double().square().sum(-1).to(vectors.dtype)
-    return vectors.contiguous(), norms.contiguous()
+    packed = vectors.contiguous(), norms.contiguous()
+    return (*packed, book_tables(vectors)) if rules.few else packed
 
 
-def rvq_encode(latents: Tensor, packed: Packed, *, codebooks: int) -> Tensor:
-    """Latents [S, T, D] -> codes [S, T, codebooks] int64; the lowest index wins a tie."""
-    vectors, norms = packed
+def rvq_encode(
+    latents: Tensor, packed: Packed, *, codebooks: int, rules: configs.Rules = configs.MANY
+) -> Tensor:
+    """Latents [S, T, D] -> codes [S, T, codebooks] int64; the lowest index wins a tie.
+
+    Where ``rules.few``, by tables, unless there are more ``codebooks`` than those are for.
+    """
+    vectors, norms, *tables = packed
     latents = latents.contiguous()
     slots, steps, width = latents.shape
     size = vectors.shape[1]
-    tile = configs.rvq_encode(configs.architecture(latents.device), width, size)
+    arch = configs.architecture(latents.device)
+    tile = configs.rvq_encode(arch, rules, width, size)
     codes = torch.empty(slots, steps, codebooks, dtype=torch.int64, device=latents.device)
+    if tables and codebooks <= configs.TABLE_BOOKS:
+        search_tables(latents, vectors, norms, tables[0], codes, rules)
+        return codes
     _rvq_encode_kernel[(triton.cdiv(slots * steps, tile.rows),)](
         latents,
         vectors,
@@ -151,7 +156,7 @@ def rvq_encode(latents: Tensor, packed: Packed, *, codebooks: int) -> Tensor:
     return codes
 
 
-def rvq_decode(codes: Tensor, packed: Packed) -> Tensor:
+def rvq_decode(codes: Tensor, packed: Packed, *, rules: configs.Rules = configs.MANY) -> Tensor:
     """Codes [S, T, Q] int64 -> latents [S, T, D], summed in the order of the codebooks.
 
     A code outside its book adds nothing.
@@ -169,6 +174,6 @@ def rvq_decode(codes: Tensor, packed: Packed) -> Tensor:
         WIDTH=width,
         SIZE=size,
         DEPTH=triton.next_power_of_2(width),
-        **configs.COPY,
+        **configs.copy(configs.architecture(codes.device), rules),
     )
     return latents

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import itertools
 import multiprocessing
 import os
 import re
@@ -51,6 +52,7 @@ class Compiled:
     opcodes: str
     seconds: float
     variants: int = 1
+    waits: bool = True
 
     def violations(self) -> list[str]:
         """Every rule that this kernel breaks, in words."""
@@ -66,6 +68,8 @@ class Compiled:
             found.append(f"TF32 products as {self.opcodes}, not a tensor core's")
         if self.seconds > COMPILE_LIMIT_S:
             found.append(f"{self.seconds:.1f} CPU s to compile, {COMPILE_LIMIT_S:g} allowed")
+        if not self.waits:
+            found.append("chained, and does not wait for the launch before it")
         if self.variants > 1:
             found.append(f"{self.variants} binaries, where slots must not make a difference")
         return found
@@ -152,7 +156,7 @@ def compile_all(
 
 
 def launch_all(slots: int) -> None:
-    """One step of each direction of the 24 kHz model, in both precisions, and a commit."""
+    """One step of each direction of the 24 kHz model and a commit, by all rules."""
     import torch
 
     import encodec_rt_kernels
@@ -172,12 +176,13 @@ def launch_all(slots: int) -> None:
         for field in fields(TORCH)
         if hasattr(encodec_rt_kernels, field.name)
     }
-    for precision in ("exact", "fast"):
-        with_precision = {
-            name: functools.partial(rows[name], precision=precision)
-            for name in ("conv1d", "conv_transpose1d", "resblock", "lstm")
+    for precision, few in itertools.product(("exact", "fast"), (False, True)):
+        rules = encodec_rt_kernels.Rules(precision, few, chained=few)
+        with_rules = {
+            name: row if name in _RULELESS else functools.partial(row, rules=rules)
+            for name, row in rows.items()
         }
-        ops = replace(TORCH, **{**rows, **with_precision})
+        ops = replace(TORCH, **with_rules)
         for part, prefix, frame in (
             (model.encoder, "encoder", (slots, config.hop_length, config.audio_channels)),
             (model.decoder, "decoder", (slots, 1, config.hidden_size)),
@@ -192,6 +197,9 @@ def launch_all(slots: int) -> None:
         packed = ops.pack_codebooks((torch.zeros(shape, device=nowhere),))
         latents = torch.zeros(slots, 1, config.hidden_size, device=nowhere)
         ops.rvq_decode(ops.rvq_encode(latents, packed, codebooks=8), packed)
+
+
+_RULELESS = ("pack_conv1d", "pack_conv_transpose1d", "pack_resblock", "pack_lstm")
 
 
 def _short(kernel: Any) -> str:
@@ -230,6 +238,7 @@ def _inspect(
         shared_bytes=binary.metadata.shared,
         opcodes=" ".join(f"{opcode} {count}" for opcode, count in sorted(found.items())),
         seconds=seconds,
+        waits=not options["CHAINED"] or "griddepcontrol.wait" in binary.asm["ptx"],
     )
 
 

@@ -9,10 +9,16 @@ import pytest
 import torch
 
 from encodec_rt_kernels import configs
-from encodec_rt_kernels.configs import Precision, Tile
+from encodec_rt_kernels.configs import MANY, Precision, Rules, Tile
 
 ARCHITECTURES = (80, 86, 89, 90, 100, 120)
 CHANNELS = (1, 2, 3, 4, 8, 31, 32, 33, 64, 128, 256, 512)
+RULES_OF_A_CODEC = [
+    Rules(precision, few, chained)
+    for precision in ("exact", "fast")
+    for few in (False, True)
+    for chained in (False, True)
+]
 RULES: list[Callable[..., Tile]] = [
     configs.conv1d,
     configs.conv_transpose1d,
@@ -27,14 +33,14 @@ def tiles() -> Iterator[Tile]:
     """A tile of every rule, over architectures, precisions and channels."""
     for arch in ARCHITECTURES:
         for wide in CHANNELS:
-            yield configs.rvq_encode(arch, wide, 16 * wide)
-            for precision in ("exact", "fast"):
+            for rules in RULES_OF_A_CODEC:
+                yield configs.rvq_encode(arch, rules, wide, 16 * wide)
                 for narrow in CHANNELS:
-                    yield configs.conv1d(arch, precision, narrow, wide, 7)
-                    yield configs.conv_transpose1d(arch, precision, narrow, wide)
-                yield configs.resblock(arch, precision, min(wide, configs.FUSED_CHANNELS))
-                yield configs.join(arch, precision, wide)
-                yield configs.lstm(arch, precision, wide)
+                    yield configs.conv1d(arch, rules, narrow, wide, 7)
+                    yield configs.conv_transpose1d(arch, rules, narrow, wide)
+                yield configs.resblock(arch, rules, min(wide, configs.FUSED_CHANNELS))
+                yield configs.join(arch, rules, wide)
+                yield configs.lstm(arch, rules, wide)
 
 
 def test_every_size_is_a_power_of_two() -> None:
@@ -45,44 +51,75 @@ def test_every_size_is_a_power_of_two() -> None:
 
 
 def test_every_launch_says_whether_products_are_fused_with_sums() -> None:
-    for options in (configs.COPY, *(tile.options for tile in tiles())):
+    others = [configs.copy(90, MANY), configs.rvq_choose(90, MANY)]
+    for options in (*others, *(tile.options for tile in tiles())):
         assert options["enable_fp_fusion"] is True
 
 
 @pytest.mark.parametrize("rule", RULES)
 def test_no_rule_can_see_how_many_slots_or_frames_there_are(rule: Callable[..., Tile]) -> None:
-    layer = {"arch", "precision", "inputs", "outputs", "taps", "width", "channels", "units", "size"}
+    layer = {"arch", "rules", "inputs", "outputs", "taps", "width", "channels", "units", "size"}
     assert set(inspect.signature(rule).parameters) <= layer
 
 
 @pytest.mark.parametrize(("precision", "dot"), [("exact", "ieee"), ("fast", "tf32")])
 def test_precision_names_the_arithmetic_of_products(precision: Precision, dot: str) -> None:
-    assert configs.conv1d(90, precision, 64, 128, 8).dot == dot
-    assert configs.lstm(90, precision, 512).dot == dot
-    assert configs.resblock(90, precision, 32).dot == dot
+    rules = Rules(precision)
+    assert configs.conv1d(90, rules, 64, 128, 8).dot == dot
+    assert configs.lstm(90, rules, 512).dot == dot
+    assert configs.resblock(90, rules, 32).dot == dot
 
 
 def test_the_search_is_float32_in_every_precision() -> None:
-    assert "precision" not in inspect.signature(configs.rvq_encode).parameters
-    assert configs.rvq_encode(90, 128, 1024).dot == "ieee"
+    for rules in RULES_OF_A_CODEC:
+        assert configs.rvq_encode(90, rules, 128, 1024).dot == "ieee"
 
 
 def test_a_fused_block_holds_all_channels_in_one_tile() -> None:
     for channels in range(1, configs.FUSED_CHANNELS + 1):
-        assert configs.resblock(90, "exact", channels).cols >= channels
+        assert configs.resblock(90, MANY, channels).cols >= channels
 
 
 def test_a_vector_of_a_book_is_one_tile_deep() -> None:
     for width in (1, 5, 128, 130):
-        assert configs.rvq_encode(90, width, 1024).depth >= width
+        assert configs.rvq_encode(90, MANY, width, 1024).depth >= width
 
 
 def test_cards_with_less_shared_memory_get_a_shorter_pipeline() -> None:
     for small, large in ((86, 80), (120, 90)):
-        less = configs.conv1d(small, "exact", 256, 512, 16)
-        more = configs.conv1d(large, "exact", 256, 512, 16)
+        less = configs.conv1d(small, MANY, 256, 512, 16)
+        more = configs.conv1d(large, MANY, 256, 512, 16)
         assert less.stages < more.stages
 
 
 def test_a_device_without_a_gpu_counts_as_8_0() -> None:
     assert configs.architecture(torch.device("cpu")) == 80
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "taps", "splits"),
+    [(256, 512, 16, 4), (512, 128, 7, 8), (128, 256, 10, 4), (256, 128, 3, 1), (64, 128, 8, 1)],
+)
+def test_a_deep_product_of_few_slots_is_shared_out_further(
+    inputs: int, outputs: int, taps: int, splits: int
+) -> None:
+    tile = configs.conv1d(90, Rules(few=True), inputs, outputs, taps)
+    assert tile.splits == splits
+    assert -(-outputs // tile.cols) * splits <= configs.SPLIT_PROGRAMS
+    assert configs.conv1d(90, MANY, inputs, outputs, taps).splits == 1
+
+
+def test_launches_are_chained_only_where_the_architecture_can(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    chained = Rules(chained=True)
+    assert not configs.lstm(90, chained, 512).options["launch_pdl"]
+    monkeypatch.setattr("triton.knobs.runtime.interpret", False)
+    for arch in ARCHITECTURES:
+        for options in (
+            configs.lstm(arch, chained, 512).options,
+            configs.rvq_choose(arch, chained),
+            configs.copy(arch, chained),
+        ):
+            assert options["launch_pdl"] is options["CHAINED"] is (arch >= 90)
+    assert not configs.lstm(90, MANY, 512).options["CHAINED"]

@@ -8,6 +8,8 @@ from torch import Tensor
 
 from encodec_rt.streaming.ops import TORCH
 from encodec_rt_kernels import (
+    Rules,
+    configs,
     conv1d,
     conv_transpose1d,
     pack_conv1d,
@@ -32,6 +34,9 @@ from tolerances import bound
 def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     poison_empty(monkeypatch)
+
+
+FEW = Rules(few=True)
 
 
 def double(*tensors: Tensor) -> tuple[Tensor, ...]:
@@ -96,6 +101,36 @@ def test_conv1d_equals_float64(
         dilation=dilation,
         elu=elu,
     )
+    assert error(y, wanted) <= bound("conv1d", "float32")
+    assert error(following, wanted_next) <= bound("elu", "float32")
+    assert gaps_are_untouched(following)
+
+
+@pytest.mark.parametrize(
+    ("slots", "steps", "inputs", "outputs", "kernel", "stride"),
+    [
+        pytest.param(1, 8, 70, 20, 16, 8, id="an empty last part"),
+        pytest.param(3, 2, 512, 5, 3, 1, id="few outputs"),
+        pytest.param(1, 8, 256, 512, 16, 8, id="full size"),
+    ],
+)
+def test_a_split_product_equals_float64(
+    slots: int, steps: int, inputs: int, outputs: int, kernel: int, stride: int
+) -> None:
+    assert configs.conv1d(80, FEW, inputs, outputs, kernel).splits > 1
+    x, context = randn(slots, steps, inputs), state(slots, kernel - stride, inputs)
+    weight = randn(outputs, inputs, kernel, scale=(inputs * kernel) ** -0.5)
+    bias = randn(outputs)
+    packed = pack_conv1d(weight, bias, stride=stride, dilation=1)
+    layer = {"kernel": kernel, "stride": stride, "dilation": 1, "elu": True}
+
+    def run() -> tuple[Tensor, Tensor]:
+        following = poisoned(context)
+        return conv1d(x, context, following, packed, **layer, rules=FEW), following
+
+    y, following = in_any_order(run)
+    wanted_next = context.double()
+    wanted = TORCH.conv1d(x.double(), context.double(), wanted_next, double(weight, bias), **layer)
     assert error(y, wanted) <= bound("conv1d", "float32")
     assert error(following, wanted_next) <= bound("elu", "float32")
     assert gaps_are_untouched(following)

@@ -29,7 +29,7 @@ def described(kernel: Any, names: list[str], args: tuple[Any, ...], options: Any
 
 @pytest.fixture(scope="module")
 def launches() -> Iterator[list[dict[str, Any]]]:
-    """Of one step of each direction of the 24 kHz model in both precisions, nothing run."""
+    """Of one step of each direction of the 24 kHz model by all rules, nothing run."""
     found = []
     kind = type(conv1d.__globals__["_conv1d_kernel"])
 
@@ -45,21 +45,23 @@ def launches() -> Iterator[list[dict[str, Any]]]:
 def test_a_profiler_is_told_the_products_of_the_paper_model(
     launches: list[dict[str, Any]],
 ) -> None:
-    directions, precisions, flops = 2, 2, 2
+    directions, rules, flops = 2, 4, 2
     layers = directions * 19_863_552
     search = 8 * 1024 * 128
     told = sum(launch["flops32"] for launch in launches)
-    assert told == flops * SLOTS * precisions * (layers + search)
+    assert told == flops * SLOTS * rules * (layers + search)
 
 
 def test_a_profiler_is_told_the_bytes_of_a_layer(launches: list[dict[str, Any]]) -> None:
-    (told, _) = (one for one in launches if one["name"] == "_conv1d_kernel 256x512x16x8")
+    told, *_ = (one for one in launches if one["name"] == "_conv1d_kernel 256x512x16x8")
     weights, moved = 512 * (256 * 16 + 1), 8 * 256 + 512 + 2 * 8 * 256
     assert told["bytes"] == 4 * (weights + SLOTS * moved)
-    (told, _) = (one for one in launches if one["name"] == "_rvq_encode_kernel 128x1024")
+    told, *_ = (one for one in launches if one["name"] == "_rvq_encode_kernel 128x1024")
     assert told["bytes"] == 4 * (8 * 1024 * (128 + 1) + SLOTS * 128) + 8 * SLOTS * 8
-    (told, _) = (one for one in launches if one["name"] == "_rvq_decode_kernel 128x1024")
+    told, *_ = (one for one in launches if one["name"] == "_rvq_decode_kernel 128x1024")
     assert told["bytes"] == 4 * SLOTS * (8 + 1) * 128 + 8 * SLOTS * 8
+    told, *_ = (one for one in launches if one["name"] == "_rvq_choose_kernel 1024")
+    assert told["bytes"] == 4 * SLOTS * 1024 * (8 + 28) + 8 * SLOTS * 8
 
 
 def test_every_launch_has_a_name_with_its_layers_sizes(launches: list[dict[str, Any]]) -> None:
@@ -70,8 +72,11 @@ def test_every_launch_has_a_name_with_its_layers_sizes(launches: list[dict[str, 
         "_join",
         "_lstm",
         "_resblock",
+        "_rvq_choose",
         "_rvq_decode",
         "_rvq_encode",
+        "_rvq_score",
+        "_sum",
     }
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from encodec_rt.streaming.ops import TORCH
-from encodec_rt_kernels import lstm, pack_lstm
+from encodec_rt_kernels import Rules, lstm, pack_lstm
 from kernel_harness import (
     error,
     gaps_are_untouched,
@@ -21,17 +21,18 @@ from tolerances import bound
 
 
 @pytest.mark.parametrize(
-    ("slots", "steps", "units", "layers"),
+    ("slots", "steps", "units", "layers", "few"),
     [
-        pytest.param(3, 1, 8, 2, id="one step"),
-        pytest.param(2, 3, 16, 2, id="several steps"),
-        pytest.param(1, 2, 20, 1, id="one layer, units no multiple of a tile"),
-        pytest.param(17, 1, 40, 3, id="more slots and units than a tile"),
-        pytest.param(1, 1, 512, 1, id="full size"),
+        pytest.param(3, 1, 8, 2, False, id="one step"),
+        pytest.param(2, 3, 16, 2, False, id="several steps"),
+        pytest.param(1, 2, 20, 1, False, id="one layer, units no multiple of a tile"),
+        pytest.param(17, 1, 40, 3, False, id="more slots and units than a tile"),
+        pytest.param(2, 2, 20, 2, True, id="tiles for few slots"),
+        pytest.param(1, 1, 512, 1, False, id="full size"),
     ],
 )
 def test_lstm_equals_float64(
-    slots: int, steps: int, units: int, layers: int, monkeypatch: pytest.MonkeyPatch
+    slots: int, steps: int, units: int, layers: int, few: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     torch.manual_seed(0)
     poison_empty(monkeypatch)
@@ -45,7 +46,8 @@ def test_lstm_equals_float64(
 
     def run() -> tuple[Tensor, Tensor, Tensor]:
         hidden_next, cell_next = poisoned(hidden), poisoned(cell)
-        return lstm(x, hidden, cell, hidden_next, cell_next, packed), hidden_next, cell_next
+        y = lstm(x, hidden, cell, hidden_next, cell_next, packed, rules=Rules(few=few))
+        return y, hidden_next, cell_next
 
     y, hidden_next, cell_next = run() if units == 512 else in_any_order(run)
     wanted_hidden, wanted_cell = hidden.double(), cell.double()

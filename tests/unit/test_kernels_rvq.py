@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from decisions import assert_right, judge
-from encodec_rt_kernels import commit, pack_codebooks, rvq_decode, rvq_encode
+from encodec_rt_kernels import Rules, commit, configs, pack_codebooks, rvq_decode, rvq_encode
 from kernel_harness import DEVICE, error, in_any_order, poison_empty, randn
 from tolerances import bound
 
@@ -42,6 +42,49 @@ def test_codes_are_those_of_an_exact_search(
     assert codes.shape == (slots, steps, books)
     assert codes.dtype == torch.int64
     assert_right(latents.flatten(0, 1), vectors, codes.flatten(0, 1))
+
+
+FEW = Rules(few=True)
+
+
+@pytest.mark.parametrize(
+    ("slots", "steps", "books", "size", "width", "codes_asked"),
+    [
+        pytest.param(1, 1, 1, 16, 8, 1, id="one frame, one book"),
+        pytest.param(3, 5, 4, 16, 8, 4, id="odd number of frames"),
+        pytest.param(9, 1, 3, 70, 5, 2, id="size and width no multiple of a tile, fewer codes"),
+        pytest.param(2, 1, 12, 20, 8, 12, id="more books than tables"),
+        pytest.param(3, 1, 8, 1024, 128, 8, id="full size"),
+    ],
+)
+def test_codes_from_tables_are_those_of_an_exact_search(
+    slots: int, steps: int, books: int, size: int, width: int, codes_asked: int
+) -> None:
+    vectors, latents = codebooks(books, size, width), randn(slots, steps, width)
+    packed = pack_codebooks((vectors,), rules=FEW)
+    (codes,) = in_any_order(
+        lambda: (rvq_encode(latents, packed, codebooks=codes_asked, rules=FEW),)
+    )
+    assert codes.shape == (slots, steps, codes_asked)
+    assert_right(latents.flatten(0, 1), vectors[:codes_asked], codes.flatten(0, 1))
+
+
+def test_tables_take_what_is_said() -> None:
+    books = torch.zeros(32, 1024, 128, device="meta")
+    *_, tables = pack_codebooks((books,), rules=FEW)
+    assert tables.nbytes == 112 << 20
+    assert configs.TABLE_BOOKS == 8
+
+
+def test_the_lowest_of_equal_vectors_wins_in_tables() -> None:
+    vectors = codebooks(2, 256, 16)
+    for copy in (200, 70):
+        vectors[0, copy] = vectors[0, 3]
+    vectors[1, 255] = vectors[1, 0]
+    latents = vectors[0, [3, 70, 200]] + vectors[1, 0]
+    packed = pack_codebooks((vectors,), rules=FEW)
+    codes = rvq_encode(latents[:, None], packed, codebooks=2, rules=FEW)
+    assert torch.equal(codes[:, 0].cpu(), torch.tensor([[3, 0]] * 3))
 
 
 def test_fewer_books_give_the_first_codes() -> None:

@@ -1,0 +1,169 @@
+"""The codebook search of few slots, in tables of products between the books.
+
+With r_q = x - sum_{i<q} e_i,code_i the score of a vector is
+
+    |e_qv|^2 - 2 r_q . e_qv = |e_qv|^2 - 2 x . e_qv + sum_{i<q} 2 e_i,code_i . e_qv
+
+One launch computes the products with x for all books, shared out over many programs. In a second
+one program per frame keeps those scores in registers: a stage is their minimum, and adding one row
+of a table, 4 KiB for each later book. So no book is read in the chain of stages, and one slot's
+search is limited by the time that a row takes to arrive.
+"""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from encodec_rt_kernels import configs
+from encodec_rt_kernels.device import Arguments, follow, launch_metadata, moved_once
+
+
+def products(arguments: Arguments) -> int:
+    """Of latents with the vectors of all books that are searched."""
+    vectors = arguments["books"] * arguments["SIZE"]
+    return int(arguments["frames"] * vectors * arguments["WIDTH"])
+
+
+def moved(arguments: Arguments) -> int:
+    """Of a search, without the books that are there and not searched."""
+    unread = arguments["vectors_ptr"].shape[0] - arguments["books"]
+    return moved_once(arguments) - int(4 * unread * arguments["SIZE"] * (arguments["WIDTH"] + 1))
+
+
+def _rows_read(arguments: Arguments) -> int:
+    """Of a search in tables: the scores, the codes, and of each table one row per frame."""
+    scores, codes, size = (arguments[name] for name in ("scores_ptr", "codes_ptr", "SIZE"))
+    pairs = (codes.shape[-1] - 1) * codes.numel() // 2
+    return int(4 * scores.numel() + 8 * codes.numel() + 4 * pairs * size)
+
+
+@triton.jit(do_not_specialize=["frames", "books"], launch_metadata=launch_metadata(products, moved))
+def _rvq_score_kernel(
+    latents_ptr,
+    vectors_ptr,
+    norms_ptr,
+    scores_ptr,
+    frames,
+    books,
+    WIDTH: tl.constexpr,
+    SIZE: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    DOT: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
+    follow(CHAINED)
+    frame = (tl.program_id(0) * ROWS + tl.arange(0, ROWS)).to(tl.int64)
+    book = tl.program_id(1).to(tl.int64)
+    v = tl.program_id(2) * COLS + tl.arange(0, COLS)
+    v_valid = v < SIZE
+    d = tl.arange(0, DEPTH)
+    d_valid = d < WIDTH
+    latent = tl.load(
+        latents_ptr + frame[:, None] * WIDTH + d[None, :],
+        mask=(frame < frames)[:, None] & d_valid[None, :],
+        other=0.0,
+    )
+    vector = tl.load(
+        vectors_ptr + book * SIZE * WIDTH + v[None, :] * WIDTH + d[:, None],
+        mask=v_valid[None, :] & d_valid[:, None],
+        other=0.0,
+    )
+    norm = tl.load(norms_ptr + book * SIZE + v, mask=v_valid, other=0.0)
+    score = norm[None, :] - 2.0 * tl.dot(latent, vector, input_precision=DOT)
+    tl.store(
+        scores_ptr + (frame * books + book)[:, None] * SIZE + v[None, :],
+        score,
+        mask=(frame < frames)[:, None] & v_valid[None, :],
+    )
+
+
+@triton.jit(
+    do_not_specialize=["books"], launch_metadata=launch_metadata(lambda arguments: 0, _rows_read)
+)
+def _rvq_choose_kernel(
+    scores_ptr,
+    tables_ptr,
+    codes_ptr,
+    books,
+    SIZE: tl.constexpr,
+    BOOKS: tl.constexpr,
+    ROWS: tl.constexpr,
+    COLS: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
+    follow(CHAINED)
+    frame = tl.program_id(0).to(tl.int64)
+    stage = tl.arange(0, ROWS)
+    v = tl.arange(0, COLS)
+    valid = (stage < books)[:, None] & (v < SIZE)[None, :]
+    place = stage[:, None] * SIZE + v[None, :]
+    scores = tl.load(scores_ptr + frame * books * SIZE + place, mask=valid, other=float("inf"))
+    for book in range(books):
+        own = tl.sum(tl.where((stage == book)[:, None], scores, 0.0), axis=0)
+        code = tl.min(own, axis=0, return_indices=True)[1]
+        # Scores of an idle slot may be NaN, and then any column's; no row past the end is read.
+        code = tl.minimum(code, SIZE - 1)
+        tl.store(codes_ptr + frame * books + book, code.to(tl.int64))
+        later = BOOKS - 1 - book
+        row = tables_ptr + code * later * SIZE - (book + 1) * SIZE
+        scores += tl.load(row + place, mask=valid & (stage > book)[:, None], other=0.0)
+        tables_ptr += SIZE * later * SIZE
+
+
+def book_tables(vectors: Tensor) -> Tensor:
+    """Vectors [Q, V, D] -> the tables of the first books, rounded once from float64.
+
+    For each book i in turn 2 e_i,v . e_j,w in the order [v, j, w], j > i. For the 8 books of 1024
+    vectors that 6 kbps has they are 112 MiB.
+    """
+    books = vectors[: configs.TABLE_BOOKS].double()
+    tables = (2 * book @ books[i + 1 :].flatten(0, 1).t() for i, book in enumerate(books))
+    return torch.cat([table.to(vectors.dtype).flatten() for table in tables])
+
+
+def search_tables(
+    latents: Tensor,
+    vectors: Tensor,
+    norms: Tensor,
+    tables: Tensor,
+    codes: Tensor,
+    rules: configs.Rules,
+) -> None:
+    """Write the codes [S, T, Q] of latents [S, T, D], Q at most configs.TABLE_BOOKS."""
+    slots, steps, books = codes.shape
+    _, size, width = vectors.shape
+    frames, table_books = slots * steps, min(configs.TABLE_BOOKS, len(vectors))
+    arch = configs.architecture(latents.device)
+    tile = configs.rvq_encode(arch, rules, width, size)
+    scores = torch.empty(frames, books, size, device=latents.device)
+    _rvq_score_kernel[(triton.cdiv(frames, tile.rows), books, triton.cdiv(size, tile.cols))](
+        latents,
+        vectors,
+        norms,
+        scores,
+        frames,
+        books,
+        WIDTH=width,
+        SIZE=size,
+        ROWS=tile.rows,
+        COLS=tile.cols,
+        DEPTH=tile.depth,
+        DOT=tile.dot,
+        **tile.options,
+    )
+    _rvq_choose_kernel[(frames,)](
+        scores,
+        tables,
+        codes,
+        books,
+        SIZE=size,
+        BOOKS=table_books,
+        ROWS=triton.next_power_of_2(table_books),
+        COLS=triton.next_power_of_2(size),
+        **configs.rvq_choose(arch, rules),
+    )
