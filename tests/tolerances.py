@@ -100,6 +100,11 @@ _BOUNDS = MappingProxyType(
             "Error of the drift that the loop names after four minutes, less than its period of "
             "five and a half.",
         ),
+        ("clock", "ppm"): (
+            10.0,
+            "Error of a device's clock rate after five minutes of looks at blocks of 13.3 ms, three "
+            "times its standard deviation.",
+        ),
         ("concealment", "converged"): (
             1e-4,
             "Error 40 frames after five lost ones as a share of the output's level; 3e-6 measured.",

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, cast, get_args
+from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast, get_args, get_type_hints
 
 import typer
 
 from encodec_rt.errors import ConfigError, InputError, PacketError
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
     from encodec_rt.audio import Audio
     from encodec_rt.streaming.codec import Codec
     from encodec_rt.streaming.packed import Start
@@ -37,12 +41,69 @@ StartOption = Annotated[
     str,
     typer.Option("--start", help="How the stream begins: exact, primed or zero.", metavar="START"),
 ]
+_DEVICE_HELP = "by its index or a part of its name; see 'encodec-rt devices'."
+InputOption = Annotated[
+    str | None, typer.Option("--input", help=f"Microphone, {_DEVICE_HELP}", metavar="DEVICE")
+]
+OutputOption = Annotated[
+    str | None, typer.Option("--output", help=f"Speaker, {_DEVICE_HELP}", metavar="DEVICE")
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output file.")]
+
+
+@dataclasses.dataclass(frozen=True)
+class CodecOptions:
+    """The options of every command that runs the codec and writes files."""
+
+    bandwidth: BandwidthOption = 6.0
+    model: ModelOption = "default"
+    device: DeviceOption = "cpu"
+    backend: BackendOption = "auto"
+    force: ForceOption = False
+
+    def load(self) -> Codec:
+        """The codec that they ask for."""
+        return load_codec(self.model, self.device, self.backend)
+
+
+def with_groups(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` for typer, which gets one option per field of parameters that are dataclasses."""
+    hints = get_type_hints(command, include_extras=True)
+    groups: dict[str, Any] = {
+        name: kind for name, kind in hints.items() if dataclasses.is_dataclass(kind)
+    }
+    parameters = []
+    for parameter in inspect.signature(command).parameters.values():
+        members, types = [parameter], hints
+        if group := groups.get(parameter.name):
+            members = list(inspect.signature(group).parameters.values())
+            types = get_type_hints(group, include_extras=True)
+        for one in members:
+            kind = inspect.Parameter.KEYWORD_ONLY
+            parameters.append(one.replace(kind=kind, annotation=types[one.name]))
+
+    def run(**given: Any) -> None:
+        for name, kind in groups.items():
+            chosen = {field.name: given.pop(field.name) for field in dataclasses.fields(kind)}
+            given[name] = kind(**chosen)
+        command(**given)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in parameters}
+    return run
 
 
 def say(text: str) -> None:
     """One line on standard error, which is where everything but the output itself goes."""
     typer.echo(text, err=True)
+
+
+def status_console() -> Console:
+    """Standard error, for what is shown while a session runs."""
+    from rich.console import Console
+
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
 def load_codec(model: str, device: str, backend: str) -> Codec:
@@ -51,6 +112,11 @@ def load_codec(model: str, device: str, backend: str) -> Codec:
 
     check_device(device)
     return Codec.load(model, device=device, backend=backend)
+
+
+def device_choice(text: str | None) -> int | str | None:
+    """A sound device as ``--input`` and ``--output`` name it: an index, or a part of its name."""
+    return int(text) if text is not None and text.isdecimal() else text
 
 
 def check_device(device: str) -> None:

@@ -10,29 +10,22 @@ import typer
 
 from encodec_rt.cli.console import (
     PIPE,
-    BackendOption,
-    BandwidthOption,
-    DeviceOption,
-    ForceOption,
+    CodecOptions,
     Meter,
-    ModelOption,
     StartOption,
     check_output,
     check_start,
-    load_codec,
     say,
+    with_groups,
 )
 
 
+@with_groups
 def encode(
     source: Annotated[str, typer.Argument(metavar="IN", help="Audio of any kind, or '-'.")],
     target: Annotated[str, typer.Argument(metavar="OUT.ecdc", help="The new file, or '-'.")],
-    bandwidth: BandwidthOption = 6.0,
-    model: ModelOption = "default",
-    device: DeviceOption = "cpu",
-    backend: BackendOption = "auto",
+    options: CodecOptions,
     start: StartOption = "exact",
-    force: ForceOption = False,
 ) -> None:
     """Encode audio to an .ecdc file, in memory that does not grow with its length."""
     from encodec_rt.atomic import replacing
@@ -41,12 +34,12 @@ def encode(
     from encodec_rt.bitstream.transcode import encode_blocks
 
     policy = check_start(start)
-    check_output(target, suffix=".ecdc", force=force)
+    check_output(target, suffix=".ecdc", force=options.force)
     with ExitStack() as stack:
         reader = stack.enter_context(AudioReader(source))
-        codec = load_codec(model, device, backend)
+        codec = options.load()
         config = codec.config
-        books = config.codebooks_for(bandwidth)
+        books = config.codebooks_for(options.bandwidth)
         writer = stack.enter_context(EcdcWriter(config, codec.name, books))
         audio = Meter(
             reader.blocks(config.sampling_rate, config.audio_channels),
@@ -54,12 +47,12 @@ def encode(
             rate_hz=config.sampling_rate,
             total_s=reader.duration_s,
         )
-        for block in encode_blocks(codec, audio, bandwidth_kbps=bandwidth, start=policy):
+        for block in encode_blocks(codec, audio, bandwidth_kbps=options.bandwidth, start=policy):
             writer.write(block.codes, block.scale)
         if target == PIPE:
             size = writer.finish(sys.stdout.buffer, audio.samples)
         else:
-            path = stack.enter_context(replacing(target, force=force))
+            path = stack.enter_context(replacing(target, force=options.force))
             with path.open("wb") as file:
                 size = writer.finish(file, audio.samples)
     kbps = size * 8e-3 / audio.seconds if audio.samples else 0.0

@@ -3,30 +3,26 @@
 from __future__ import annotations
 
 import asyncio
-import json
-from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from encodec_rt.cli.console import (
-    BackendOption,
-    BandwidthOption,
-    DeviceOption,
-    ForceOption,
-    ModelOption,
-    load_codec,
+    CodecOptions,
+    InputOption,
+    OutputOption,
     say,
+    status_console,
+    with_groups,
 )
-from encodec_rt.errors import BackendUnavailable
+from encodec_rt.cli.link_call import CallCourse, answer_calls, dial, prepare, require_link
+from encodec_rt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from encodec_rt.link.ends import Sink, Source
-    from encodec_rt.link.session import Call, CallOptions
-    from encodec_rt.streaming.codec import Codec
-
-SHOW_EVERY_S = 2.0
+    from encodec_rt.link.session import CallOptions
+    from encodec_rt.live.voice import VoiceProcessor
 
 TokenOption = Annotated[
     Path | None, typer.Option("--token-file", help="Where the token is, if not in its usual place.")
@@ -37,11 +33,18 @@ PlayOption = Annotated[
 RecordOption = Annotated[
     Path | None, typer.Option("--record", help="Write what is heard, in place of the speaker.")
 ]
-InputOption = Annotated[
-    str | None, typer.Option("--input", help="Microphone, by index or part of its name.")
+EchoOption = Annotated[
+    bool,
+    typer.Option(
+        "--echo-cancel/--no-echo-cancel", help="Take the speaker out of what the microphone hears."
+    ),
 ]
-OutputOption = Annotated[
-    str | None, typer.Option("--output", help="Speaker, by index or part of its name.")
+NoiseOption = Annotated[
+    bool,
+    typer.Option("--noise-suppression/--no-noise-suppression", help="Lower steady noise."),
+]
+GainOption = Annotated[
+    bool, typer.Option("--gain-control/--no-gain-control", help="Bring the voice to one level.")
 ]
 DtxOption = Annotated[
     bool, typer.Option("--dtx/--no-dtx", help="Send nothing while nobody speaks.")
@@ -58,40 +61,82 @@ StatsOption = Annotated[
 ]
 
 
+@dataclass(frozen=True)
+class LinkOptions:
+    """The options of either side of a call."""
+
+    play: PlayOption = None
+    record: RecordOption = None
+    source: InputOption = None
+    sink: OutputOption = None
+    echo_cancel: EchoOption = False
+    noise_suppression: NoiseOption = False
+    gain_control: GainOption = False
+    dtx: DtxOption = True
+    redundancy: RedundancyOption = True
+    ice_server: IceOption = None
+    stats_json: StatsOption = None
+    token_file: TokenOption = None
+
+    def for_call(self, bandwidth_kbps: float, *, hang_up_s: float | None = None) -> CallOptions:
+        """What of them the call itself needs."""
+        from encodec_rt.link.session import CallOptions
+
+        servers = tuple(self.ice_server or ())
+        return CallOptions(
+            bandwidth_kbps, self.redundancy, self.dtx, hang_up_s, ice_servers=servers
+        )
+
+    def voice(self, rate_hz: int) -> VoiceProcessor | None:
+        """What cleans the microphone's sound, None if nothing does.
+
+        Raises ConfigError where a file takes the place of what it needs.
+        """
+        if not (self.echo_cancel or self.noise_suppression or self.gain_control):
+            return None
+        from encodec_rt.live.voice import VoiceProcessor
+
+        if self.play is not None:
+            raise ConfigError("--play takes the microphone's place; there is no voice to clean")
+        if self.record is not None and self.echo_cancel:
+            raise ConfigError("--record takes the speaker's place; there is no echo to cancel")
+        return VoiceProcessor(
+            rate_hz,
+            echo=self.echo_cancel,
+            noise=self.noise_suppression,
+            gain=self.gain_control,
+        )
+
+    def token(self, *, needed: bool) -> str | None:
+        """The token, None where neither it nor its file was asked for."""
+        from encodec_rt.link import security
+
+        if self.token_file is None and not needed:
+            return None
+        return security.read_token(self.token_file or security.state_folder() / "link-token")
+
+
+@with_groups
 def listen(
+    link: LinkOptions,
+    options: CodecOptions,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="TCP port of the signalling.")] = 8443,
     once: Annotated[bool, typer.Option("--once", help="End after the first call.")] = False,
-    play: PlayOption = None,
-    record: RecordOption = None,
-    source: InputOption = None,
-    sink: OutputOption = None,
-    stats_json: StatsOption = None,
-    bandwidth: BandwidthOption = 6.0,
-    dtx: DtxOption = True,
-    redundancy: RedundancyOption = True,
-    ice_server: IceOption = None,
-    token_file: TokenOption = None,
-    model: ModelOption = "default",
-    device: DeviceOption = "cpu",
-    backend: BackendOption = "auto",
-    force: ForceOption = False,
 ) -> None:
     """Wait for calls, one at a time. Beyond loopback this is over TLS and with a token."""
-    _require()
+    require_link()
     from encodec_rt.link import security
-    from encodec_rt.link.session import CallOptions
 
     folder = security.state_folder()
     certificate, key = folder / "link-cert.pem", folder / "link-key.pem"
-    token = _token(token_file, needed=not security.is_loopback(host))
+    token = link.token(needed=not security.is_loopback(host))
     context = None
     if not security.is_loopback(host):
         if not certificate.is_file():
             security.make_certificate(certificate, key, [host])
         context = security.server_context(certificate, key)
-    options = CallOptions(bandwidth, redundancy, dtx, None, ice_servers=tuple(ice_server or ()))
-    codec = _prepare(model, device, backend)
+    codec = prepare(options, link)
     fingerprint = security.read_fingerprint(certificate) if context is not None else None
 
     def announce(bound: int) -> None:
@@ -101,72 +146,45 @@ def listen(
 
     calls = 0
 
-    def open_ends() -> tuple[Source, Sink]:
+    def make() -> CallCourse:
         nonlocal calls
         calls += 1
-        # A second call must not replace the first one's recording.
-        name = record if record is None or calls == 1 else _numbered(record, calls)
-        return _open_ends(codec, play, name, source, sink, force=force)
+        record = link.record
+        if record is not None and calls > 1:
+            # A second call must not replace the first one's recording.
+            record = record.with_name(f"{record.stem}-{calls}{record.suffix}")
+        call = link.for_call(options.bandwidth)
+        return CallCourse(codec, link, call, status_console(), record, force=options.force)
 
     asyncio.run(
-        _listen(codec, options, open_ends, host, port, context, token, announce, once, stats_json)
+        answer_calls(make, host, port, context=context, token=token, announce=announce, once=once)
     )
 
 
+@with_groups
 def call(
     url: Annotated[str, typer.Argument(help="What 'link listen' printed: https://HOST:PORT.")],
+    link: LinkOptions,
+    options: CodecOptions,
     fingerprint: Annotated[
         str | None, typer.Option(help="SHA-256 of the other side's certificate, in hex.")
     ] = None,
-    play: PlayOption = None,
-    record: RecordOption = None,
-    source: InputOption = None,
-    sink: OutputOption = None,
-    stats_json: StatsOption = None,
-    bandwidth: BandwidthOption = 6.0,
-    dtx: DtxOption = True,
-    redundancy: RedundancyOption = True,
-    ice_server: IceOption = None,
-    token_file: TokenOption = None,
-    model: ModelOption = "default",
-    device: DeviceOption = "cpu",
-    backend: BackendOption = "auto",
-    force: ForceOption = False,
 ) -> None:
     """Call a machine that listens; ends with the file played, with Ctrl-C, or by the other side."""
-    _require()
-    from encodec_rt.link.session import CallOptions
+    require_link()
     from encodec_rt.link.signalling import SignallingClient
 
-    client = SignallingClient(
-        url,
-        token=_token(token_file, needed=url.startswith("https")),
-        fingerprint=fingerprint,
-    )
+    token = link.token(needed=url.startswith("https"))
+    client = SignallingClient(url, token=token, fingerprint=fingerprint)
+    codec = prepare(options, link)
     # A second after the file's end everything that was said has been heard.
-    hang_up_s = 1.0 if play is not None else None
-    options = CallOptions(
-        bandwidth, redundancy, dtx, hang_up_s, ice_servers=tuple(ice_server or ())
-    )
-    codec = _prepare(model, device, backend)
+    hang_up_s = 1.0 if link.play is not None else None
 
-    async def main() -> None:
-        from encodec_rt.link.session import Call
+    def make() -> CallCourse:
+        call = link.for_call(options.bandwidth, hang_up_s=hang_up_s)
+        return CallCourse(codec, link, call, status_console(), link.record, force=options.force)
 
-        ends = _open_ends(codec, play, record, source, sink, force=force)
-        session = Call(codec, *ends, options)
-        location = ""
-        try:
-            dialled = await client.dial(await session.offer())
-            location = dialled.location
-            await session.accept(dialled.answer)
-            await _follow(session)
-        finally:
-            await session.close()
-            await client.hang_up(location)
-            _report(session, stats_json)
-
-    asyncio.run(main())
+    asyncio.run(dial(make, client))
 
 
 def token(
@@ -177,7 +195,7 @@ def token(
     token_file: TokenOption = None,
 ) -> None:
     """Print the token that a caller needs, making it first if there is none."""
-    _require()
+    require_link()
     from encodec_rt.link import security
 
     path = token_file or security.state_folder() / "link-token"
@@ -190,159 +208,3 @@ def token(
     exists = path.is_file() and not new
     typer.echo(security.read_token(path) if exists else security.make_token(path))
     say("on the other machine: encodec-rt link token --import")
-
-
-def _require() -> None:
-    """Raise BackendUnavailable unless the libraries of the link are installed."""
-    try:
-        import aiohttp
-        import aiortc
-        import cryptography
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"the link needs {error.name}; run: pip install 'encodec-rt[link]'"
-        ) from error
-    del aiohttp, aiortc, cryptography
-
-
-def _prepare(model: str, device: str, backend: str) -> Codec:
-    import torch
-
-    from encodec_rt.loopback import warm_up
-
-    # One frame is too little work to share between cores.
-    torch.set_num_threads(1)
-    codec = load_codec(model, device, backend)
-    warm_up(codec, codec.config.target_bandwidths[0], "primed")
-    return codec
-
-
-def _token(path: Path | None, *, needed: bool) -> str | None:
-    from encodec_rt.link import security
-
-    if path is None and not needed:
-        return None
-    return security.read_token(path or security.state_folder() / "link-token")
-
-
-def _numbered(path: Path, number: int) -> Path:
-    return path.with_name(f"{path.stem}-{number}{path.suffix}")
-
-
-def _open_ends(
-    codec: Codec,
-    play: Path | None,
-    record: Path | None,
-    microphone: str | None,
-    speaker: str | None,
-    *,
-    force: bool,
-) -> tuple[Source, Sink]:
-    from encodec_rt.link.devices import DeviceSink, DeviceSource
-    from encodec_rt.link.ends import FileSink, FileSource
-    from encodec_rt.live.devices import PortAudio
-
-    config = codec.config
-    system = PortAudio(config.sampling_rate, source=_choice(microphone), sink=_choice(speaker))
-    source: Source = (
-        FileSource(play, config) if play is not None else DeviceSource(system.open_source(), config)
-    )
-    try:
-        sink: Sink = (
-            FileSink(record, config, force=force)
-            if record is not None
-            else DeviceSink(system.open_sink(), config)
-        )
-    except BaseException:
-        source.close()
-        raise
-    return source, sink
-
-
-def _choice(text: str | None) -> int | str | None:
-    return int(text) if text is not None and text.isdecimal() else text
-
-
-async def _listen(
-    codec: Codec,
-    options: CallOptions,
-    open_ends: Callable[[], tuple[Source, Sink]],
-    host: str,
-    port: int,
-    context: Any,
-    secret: str | None,
-    announce: Callable[[int], None],
-    once: bool,
-    stats_json: Path | None,
-) -> None:
-    from encodec_rt.link.session import Call
-    from encodec_rt.link.signalling import SignallingServer
-
-    ended = asyncio.Event()
-
-    class Line:
-        """A call whose end is reported."""
-
-        def __init__(self) -> None:
-            self._call = Call(codec, *open_ends(), options)
-
-        async def answer(self, offer: str) -> str:
-            return await self._call.answer(offer)
-
-        async def run(self) -> None:
-            say("a call begins")
-            try:
-                await _follow(self._call)
-            finally:
-                _report(self._call, stats_json)
-                if once:
-                    ended.set()
-
-        async def close(self) -> None:
-            await self._call.close()
-
-    server = SignallingServer(Line, token=secret)
-    announce(await server.start(host, port, context))
-    try:
-        await ended.wait()
-    finally:
-        await server.close()
-
-
-async def _follow(session: Call) -> None:
-    """Run a call, with a line about it now and then."""
-
-    async def show() -> None:
-        while True:
-            await asyncio.sleep(SHOW_EVERY_S)
-            say(_line(session.statistics()))
-
-    shown = asyncio.create_task(show())
-    try:
-        await session.run()
-    finally:
-        shown.cancel()
-
-
-def _line(statistics: dict[str, Any]) -> str:
-    inbound, own = statistics["inbound"], statistics["encodecRt"]
-    received, lost = inbound["packetsReceived"], inbound["packetsLost"]
-    concealed = 100 * (inbound["concealedSamples"] - inbound["silentConcealedSamples"])
-    round_trip_s = statistics["remote"].get("roundTripTime")
-    trip = "-" if round_trip_s is None else f"{1000 * round_trip_s:.0f}"
-    return (
-        f"received {received}, lost {lost}, concealed "
-        f"{concealed / max(1, inbound['totalSamplesReceived']):.1f} %, round trip {trip} ms, "
-        f"sending {own['codebooks']} codebooks x {own['framesPerPacket']}, latency "
-        f"{own['latencyMs']['sum']:.0f} ms"
-    )
-
-
-def _report(session: Call, stats_json: Path | None) -> None:
-    from encodec_rt.atomic import replacing
-
-    statistics = session.statistics()
-    say(f"the call ended: {_line(statistics)}")
-    if stats_json is not None:
-        with replacing(stats_json, force=True) as part:
-            part.write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")

@@ -55,11 +55,11 @@ def demo(
 
     from encodec_rt.cli.demo import RANDOM_NOTICE
     from encodec_rt.cli.demo import _codec as demo_codec
-    from encodec_rt.cli.link import _require
+    from encodec_rt.cli.link_call import require_link
     from encodec_rt.link.channel import Network
     from encodec_rt.link.rig import why_unavailable
 
-    _require()
+    require_link()
     network = Network(
         delay_ms=delay_ms, jitter_ms=jitter_ms, loss=loss, burst=burst, rate_kbps=rate_kbps
     )

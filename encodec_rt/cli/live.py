@@ -15,26 +15,24 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from encodec_rt.cli.console import (
-    BackendOption,
-    BandwidthOption,
-    DeviceOption,
-    ForceOption,
-    ModelOption,
-    load_codec,
+    CodecOptions,
+    InputOption,
+    OutputOption,
+    device_choice,
     say,
+    status_console,
+    with_groups,
 )
 from encodec_rt.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from encodec_rt.live.devices import Choice
     from encodec_rt.live.duplex import Duplex
     from encodec_rt.live.measure import Delay, Probe
     from encodec_rt.live.meter import Status
 
 _SHOW_EVERY_S = 0.2
-_DEVICE_HELP = "by its index or a part of its name; see 'encodec-rt devices'."
 
 
 def devices() -> None:
@@ -52,14 +50,11 @@ def devices() -> None:
         say("no sound device was found; plug one in, or check that the sound service runs")
 
 
+@with_groups
 def live(
-    bandwidth: BandwidthOption = 6.0,
-    source: Annotated[
-        str | None, typer.Option("--input", help=f"Microphone, {_DEVICE_HELP}", metavar="DEVICE")
-    ] = None,
-    sink: Annotated[
-        str | None, typer.Option("--output", help=f"Speaker, {_DEVICE_HELP}", metavar="DEVICE")
-    ] = None,
+    options: CodecOptions,
+    source: InputOption = None,
+    sink: OutputOption = None,
     record: Annotated[
         Path | None,
         typer.Option(help="Record what the decoder gives.", metavar="OUT.wav"),
@@ -77,14 +72,9 @@ def live(
     buffer_ms: Annotated[
         float, typer.Option(help="Audio to keep queued for the speaker.", min=5.0, max=1000.0)
     ] = 40.0,
-    model: ModelOption = "default",
-    device: DeviceOption = "cpu",
-    backend: BackendOption = "auto",
-    force: ForceOption = False,
 ) -> None:
     """Hear the microphone through the codec, until Ctrl-C."""
     import torch
-    from rich.console import Console
 
     from encodec_rt.live.devices import PortAudio
     from encodec_rt.live.duplex import Duplex
@@ -97,24 +87,24 @@ def live(
         raise ConfigError("--measure plays chirps; it goes with no recording and needs playback")
     # One frame is too little work to share, and the other cores are needed for the callbacks.
     torch.set_num_threads(1)
-    codec = load_codec(model, device, backend)
+    codec = options.load()
     rate_hz = codec.config.sampling_rate
-    loop = CodecLoop(codec, bandwidth, decode=playback or record is not None)
+    loop = CodecLoop(codec, options.bandwidth, decode=playback or record is not None)
     probe = Probe(rate_hz) if measure else None
-    console = Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    console = status_console()
     duplex = Duplex(
         loop,
-        PortAudio(rate_hz, source=_choice(source), sink=_choice(sink)),
+        PortAudio(rate_hz, source=device_choice(source), sink=device_choice(sink)),
         playback=playback,
         keep_all=record is not None or save is not None,
         buffer_ms=buffer_ms,
         tell=console.print,
         choose=probe.choose if probe is not None else None,
     )
-    wav = WavRecording(record, rate_hz, force=force) if record is not None else None
+    wav = WavRecording(record, rate_hz, force=options.force) if record is not None else None
     ecdc = None
     if save is not None:
-        ecdc = EcdcRecording(save, codec.config, codec.name, loop.codebooks, force=force)
+        ecdc = EcdcRecording(save, codec.config, codec.name, loop.codebooks, force=options.force)
     loop.record(wav=wav, ecdc=ecdc)
     duplex.open()
     _run(duplex, duration, probe, console)
@@ -135,11 +125,15 @@ def live(
 
 def _run(duplex: Duplex, duration_s: float | None, probe: Probe | None, console: Console) -> None:
     """Let ``duplex`` work in a thread of its own, and show it, until there is reason to end."""
-    from encodec_rt.live.meter import Display
+    from encodec_rt.live.meter import Display, panel, plain_line
 
     stop = threading.Event()
     end_s = time.monotonic() + (math.inf if duration_s is None else duration_s)
-    with ThreadPoolExecutor(1) as worker, _interruptible(), Display(console) as shown:
+    with (
+        ThreadPoolExecutor(1) as worker,
+        _interruptible(),
+        Display(console, panel, plain_line) as shown,
+    ):
         try:
             session = worker.submit(duplex.run, stop.is_set)
             while not session.done() and time.monotonic() < end_s:
@@ -190,7 +184,3 @@ def _in_words(delay: Delay) -> str:
         f"{delay.median_ms:.1f} ms ({delay.lowest_ms:.1f} to {delay.highest_ms:.1f}, "
         f"{delay.agreeing} of {delay.chirps} chirps)"
     )
-
-
-def _choice(text: str | None) -> Choice:
-    return int(text) if text is not None and text.isdecimal() else text

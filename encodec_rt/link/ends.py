@@ -12,6 +12,7 @@ import numpy as np
 
 from encodec_rt.audio import AudioReader, AudioWriter
 from encodec_rt.config import EncodecConfig
+from encodec_rt.live.meter import Level
 from encodec_rt.streaming.session import Audio
 
 LATE_S = 0.5
@@ -44,14 +45,16 @@ class Sink(Protocol):
         """Keep what was heard, and let go of the device or file."""
 
 
-class _Clock:
+class Clock:
     """Ticks of one hop on the event loop's clock."""
 
     def __init__(self, hop_s: float) -> None:
+        """The first tick is a hop after it is asked for."""
         self._hop_s = hop_s
         self._next_s: float | None = None
 
     async def tick(self) -> float:
+        """Wait for the next tick; its time."""
         now_s = asyncio.get_running_loop().time()
         if self._next_s is None or now_s - self._next_s > LATE_S:
             self._next_s = now_s
@@ -68,7 +71,7 @@ class FileSource:
         """Open ``path``. Raises InputError for what is no audio."""
         self._reader = AudioReader(path)
         self._hops = _hops(self._reader, config)
-        self._clock = _Clock(config.hop_length / config.sampling_rate)
+        self._clock = Clock(config.hop_length / config.sampling_rate)
 
     async def read(self) -> Audio | None:
         """The next hop, filled up with silence at the end of the file."""
@@ -92,7 +95,7 @@ class FileSink:
                 path, rate_hz=config.sampling_rate, channels=config.audio_channels, force=force
             )
         )
-        self._clock = _Clock(config.hop_length / config.sampling_rate)
+        self._clock = Clock(config.hop_length / config.sampling_rate)
 
     async def ready(self) -> float:
         """Wait for the next tick."""
@@ -113,7 +116,7 @@ class SilentSource:
     def __init__(self, config: EncodecConfig) -> None:
         """Silence at the rate of the model."""
         self._silence = np.zeros((config.audio_channels, config.hop_length), np.float32)
-        self._clock = _Clock(config.hop_length / config.sampling_rate)
+        self._clock = Clock(config.hop_length / config.sampling_rate)
 
     async def read(self) -> Audio | None:
         """A hop of zeros."""
@@ -129,7 +132,7 @@ class NullSink:
 
     def __init__(self, config: EncodecConfig) -> None:
         """Paced like a speaker."""
-        self._clock = _Clock(config.hop_length / config.sampling_rate)
+        self._clock = Clock(config.hop_length / config.sampling_rate)
 
     async def ready(self) -> float:
         """Wait for the next tick."""
@@ -140,6 +143,48 @@ class NullSink:
 
     def close(self) -> None:
         """Nothing is held."""
+
+
+class MeteredSource:
+    """A source whose level can be looked at."""
+
+    def __init__(self, source: Source) -> None:
+        """What ``source`` gives, as it gives it."""
+        self.level = Level()
+        self._source = source
+
+    async def read(self) -> Audio | None:
+        """The next hop."""
+        audio = await self._source.read()
+        if audio is not None:
+            self.level.update(audio.reshape(-1))
+        return audio
+
+    def close(self) -> None:
+        """Close the source."""
+        self._source.close()
+
+
+class MeteredSink:
+    """A sink whose level can be looked at."""
+
+    def __init__(self, sink: Sink) -> None:
+        """To ``sink``, as it wants it."""
+        self.level = Level()
+        self._sink = sink
+
+    async def ready(self) -> float:
+        """Wait as long as the sink does."""
+        return await self._sink.ready()
+
+    def write(self, audio: Audio) -> None:
+        """Pass a hop on."""
+        self.level.update(audio.reshape(-1))
+        self._sink.write(audio)
+
+    def close(self) -> None:
+        """Close the sink."""
+        self._sink.close()
 
 
 def _hops(reader: AudioReader, config: EncodecConfig) -> Iterator[Audio]:

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from encodec_rt.live.loop import CodecLoop
 from encodec_rt.live.meter import Budget, Level, QueueTime, Status
 from encodec_rt.live.rate import START_MS, Converter, Playout
-from encodec_rt.live.streams import BLOCK_S, AudioSource, AudioSystem
+from encodec_rt.live.streams import BLOCK_S, AudioSink, AudioSource, AudioSystem
 from encodec_rt.live.supervision import Watched, reopen
 
 Audio = NDArray[np.float32]
@@ -188,7 +188,10 @@ class Duplex:
         if self._sink is not None:
             changed |= self._sink.lost(now_s)
         if changed or self._source.end is None or (self._sink and self._sink.end is None):
-            reopen(self._system, self._source, self._sink, recording=self._keep_all)
+            ends: list[Watched[AudioSource] | Watched[AudioSink]] = [self._source]
+            if self._sink is not None:
+                ends.insert(0, self._sink)
+            reopen(self._system, ends, kept=self._source if self._keep_all else None)
             self._look_at_ends()
 
     def _look_at_ends(self) -> None:

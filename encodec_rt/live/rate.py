@@ -105,9 +105,16 @@ class Playout:
     lowers it.
     """
 
-    def __init__(self, sink: AudioSink, rate_hz: int, *, target_ms: float = START_MS) -> None:
-        """Play into ``sink`` audio of ``rate_hz``, with ``target_ms`` waiting in its queue."""
+    def __init__(
+        self, sink: AudioSink, rate_hz: int, *, target_ms: float = START_MS, follow: bool = True
+    ) -> None:
+        """Play into ``sink`` audio of ``rate_hz``, with ``target_ms`` waiting in its queue.
+
+        Without ``follow`` the ratio stays as it is, for a writer who waits until the queue runs
+        low: the fill then says nothing about clocks, and a loop on it would wind itself up.
+        """
         self.loop = DriftLoop()
+        self._follow = follow
         self.target_ms = target_ms
         self.clipped = 0
         self.inserted = 0
@@ -153,7 +160,8 @@ class Playout:
             self.skipped += len(made)
             return
         self.skipped += self.sink.write(made)
-        self.loop.update(self.fill_ms, self.target_ms, elapsed_s)
+        if self._follow:
+            self.loop.update(self.fill_ms, self.target_ms, elapsed_s)
 
     def pause(self) -> None:
         """Nothing comes for a while, so that an empty queue is no starvation."""

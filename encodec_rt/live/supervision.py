@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from typing import Generic, TypeVar
 
@@ -111,23 +111,17 @@ def total(one: StreamCounts, other: StreamCounts) -> StreamCounts:
 
 def reopen(
     system: AudioSystem,
-    source: Watched[AudioSource],
-    sink: Watched[AudioSink] | None,
+    ends: Sequence[Watched[AudioSource] | Watched[AudioSink]],
     *,
-    recording: bool,
+    kept: Watched[AudioSource] | None = None,
 ) -> None:
-    """Try to open again what is lost and due.
+    """Try to open again what of ``ends`` is lost and due, in this order.
 
     A device that was plugged in anew is only seen after a rescan, and that needs every stream
-    closed. So the first try does without, and a microphone that is recording is never closed for
-    the sake of the speaker.
+    closed. So the first try does without, and ``kept`` is never closed for the sake of another.
     """
-    ends: list[Watched[AudioSource] | Watched[AudioSink]] = [source]
-    if sink is not None:
-        ends.insert(0, sink)
     due = [end for end in ends if end.due(system.now())]
-    holds = recording and source.end is not None
-    if any(end.attempts for end in due) and not holds:
+    if any(end.attempts for end in due) and (kept is None or kept.end is None):
         try:
             for end in ends:
                 end.close()
@@ -136,6 +130,6 @@ def reopen(
             for end in ends:
                 end.put_off(system.now(), error)
             return
-        due = ends
+        due = list(ends)
     for end in due:
         end.try_again(system.now())

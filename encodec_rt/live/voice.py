@@ -41,7 +41,7 @@ class VoiceProcessor:
             )
         self.rate_hz = rate_hz
         self.block = rate_hz // BLOCKS_PER_S
-        self._echo = echo
+        self.echo = echo
         self._settings = {
             "echo_cancellation": echo,
             "noise_suppression": noise,
@@ -59,7 +59,7 @@ class VoiceProcessor:
 
     def played(self, audio: Audio) -> None:
         """Take note of what is about to be played, float32 [n]."""
-        if self._echo:
+        if self.echo:
             blocks, self._rendered = self._cut(self._rendered, audio)
             for block in blocks:
                 self._module.process_reverse_stream(self._as_frame(block))
@@ -74,7 +74,7 @@ class VoiceProcessor:
         cleaned = np.empty((len(blocks), self.block), np.float32)
         for index, block in enumerate(blocks):
             frame = self._as_frame(block)
-            if self._echo:
+            if self.echo:
                 self._module.set_stream_delay_ms(round(min(MOST_DELAY_MS, max(0.0, delay_ms))))
             self._module.process_stream(frame)
             cleaned[index] = np.frombuffer(frame.data, np.int16)

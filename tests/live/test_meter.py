@@ -8,13 +8,16 @@ from encodec_rt.live.meter import (
     SILENCE_DB,
     WINDOW_FRAMES,
     Budget,
+    ClockRate,
     Display,
     Level,
     QueueTime,
     Status,
     Timings,
+    panel,
     plain_line,
 )
+from tolerances import bound
 
 BUDGET = Budget(10.0, 13.3, 1.0, 2.0, 3.0, 0.8, 40.0, 20.0)
 
@@ -98,6 +101,18 @@ def test_the_time_in_a_queue_is_that_of_what_passes_through_it():
     assert queue.ms == pytest.approx(30, abs=1)
 
 
+@pytest.mark.parametrize("ppm", [-300.0, 0.0, 40.0])
+def test_the_rate_of_a_clock_is_found_under_the_comings_and_goings_of_blocks(ppm):
+    clock, rate = ClockRate(24_000), 24_000 * (1 + 1e-6 * ppm)
+    moments = np.cumsum(np.random.default_rng(0).uniform(0.2, 0.3, 1200))
+    for now_s in moments[:60]:
+        clock.look(int(now_s * rate) // 320 * 320, now_s)
+    assert clock.ppm is None
+    for now_s in moments[60:]:
+        clock.look(int(now_s * rate) // 320 * 320, now_s)
+    assert clock.ppm == pytest.approx(ppm, abs=bound("clock", "ppm"))
+
+
 def test_a_plain_line_names_the_faults_that_happened_and_no_other():
     assert "no faults" in plain_line(status())
     line = plain_line(status(**{"playback starved": 3}))
@@ -108,7 +123,7 @@ def test_a_plain_line_names_the_faults_that_happened_and_no_other():
 
 def test_elsewhere_than_on_a_terminal_there_is_a_line_every_two_seconds():
     text = io.StringIO()
-    with Display(Console(file=text, soft_wrap=True)) as shown:
+    with Display(Console(file=text, soft_wrap=True), panel, plain_line) as shown:
         for tenth in range(45):
             shown.show(status(seconds=tenth / 10))
     assert len(text.getvalue().splitlines()) == 3
@@ -118,7 +133,7 @@ def test_elsewhere_than_on_a_terminal_there_is_a_line_every_two_seconds():
 def test_the_panel_shows_every_term_and_every_counter():
     text = io.StringIO()
     console = Console(file=text, force_terminal=True, width=120, color_system=None)
-    with Display(console) as shown:
+    with Display(console, panel, plain_line) as shown:
         shown.show(status(**{"playback starved": 7}))
     for name, _ in BUDGET.terms():
         assert name in text.getvalue()

@@ -227,3 +227,14 @@ def test_a_new_sink_is_begun_anew_with_the_drift_known():
     assert second.sink.fill == pytest.approx(RATE * playout.target_ms / 1000, abs=40)
     assert playout.loop.drift_ppm == pytest.approx(known, abs=1)
     assert playout.inserted == 0
+
+
+def test_a_sink_that_asks_for_audio_itself_is_played_without_any_change_of_pitch():
+    speaker = Speaker()
+    playout = Playout(speaker.sink, RATE, follow=False)
+    for number in range(20_000):
+        speaker.play_until(number * BLOCK_S)
+        while playout.fill_ms <= playout.target_ms:
+            playout.write(np.zeros(BLOCK, np.float32))
+    assert playout.loop.ratio == 1.0
+    assert speaker.sink.counts.starvations == 0

@@ -1,0 +1,254 @@
+"""What 'link listen' and 'link call' share: the ends of a call, and its course."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from encodec_rt.cli.console import device_choice, say
+from encodec_rt.errors import BackendUnavailable
+
+if TYPE_CHECKING:
+    from ssl import SSLContext
+
+    from rich.console import Console
+
+    from encodec_rt.cli.console import CodecOptions
+    from encodec_rt.cli.link import LinkOptions
+    from encodec_rt.link.ends import Sink, Source
+    from encodec_rt.link.handset import Handset
+    from encodec_rt.link.session import Call, CallOptions
+    from encodec_rt.link.signalling import SignallingClient
+    from encodec_rt.streaming.codec import Codec
+
+SHOW_EVERY_S = 0.2
+LOG_EVERY_S = 2.0
+
+
+@dataclass(frozen=True)
+class CallEnds:
+    """What a call hears and says, and the devices among it."""
+
+    source: Source
+    sink: Sink
+    handset: Handset | None
+
+
+class CallCourse:
+    """A call, shown while it runs and reported at its end."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        link: LinkOptions,
+        options: CallOptions,
+        console: Console,
+        record: Path | None,
+        *,
+        force: bool,
+    ) -> None:
+        """Open the ends and make the call. Raises AudioDeviceError, InputError and ConfigError."""
+        from encodec_rt.link.ends import MeteredSink, MeteredSource
+        from encodec_rt.link.session import Call
+
+        ends = open_ends(codec, link, record, tell=console.print, force=force)
+        self._console = console
+        self._handset = ends.handset
+        self._source, self._sink = MeteredSource(ends.source), MeteredSink(ends.sink)
+        self._stats_json = link.stats_json
+        self.call: Call = Call(codec, self._source, self._sink, options)
+
+    async def run(self) -> None:
+        """Run the call to its end, and show it."""
+        shown = asyncio.create_task(self._show())
+        try:
+            await self.call.run()
+        finally:
+            shown.cancel()
+
+    def report(self) -> None:
+        """Say how the call ended, and write its statistics where that was asked for."""
+        from encodec_rt.atomic import replacing
+        from encodec_rt.link.panel import concealed_share
+
+        statistics = self._statistics()
+        inbound = statistics["inbound"]
+        say(
+            f"the call ended: received {inbound['packetsReceived']} packets, lost "
+            f"{inbound['packetsLost']}, concealed {100 * concealed_share(inbound):.1f} %"
+        )
+        if self._stats_json is not None:
+            with replacing(self._stats_json, force=True) as part:
+                part.write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")
+
+    async def _show(self) -> None:
+        from encodec_rt.link.panel import CallMeter, call_line, call_panel
+        from encodec_rt.live.meter import Display
+
+        meter, began_s = CallMeter(), time.monotonic()
+        every_s = SHOW_EVERY_S if self._console.is_terminal else LOG_EVERY_S
+        with Display(self._console, call_panel, call_line) as shown:
+            while True:
+                await asyncio.sleep(every_s)
+                shown.show(
+                    meter.look(
+                        self._statistics(),
+                        time.monotonic() - began_s,
+                        sent_db=self._source.level.rms_db,
+                        heard_db=self._sink.level.rms_db,
+                    )
+                )
+
+    def _statistics(self) -> dict[str, Any]:
+        statistics = self.call.statistics()
+        if self._handset is not None:
+            statistics["devices"] = self._handset.statistics()
+        return statistics
+
+
+def require_link() -> None:
+    """Raise BackendUnavailable unless the libraries of the link are installed."""
+    try:
+        import aiohttp
+        import aiortc
+        import cryptography
+    except ImportError as error:
+        raise BackendUnavailable(
+            f"the link needs {error.name}; run: pip install 'encodec-rt[link]'"
+        ) from error
+    del aiohttp, aiortc, cryptography
+
+
+def prepare(options: CodecOptions, link: LinkOptions) -> Codec:
+    """The codec, warm. Raises now what ``link`` asks for and cannot have, not at the first call."""
+    import torch
+
+    from encodec_rt.loopback import warm_up
+
+    # One frame is too little work to share between cores.
+    torch.set_num_threads(1)
+    codec = options.load()
+    link.voice(codec.config.sampling_rate)
+    warm_up(codec, codec.config.target_bandwidths[0], "primed")
+    return codec
+
+
+def open_ends(
+    codec: Codec,
+    link: LinkOptions,
+    record: Path | None,
+    *,
+    tell: Callable[[str], None],
+    force: bool,
+) -> CallEnds:
+    """The microphone or ``--play``, and the speaker or ``record``; on an error none stays open."""
+    from encodec_rt.link.ends import FileSink, FileSource
+
+    config = codec.config
+    source: Source | None = FileSource(link.play, config) if link.play is not None else None
+    handset = sink = None
+    try:
+        if source is None or record is None:
+            handset = _open_handset(codec, link, speaker=record is None, tell=tell)
+        if record is not None:
+            sink = FileSink(record, config, force=force)
+    except BaseException:
+        for opened in (source, handset):
+            if opened is not None:
+                opened.close()
+        raise
+    if handset is not None:
+        return CallEnds(source or handset.source, sink or handset.sink, handset)
+    assert source is not None
+    assert sink is not None
+    return CallEnds(source, sink, None)
+
+
+def _open_handset(
+    codec: Codec, link: LinkOptions, *, speaker: bool, tell: Callable[[str], None]
+) -> Handset:
+    from encodec_rt.link.handset import Handset
+    from encodec_rt.live.devices import PortAudio
+    from encodec_rt.live.streams import BLOCK_S
+    from encodec_rt.live.voice import BLOCKS_PER_S
+
+    rate_hz = codec.config.sampling_rate
+    voice = link.voice(rate_hz)
+    system = PortAudio(
+        rate_hz,
+        source=device_choice(link.source),
+        sink=device_choice(link.sink),
+        block_s=BLOCK_S if voice is None else 1 / BLOCKS_PER_S,
+    )
+    return Handset(
+        system,
+        codec.config,
+        microphone=link.play is None,
+        speaker=speaker,
+        voice=voice,
+        tell=tell,
+    )
+
+
+async def answer_calls(
+    make: Callable[[], CallCourse],
+    host: str,
+    port: int,
+    *,
+    context: SSLContext | None,
+    token: str | None,
+    announce: Callable[[int], None],
+    once: bool,
+) -> None:
+    """Listen for calls until cancelled, or with ``once`` until the first has ended."""
+    from encodec_rt.link.signalling import SignallingServer
+
+    ended = asyncio.Event()
+
+    class Line:
+        """A call whose end is reported."""
+
+        def __init__(self) -> None:
+            self._course = make()
+
+        async def answer(self, offer: str) -> str:
+            return await self._course.call.answer(offer)
+
+        async def run(self) -> None:
+            say("a call begins")
+            try:
+                await self._course.run()
+            finally:
+                self._course.report()
+                if once:
+                    ended.set()
+
+        async def close(self) -> None:
+            await self._course.call.close()
+
+    server = SignallingServer(Line, token=token)
+    announce(await server.start(host, port, context))
+    try:
+        await ended.wait()
+    finally:
+        await server.close()
+
+
+async def dial(make: Callable[[], CallCourse], client: SignallingClient) -> None:
+    """Call whom ``client`` reaches, until one side hangs up."""
+    course = make()
+    location = ""
+    try:
+        dialled = await client.dial(await course.call.offer())
+        location = dialled.location
+        await course.call.accept(dialled.answer)
+        await course.run()
+    finally:
+        await course.call.close()
+        await client.hang_up(location)
+        course.report()
