@@ -1,6 +1,6 @@
 """Our payload in aiortc's RTP: the one module that touches aiortc's private names.
 
-aiortc has no registry for codecs and no hook for a jitter buffer, so five of its attributes are
+aiortc has no registry for codecs and no hook for a jitter buffer, so six of its attributes are
 replaced. They are checked for when the module is first used, and the version is pinned, since a new
 release may rename them.
 """
@@ -8,7 +8,7 @@ release may rename them.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
@@ -39,6 +39,8 @@ LEAST_QUEUE_S = 0.01
 WAITING_PACKETS = 8
 """Packets that wait for the network before the oldest is dropped."""
 MOST_CANDIDATES = 64
+MOST_DATAGRAM_BYTES = 1500
+"""Longer ones are not ours, and beyond 2046 bytes they would end aiortc's receiving."""
 
 PARSER_ERRORS = (
     *(ValueError, LookupError, AssertionError, AttributeError, TypeError),
@@ -50,6 +52,7 @@ coroutine becomes a RuntimeError."""
 _ENCODER = "_RTCRtpSender__encoder"
 _JITTER_BUFFER = "_RTCRtpReceiver__jitter_buffer"
 _ESTIMATOR = "_RTCRtpReceiver__remote_bitrate_estimator"
+_RECEIVE = "_recv"
 
 
 @dataclass(frozen=True)
@@ -255,6 +258,23 @@ def attach(
     setattr(transceiver.sender, _ENCODER, _Packer(on_estimate))
     setattr(transceiver.receiver, _JITTER_BUFFER, _Tap(on_packet))
     setattr(transceiver.receiver, _ESTIMATOR, Estimator())
+    path = transceiver.receiver.transport.transport
+    setattr(path, _RECEIVE, _guarded(getattr(path, _RECEIVE)))
+
+
+def _guarded(receive: Callable[[], Awaitable[bytes]]) -> Callable[[], Awaitable[bytes]]:
+    """``receive`` without the datagrams that would end aiortc's loop, whoever sent them.
+
+    It reads the first byte of an empty one and hands a long one to libsrtp's buffer.
+    """
+
+    async def guarded() -> bytes:
+        while True:
+            datagram = await receive()
+            if 0 < len(datagram) <= MOST_DATAGRAM_BYTES:
+                return datagram
+
+    return guarded
 
 
 def check_private_names(transceiver: RTCRtpTransceiver) -> None:
@@ -264,7 +284,8 @@ def check_private_names(transceiver: RTCRtpTransceiver) -> None:
         (transceiver.receiver, _JITTER_BUFFER),
         (transceiver.receiver, _ESTIMATOR),
     )
-    for owner, name in wanted:
+    path = getattr(getattr(transceiver.receiver, "transport", None), "transport", None)
+    for owner, name in (*wanted, (path, _RECEIVE)):
         if not hasattr(owner, name):
             raise LinkError(
                 f"this aiortc has no {type(owner).__name__}.{name}; install aiortc>=1.16,<1.17"
