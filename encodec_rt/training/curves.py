@@ -15,7 +15,7 @@ _PANELS = (
     ("relative_complex", "held_out_relative_complex"),
     ("log_magnitude", "held_out_log_magnitude"),
     ("log_mel", "held_out_log_mel"),
-    ("band_envelope", "held_out_band_envelope"),
+    ("compressed", "held_out_compressed"),
     ("mel", "held_out_mel"),
     ("adversarial", "discriminator"),
     ("features",),

@@ -21,7 +21,6 @@ SPECTRAL_TERMS = (
     "relative_complex",
     "log_magnitude",
     "log_mel",
-    "band_envelope",
     "compressed",
 )
 RELATIVE_TERMS = ("relative_l1", *SPECTRAL_TERMS)
@@ -64,13 +63,6 @@ def spectrum(audio: Tensor, size: int) -> Tensor:
     )
 
 
-def pre_emphasis(audio: Tensor, factor: float) -> Tensor:
-    """x[t] - factor * x[t - 1], which lifts the highs that speech has little energy in."""
-    if factor == 0:
-        return audio
-    return torch.cat([audio[..., :1], audio[..., 1:] - factor * audio[..., :-1]], -1)
-
-
 def time_l1(estimate: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference of the waveforms (the paper's time loss)."""
     return (estimate - target).abs().mean()
@@ -107,28 +99,20 @@ def relative_terms(
     sampling_rate: int,
     windows: Sequence[int],
     names: Collection[str] = RELATIVE_TERMS,
-    emphasis: float = 0.0,
     log_floor: float = 1e-2,
 ) -> dict[str, Tensor]:
     """Losses that do not depend on the target's level, or hardly; those of ``names`` alone.
 
-    ``relative_l1`` of the waveform; and, after a pre-emphasis by ``emphasis``, the means over the
-    windows of ``relative_magnitude`` and ``relative_complex`` (L1 over the target's L1: one for
-    silence), of ``log_magnitude`` (L1 of logarithms above ``log_floor``), of ``log_mel`` (the
-    same of mel bands), of ``band_envelope``: each mel band's distance over time, divided by the
-    band's own size, which is what intelligibility measures compare; and of ``compressed``, the
-    distance of spectra whose magnitudes are raised to 0.3, as loudness grows.
+    ``relative_l1`` of the waveform; and the means over the windows of ``relative_magnitude`` and
+    ``relative_complex`` (L1 over the target's L1: one for silence), of ``log_magnitude`` (L1 of
+    logarithms above ``log_floor``), of ``log_mel`` (the same of mel bands) and of ``compressed``,
+    the distance of spectra whose magnitudes are raised to 0.3, as loudness grows.
     """
     terms = {}
     if "relative_l1" in names:
         terms["relative_l1"] = (estimate - target).abs().mean() / (target.abs().mean() + _TINY)
     spectral = [name for name in SPECTRAL_TERMS if name in names]
-    if not spectral:
-        return terms
-    # The gain brings speech back to about its level before the pre-emphasis.
-    gain = 1 + emphasis * 5 / 3
-    estimate, target = (gain * pre_emphasis(audio, emphasis) for audio in (estimate, target))
-    for size in windows:
+    for size in windows if spectral else ():
         a, b = spectrum(estimate, size), spectrum(target, size)
         filters = _mel_weights(sampling_rate, size, 80, estimate.device)
         for name in spectral:
@@ -145,10 +129,8 @@ def _spectral_term(name: str, a: Tensor, b: Tensor, filters: Tensor, floor: floa
     sizes = (a.abs(), b.abs())
     if name == "relative_magnitude":
         return (sizes[0] - sizes[1]).abs().mean() / sizes[1].mean()
-    if name in ("log_mel", "band_envelope"):
+    if name == "log_mel":
         sizes = (sizes[0].transpose(1, 2) @ filters, sizes[1].transpose(1, 2) @ filters)
-    if name == "band_envelope":
-        return _band_envelope(*sizes)
     return (torch.log(sizes[0] + floor) - torch.log(sizes[1] + floor)).abs().mean()
 
 
@@ -172,19 +154,6 @@ def _compressed(a: Tensor, b: Tensor, *, power: float = 0.3, complex_share: floa
     phase = (turned[0] - turned[1]).square().sum(-1).mean()
     total: Tensor = ((1 - complex_share) * magnitude + complex_share * phase) / whole
     return total
-
-
-def _band_envelope(estimate: Tensor, target: Tensor) -> Tensor:
-    """Mel magnitudes [B, frames, bands]: mean of |a - b| / |b|, norms over the frames.
-
-    A band of less than 3 % of the mean size counts less, so that empty bands do not rule.
-    """
-    sizes = target.norm(dim=1)
-    floor = 0.03 * sizes.mean(dim=1, keepdim=True) + _TINY
-    # The square root of the smallest number keeps the gradient finite where both are equal.
-    distances = ((estimate - target).square().sum(1) + _TINY**2).sqrt()
-    shares: Tensor = distances / (sizes + floor)
-    return shares.mean()
 
 
 def discriminator_hinge(real: Sequence[Tensor], fake: Sequence[Tensor]) -> Tensor:

@@ -27,7 +27,6 @@ LOSSES = (
     "relative_complex",
     "log_magnitude",
     "log_mel",
-    "band_envelope",
     "compressed",
     "adversarial",
     "features",
@@ -42,13 +41,8 @@ WAVEFORM_WEIGHTS = {
 }
 """What learns the waveform without a discriminator; heavier logarithms would drown its phase."""
 
-SPECTRUM_WEIGHTS = {
-    **WAVEFORM_WEIGHTS,
-    "log_magnitude": 1.5,
-    "log_mel": 0.5,
-    "band_envelope": 1.0,
-}
-"""For the end of a run, when the waveform is learnt: what is weak counts more."""
+LOUDNESS_WEIGHTS = {"relative_l1": 0.5, "compressed": 3.0, "log_mel": 0.05}
+"""For the end of a run, when the waveform is learnt: what is heard, weak parts included."""
 
 PAPER_WEIGHTS = {"time_l1": 0.1, "mel": 1.0, "adversarial": 3.0, "features": 3.0}
 """Gradient shares of the paper's 24 kHz model, for a balanced stage."""
@@ -68,7 +62,6 @@ class Stage:
     weights: Mapping[str, float]
     quantised: bool = True
     balanced: bool = False
-    pre_emphasis: float = 0.0
 
     @property
     def adversarial(self) -> bool:
@@ -205,10 +198,10 @@ _SHARES = (0.15, 0.25, 0.35, 0.25)
 _DEFAULT = TrainingConfig(
     model=_small_model(16, 128),
     stages=(
-        Stage("warm-up", 0.12, 4, 1e-3, WAVEFORM_WEIGHTS, quantised=False),
-        Stage("waveform", 0.75, 4, 1.8e-3, WAVEFORM_WEIGHTS),
-        Stage("spectrum", 0.88, 4, 2e-3, SPECTRUM_WEIGHTS, pre_emphasis=0.5),
-        Stage("spectrum, larger batches", 1.0, 8, 2e-3, SPECTRUM_WEIGHTS, pre_emphasis=0.5),
+        Stage("warm-up", 0.08, 4, 1e-3, WAVEFORM_WEIGHTS, quantised=False),
+        Stage("waveform", 0.5, 4, 1e-3, WAVEFORM_WEIGHTS),
+        Stage("loudness", 0.86, 4, 1e-3, LOUDNESS_WEIGHTS),
+        Stage("loudness, larger batches", 1.0, 8, 1e-3, LOUDNESS_WEIGHTS),
     ),
     optimiser="muon",
     bandwidth_shares=_SHARES,
@@ -260,13 +253,13 @@ PRESETS: Mapping[str, TrainingConfig] = MappingProxyType(
             ),
             stages=(
                 Stage("warm-up", 0.3, 4, 2e-3, WAVEFORM_WEIGHTS, quantised=False),
-                Stage("codec", 0.7, 4, 2e-3, SPECTRUM_WEIGHTS),
+                Stage("codec", 0.7, 4, 2e-3, LOUDNESS_WEIGHTS),
                 Stage(
                     "adversarial",
                     1.0,
                     4,
                     1e-3,
-                    {**SPECTRUM_WEIGHTS, **PAPER_WEIGHTS},
+                    {**LOUDNESS_WEIGHTS, **PAPER_WEIGHTS},
                     balanced=True,
                 ),
             ),

@@ -182,7 +182,6 @@ class Trainer:
                 sampling_rate=rate,
                 windows=config.windows,
                 names=wanted,
-                emphasis=stage.pre_emphasis,
                 log_floor=config.log_floor,
             )
         if "time_l1" in wanted:

@@ -46,7 +46,7 @@ def curve(run: Run, name: str) -> list[float]:
 
 
 def test_the_loss_falls_and_every_part_takes_part(finished: Run) -> None:
-    falling = curve(finished, "relative_magnitude")
+    falling = curve(finished, "compressed")
     assert falling[-1] < 0.8 * falling[0]
     assert len(curve(finished, "discriminator")) >= 2
     assert len(curve(finished, "features")) >= 2
