@@ -33,6 +33,7 @@ class TransitHistogram:
         """``late_cost_ms``: the delay that is worth one per cent fewer late packets."""
         self._late_cost_s = late_cost_ms / 10
         self._mass: NDArray[np.float64] = np.zeros(BUCKETS)
+        self._sums: NDArray[np.float64] = np.zeros(BUCKETS)
         self._low_s = 0.0
         self.count = 0
 
@@ -49,6 +50,7 @@ class TransitHistogram:
         keep = min(FORGET, 1 - 1 / (PRIOR_PACKETS + self.count))
         self._mass *= keep
         self._mass[bucket] += 1 - keep
+        np.cumsum(self._mass, out=self._sums)
 
     def shift(self, seconds: float) -> None:
         """Treat every packet so far as if it had taken ``seconds`` longer."""
@@ -56,7 +58,7 @@ class TransitHistogram:
 
     def quantile(self, share: float) -> float:
         """The transit that ``share`` of the packets did not exceed."""
-        bucket = int(np.searchsorted(np.cumsum(self._mass), share * self._mass.sum()))
+        bucket = int(self._sums.searchsorted(share * self._sums[-1]))
         return self._low_s + (min(bucket, BUCKETS - 1) + 1) * BUCKET_S
 
     def best(self, choices_s: NDArray[np.float64], present_s: float) -> float:
@@ -66,8 +68,10 @@ class TransitHistogram:
         does: long waits are not paid for rare spikes.
         """
         buckets = np.floor((choices_s - self._low_s) / BUCKET_S).astype(int)
-        on_time = np.concatenate([[0.0], np.cumsum(self._mass)])[np.clip(buckets, 0, BUCKETS)]
-        cost = choices_s + self._late_cost_s * (self._mass.sum() - on_time)
+        # The share that came before a bucket; none before the first, all beyond the last.
+        on_time = self._sums.take(buckets - 1, mode="clip")
+        on_time[buckets <= 0] = 0.0
+        cost = choices_s + self._late_cost_s * (self._sums[-1] - on_time)
         cost[np.abs(choices_s - present_s) < BUCKET_S] -= SWITCH_S
         return float(choices_s[np.argmin(cost)])
 

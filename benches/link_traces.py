@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+from numpy.typing import NDArray
 
 from encodec_rt.bitstream.packet import Packet
 from encodec_rt.link.channel import Channel, Network
@@ -33,11 +34,13 @@ class Outcome:
     played_s: dict[int, float] = field(default_factory=dict)
     slots: list[tuple[float, Slot]] = field(default_factory=list)
 
-    def delays_ms(self, packets: list[Sent]) -> np.ndarray:
+    def delays_ms(self, packets: list[Sent]) -> NDArray[np.float64]:
+        """Of each frame played, the time from sending to playout."""
         sent = {packet.index: packet.sent_s for packet in packets}
         return np.array([(at - sent[i]) * 1e3 for i, at in self.played_s.items() if i in sent])
 
     def late_share(self, packets: list[Sent]) -> float:
+        """The share of the packets that arrived, but not in time to be played."""
         arrived = {packet.index for packet in packets}
         return 1 - len(arrived & set(self.played_s)) / len(arrived)
 
