@@ -40,9 +40,11 @@ from encodec_rt.link.signalling import (
     SignallingServer,
 )
 from encodec_rt.link.simulate import Direction
+from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.session import Audio
 
+SMALL_KBPS = 6.01
 HOUR = Network(delay_ms=40, jitter_ms=8, loss=0.03, burst=2, spike_every_s=20)
 
 
@@ -125,14 +127,15 @@ class Window:
     """What a listener counted from one look to the next."""
 
     listener: Listener
+    hop: int
 
     def __post_init__(self) -> None:
         """Look for the first time."""
         self._seen = self._counts()
 
     def _counts(self) -> dict[str, float]:
-        report = self.listener.statistics.as_dict()
-        return {name: float(v) for name, v in report.items() if isinstance(v, int | float)}
+        counts = vars(self.listener.statistics)
+        return {name: float(value) for name, value in counts.items()}
 
     def look(self) -> dict[str, Json]:
         """The differences: concealment, losses, and the delay of the jitter buffer."""
@@ -140,9 +143,10 @@ class Window:
         self._seen = now
         moved = {name: now[name] - seen[name] for name in now}
         played = max(1.0, moved["totalSamplesReceived"])
+        silent = moved["silentFrames"] * self.hop
         emitted = max(1.0, moved["jitterBufferEmittedCount"])
         return {
-            "concealed_share": moved["concealedSamples"] / played,
+            "concealed_share": (moved["concealedSamples"] - silent) / played,
             "concealment_events": moved["concealmentEvents"],
             "packets_received": moved["packetsReceived"],
             "packets_lost": moved["packetsLost"],
@@ -157,7 +161,7 @@ async def talk(
     """A call of that length; what each minute of it was like at the called end."""
     found: list[dict[str, Json]] = []
     async with held(codec, kbps, audio) as call:
-        window = Window(call.callee.listener)
+        window = Window(call.callee.listener, codec.config.hop_length)
         for minute in range(minutes):
             await asyncio.sleep(60)
             latency: Json = call.callee.statistics()["encodecRt"]["latencyMs"]  # type: ignore[index]
@@ -188,7 +192,7 @@ def hour(
         ),
         drift_ppm=50,
     )
-    window, delays_ms = Window(listener), list[float]()
+    window, delays_ms = Window(listener, config.hop_length), list[float]()
     found: list[dict[str, Json]] = []
     for at, hop in enumerate(direction.run()):
         if hop.slot.codes is not None:
@@ -217,6 +221,27 @@ def _frames(
         yield encoder.push(said)[0], active
 
 
+def small_codec() -> Codec:
+    """A model with random weights whose codes weigh as much as the default one's: 75 x 8 x 10 bits.
+
+    An hour of it is minutes of computing, and nothing but its layers is smaller.
+    """
+    config = EncodecConfig(
+        sampling_rate=600,
+        hidden_size=8,
+        num_filters=4,
+        upsampling_ratios=(4, 2),
+        codebook_size=1024,
+        target_bandwidths=(SMALL_KBPS,),
+    )
+    torch.manual_seed(0)
+    model = EncodecModel(config).eval()
+    for name, values in model.named_buffers():
+        if name.endswith("embed"):
+            values.normal_(std=0.3)
+    return Codec(model)
+
+
 def speech(rate_hz: int) -> NDArray[np.float32]:
     """The bundled clip."""
     path = Path(str(resources.files("encodec_rt"))) / "assets" / "speech_it.flac"
@@ -231,15 +256,18 @@ def main() -> None:
     parser.add_argument("what", choices=("hour", "call"))
     parser.add_argument("--model", default="default")
     parser.add_argument("--kbps", type=float, default=6.0)
+    parser.add_argument("--small", action="store_true", help="a tiny model with random weights")
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--minutes", type=int, default=10)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("aioice").setLevel(logging.ERROR)
-    codec = Codec.load(arguments.model)
-    kbps, audio = arguments.kbps, speech(codec.config.sampling_rate)
+    codec = small_codec() if arguments.small else Codec.load(arguments.model)
+    kbps = SMALL_KBPS if arguments.small else arguments.kbps
+    audio = speech(codec.config.sampling_rate)
     record = Record(f"link-{arguments.what}")
-    case: dict[str, Json] = {"model": arguments.model, "kbps": kbps}
+    model = "small, random weights" if arguments.small else arguments.model
+    case: dict[str, Json] = {"model": model, "kbps": kbps}
     if arguments.what == "hour":
         for values in hour(codec, kbps, audio, hours=arguments.hours):
             record.add(case, values=values)

@@ -166,12 +166,12 @@ async def hostile(
     found: dict[str, dict[str, Json]] = {}
     async with held(codec, kbps, audio, GENEROUS) as call:
         await asyncio.sleep(2)
-        window = Window(call.callee.listener)
+        window = Window(call.callee.listener, codec.config.hop_length)
         await asyncio.sleep(min(seconds, 120))
         found["alone"] = window.look()
     async with held(codec, kbps, audio, GENEROUS) as call:
         await asyncio.sleep(2)
-        window, attack = Window(call.callee.listener), Attack(call)
+        window, attack = Window(call.callee.listener, codec.config.hop_length), Attack(call)
         tasks = len(asyncio.all_tasks())
         parts = asyncio.gather(
             attack.flood(datagrams, per_s),

@@ -29,7 +29,7 @@ async def hold(codec: Codec, seconds: float, attack=None) -> dict:
             if counts.packetsReceived:
                 break
             await asyncio.sleep(0.01)
-        window = Window(call.callee.listener)
+        window = Window(call.callee.listener, codec.config.hop_length)
         if attack is not None:
             await attack(call)
         await asyncio.sleep(seconds)
