@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benches.link_endurance import Held, Window, held, speech
+from benches.link_endurance import SMALL_KBPS, Held, Window, held, small_codec, speech
 from benches.record import Json, Record
 from encodec_rt.bitstream.packet import Packet, encode_packet
 from encodec_rt.link.rtp import Received
@@ -202,24 +202,27 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="default")
     parser.add_argument("--kbps", type=float, default=6.0)
+    parser.add_argument("--small", action="store_true", help="a tiny model with random weights")
     parser.add_argument("--datagrams", type=int, default=1_000_000)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--per-s", type=float, default=4000.0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     logging.getLogger("aioice").setLevel(logging.ERROR)
-    codec = Codec.load(arguments.model)
+    codec = small_codec() if arguments.small else Codec.load(arguments.model)
+    kbps = SMALL_KBPS if arguments.small else arguments.kbps
+    model = "small, random weights" if arguments.small else arguments.model
     record = Record("link-hostile")
     calls = hostile(
         codec,
-        arguments.kbps,
+        kbps,
         speech(codec.config.sampling_rate),
         datagrams=arguments.datagrams,
         requests=arguments.requests,
         per_s=arguments.per_s,
     )
     for name, values in asyncio.run(calls).items():
-        case: dict[str, Json] = {"model": arguments.model, "kbps": arguments.kbps, "call": name}
+        case: dict[str, Json] = {"model": model, "kbps": kbps, "call": name}
         record.add(case, values=values)
     print(record.table())
     print(record.write())

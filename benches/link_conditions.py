@@ -1,0 +1,141 @@
+"""How a call gets over what happens to networks: how soon audio is back, and at what delay.
+
+    python -m benches.link_conditions
+
+Whole calls of packets on a virtual clock, with redundancy and aiortc's estimator; only the decoder
+is left out, as it moves no packet. Sequence numbers wrap in the hour of ``link_endurance``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from benches.link import Silent
+from benches.link_endurance import SMALL_KBPS, small_codec
+from benches.record import Json, Record
+from encodec_rt.link.channel import Channel, Network
+from encodec_rt.link.rate import RateController
+from encodec_rt.link.rtp import Estimator
+from encodec_rt.link.simulate import Heard, simulate
+from encodec_rt.streaming.codec import Codec
+
+SECONDS = 60
+EVENT_S = 20.0
+SETTLED_S = 5.0
+"""From when on a call's delay counts."""
+LAST_S = 10.0
+
+
+@dataclass(frozen=True)
+class Condition:
+    """What happens, and when the network is as before again, if it ever is otherwise."""
+
+    network: Network
+    drift_ppm: float = 0.0
+    over_s: float | None = None
+    moved_ms: float = 0.0
+    """By how much the path itself is slower at the end."""
+
+
+def _path(
+    *,
+    step_ms: float = 0.0,
+    spike_every_s: float = 0.0,
+    reorder: float = 0.0,
+    duplicate: float = 0.0,
+    outages_s: tuple[tuple[float, float], ...] = (),
+) -> Network:
+    return Network(
+        delay_ms=40,
+        jitter_ms=8,
+        step_at_s=EVENT_S,
+        step_ms=step_ms,
+        spike_every_s=spike_every_s,
+        reorder=reorder,
+        duplicate=duplicate,
+        outages_s=outages_s,
+    )
+
+
+CONDITIONS: Mapping[str, Condition] = {
+    "as ever": Condition(_path()),
+    "60 ms delay step": Condition(_path(step_ms=60), over_s=EVENT_S, moved_ms=60),
+    "60 ms delay step back": Condition(
+        Network(delay_ms=100, jitter_ms=8, step_at_s=EVENT_S, step_ms=-60), moved_ms=-60
+    ),
+    "120 ms spikes": Condition(_path(spike_every_s=8)),
+    "reordering": Condition(_path(reorder=0.05)),
+    "duplicates": Condition(_path(duplicate=0.1)),
+    "5 s outage": Condition(_path(outages_s=((EVENT_S, EVENT_S + 5),)), over_s=EVENT_S + 5),
+    "+200 ppm drift": Condition(_path(), drift_ppm=200),
+    "-200 ppm drift": Condition(_path(), drift_ppm=-200),
+}
+
+
+def call(codec: Codec, condition: Condition, seed: int) -> Heard:
+    """A call of speech without a pause, under one condition."""
+    frames = round(SECONDS * codec.config.frame_rate)
+    codes = np.random.default_rng(seed).integers(0, 1024, (frames, 8)).astype(np.uint16)
+    return simulate(
+        codec,
+        codes,
+        Channel(condition.network, seed),
+        Silent(codec, SMALL_KBPS),
+        controller=RateController(codebooks=8),
+        drift_ppm=condition.drift_ppm,
+        estimator=Estimator(),
+    )
+
+
+def measure(heard: Heard, condition: Condition, hop_ms: float) -> dict[str, Json]:
+    """Gaps between frames that were played, and the delay before and long after the event."""
+    hops = [hop for hop in heard.hops if hop.at_s < SECONDS]
+    played = [hop for hop in hops if hop.slot.codes is not None]
+    at_s = np.array([hop.at_s for hop in played])
+    delays_ms = np.array(heard.delays_ms[: len(played)])
+    gaps_ms = np.diff(at_s) * 1000 - hop_ms
+    in_outage = [any(a <= t < b for a, b in condition.network.outages_s) for t in at_s[:-1] + 0.05]
+    before = (at_s > SETTLED_S) & (at_s < EVENT_S)
+    last = at_s > SECONDS - LAST_S
+    before_ms, last_ms = (float(np.median(delays_ms[which])) for which in (before, last))
+    resumed_ms: float | None = None
+    if condition.over_s is not None:
+        # The first packet after it needs its time on the way.
+        arrives_s = min(t for t, ms in heard.transits_ms if t - ms / 1000 >= condition.over_s)
+        resumed_ms = 1000 * (float(at_s[at_s >= arrives_s][0]) - arrives_s)
+    kinds = [hop.slot.kind for hop in hops]
+    return {
+        "longest_gap_ms": float(gaps_ms[~np.array(in_outage)].max(initial=0.0)),
+        "resumed_after_ms": resumed_ms,
+        "delay_p50_before_ms": before_ms,
+        "delay_p50_last_ms": last_ms,
+        "delay_more_than_the_path_ms": last_ms - before_ms - condition.moved_ms,
+        "concealed_share": kinds.count("lost") / len(kinds),
+        "inserted_hops": kinds.count("hold"),
+        "left_out_frames": sum(hop.slot.skipped for hop in hops),
+    }
+
+
+def main() -> None:
+    """Hold every call and write the record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--seeds", type=int, default=4)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    codec, record = small_codec(), Record("link-conditions")
+    hop_ms = 1000 * codec.config.hop_length / codec.config.sampling_rate
+    for name, condition in CONDITIONS.items():
+        for seed in range(arguments.seeds):
+            values = measure(call(codec, condition, seed), condition, hop_ms)
+            record.add({"condition": name, "seed": seed}, values=values)
+            print(record.table(record.cases[-1:]), flush=True)
+    print(record.write())
+
+
+if __name__ == "__main__":
+    main()
