@@ -5,19 +5,26 @@ from __future__ import annotations
 import ctypes.util
 import os
 import shutil
+import signal
 import subprocess
+import sys
 import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 RATE = 24_000
 PROGRAMS = ("pulseaudio", "pactl", "pacat", "parec")
 FORMAT = ("--raw", f"--rate={RATE}", "--channels=1", "--format=s16le")
 ALSA = """</usr/share/alsa/alsa.conf>
-pcm.rt_mic { type pulse device "mic_feed.monitor" hint { show on description "microphone" } }
-pcm.rt_spk { type pulse device "speaker" hint { show on description "speaker" } }
 pcm.rt_loop { type pulse device "speaker.monitor" hint { show on description "loop" } }
+"""
+ALSA_PAIR = """
+pcm.rt_mic%s { type pulse device "mic_feed%s.monitor" hint { show on description "microphone" } }
+pcm.rt_spk%s { type pulse device "speaker%s" hint { show on description "speaker" } }
 """
 
 
@@ -34,10 +41,15 @@ def missing() -> list[str]:
 
 
 class PulseServer:
-    """PulseAudio with two null sinks; one's monitor is the microphone, the other the speaker."""
+    """PulseAudio with two null sinks; one's monitor is the microphone, the other the speaker.
 
-    def __init__(self, folder: Path) -> None:
-        (folder / "asound.conf").write_text(ALSA)
+    A second pair, where asked for, has names that end in "_2".
+    """
+
+    def __init__(self, folder: Path, *, pairs: int = 1) -> None:
+        self._ends = [f"_{pair}" if pair > 1 else "" for pair in range(1, pairs + 1)]
+        pairs_text = "".join(ALSA_PAIR % (end, end, end, end) for end in self._ends)
+        (folder / "asound.conf").write_text(ALSA + pairs_text)
         runtime = folder / "runtime"
         runtime.mkdir(mode=0o700)
         self.environment = {
@@ -52,7 +64,8 @@ class PulseServer:
 
     def start(self) -> None:
         modules = ["module-native-protocol-unix auth-anonymous=1"]
-        for name in ("mic_feed", "speaker"):
+        names = [f"{name}{end}" for end in self._ends for name in ("mic_feed", "speaker")]
+        for name in names:
             modules.append(f"module-null-sink sink_name={name} rate={RATE} channels=1 format=s16le")
         loads = [part for module in modules for part in ("-L", module)]
         self._server = self._popen(
@@ -65,7 +78,7 @@ class PulseServer:
             else:
                 break
         # A null sink without a reader works in blocks of two seconds.
-        for name in ("mic_feed", "speaker"):
+        for name in names:
             self._readers.append(self._popen("parec", "-d", f"{name}.monitor", "--latency-msec=10"))
 
     def stop(self) -> None:
@@ -76,18 +89,23 @@ class PulseServer:
                 process.wait()
         self._readers.clear()
 
-    def say(self, samples: np.ndarray) -> None:
+    def say(self, samples: np.ndarray, *, end: str = "") -> None:
         """Let the microphone hear int16 ``samples``; returns when it has."""
         with self._popen(
-            "pacat", "-d", "mic_feed", "--latency-msec=500", *FORMAT, stdin=subprocess.PIPE
+            "pacat", "-d", f"mic_feed{end}", "--latency-msec=500", *FORMAT, stdin=subprocess.PIPE
         ) as player:
             player.communicate(samples.tobytes())
 
-    def listen(self) -> Recorder:
+    def hang(self, *, hanging: bool) -> None:
+        """Let the server stand still, or go on."""
+        assert self._server is not None
+        self._server.send_signal(signal.SIGSTOP if hanging else signal.SIGCONT)
+
+    def listen(self, *, end: str = "") -> Recorder:
         """Begin to record the speaker."""
         return Recorder(
             self._popen(
-                *("parec", "-d", "speaker.monitor", "--latency-msec=100", *FORMAT),
+                *("parec", "-d", f"speaker{end}.monitor", "--latency-msec=100", *FORMAT),
                 stdout=subprocess.PIPE,
             )
         )
@@ -99,6 +117,25 @@ class PulseServer:
         return subprocess.Popen(
             command, env=self._env(), stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL
         )
+
+
+@contextmanager
+def serving(folder: Path, *, pairs: int = 1) -> Iterator[PulseServer]:
+    """A server that PortAudio in this process sees."""
+    server = PulseServer(folder, pairs=pairs)
+    try:
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in server.environment.items():
+                patch.setenv(name, value)
+            if "sounddevice" in sys.modules:
+                # Another server's devices were listed, and given up.
+                sys.modules["sounddevice"]._initialize()
+            yield server
+            if "sounddevice" in sys.modules:
+                # While the server is still there, or the library's own exit waits for it.
+                sys.modules["sounddevice"]._terminate()
+    finally:
+        server.stop()
 
 
 class Recorder:

@@ -48,6 +48,10 @@ InputOption = Annotated[
 OutputOption = Annotated[
     str | None, typer.Option("--output", help=f"Speaker, {_DEVICE_HELP}", metavar="DEVICE")
 ]
+BufferOption = Annotated[
+    float,
+    typer.Option("--buffer-ms", help="Audio to keep queued for the speaker.", min=5.0, max=1000.0),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output file.")]
 
 

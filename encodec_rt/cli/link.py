@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from encodec_rt.cli.console import (
+    BufferOption,
     CodecOptions,
     InputOption,
     OutputOption,
@@ -69,6 +70,7 @@ class LinkOptions:
     record: RecordOption = None
     source: InputOption = None
     sink: OutputOption = None
+    buffer_ms: BufferOption = 40.0
     echo_cancel: EchoOption = False
     noise_suppression: NoiseOption = False
     gain_control: GainOption = False

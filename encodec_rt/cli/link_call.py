@@ -191,6 +191,7 @@ def _open_handset(
         microphone=link.play is None,
         speaker=speaker,
         voice=voice,
+        buffer_ms=link.buffer_ms,
         tell=tell,
     )
 

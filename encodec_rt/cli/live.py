@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from encodec_rt.cli.console import (
+    BufferOption,
     CodecOptions,
     InputOption,
     OutputOption,
@@ -69,9 +70,7 @@ def live(
     duration: Annotated[
         float | None, typer.Option(help="End after so many seconds.", metavar="SECONDS", min=0.0)
     ] = None,
-    buffer_ms: Annotated[
-        float, typer.Option(help="Audio to keep queued for the speaker.", min=5.0, max=1000.0)
-    ] = 40.0,
+    buffer_ms: BufferOption = 40.0,
 ) -> None:
     """Hear the microphone through the codec, until Ctrl-C."""
     import torch

@@ -11,7 +11,7 @@ from encodec_rt.config import EncodecConfig
 from encodec_rt.link.ends import Clock
 from encodec_rt.live.duplex import MOST_BACKLOG_S, POLL_S
 from encodec_rt.live.meter import ClockRate, QueueTime
-from encodec_rt.live.rate import Converter, Playout
+from encodec_rt.live.rate import START_MS, Converter, Playout
 from encodec_rt.live.streams import AudioSink, AudioSource
 from encodec_rt.live.supervision import Watched
 from encodec_rt.live.voice import VoiceProcessor
@@ -136,8 +136,10 @@ class DeviceSink:
         look: Callable[[], None],
         close: Callable[[], None],
         voice: VoiceProcessor | None = None,
+        buffer_ms: float = START_MS,
     ) -> None:
         """``look`` is called often, ``close`` gives the device back; ``voice`` hears all."""
+        self._target_ms = buffer_ms
         self.watched = watched
         self._look, self._close = look, close
         self._voice = voice
@@ -229,7 +231,9 @@ class DeviceSink:
                 self._device_clock = ClockRate(stream.rate_hz)
                 self._name, self._buffer_ms = stream.name, stream.latency_ms
                 if self._playout is None:
-                    self._playout = Playout(stream, self._rate_hz, follow=False)
+                    self._playout = Playout(
+                        stream, self._rate_hz, target_ms=self._target_ms, follow=False
+                    )
                 else:
                     self._playout.attach(stream)
         return stream

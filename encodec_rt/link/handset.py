@@ -9,6 +9,7 @@ from collections.abc import Callable
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import AudioDeviceError, ConfigError
 from encodec_rt.link.devices import DeviceSink, DeviceSource
+from encodec_rt.live.rate import START_MS
 from encodec_rt.live.streams import AudioSink, AudioSource, AudioSystem
 from encodec_rt.live.supervision import Watched, reopen
 from encodec_rt.live.voice import VoiceProcessor
@@ -31,9 +32,12 @@ class Handset:
         microphone: bool = True,
         speaker: bool = True,
         voice: VoiceProcessor | None = None,
+        buffer_ms: float = START_MS,
         tell: Callable[[str], None],
     ) -> None:
         """Open the devices; ``tell`` hears of losses, from another thread.
+
+        ``buffer_ms`` of audio are kept queued for the speaker, more after it ran empty.
 
         Raises AudioDeviceError, and ConfigError for a model that is not mono or for echo
         cancellation without both devices.
@@ -59,6 +63,7 @@ class Handset:
             look=self._look,
             close=self.close,
             voice=voice,
+            buffer_ms=buffer_ms,
         )
         self.source = DeviceSource(
             Watched("microphone", system.open_source, tell),

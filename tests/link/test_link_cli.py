@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import stat
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from typer.testing import CliRunner
 
 from encodec_rt.cli import app
 from encodec_rt.link import security
+from encodec_rt.live import voice
 from models import random_model, tiny_config
 
 EXIT_ERROR = 2
@@ -95,3 +97,30 @@ def test_the_demo_in_one_process_leaves_what_both_sides_heard(model: Path, tmp_p
         report = json.loads((tmp_path / "out" / f"statistics-{side}.json").read_text())
         assert report["inbound"]["packetsLost"] > 0
         assert report["inbound"]["encodecRt"]["recoveredFrames"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--echo-cancel", "--play", "said.wav"), "--play takes the microphone's place"),
+        (("--gain-control", "--play", "said.wav"), "--play takes the microphone's place"),
+        (("--echo-cancel", "--record", "heard.wav"), "--record takes the speaker's place"),
+        (("--echo-cancel",), "8000 to 48000 Hz"),
+    ],
+)
+def test_cleaning_a_voice_that_cannot_be_had_is_told_before_any_call(
+    options: tuple[str, ...], told: str, model: Path
+):
+    for command in (("call", "http://127.0.0.1:1"), ("listen",)):
+        done = run(*command, *options, "--model", str(model))
+        assert done.exit_code == EXIT_ERROR
+        assert told in done.output
+        assert len(done.output.splitlines()) == 1
+
+
+def test_cleaning_a_voice_needs_its_extra(model: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "livekit.rtc", None)
+    monkeypatch.setattr(voice, "RATES_HZ", (800, 48_000))
+    done = run("call", "http://127.0.0.1:1", "--noise-suppression", "--model", str(model))
+    assert done.exit_code == EXIT_ERROR
+    assert "pip install 'encodec-rt[aec]'" in done.output

@@ -18,6 +18,7 @@ from encodec_rt.live.duplex import MOST_FRAMES, Duplex
 from encodec_rt.live.loop import CodecLoop
 from encodec_rt.streaming.codec import Codec
 from models import random_model, speech, tiny_config
+from sound_pieces import check_order, low, shares
 from tolerances import bound
 
 RATE = pulse.RATE
@@ -36,15 +37,8 @@ pytestmark = pytest.mark.skipif(
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory):
-    server = pulse.PulseServer(tmp_path_factory.mktemp("pulse"))
-    with pytest.MonkeyPatch.context() as patch:
-        for name, value in server.environment.items():
-            patch.setenv(name, value)
+    with pulse.serving(tmp_path_factory.mktemp("pulse")) as server:
         yield server
-        if "sounddevice" in sys.modules:
-            # While the server is still there, or the library's own exit waits for it.
-            sys.modules["sounddevice"]._terminate()
-    server.stop()
 
 
 @pytest.fixture(scope="module")
@@ -99,52 +93,6 @@ class Session:
     def stop(self):
         self._stop.set()
         self._thread.join()
-
-
-def low(sound):
-    """The part below 1.5 kHz, where a fraction of a sample's delay matters little."""
-    spectrum = np.fft.rfft(sound)
-    spectrum[1500 * len(sound) // RATE :] = 0
-    return np.fft.irfft(spectrum, len(sound))
-
-
-def likeness(piece, sound):
-    """How like ``piece`` (correlation) ``sound`` is, from each of its places on."""
-    size = 1 << (len(sound) + len(piece)).bit_length()
-    inner = np.fft.irfft(np.fft.rfft(sound, size) * np.conj(np.fft.rfft(piece, size)), size)
-    energy = np.concatenate([[0.0], np.cumsum(np.square(sound, dtype=float))])
-    local = np.sqrt(energy[len(piece) :] - energy[: -len(piece)])
-    norm = np.linalg.norm(piece)
-    return inner[: len(local)] / (norm * np.maximum(local, 1e-3 * norm))
-
-
-def shares(sent, received, seconds, *, period=None):
-    """Of each piece of ``sent``: its place in ``received``, and its likeness there.
-
-    What is the same in every ``period`` of ``sent`` tells nothing about the place.
-    """
-    count = round(seconds * RATE)
-    telling = sent
-    if period is not None:
-        frames = sent.reshape(-1, period)
-        telling = (frames - frames.mean(0)).reshape(-1)
-    found = []
-    for start in range(0, len(sent) - count + 1, count):
-        if sent[start : start + count].any():
-            place = int(np.argmax(likeness(telling[start : start + count], received)))
-            near = received[max(0, place - 3) : place + 3 + count]
-            found.append((place, float(likeness(sent[start : start + count], near).max())))
-    return found
-
-
-def check_order(found, wanted, counts):
-    """Most pieces arrived whole, and those that did arrived in the order in which they were sent.
-
-    A host that stands still for a while costs the piece that it happened in, and no other.
-    """
-    whole = [place for place, likeness in found if likeness > wanted]
-    assert len(whole) >= bound("whole", "share") * len(found), f"{found} {counts}"
-    assert whole == sorted(whole)
 
 
 def test_devices_are_listed(server):

@@ -1,0 +1,153 @@
+"""A call between two pairs of real devices: PortAudio, a sound server, and the network stack."""
+
+import asyncio
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import pulse
+from encodec_rt.link.handset import Handset
+from encodec_rt.link.session import Call, CallOptions
+from encodec_rt.live.devices import PortAudio
+from encodec_rt.live.streams import FIFO_S
+from encodec_rt.streaming.codec import Codec
+from models import random_model, speech, tiny_config
+from sound_pieces import check_order, low, shares
+from tolerances import bound
+
+RATE = pulse.RATE
+PATIENCE_S = 40.0
+BUFFER_MS = 300.0
+ENDS = ("", "_2")
+
+lacking = pulse.missing()
+pytestmark = pytest.mark.skipif(
+    bool(lacking),
+    reason=f"a real sound path needs {', '.join(lacking)}; 'make ci-deps' installs it",
+)
+
+
+@pytest.fixture
+def server(tmp_path: Path):
+    with pulse.serving(tmp_path, pairs=2) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def codec():
+    """With 10 frames per second, so that a busy machine can follow both sides."""
+    config = tiny_config(
+        sampling_rate=RATE, upsampling_ratios=(10, 8, 6, 5), pad_mode="constant", num_lstm_layers=1
+    )
+    return Codec(random_model(config))
+
+
+class Side:
+    """One end of the call, with all that its microphone gave and its speaker was given."""
+
+    def __init__(self, codec, end):
+        self.end = end
+        self.told = []
+        self.captured, self.heard = [], []
+        system = PortAudio(RATE, source=f"rt_mic{end}", sink=f"rt_spk{end}")
+        self.handset = Handset(system, codec.config, buffer_ms=BUFFER_MS, tell=self.told.append)
+        options = CallOptions(codec.config.target_bandwidths[-1], dtx=False, idle_s=PATIENCE_S)
+        self.call = Call(codec, self, self, options)
+
+    async def read(self):
+        hop = await self.handset.source.read()
+        self.captured.append(hop[0])
+        return hop
+
+    async def ready(self):
+        return await self.handset.sink.ready()
+
+    def write(self, audio):
+        self.heard.append(audio.reshape(-1))
+        self.handset.sink.write(audio)
+
+    def close(self):
+        self.handset.close()
+
+    @property
+    def devices(self):
+        return self.handset.statistics()
+
+
+async def until(reached, sides):
+    async def wait():
+        while not reached():
+            await asyncio.sleep(0.05)
+
+    try:
+        await asyncio.wait_for(wait(), PATIENCE_S)
+    except TimeoutError:
+        pytest.fail(f"{[(side.told, side.devices) for side in sides]}")
+
+
+def matched_share(codec, side, other):
+    """The share of what ``side`` heard that is, bit for bit, ``other``'s voice decoded."""
+    kbps = codec.config.target_bandwidths[-1]
+    codes = codec.stream_encoder(kbps).push(np.concatenate(other.captured))
+    wanted = codec.stream_decoder(kbps).push(codes).reshape(len(codes), -1)
+    spoken = [hop for hop in side.heard if hop.any()]
+    near = [np.abs(wanted - hop).max(axis=1).min() < 1e-4 for hop in spoken]
+    return float(np.mean(near))
+
+
+def voiced(hops, first):
+    """From the first to the last of ``hops[first:]`` that is unlike the silence before."""
+    unlike = [np.abs(hop - hops[first - 1]).max() for hop in hops[first:]]
+    told = first + np.flatnonzero(np.array(unlike) > 0.1 * max(unlike))
+    return hops[told[0] : told[-1] + 1]
+
+
+def test_both_sides_of_a_call_hear_what_the_other_said_into_its_microphone(server, codec):
+    said = [
+        (16_000 * speech(1, 2 * RATE, seed=seed)[0].numpy()).astype(np.int16) for seed in (3, 8)
+    ]
+
+    async def main():
+        sides = [Side(codec, end) for end in ENDS]
+        one, other = sides
+        await one.call.accept(await other.call.answer(await one.call.offer()))
+        running = [asyncio.create_task(side.call.run()) for side in sides]
+        await until(lambda: all(len(side.heard) > 10 for side in sides), sides)
+        begun = [len(side.heard) for side in sides]
+        recorders = [server.listen(end=end) for end in ENDS]
+        voices = zip(said, ENDS, strict=True)
+        await asyncio.gather(
+            *(asyncio.to_thread(server.say, voice, end=end) for voice, end in voices)
+        )
+        spoken = [len(side.heard) for side in sides]
+        await until(
+            lambda: all(
+                len(side.heard) > begun + 15 for side, begun in zip(sides, spoken, strict=True)
+            ),
+            sides,
+        )
+        played = [recorder.stop() for recorder in recorders]
+        alive = [not task.done() for task in running]
+        reports = [side.call.statistics() for side in sides]
+        for side in sides:
+            await side.call.close()
+        await asyncio.gather(*running, return_exceptions=True)
+        return sides, begun, played, alive, reports
+
+    sides, begun, played, alive, reports = asyncio.run(main())
+    assert alive == [True, True]
+    for index, (side, other) in enumerate(zip(sides, reversed(sides), strict=True)):
+        counts, inbound, hop = side.devices, reports[index]["inbound"], codec.config.hop_length
+        captured = np.concatenate(side.captured)
+        pieces = shares(said[index] / 32768, captured, 0.05)
+        check_order(pieces, bound("captured", "correlation"), counts)
+        microphone, speaker = side.handset.source.watched.counts, counts["speaker"]
+        dropped = counts["microphone"]["samplesShed"] + microphone.lost_samples
+        assert 0 <= microphone.samples - dropped - len(captured) < FIFO_S * RATE
+        assert matched_share(codec, side, other) > bound("heard over the link", "share"), inbound
+        spoken = low(np.concatenate(voiced(side.heard, begun[index])))
+        pieces = shares(spoken, low(played[index]), 0.1, period=hop)
+        check_order(pieces, bound("played back", "correlation"), counts, over="link")
+        assert (speaker["starvations"] > 0) == (speaker["samplesMissing"] > 0)
+        assert 0 < inbound["totalSamplesReceived"] <= len(side.heard) * hop
