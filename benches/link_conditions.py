@@ -2,8 +2,8 @@
 
     python -m benches.link_conditions
 
-Whole calls of packets on a virtual clock, with redundancy and aiortc's estimator; only the decoder
-is left out, as it moves no packet. Sequence numbers wrap in the hour of ``link_endurance``.
+Whole calls of packets on a virtual clock, with redundancy and aiortc's estimator; the decoder is
+left out, as it moves no packet, but where pauses in recorded speech matter. Sequence numbers wrap in the hour of ``link_endurance``.
 """
 
 from __future__ import annotations
@@ -16,15 +16,18 @@ import numpy as np
 import torch
 
 from benches.link import Silent
-from benches.link_endurance import SMALL_KBPS, small_codec
+from benches.link_endurance import SMALL_KBPS, small_codec, speech
 from benches.record import Json, Record
 from encodec_rt.link.channel import Channel, Network
+from encodec_rt.link.jitter import JitterBuffer, Slot
+from encodec_rt.link.listener import Listener
 from encodec_rt.link.rate import RateController
 from encodec_rt.link.rtp import Estimator
 from encodec_rt.link.simulate import Heard, simulate
 from encodec_rt.streaming.codec import Codec
 
 SECONDS = 60
+CLIPS = 5
 EVENT_S = 20.0
 SETTLED_S = 5.0
 """From when on a call's delay counts."""
@@ -121,13 +124,53 @@ def measure(heard: Heard, condition: Condition, hop_ms: float) -> dict[str, Json
     }
 
 
+class Watched(JitterBuffer):
+    """A jitter buffer that tells pauses from speech where it shortens the delay."""
+
+    def __init__(self) -> None:
+        """Nothing was left out yet."""
+        super().__init__()
+        self.cut = {"in_pauses": 0, "in_speech": 0}
+
+    def get(self, now_s: float, *, quiet: bool = False) -> Slot:
+        """As ever."""
+        slot = super().get(now_s, quiet=quiet)
+        self.cut["in_pauses" if quiet else "in_speech"] += slot.skipped
+        return slot
+
+
+def cuts(codec: Codec, kbps: float, network: Network, seed: int) -> dict[str, Json]:
+    """Where frames of recorded speech are left out when the delay shrinks."""
+    clip = speech(codec.config.sampling_rate)
+    codes = np.concatenate([codec.stream_encoder(kbps).push(clip)] * CLIPS)
+    buffer = Watched()
+    simulate(
+        codec,
+        codes,
+        Channel(network, seed),
+        Listener(codec, kbps, buffer=buffer),
+        controller=RateController(codebooks=codes.shape[1]),
+    )
+    seconds = len(codes) / codec.config.frame_rate
+    return {"seconds": seconds, **{f"left_out_{where}": n for where, n in buffer.cut.items()}}
+
+
 def main() -> None:
     """Hold every call and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=4)
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--kbps", type=float, default=6.0)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
-    codec, record = small_codec(), Record("link-conditions")
+    record, spoken = Record("link-conditions"), Codec.load(arguments.model)
+    for name in ("as ever", "60 ms delay step back"):
+        for seed in range(arguments.seeds):
+            case: dict[str, Json] = {"condition": f"{name}, recorded speech", "seed": seed}
+            network = CONDITIONS[name].network
+            record.add(case, values=cuts(spoken, arguments.kbps, network, seed))
+            print(record.table(record.cases[-1:]), flush=True)
+    codec = small_codec()
     hop_ms = 1000 * codec.config.hop_length / codec.config.sampling_rate
     for name, condition in CONDITIONS.items():
         for seed in range(arguments.seeds):

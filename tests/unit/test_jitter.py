@@ -100,6 +100,18 @@ def test_spikes_are_not_paid_for_with_delay():
     assert longest_gap_s(outcome, 1, 39) < RESUME_S
 
 
+@pytest.mark.parametrize("changes", [{"reorder": 0.05}, {"duplicate": 0.2}])
+def test_neither_reordering_nor_duplicates_interrupt(changes: dict[str, float]):
+    network = Network(delay_ms=40, jitter_ms=3, reorder_ms=30, **changes)
+    packets = traces.trace(network, 30, seed=1)
+    outcome = traces.play(packets)
+    assert longest_gap_s(outcome, 1, 29.9) < 4 * HOP_S
+    settled = [p for p in packets if p.sent_s > 5]
+    assert outcome.late_share(settled) < 0.01
+    reordered_ms = 30 if "reorder" in changes else 0
+    assert np.median(outcome.delays_ms(settled)) < 40 + reordered_ms + 10 + 1.5 * HOP_S * 1e3
+
+
 def test_after_an_outage_audio_resumes_at_once_and_at_the_same_delay():
     packets = traces.trace(Network(delay_ms=40, jitter_ms=3, outages_s=((10, 15),)), 30)
     outcome = traces.play(packets)
