@@ -3,7 +3,8 @@
     python -m benches.link_conditions
 
 Whole calls of packets on a virtual clock, with redundancy and aiortc's estimator; the decoder is
-left out, as it moves no packet, but where pauses in recorded speech matter. Sequence numbers wrap in the hour of ``link_endurance``.
+left out, as it moves no packet, but where pauses in recorded speech matter. Sequence numbers wrap
+in the hour of ``link_endurance``.
 """
 
 from __future__ import annotations
