@@ -41,8 +41,9 @@ WAVEFORM_WEIGHTS = {
 }
 """What learns the waveform without a discriminator; heavier logarithms would drown its phase."""
 
-LOUDNESS_WEIGHTS = {"relative_l1": 0.5, "compressed": 3.0, "log_mel": 0.05}
-"""For the end of a run, when the waveform is learnt: what is heard, weak parts included."""
+LOUDNESS_WEIGHTS = {"relative_l1": 0.5, "compressed": 3.0, "log_magnitude": 0.25}
+"""For the end of a run, when the waveform is learnt: what is heard. Without the logarithms what is
+weak would be left out, the highs first."""
 
 PAPER_WEIGHTS = {"time_l1": 0.1, "mel": 1.0, "adversarial": 3.0, "features": 3.0}
 """Gradient shares of the paper's 24 kHz model, for a balanced stage."""
