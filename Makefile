@@ -38,13 +38,18 @@ bench: $(STAMP)
 	$(BIN)/python -m benches.stream
 
 # For a machine with a CUDA device whose Python has torch, triton, numpy, safetensors and pytest;
-# installs nothing. The benches refuse to time what is not right.
+# installs nothing. The benches refuse to time what is not right. Each part has its own time, 525 s in
+# all; one that fails or is stopped loses nothing of the others, and what it measured is kept.
 gpu: export PYTHONPATH := .:kernels
 gpu:
-	$(PYTHON) -m pytest -q tests/gpu tests/unit/test_kernels_conv.py tests/unit/test_kernels_lstm.py \
-		tests/unit/test_kernels_rvq.py
-	$(PYTHON) -m benches.kernels
-	$(PYTHON) -m benches.gpu
+	@failed=; part() { echo "== $$*"; timeout -s INT -k 5 "$$@" || failed="$$failed $$4"; }; \
+	part 160 $(PYTHON) -m pytest -q -W default tests/gpu tests/unit/test_kernels_conv.py \
+		tests/unit/test_kernels_lstm.py tests/unit/test_kernels_rvq.py; \
+	part 85 $(PYTHON) -m benches.gpu latency --budget 65; \
+	part 110 $(PYTHON) -m benches.gpu streams --budget 90; \
+	part 50 $(PYTHON) -m benches.kernels --budget 30; \
+	part 120 $(PYTHON) -m benches.gpu rivals --budget 100; \
+	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "encodec_rt needs Python >= 3.10")'

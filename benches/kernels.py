@@ -4,21 +4,26 @@
 
 A layer's floor is the longer of moving its weights, activations and state through memory once and
 doing its products, at the rates that a copy and a matrix product reach in the same run. A layer
-whose result is not right gets no time.
+whose result is not right gets no time. Up to 64 slots by both sets of tiles, for many slots and
+for few.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import math
+import sys
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from triton.errors import TritonError
 
 from benches.record import Json, Record
 from benches.workload import OneLayer, layers, random_24khz, steps_per_frame
-from encodec_rt.streaming.backends import select
+from encodec_rt.streaming.backends import triton_ops
 from encodec_rt.streaming.graph import capture
 from encodec_rt.streaming.plan import ConvSpec, ConvTransposeSpec, LayerSpec, LstmSpec
 
@@ -65,12 +70,16 @@ def work(spec: LayerSpec, steps: int) -> Work:
     return Work(products, 4 * weights, 4 * (inputs + outputs + 2 * state))
 
 
+class NotRight(RuntimeError):
+    """A result is wrong, so its time means nothing and is not taken."""
+
+
 def require_right(one: OneLayer, precision: str) -> float:
-    """The error of a layer against float64. Exits if it is over the bound: no time for that."""
+    """The error of a layer against float64. Raises NotRight if it is over the bound."""
     given, wanted = one.step().double(), one.reference()
     error = float((given - wanted).norm() / wanted.norm())
     if not error <= LARGEST_ERROR[precision]:
-        raise SystemExit(
+        raise NotRight(
             f"{one.spec.name}: error {error:.2e} is over {LARGEST_ERROR[precision]:.1e}; a layer "
             "whose result is wrong is not timed"
         )
@@ -100,11 +109,23 @@ def ceilings(device: torch.device) -> dict[str, float]:
     found = {"bytes": 2e3 * source.nbytes / copying}
     side = 8192
     left, right = torch.randn(2, side, side, device=device)
-    for precision, products in (("fast", "tf32"), ("exact", "ieee")):
-        torch.backends.cuda.matmul.fp32_precision = products
+    for precision in ("fast", "exact"):
+        torch.backends.cuda.matmul.fp32_precision = "tf32" if precision == "fast" else "ieee"
         multiplying = sorted(device_ms(lambda: left @ right, 10))[5]
         found[precision] = 1e3 * side**3 / multiplying
     return found
+
+
+def ieee_products() -> None:
+    """Have torch compute in float32, as the kernels do: it rounds convolutions to TF32."""
+    torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+
+
+def finish(record: Record) -> int:
+    """Say where the record is; 1 if something in it was wrong."""
+    print(record.save().name)
+    return int(any(case.values.get("wrong") is True for case in record.cases))
 
 
 def require_cuda() -> torch.device:
@@ -117,7 +138,7 @@ def require_cuda() -> torch.device:
 def measure(
     one: OneLayer, need: Work, slots: int, precision: str, limits: dict[str, float]
 ) -> tuple[dict[str, Json], list[float]]:
-    """What a layer reaches, and its times in milliseconds. Exits if it is not right."""
+    """What a layer reaches, and its times in milliseconds. Raises NotRight."""
     error = require_right(one, precision)
 
     def several() -> None:
@@ -125,7 +146,7 @@ def measure(
             one.step()
 
     (replay,) = capture(one.x.device, several)
-    times = [ms / PER_GRAPH for ms in device_ms(replay)]
+    times = [ms / PER_GRAPH for ms in device_ms(replay, REPLAYS)]
     median_s = 1e-3 * sorted(times)[len(times) // 2]
     floor = need.floor_us(slots, limits["bytes"], limits[precision])
     values: dict[str, Json] = {
@@ -138,36 +159,47 @@ def measure(
     return values, times
 
 
-def main() -> None:
-    """Time every layer and write one JSON file."""
+def main() -> int:
+    """Time every layer and write one JSON file; 1 if a layer was not right."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 64, 1024])
     parser.add_argument(
         "--precision", nargs="+", default=["exact", "fast"], choices=["exact", "fast"]
     )
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds for all of it")
     options = parser.parse_args()
     device = require_cuda()
-    record = Record("kernels", device="cuda")
+    end = time.perf_counter() + options.budget
+    ieee_products()
+    record = Record("kernels", device=device.type)
     limits = ceilings(device)
     record.add({"ceilings": "measured"}, values=dict(limits))
     model = random_24khz()
+    cases = itertools.product(options.slots, options.precision, (False, True), layers(model))
     with torch.inference_mode():
-        for slots in options.slots:
-            for precision in options.precision:
-                ops = select("triton", device, precision)
-                for spec in layers(model):
-                    one = OneLayer(model, spec, ops, slots, device)
-                    need = work(spec, steps_per_frame(model, spec))
-                    values, times = measure(one, need, slots, precision, limits)
-                    added = record.add(
-                        {"layer": spec.name, "slots": slots, "precision": precision},
-                        {"device": times},
-                        values=values,
-                        keep_samples=True,
-                    )
-                    print(record.table([added]), flush=True)
-    print(record.write().name)
+        for slots, precision, few, spec in cases:
+            # Tiles for few slots are not meant for many.
+            if few and slots > 64:
+                continue
+            case = {"layer": spec.name, "slots": slots, "precision": precision, "few": few}
+            if time.perf_counter() > end:
+                record.add({"skipped": "all other layers"}, values={"reason": f"from {case} on"})
+                break
+            ops = triton_ops(device, precision, few=few)
+            one = OneLayer(model, spec, ops, slots, device)
+            need = work(spec, steps_per_frame(model, spec))
+            try:
+                values, times = measure(one, need, slots, precision, limits)
+            except (RuntimeError, TritonError) as error:
+                reason = f"{type(error).__name__}: {error}"[:500]
+                wrong = isinstance(error, NotRight)
+                added = record.add(case, values={"reason": reason, "wrong": wrong})
+            else:
+                added = record.add(case, {"device": times}, values=values, keep_samples=True)
+            print(record.table([added]), flush=True)
+            record.save()
+    return finish(record)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

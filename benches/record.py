@@ -116,6 +116,7 @@ class Record:
         self.time = datetime.now(timezone.utc)
         self.device = device_facts(device)
         self.cases: list[Case] = []
+        self._saved: Path | None = None
 
     def add(
         self,
@@ -161,10 +162,24 @@ class Record:
         slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
         path = Path(folder) / f"{self.bench}-{slug}-{self.time:%Y%m%dT%H%M%SZ}.json"
         path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(_finite(self.as_dict()), indent=1)
         with path.open("x", encoding="utf-8") as file:
-            file.write(text + "\n")
+            file.write(self._text())
         return path
+
+    def save(self, folder: str | Path = RESULTS) -> Path:
+        """As ``write``, and may be called again: the file then holds what there is by now.
+
+        A run that dies has left what it measured. Raises FileExistsError at the first call.
+        """
+        if self._saved is None:
+            self._saved = self.write(folder)
+            return self._saved
+        unfinished = self._saved.with_suffix(".part")
+        unfinished.write_text(self._text(), encoding="utf-8")
+        return unfinished.replace(self._saved)
+
+    def _text(self) -> str:
+        return json.dumps(_finite(self.as_dict()), indent=1) + "\n"
 
     def table(self, cases: Sequence[Case] | None = None) -> str:
         """One aligned line per case and timing, for a terminal; of all ``cases`` if not given."""

@@ -54,9 +54,8 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
     return 0.3 * envelope * torch.randn(*shape, generator=generator)
 
 
-def frames(audio: Tensor) -> list[Tensor]:
-    """[S, n] -> the frames [S, hop] of the 24 kHz model, each in memory of its own."""
-    hop = EncodecConfig().hop_length
+def frames(audio: Tensor, hop: int = 320) -> list[Tensor]:
+    """[S, n] -> frames [S, hop], by default those of the 24 kHz model, each in its own memory."""
     return [audio[:, at : at + hop].contiguous() for at in range(0, audio.shape[1], hop)]
 
 

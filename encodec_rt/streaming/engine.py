@@ -163,6 +163,11 @@ class Engine:
         self._encoder.now.load_(self._slot(slot), state[0])
         self._decoder.now.load_(slot, state[1])
 
+    @property
+    def ticks(self) -> Mapping[str, Tick]:
+        """The steps under "encode" and "decode", to be timed on the device alone."""
+        return {"encode": self._encode, "decode": self._decode[self.codebooks]}
+
     def describe(self) -> EngineInfo:
         """What this engine runs on."""
         ops = self.model.ops
@@ -172,8 +177,7 @@ class Engine:
             for name in names
             if not name.startswith("pack_")
         }
-        ticks = {"encode": self._encode, "decode": self._decode[self.codebooks]}
-        graphs = {name: tick.eager_because or "one CUDA graph" for name, tick in ticks.items()}
+        graphs = {name: tick.eager_because or "one CUDA graph" for name, tick in self.ticks.items()}
         widths = [4 * lane.now.arena.shape[1] for lane in (self._encoder, self._decoder)]
         return EngineInfo(str(self.model.device), self.slots, self.codebooks, rows, graphs, *widths)
 

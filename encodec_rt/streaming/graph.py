@@ -59,6 +59,10 @@ class Tick:
         torch.cuda.current_stream(self._x.device).synchronize()
         return self._y_host
 
+    def again(self) -> None:
+        """Step once more on what the buffers hold, on the device and without waiting for it."""
+        self._on_device()
+
     def _run(self) -> None:
         self._y.copy_(self._step(self._x, self._active))
 

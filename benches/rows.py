@@ -1,0 +1,210 @@
+"""The ways to run the codec that the bench on a GPU compares, each behind the same two calls.
+
+Rows of the same state and maths: the Triton kernels by different rules, and plain torch eager,
+under a CUDA graph, and compiled by torch. One row of another kind, which has no state:
+transformers' model, frame by frame, whose codes are not a stream's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from benches.record import Json
+from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.streaming.backends import Precision, select, triton_ops
+from encodec_rt.streaming.engine import Engine
+from encodec_rt.streaming.graph import Tick
+from encodec_rt.streaming.lane import Lane
+from encodec_rt.streaming.packed import pack
+
+
+def bandwidth_kbps(model: EncodecModel) -> float:
+    """The third bandwidth of a model: 6 kbps of the 24 kHz one."""
+    return model.config.target_bandwidths[2]
+
+
+class Runner(Protocol):
+    """One batch of streams: frame after frame, on the host or on the device."""
+
+    def encode(self, pcm: Tensor) -> Tensor:
+        """Audio [S, hop] -> codes [S, Q], readable where the audio is."""
+
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes [S, Q] -> audio [S, hop], readable where the codes are."""
+
+    @property
+    def ticks(self) -> Mapping[str, Tick]:
+        """Both steps on the device alone, "encode" and "decode", if they are apart."""
+
+
+Make = Callable[[EncodecModel, int, torch.device], Runner]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One way to run the codec, how exact it is, and what is timed of it.
+
+    ``live``: also at the pace of a microphone and with a cold cache, which takes time.
+    """
+
+    name: str
+    make: Make
+    precision: Precision = "exact"
+    stateless: bool = False
+    live: bool = False
+
+    @property
+    def case(self) -> dict[str, Json]:
+        """How a record names it."""
+        return {"row": self.name, "precision": self.precision, "has_state": not self.stateless}
+
+
+def triton_engine(
+    model: EncodecModel,
+    slots: int,
+    device: torch.device,
+    *,
+    precision: Precision = "exact",
+    few: bool = False,
+    chained: bool = False,
+    graph: bool | None = True,
+) -> Engine:
+    """An engine of Triton kernels by these rules; a graph that cannot be had is an error."""
+    ops = triton_ops(device, precision, few=few, chained=chained)
+    kbps = bandwidth_kbps(model)
+    return Engine(pack(model, ops, device), slots, kbps, start="zero", graph=graph)
+
+
+def torch_engine(
+    model: EncodecModel, slots: int, device: torch.device, *, graph: bool | None
+) -> Engine:
+    """An engine of the plain-torch rows, in float32."""
+    packed, kbps = pack(model, select("torch", device), device), bandwidth_kbps(model)
+    return Engine(packed, slots, kbps, start="zero", graph=graph)
+
+
+class CompiledSteps:
+    """The plain-torch rows, each direction one function that torch compiles."""
+
+    @torch.no_grad()
+    def __init__(
+        self,
+        model: EncodecModel,
+        slots: int,
+        device: torch.device,
+        *,
+        graph: bool,
+        **options: Any,
+    ) -> None:
+        """Compile with ``options`` of torch.compile; ``graph`` puts the result under a CUDA graph.
+
+        Raises whatever torch.compile does where it cannot.
+        """
+        self._packed = pack(model, select("torch", device), device)
+        self._codebooks = model.config.codebooks_for(bandwidth_kbps(model))
+        self._encoder = Lane(self._packed.encoder, slots, device)
+        self._decoder = Lane(self._packed.decoder, slots, device)
+        wrap = partial(torch.compile, fullgraph=True, dynamic=False, **options)
+        silence = torch.zeros(slots, model.config.hop_length, device=device)
+        codes = torch.zeros(slots, self._codebooks, dtype=torch.int64, device=device)
+        self.ticks = {
+            "encode": Tick(wrap(self._encode_step), silence, graph=graph),
+            "decode": Tick(wrap(self._decode_step), codes, graph=graph),
+        }
+
+    @torch.no_grad()
+    def encode(self, pcm: Tensor) -> Tensor:
+        """Audio [S, hop] -> codes [S, Q]."""
+        return self.ticks["encode"](pcm, None)
+
+    @torch.no_grad()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes [S, Q] -> audio [S, hop]."""
+        return self.ticks["decode"](codes, None)
+
+    def _encode_step(self, pcm: Tensor, active: Tensor) -> Tensor:
+        latents = self._encoder.step(pcm[:, :, None], active)
+        ops, books = self._packed.ops, self._packed.codebooks
+        return ops.rvq_encode(latents, books, codebooks=self._codebooks)[:, 0]
+
+    def _decode_step(self, codes: Tensor, active: Tensor) -> Tensor:
+        latents = self._packed.ops.rvq_decode(codes[:, None], self._packed.codebooks)
+        return self._decoder.step(latents, active)[:, :, 0]
+
+
+class TransformersFrames:
+    """transformers' EncodecModel with the same weights, each frame on its own: it has no state."""
+
+    def __init__(self, model: EncodecModel, slots: int, device: torch.device) -> None:
+        """Raises ImportError where transformers is not installed."""
+        from transformers import EncodecConfig, EncodecModel
+
+        twin: Any = EncodecModel(EncodecConfig.from_dict(model.config.to_dict()))
+        twin.load_state_dict(model.state_dict())
+        self._model = twin.eval().to(device)
+        self._device, self._kbps = device, bandwidth_kbps(model)
+        self.ticks: Mapping[str, Tick] = {}
+
+    @torch.inference_mode()
+    def encode(self, pcm: Tensor) -> Tensor:
+        """Audio [S, hop] -> codes [S, Q] of that frame alone."""
+        codes = self._model.encode(pcm.to(self._device)[:, None], None, self._kbps).audio_codes
+        found: Tensor = codes[0, :, :, 0].to(pcm.device)
+        return found
+
+    @torch.inference_mode()
+    def decode(self, codes: Tensor) -> Tensor:
+        """Codes [S, Q] -> audio [S, hop] of that frame alone."""
+        given = codes.to(self._device)[None, :, :, None]
+        audio: Tensor = self._model.decode(given, [None]).audio_values
+        return audio[:, 0].to(codes.device)
+
+
+def _triton(
+    name: str, precision: Precision = "exact", *, few: bool = False, chained: bool = False
+) -> Row:
+    make = partial(triton_engine, precision=precision, few=few, chained=chained)
+    return Row(name, make, precision, live=True)
+
+
+def _compiled(name: str, **options: Any) -> Row:
+    return Row(name, partial(CompiledSteps, **options))
+
+
+EXACT = _triton("triton")
+FAST = _triton("triton, fast", "fast")
+TORCH_GRAPH = Row("torch, graph", partial(torch_engine, graph=True), live=True)
+TORCH_EAGER = Row("torch, eager", partial(torch_engine, graph=False))
+
+LATENCY = (
+    EXACT,
+    _triton("triton, few slots", few=True),
+    _triton("triton, few slots, chained", few=True, chained=True),
+    FAST,
+    _triton("triton, few slots, chained, fast", "fast", few=True, chained=True),
+    TORCH_GRAPH,
+    TORCH_EAGER,
+)
+"""Rows of one stream's latency."""
+
+RIVALS = (
+    EXACT,
+    TORCH_GRAPH,
+    Row("transformers, per frame", TransformersFrames, stateless=True),
+    _compiled("torch.compile default", mode="default", graph=False),
+    _compiled("torch.compile default, graph", mode="default", graph=True),
+    _compiled("torch.compile max-autotune, graph", mode="max-autotune-no-cudagraphs", graph=True),
+)
+"""Rows that take long to make, with the two to compare them with; the slowest to make last.
+
+torch's own graphs are off where there is one around the whole tick: they would be inside it.
+"""
+
+STREAMS = (EXACT, FAST)
+"""Rows of many streams."""
