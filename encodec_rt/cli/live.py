@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import signal
 import threading
@@ -9,6 +10,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,6 +69,10 @@ def live(
     measure: Annotated[
         bool, typer.Option("--measure", help="Measure mouth-to-ear latency with chirps, and end.")
     ] = False,
+    stats_json: Annotated[
+        Path | None,
+        typer.Option(help="Write the session's counters, times and latencies at its end."),
+    ] = None,
     duration: Annotated[
         float | None, typer.Option(help="End after so many seconds.", metavar="SECONDS", min=0.0)
     ] = None,
@@ -118,8 +124,7 @@ def live(
     for path in (record, save):
         if path is not None and loop.frames:
             say(f"wrote {path}: {loop.samples_in / rate_hz:.2f} s")
-    if probe is not None:
-        _report(probe, status)
+    _report(status, probe, stats_json)
 
 
 def _run(duplex: Duplex, duration_s: float | None, probe: Probe | None, console: Console) -> None:
@@ -162,20 +167,43 @@ def _interruptible() -> Iterator[None]:
             signal.signal(getattr(signal, name), handler)
 
 
-def _report(probe: Probe, status: Status) -> None:
-    """The result of a measurement, on standard output. Raises AudioDeviceError if it failed."""
+def _report(status: Status, probe: Probe | None, stats_json: Path | None) -> None:
+    """Write the statistics, and say what was measured. Raises AudioDeviceError if that failed."""
+    from encodec_rt.atomic import replacing
+    from encodec_rt.live.meter import status_json
+
+    found = {} if probe is None else _found(probe)
+    if stats_json is not None:
+        measured = {name: asdict(delay) for name, delay in found.items()}
+        with replacing(stats_json, force=True) as part:
+            statistics = status_json(status, measured)
+            part.write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")
+    if probe is not None:
+        probe.require()
+        _show_delay(status, found)
+
+
+def _found(probe: Probe) -> dict[str, Delay]:
+    """The delays that the chirps told, by where they were found again."""
+    delays = {"byMicrophone": probe.before_codec(), "byDecoder": probe.after_codec()}
+    return {name: delay for name, delay in delays.items() if delay is not None}
+
+
+def _show_delay(status: Status, found: dict[str, Delay]) -> None:
+    """The result of a measurement beside the budget, on standard output."""
     from rich.console import Console
 
     from encodec_rt.live.meter import budget_table
 
-    arrived, decoded = probe.require(), probe.after_codec()
-    typer.echo(f"mouth to ear, by what the microphone heard: {_in_words(arrived)}")
-    if decoded is None:
-        typer.echo("the codec's output is too unlike the chirps to be found by correlation")
+    typer.echo(f"mouth to ear, by what the microphone heard: {_in_words(found['byMicrophone'])}")
+    if "byDecoder" in found:
+        typer.echo(f"mouth to ear, by what the decoder gave:     {_in_words(found['byDecoder'])}")
     else:
-        typer.echo(f"mouth to ear, by what the decoder gave:     {_in_words(decoded)}")
+        typer.echo("the codec's output is too unlike the chirps to be found by correlation")
     typer.echo("the air between speaker and microphone is in it, 3 ms per metre")
-    Console().print(budget_table(status.budget))
+    names = {"byMicrophone": "measured, by microphone", "byDecoder": "measured, by decoder"}
+    measured = {names[name]: delay.median_ms for name, delay in found.items()}
+    Console().print(budget_table(status.budget, measured))
 
 
 def _in_words(delay: Delay) -> str:

@@ -102,7 +102,7 @@ class Duplex:
         if not self._keep_all and source.waiting > MOST_BACKLOG_S * source.rate_hz:
             excess = source.waiting - round(BLOCK_S * source.rate_hz)
             self._shed += source.skip(excess)
-        self._pass_on(source)
+        self._pass_on(source, source.waiting)
         return True
 
     def status(self) -> Status:
@@ -158,8 +158,10 @@ class Duplex:
             "speaker lost": self._sink.losses,
         }
 
-    def _pass_on(self, source: AudioSource) -> None:
-        audio = source.read(round(MOST_FRAMES * BLOCK_S * source.rate_hz))
+    def _pass_on(self, source: AudioSource, most: int) -> int:
+        """Take up to ``most`` samples through the codec; how many they were."""
+        audio = source.read(min(most, round(MOST_FRAMES * BLOCK_S * source.rate_hz)))
+        taken = len(audio)
         if source.rate_hz != self.loop.rate_hz:
             audio = self._converter.process(audio, self.loop.rate_hz / source.rate_hz)
         self._input_level.update(audio)
@@ -167,18 +169,22 @@ class Duplex:
         if self._choose is not None:
             heard = self._choose(audio, heard)
         self._output_level.update(heard)
-        if not len(heard) or self._sink is None:
-            return
-        if self._sink.end is None or self._playout is None:
-            self._unplayed += len(heard)
-            return
-        self._playout.write(heard, backlog_ms=self._waiting_ms(source))
+        if len(heard) and self._sink is not None:
+            if self._sink.end is None or self._playout is None:
+                self._unplayed += len(heard)
+            else:
+                self._playout.write(heard, backlog_ms=self._waiting_ms(source))
+        return taken
 
     def _drain(self) -> None:
-        """Encode what is still queued, so that a recording ends where the session did."""
-        if self._source.end is not None:
-            while self._source.end.waiting:
-                self._pass_on(self._source.end)
+        """Encode what is queued by now, so that a recording ends where the session did.
+
+        No more than that: to a codec that is too slow, more would come for ever.
+        """
+        source = self._source.end
+        left = 0 if source is None else source.waiting
+        while source is not None and left > 0:
+            left -= self._pass_on(source, left)
 
     def _watch(self) -> None:
         now_s = self._system.now()

@@ -174,9 +174,32 @@ def plain_line(status: Status) -> str:
     )
 
 
-def budget_table(budget: Budget) -> Table:
-    """The terms of the latency and their sum."""
-    return terms_table(budget.terms())
+def status_json(status: Status, measured: dict[str, dict[str, float]]) -> dict[str, object]:
+    """A session at its end, with the delays that were ``measured``, by how; times in milliseconds.
+
+    Names are in the manner of webrtc-stats, as in the statistics of a call.
+    """
+    budget = {_camel(name): round(value, 3) for name, value in status.budget.terms()}
+    times = {"encodeMs": status.encode_ms, "decodeMs": status.decode_ms}
+    return {
+        "seconds": round(status.seconds, 3),
+        "input": status.input_name,
+        "output": status.output_name,
+        "bitrateKbps": round(status.kbps, 3),
+        **{name: {"p50": p50, "p99": p99} for name, (p50, p99) in times.items()},
+        "driftPpm": round(status.drift_ppm, 1),
+        "counts": {_camel(name): count for name, count in status.counts.items()},
+        "latencyMs": budget | {"sum": round(status.budget.total, 3)},
+        "mouthToEarMs": measured,
+    }
+
+
+def budget_table(budget: Budget, measured: dict[str, float] | None = None) -> Table:
+    """The terms of the latency and their sum, above what was ``measured``, by how."""
+    table = terms_table(budget.terms())
+    for name, value in (measured or {}).items():
+        table.add_row(name, f"{value:.1f}", style="bold")
+    return table
 
 
 def terms_table(terms: list[tuple[str, float]]) -> Table:
@@ -263,3 +286,8 @@ def level_bar(level_db: float) -> str:
     """Twenty places for the 60 decibels below full scale."""
     filled = round(min(20.0, max(0.0, (level_db + 60) / 3)))
     return "#" * filled + "." * (20 - filled)
+
+
+def _camel(words: str) -> str:
+    first, *others = words.split()
+    return first + "".join(word.capitalize() for word in others)

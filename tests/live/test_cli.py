@@ -1,3 +1,4 @@
+import json
 import sys
 import wave
 
@@ -133,6 +134,15 @@ def test_measuring_goes_with_no_recording(card, model, tmp_path):
     result = live(model, "--measure", "--record", tmp_path / "out.wav")
     assert result.exit_code == 2
     assert "--measure plays chirps" in result.stderr
+
+
+def test_the_statistics_of_a_session_are_written(card, model, tmp_path):
+    result = live(model, "--stats-json", tmp_path / "out.json")
+    assert result.exit_code == 0, result.output
+    report = json.loads((tmp_path / "out.json").read_text())
+    assert (report["input"], report["output"]) == ("Desk Microphone", "Desk Speaker")
+    assert report["mouthToEarMs"] == {}
+    assert report["latencyMs"]["outputBuffer"] == 20.0
 
 
 def test_measure_says_what_to_do_when_the_microphone_hears_nothing(card, model):

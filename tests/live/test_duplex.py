@@ -335,3 +335,18 @@ def test_a_session_on_a_hanging_sound_system_ends_with_one_error_and_its_recordi
     with wave.open(str(tmp_path / "out.wav")) as file:
         assert file.getnframes() == session.loop.samples_in > 0.8 * RATE
     card.answers.set()
+
+
+def test_a_session_ends_though_the_codec_is_slower_than_the_microphone(monkeypatch, codec):
+    card = VirtualCard(sound=voice(2))
+    session = Session(monkeypatch, codec, card, keep_all=True)
+    slow = session._choose
+
+    def choose(captured, heard):
+        card.sleep(2 * len(captured) / RATE)
+        return slow(captured, heard)
+
+    session.duplex._choose = choose
+    session.run(1)
+    assert card.time_s < 4
+    assert session.loop.samples_in > 0.4 * RATE

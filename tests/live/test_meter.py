@@ -1,4 +1,5 @@
 import io
+import json
 
 import numpy as np
 import pytest
@@ -14,8 +15,10 @@ from encodec_rt.live.meter import (
     QueueTime,
     Status,
     Timings,
+    budget_table,
     panel,
     plain_line,
+    status_json,
 )
 from tolerances import bound
 
@@ -139,3 +142,21 @@ def test_the_panel_shows_every_term_and_every_counter():
         assert name in text.getvalue()
     for wanted in ("playback starved", "input overflow", "90.1", "+123 ppm", "2.0 / 4.0 ms"):
         assert wanted in text.getvalue()
+
+
+def test_the_budget_stands_beside_what_was_measured():
+    text = io.StringIO()
+    Console(file=text, width=80).print(budget_table(BUDGET, {"measured, by microphone": 97.4}))
+    rows = [line.rsplit(maxsplit=1) for line in text.getvalue().splitlines()]
+    assert [row[1] for row in rows[-2:]] == ["90.1", "97.4"]
+
+
+def test_the_statistics_hold_every_term_counter_and_measurement():
+    given = status_json(status(**{"playback starved": 7}), {"byDecoder": {"median_ms": 97.4}})
+    assert json.loads(json.dumps(given)) == given
+    assert given["counts"] == {"playbackStarved": 7, "inputOverflow": 0}
+    assert given["latencyMs"]["playbackQueue"] == 40.0
+    terms = [value for name, value in given["latencyMs"].items() if name != "sum"]
+    assert given["latencyMs"]["sum"] == pytest.approx(sum(terms))
+    assert len(terms) == len(BUDGET.terms())
+    assert given["mouthToEarMs"]["byDecoder"]["median_ms"] == 97.4
