@@ -1,6 +1,11 @@
 """A call between two pairs of real devices: PortAudio, a sound server, and the network stack."""
 
 import asyncio
+import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +17,7 @@ from encodec_rt.link.session import Call, CallOptions
 from encodec_rt.live.devices import PortAudio
 from encodec_rt.live.streams import FIFO_S
 from encodec_rt.streaming.codec import Codec
-from models import random_model, speech, tiny_config
+from models import SPEECH, random_model, speech, tiny_config
 from sound_pieces import check_order, low, shares
 from tolerances import bound
 
@@ -20,6 +25,8 @@ RATE = pulse.RATE
 PATIENCE_S = 40.0
 BUFFER_MS = 300.0
 ENDS = ("", "_2")
+EXIT_INTERRUPTED = 130
+LINK = (sys.executable, "-c", "from encodec_rt.cli import main; main()", "link")
 
 lacking = pulse.missing()
 pytestmark = pytest.mark.skipif(
@@ -151,3 +158,62 @@ def test_both_sides_of_a_call_hear_what_the_other_said_into_its_microphone(serve
         check_order(pieces, bound("played back", "correlation"), counts, over="link")
         assert (speaker["starvations"] > 0) == (speaker["samplesMissing"] > 0)
         assert 0 < inbound["totalSamplesReceived"] <= len(side.heard) * hop
+
+
+def begin(*command):
+    return subprocess.Popen(
+        [*LINK, *map(str, command)],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def read_until(process, wanted, count=1):
+    """The last of ``count`` lines with ``wanted`` in it."""
+    said = []
+    while line := process.stderr.readline():
+        said.append(line)
+        count -= wanted in line
+        if not count:
+            return line
+    pytest.fail("".join(said))
+
+
+def test_a_call_goes_on_while_its_devices_are_lost_and_opens_them_again(
+    server, codec, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "state"))
+    codec.model.save_pretrained(tmp_path / "model")
+    report, heard = tmp_path / "out.json", tmp_path / "heard.wav"
+    common = ("--model", tmp_path / "model", "-b", codec.config.target_bandwidths[-1])
+    listening = begin(
+        *("listen", "--port", 0, "--once", "--play", SPEECH, "--record", heard, *common)
+    )
+    url = read_until(listening, "listening; ").split()[-1]
+    # This microphone hears its own speaker, which makes the far voice its echo.
+    calling = begin(
+        *("call", url, "--input", "rt_loop", "--output", "rt_spk", "--echo-cancel", *common),
+        *("--stats-json", report),
+    )
+    try:
+        read_until(calling, "round trip")
+        server.stop()
+        read_until(calling, "was lost", 2)
+        server.start()
+        read_until(calling, "is back", 2)
+        read_until(calling, "round trip")
+        calling.send_signal(signal.SIGINT)
+        _, said = calling.communicate(timeout=PATIENCE_S)
+        assert calling.returncode == EXIT_INTERRUPTED, said
+        listening.communicate(timeout=PATIENCE_S)
+    finally:
+        for process in (listening, calling):
+            process.kill()
+            process.communicate()
+    devices = json.loads(report.read_text())["devices"]
+    assert (devices["microphone"]["timesLost"], devices["speaker"]["timesLost"]) == (1, 1)
+    assert devices["microphone"]["samplesOfSilence"] > 0
+    assert devices["speaker"]["samplesUnplayed"] > 0
+    assert devices["latencyMs"]["voiceProcessing"] > 5
+    assert heard.stat().st_size > RATE
