@@ -109,7 +109,8 @@ def test_conv1d_equals_float64(
 @pytest.mark.parametrize(
     ("slots", "steps", "inputs", "outputs", "kernel", "stride"),
     [
-        pytest.param(1, 8, 70, 20, 16, 8, id="an empty last part"),
+        pytest.param(1, 8, 70, 20, 16, 8, id="channels no multiple of a tile"),
+        pytest.param(1, 2, 256, 5, 9, 1, id="parts without terms"),
         pytest.param(3, 2, 512, 5, 3, 1, id="few outputs"),
         pytest.param(1, 8, 256, 512, 16, 8, id="full size"),
     ],
