@@ -152,6 +152,13 @@ async def _paced(count: int, per_s: float) -> AsyncIterator[int]:
         await asyncio.sleep(PACE_S)
 
 
+async def _heard(call: Held) -> None:
+    """Wait until the called end plays what the other said."""
+    while not call.callee.listener.statistics.jitterBufferEmittedCount:
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(2)
+
+
 async def hostile(
     codec: Codec,
     kbps: float,
@@ -165,12 +172,12 @@ async def hostile(
     seconds = datagrams / per_s
     found: dict[str, dict[str, Json]] = {}
     async with held(codec, kbps, audio, GENEROUS) as call:
-        await asyncio.sleep(2)
+        await _heard(call)
         window = Window(call.callee.listener, codec.config.hop_length)
         await asyncio.sleep(min(seconds, 120))
         found["alone"] = window.look()
     async with held(codec, kbps, audio, GENEROUS) as call:
-        await asyncio.sleep(2)
+        await _heard(call)
         window, attack = Window(call.callee.listener, codec.config.hop_length), Attack(call)
         tasks = len(asyncio.all_tasks())
         parts = asyncio.gather(
