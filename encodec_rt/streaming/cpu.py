@@ -199,9 +199,11 @@ def _lstm_cell(gates: Tensor, c: Tensor, h_next: Tensor, c_next: Tensor) -> None
 def _rvq_encode(latents: Tensor, packed: Packed, *, codebooks: int) -> Tensor:
     residual = functional.pad(latents.reshape(-1, latents.shape[2]), (0, 1), value=1.0)
     codes = torch.empty(codebooks, len(residual), dtype=torch.int64)
-    for chosen, (products, vectors) in zip(codes, _stages(packed, codebooks), strict=True):
-        torch.argmin(torch.mm(residual, products), dim=-1, out=chosen)
-        residual.sub_(vectors.index_select(0, chosen))
+    last = codebooks - 1
+    for stage, (products, vectors) in enumerate(_stages(packed, codebooks)):
+        torch.argmin(torch.mm(residual, products), dim=-1, out=codes[stage])
+        if stage < last:
+            residual.sub_(vectors.index_select(0, codes[stage]))
     return codes.t().reshape(*latents.shape[:2], codebooks)
 
 

@@ -174,21 +174,19 @@ class Trainer:
         """The losses that ``stage`` weighs and that need no discriminator, by name."""
         config, rate = self.config, self.config.model.sampling_rate
         wanted = {name for name, weight in stage.weights.items() if weight > 0}
-        terms: dict[str, Tensor] = {}
-        if wanted & set(losses.RELATIVE_TERMS):
-            terms |= losses.relative_terms(
-                estimate,
-                target,
-                sampling_rate=rate,
-                windows=config.windows,
-                names=wanted,
-                log_floor=config.log_floor,
-            )
+        terms = losses.relative_terms(
+            estimate,
+            target,
+            sampling_rate=rate,
+            windows=config.windows,
+            names=wanted,
+            log_floor=config.log_floor,
+        )
         if "time_l1" in wanted:
             terms["time_l1"] = losses.time_l1(estimate, target)
         if "mel" in wanted:
             terms["mel"] = losses.mel_l1_l2(estimate, target, sampling_rate=rate)
-        return {name: term for name, term in terms.items() if name in wanted}
+        return terms
 
     def _losses(self, estimate: Tensor, target: Tensor, stage: Stage) -> dict[str, Tensor]:
         terms = self.reconstruction_losses(estimate, target, stage)
