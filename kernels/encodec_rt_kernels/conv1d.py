@@ -19,7 +19,14 @@ import triton.language as tl
 from torch import Tensor
 
 from encodec_rt_kernels import configs
-from encodec_rt_kernels.device import Arguments, carry_context, elu, follow, launch_metadata
+from encodec_rt_kernels.device import (
+    Arguments,
+    carry_context,
+    follow,
+    launch_metadata,
+    load_tile,
+    load_window,
+)
 
 Packed = tuple[Tensor, ...]
 
@@ -76,22 +83,11 @@ def _conv1d_kernel(
         end = tl.minimum(begin + PART, TAPS * INPUTS)
     for start in range(begin, end, DEPTH):
         k = start + tl.arange(0, DEPTH)
-        k_valid = k < TAPS * INPUTS
-        step = first[:, None] + (k // INPUTS * DILATION)[None, :]
-        offset = step * INPUTS + (k % INPUTS)[None, :]
-        valid = row_valid[:, None] & k_valid[None, :]
-        fresh = tl.load(x_row[:, None] + offset, mask=valid & (step >= 0), other=0.0)
-        if ELU:
-            fresh = elu(fresh)
-        if PAST > 0:
-            old = tl.load(context_row[:, None] + offset, mask=valid & (step < 0), other=0.0)
-            fresh = tl.where(step < 0, old, fresh)
-        weight = tl.load(
-            weight_ptr + k[:, None] * OUTPUTS + col[None, :],
-            mask=k_valid[:, None] & (col < OUTPUTS)[None, :],
-            other=0.0,
+        value = load_window(
+            x_row, context_row, row_valid, first, k, INPUTS, TAPS, DILATION, PAST, ELU
         )
-        acc = tl.dot(fresh, weight, acc, input_precision=DOT)
+        weight = load_tile(weight_ptr, k, k < TAPS * INPUTS, col, col < OUTPUTS, OUTPUTS)
+        acc = tl.dot(value, weight, acc, input_precision=DOT)
     if SPLITS == 1:
         acc += tl.load(bias_ptr + col, mask=col < OUTPUTS, other=0.0)[None, :]
     else:

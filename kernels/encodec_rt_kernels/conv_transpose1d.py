@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from encodec_rt_kernels import configs
-from encodec_rt_kernels.device import Arguments, elu, follow, launch_metadata
+from encodec_rt_kernels.device import Arguments, elu, follow, launch_metadata, load_tile
 
 Packed = tuple[Tensor, ...]
 
@@ -72,11 +72,7 @@ def _conv_transpose1d_kernel(
         valid = row_valid[:, None] & k_valid[None, :] & (step >= 0) & (step < steps)
         offset = step * INPUTS + (k % INPUTS)[None, :]
         value = elu(tl.load(x_row[:, None] + offset, mask=valid, other=0.0))
-        weight = tl.load(
-            weight_ptr + k[:, None] * WIDTH + col[None, :],
-            mask=k_valid[:, None] & col_valid[None, :],
-            other=0.0,
-        )
+        weight = load_tile(weight_ptr, k, k_valid, col, col_valid, WIDTH)
         acc = tl.dot(value, weight, acc, input_precision=DOT)
     valid = row_valid[:, None] & col_valid[None, :]
     place = block[:, None] * WIDTH + col[None, :]

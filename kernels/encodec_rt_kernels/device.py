@@ -84,6 +84,46 @@ def tanh(x):
 
 
 @triton.jit
+def load_tile(matrix_ptr, row, row_valid, col, col_valid, width):
+    """The tile (row, col) of a matrix whose rows lie ``width`` apart, zero where not valid."""
+    return tl.load(
+        matrix_ptr + row[:, None] * width + col[None, :],
+        mask=row_valid[:, None] & col_valid[None, :],
+        other=0.0,
+    )
+
+
+@triton.jit
+def load_window(
+    x_row,
+    context_row,
+    row_valid,
+    first,
+    k,
+    CHANNELS: tl.constexpr,
+    TAPS: tl.constexpr,
+    DILATION: tl.constexpr,
+    PAST: tl.constexpr,
+    ELU: tl.constexpr,
+):
+    """The tile (row, k) of the windows of (context, x), k counting (tap, channel).
+
+    A row's window begins at step ``first`` of x, which lies in the context where it is below 0;
+    ``context_row`` points behind a slot's last step.
+    """
+    step = first[:, None] + (k // CHANNELS * DILATION)[None, :]
+    offset = step * CHANNELS + (k % CHANNELS)[None, :]
+    valid = row_valid[:, None] & (k < TAPS * CHANNELS)[None, :]
+    value = tl.load(x_row[:, None] + offset, mask=valid & (step >= 0), other=0.0)
+    if ELU:
+        value = elu(value)
+    if PAST > 0:
+        old = tl.load(context_row[:, None] + offset, mask=valid & (step < 0), other=0.0)
+        value = tl.where(step < 0, old, value)
+    return value
+
+
+@triton.jit
 def carry_context(
     x_ptr,
     context_ptr,

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from encodec_rt_kernels import configs
-from encodec_rt_kernels.device import Arguments, follow, launch_metadata, tanh
+from encodec_rt_kernels.device import Arguments, follow, launch_metadata, load_tile, tanh
 
 Packed = tuple[Tensor, ...]
 
@@ -62,23 +62,16 @@ def _lstm_kernel(
     show = tl.zeros((ROWS, COLS), tl.float32)
     for start in range(0, 2 * UNITS, DEPTH):
         k = start + tl.arange(0, DEPTH)
-        x = tl.load(
-            x_ptr + (slot * x_stride)[:, None] + k[None, :],
-            mask=slot_valid[:, None] & (k < UNITS)[None, :],
-            other=0.0,
-        )
-        hidden = tl.load(
-            hidden_ptr + (slot * hidden_stride)[:, None] + k[None, :] - UNITS,
-            mask=slot_valid[:, None] & ((k >= UNITS) & (k < 2 * UNITS))[None, :],
-            other=0.0,
+        k_valid = k < 2 * UNITS
+        x = load_tile(x_ptr, slot, slot_valid, k, k < UNITS, x_stride)
+        hidden = load_tile(
+            hidden_ptr - UNITS, slot, slot_valid, k, (k >= UNITS) & k_valid, hidden_stride
         )
         value = tl.where((k < UNITS)[None, :], x, hidden)
-        weight = weight_ptr + k[:, None] * (4 * UNITS) + unit[None, :]
-        valid = (k < 2 * UNITS)[:, None] & unit_valid[None, :]
-        w_take = tl.load(weight, mask=valid, other=0.0)
-        w_keep = tl.load(weight + UNITS, mask=valid, other=0.0)
-        w_new = tl.load(weight + 2 * UNITS, mask=valid, other=0.0)
-        w_show = tl.load(weight + 3 * UNITS, mask=valid, other=0.0)
+        w_take = load_tile(weight_ptr, k, k_valid, unit, unit_valid, 4 * UNITS)
+        w_keep = load_tile(weight_ptr + UNITS, k, k_valid, unit, unit_valid, 4 * UNITS)
+        w_new = load_tile(weight_ptr + 2 * UNITS, k, k_valid, unit, unit_valid, 4 * UNITS)
+        w_show = load_tile(weight_ptr + 3 * UNITS, k, k_valid, unit, unit_valid, 4 * UNITS)
         take = tl.dot(value, w_take, take, input_precision=DOT)
         keep = tl.dot(value, w_keep, keep, input_precision=DOT)
         new = tl.dot(value, w_new, new, input_precision=DOT)
@@ -89,7 +82,7 @@ def _lstm_kernel(
     new += tl.load(bias + 2 * UNITS, mask=unit_valid, other=0.0)[None, :]
     show += tl.load(bias + 3 * UNITS, mask=unit_valid, other=0.0)[None, :]
     valid = slot_valid[:, None] & unit_valid[None, :]
-    cell = tl.load(cell_ptr + (slot * cell_stride)[:, None] + unit[None, :], mask=valid, other=0.0)
+    cell = load_tile(cell_ptr, slot, slot_valid, unit, unit_valid, cell_stride)
     cell = tl.sigmoid(keep) * cell + tl.sigmoid(take) * tanh(new)
     hidden = tl.sigmoid(show) * tanh(cell)
     tl.store(cell_next_ptr + (slot * cell_next_stride)[:, None] + unit[None, :], cell, mask=valid)

@@ -19,7 +19,15 @@ from torch import Tensor
 
 from encodec_rt_kernels import configs
 from encodec_rt_kernels.conv1d import conv1d
-from encodec_rt_kernels.device import Arguments, carry_context, elu, follow, launch_metadata
+from encodec_rt_kernels.device import (
+    Arguments,
+    carry_context,
+    elu,
+    follow,
+    launch_metadata,
+    load_tile,
+    load_window,
+)
 
 Packed = tuple[Tensor, ...]
 
@@ -80,42 +88,21 @@ def _resblock_kernel(
         hidden = tl.zeros((ROWS, MIDDLE), tl.float32)
         for start in range(0, TAPS * CHANNELS, DEPTH):
             k = start + tl.arange(0, DEPTH)
-            k_valid = k < TAPS * CHANNELS
-            step = first[:, None] + (k // CHANNELS * DILATION)[None, :]
-            offset = step * CHANNELS + (k % CHANNELS)[None, :]
-            valid = row_valid[:, None] & k_valid[None, :]
-            value = elu(tl.load(x_row[:, None] + offset, mask=valid & (step >= 0), other=0.0))
-            if PAST > 0:
-                old = tl.load(context_row[:, None] + offset, mask=valid & (step < 0), other=0.0)
-                value = tl.where(step < 0, old, value)
-            weight = tl.load(
-                weight_in_ptr + k[:, None] * HIDDEN + h[None, :],
-                mask=k_valid[:, None] & h_valid[None, :],
-                other=0.0,
+            value = load_window(
+                x_row, context_row, row_valid, first, k, CHANNELS, TAPS, DILATION, PAST, True
             )
+            weight = load_tile(weight_in_ptr, k, k < TAPS * CHANNELS, h, h_valid, HIDDEN)
             hidden = tl.dot(value, weight, hidden, input_precision=DOT)
         hidden = elu(hidden + tl.load(bias_in_ptr + h, mask=h_valid, other=0.0)[None, :])
-        weight_out = tl.load(
-            weight_out_ptr + h[:, None] * CHANNELS + col[None, :],
-            mask=h_valid[:, None] & col_valid[None, :],
-            other=0.0,
-        )
+        weight_out = load_tile(weight_out_ptr, h, h_valid, col, col_valid, CHANNELS)
         acc = tl.dot(hidden, weight_out, acc, input_precision=DOT)
     place = row.to(tl.int64)[:, None] * CHANNELS + col[None, :]
     valid = row_valid[:, None] & col_valid[None, :]
     if SHORTCUT:
         for start in range(0, CHANNELS, DEPTH):
             k = start + tl.arange(0, DEPTH)
-            value = tl.load(
-                x_ptr + row.to(tl.int64)[:, None] * CHANNELS + k[None, :],
-                mask=row_valid[:, None] & (k < CHANNELS)[None, :],
-                other=0.0,
-            )
-            weight = tl.load(
-                shortcut_ptr + k[:, None] * CHANNELS + col[None, :],
-                mask=(k < CHANNELS)[:, None] & col_valid[None, :],
-                other=0.0,
-            )
+            value = load_tile(x_ptr, row.to(tl.int64), row_valid, k, k < CHANNELS, CHANNELS)
+            weight = load_tile(shortcut_ptr, k, k < CHANNELS, col, col_valid, CHANNELS)
             acc = tl.dot(value, weight, acc, input_precision=DOT)
     else:
         acc += tl.load(x_ptr + place, mask=valid, other=0.0)
@@ -163,32 +150,16 @@ def _join_kernel(
     acc = tl.zeros((ROWS, COLS), tl.float32)
     for start in range(0, HIDDEN, DEPTH):
         k = start + tl.arange(0, DEPTH)
-        value = tl.load(
-            hidden_ptr + row[:, None] * HIDDEN + k[None, :],
-            mask=row_valid[:, None] & (k < HIDDEN)[None, :],
-            other=0.0,
-        )
-        weight = tl.load(
-            weight_out_ptr + k[:, None] * CHANNELS + col[None, :],
-            mask=(k < HIDDEN)[:, None] & col_valid[None, :],
-            other=0.0,
-        )
+        value = load_tile(hidden_ptr, row, row_valid, k, k < HIDDEN, HIDDEN)
+        weight = load_tile(weight_out_ptr, k, k < HIDDEN, col, col_valid, CHANNELS)
         acc = tl.dot(elu(value), weight, acc, input_precision=DOT)
     place = row[:, None] * CHANNELS + col[None, :]
     valid = row_valid[:, None] & col_valid[None, :]
     if SHORTCUT:
         for start in range(0, CHANNELS, DEPTH):
             k = start + tl.arange(0, DEPTH)
-            value = tl.load(
-                x_ptr + row[:, None] * CHANNELS + k[None, :],
-                mask=row_valid[:, None] & (k < CHANNELS)[None, :],
-                other=0.0,
-            )
-            weight = tl.load(
-                shortcut_ptr + k[:, None] * CHANNELS + col[None, :],
-                mask=(k < CHANNELS)[:, None] & col_valid[None, :],
-                other=0.0,
-            )
+            value = load_tile(x_ptr, row, row_valid, k, k < CHANNELS, CHANNELS)
+            weight = load_tile(shortcut_ptr, k, k < CHANNELS, col, col_valid, CHANNELS)
             acc = tl.dot(value, weight, acc, input_precision=DOT)
     else:
         acc += tl.load(x_ptr + place, mask=valid, other=0.0)

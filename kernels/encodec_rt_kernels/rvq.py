@@ -19,7 +19,7 @@ import triton.language as tl
 from torch import Tensor
 
 from encodec_rt_kernels import configs
-from encodec_rt_kernels.device import Arguments, follow, launch_metadata
+from encodec_rt_kernels.device import Arguments, follow, launch_metadata, load_tile
 from encodec_rt_kernels.rvq_tables import book_tables, moved, products, search_tables
 
 Packed = tuple[Tensor, ...]
@@ -52,11 +52,7 @@ def _rvq_encode_kernel(
     frame_valid = frame < frames
     d = tl.arange(0, DEPTH)
     d_valid = d < WIDTH
-    residual = tl.load(
-        latents_ptr + frame[:, None] * WIDTH + d[None, :],
-        mask=frame_valid[:, None] & d_valid[None, :],
-        other=0.0,
-    )
+    residual = load_tile(latents_ptr, frame, frame_valid, d, d_valid, WIDTH)
     for book in range(books):
         best = tl.full((ROWS,), float("inf"), tl.float32)
         code = tl.zeros((ROWS,), tl.int32)

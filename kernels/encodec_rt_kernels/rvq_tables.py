@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from encodec_rt_kernels import configs
-from encodec_rt_kernels.device import Arguments, follow, launch_metadata, moved_once
+from encodec_rt_kernels.device import Arguments, follow, launch_metadata, load_tile, moved_once
 
 
 def products(arguments: Arguments) -> int:
@@ -63,11 +63,7 @@ def _rvq_score_kernel(
     v_valid = v < SIZE
     d = tl.arange(0, DEPTH)
     d_valid = d < WIDTH
-    latent = tl.load(
-        latents_ptr + frame[:, None] * WIDTH + d[None, :],
-        mask=(frame < frames)[:, None] & d_valid[None, :],
-        other=0.0,
-    )
+    latent = load_tile(latents_ptr, frame, frame < frames, d, d_valid, WIDTH)
     vector = tl.load(
         vectors_ptr + book * SIZE * WIDTH + v[None, :] * WIDTH + d[:, None],
         mask=v_valid[None, :] & d_valid[:, None],
