@@ -1,105 +1,57 @@
-"""Our payload in aiortc's RTP: the one module that touches aiortc's private names.
+"""Our payload in aiortc's RTP: the one module that touches aiortc's and aioice's private names.
 
-aiortc has no registry for codecs and no hook for a jitter buffer, so six of its attributes are
-replaced. They are checked for when the module is first used, and the version is pinned, since a new
-release may rename them.
+aiortc has no registry for codecs and no hook for a jitter buffer, and aioice takes datagrams from
+anyone, so some of their attributes are replaced. They are checked for in each call, and the version
+is pinned, since a new release may rename them.
 """
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import struct
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from aiortc import MediaStreamTrack, RTCPeerConnection, RTCRtpSender, RTCRtpTransceiver, sdp
+from aiortc import MediaStreamTrack, RTCPeerConnection, RTCRtpSender, RTCRtpTransceiver
 from aiortc.codecs import CODECS, HEADER_EXTENSIONS
 from aiortc.mediastreams import MediaStreamError
-from aiortc.rate import RemoteBitrateEstimator
 from aiortc.rtcrtpparameters import (
     RTCRtcpFeedback,
     RTCRtpCodecParameters,
     RTCRtpHeaderExtensionParameters,
 )
 
-from encodec_rt.bitstream.packet import MAX_FRAMES
 from encodec_rt.errors import LinkError
-from encodec_rt.link.channel import HEADER_BYTES
+from encodec_rt.link.congestion import Estimator
+from encodec_rt.link.description import MIME_TYPE, PARSER_ERRORS, PAYLOAD_TYPE, Format
+from encodec_rt.link.guard import admits
 from encodec_rt.link.packetizer import Outgoing
-from encodec_rt.link.transit import StandingQueue
 
-MIME_TYPE = "audio/vnd.encodec-rt"
-"""Not registered with IANA; the vendor tree is where such names live (RFC 6838)."""
-PAYLOAD_TYPE = 118
+logger = logging.getLogger(__name__)
+
 SEND_TIME = "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time"
 SEND_TIME_ID = 3
 
-LEAST_QUEUE_S = 0.01
-"""A shorter standing queue is none."""
 WAITING_PACKETS = 8
 """Packets that wait for the network before the oldest is dropped."""
-MOST_CANDIDATES = 64
-MOST_DATAGRAM_BYTES = 1500
-"""Longer ones are not ours, and beyond 2046 bytes they would end aiortc's receiving."""
+WAITING_DATAGRAMS = 256
+"""Datagrams that wait to be decrypted, more than a second's; what comes then is dropped."""
+MOST_SOURCES = 8
+"""SSRCs in one call: aiortc forgets none, and the other side needs one."""
 
-PARSER_ERRORS = (
-    *(ValueError, LookupError, AssertionError, AttributeError, TypeError),
-    *(StopIteration, RuntimeError),
-)
-"""How aiortc fails on garbage: its parser was written for friends. A StopIteration within a
-coroutine becomes a RuntimeError."""
+UNREADABLE = (struct.error, *PARSER_ERRORS)
 
 _ENCODER = "_RTCRtpSender__encoder"
 _JITTER_BUFFER = "_RTCRtpReceiver__jitter_buffer"
 _ESTIMATOR = "_RTCRtpReceiver__remote_bitrate_estimator"
-_RECEIVE = "_recv"
-
-
-@dataclass(frozen=True)
-class Format:
-    """What both ends must agree on: it travels as the fmtp line of the SDP."""
-
-    model: str
-    rate_hz: int
-    hop: int
-    bits: int
-    codebooks: int
-
-    @property
-    def parameters(self) -> dict[str, str]:
-        """The fmtp parameters, named in the style of RFC 7587."""
-        return {
-            "rate": str(self.rate_hz),
-            "model": self.model,
-            "hop": str(self.hop),
-            "bits": str(self.bits),
-            "maxcodebooks": str(self.codebooks),
-            "maxframes": str(MAX_FRAMES),
-        }
-
-    def describe(self, description: str) -> str:
-        """aiortc's SDP with all our parameters; aiortc knows but the rate."""
-        short = f"a=fmtp:{PAYLOAD_TYPE} rate={self.rate_hz}"
-        full = ";".join(f"{name}={value}" for name, value in self.parameters.items())
-        return description.replace(short, f"a=fmtp:{PAYLOAD_TYPE} {full}")
-
-    def check_remote(self, description: str) -> int:
-        """The most codebooks that the peer's SDP allows.
-
-        Raises LinkError unless it offers one audio stream in this format, and nothing else.
-        """
-        theirs = _read_parameters(description)
-        for name in ("model", "rate", "hop", "bits"):
-            ours = self.parameters[name]
-            if theirs.get(name) != ours:
-                raise LinkError(
-                    f"the other side has {name}={theirs.get(name)!r} and this one {ours!r}; "
-                    "both ends of a call need the same model"
-                )
-        most = str(theirs.get("maxcodebooks"))
-        if not most.isdecimal() or not 1 <= int(most) <= 32:
-            raise LinkError(f"the other side accepts maxcodebooks={most!r}; 1 to 32 are possible")
-        return int(most)
+_RTP, _RTCP = "_handle_rtp_data", "_handle_rtcp_data"
+_ROLE = "_role"
+_ICE = "_connection"
+_SOCKETS = "_protocols"
+_CANDIDATES = "_remote_candidates"
+_WAITING = "_queue"
 
 
 @dataclass(frozen=True)
@@ -196,46 +148,6 @@ class _Tap:
         return False, None
 
 
-class Estimator(RemoteBitrateEstimator):
-    """aiortc's congestion estimate, with headers counted, and deaf to jitter without a queue.
-
-    The estimate is made for video, whose packets come in bursts. A voice stream's single packets
-    look like overuse whenever the path jitters; then the rate would collapse for nothing.
-    """
-
-    def __init__(self) -> None:
-        """An estimate of nothing yet."""
-        super().__init__()
-        self._queue = StandingQueue()
-        self._sent_s: float | None = None
-
-    def add(self, arrival_time_ms: int, abs_send_time: int, payload_size: int, ssrc: int) -> Any:
-        """The estimate in bits per second and whom it is for, now and then; else None."""
-        arrival_s = arrival_time_ms / 1000
-        self._queue.add(arrival_s - self._unwrap(abs_send_time), arrival_s)
-        result = super().add(
-            arrival_time_ms=arrival_time_ms,
-            abs_send_time=abs_send_time,
-            payload_size=payload_size + HEADER_BYTES,
-            ssrc=ssrc,
-        )
-        incoming = self.incoming_bitrate.rate(arrival_time_ms)
-        if result is None or incoming is None or self._queue.delay_s > LEAST_QUEUE_S:
-            return result
-        # What aiortc lets itself grow to at once.
-        bitrate = max(result[0], int(1.5 * incoming) + 10_000)
-        self.rate_control.set_estimate(bitrate, arrival_time_ms)
-        return bitrate, result[1]
-
-    def _unwrap(self, abs_send_time: int) -> float:
-        """Seconds, from 24 bits that wrap each 64 s."""
-        sent_s = abs_send_time / (1 << 18)
-        if self._sent_s is not None:
-            sent_s += 64 * round((self._sent_s - sent_s) / 64)
-        self._sent_s = sent_s
-        return sent_s
-
-
 def attach(
     connection: RTCPeerConnection,
     form: Format,
@@ -258,34 +170,86 @@ def attach(
     setattr(transceiver.sender, _ENCODER, _Packer(on_estimate))
     setattr(transceiver.receiver, _JITTER_BUFFER, _Tap(on_packet))
     setattr(transceiver.receiver, _ESTIMATOR, Estimator())
-    path = transceiver.receiver.transport.transport
-    setattr(path, _RECEIVE, _guarded(getattr(path, _RECEIVE)))
+    _guard(transceiver.receiver.transport)
 
 
-def _guarded(receive: Callable[[], Awaitable[bytes]]) -> Callable[[], Awaitable[bytes]]:
-    """``receive`` without the datagrams that would end aiortc's loop, whoever sent them.
+def _guard(dtls: Any) -> None:
+    """Let ``dtls`` take what ``guard.admits`` alone, and outlive what even the peer may send."""
+    for name, most in ((_RTP, MOST_SOURCES), (_RTCP, None)):
+        setattr(dtls, name, _forgiving(getattr(dtls, name), most))
+    ice = getattr(dtls.transport, _ICE)
+    gather = ice.gather_candidates
 
-    It reads the first byte of an empty one and hands a long one to libsrtp's buffer.
-    """
+    async def gathered() -> None:
+        await gather()
+        for each in getattr(ice, _SOCKETS):
+            each.datagram_received = _Guarded(each, ice, dtls)
 
-    async def guarded() -> bytes:
-        while True:
-            datagram = await receive()
-            if 0 < len(datagram) <= MOST_DATAGRAM_BYTES:
-                return datagram
+    ice.gather_candidates = gathered
 
-    return guarded
+
+def _forgiving(
+    handle: Callable[..., Awaitable[None]], most_sources: int | None
+) -> Callable[..., Awaitable[None]]:
+    """``handle`` for decrypted packets, which ends no call because of one that cannot be read."""
+    sources: set[bytes] = set()
+
+    async def forgiving(data: bytes, **rest: object) -> None:
+        if most_sources is not None:
+            source = data[8:12]
+            if source not in sources and len(sources) >= most_sources:
+                return
+            sources.add(source)
+        try:
+            await handle(data, **rest)
+        except UNREADABLE as error:
+            logger.debug("a packet that cannot be read: %r", error)
+
+    return forgiving
+
+
+class _Guarded:
+    """In place of a socket's ``datagram_received``."""
+
+    def __init__(self, endpoint: Any, ice: Any, dtls: Any) -> None:
+        self._receive, self._transactions = endpoint.datagram_received, endpoint.transactions
+        self._ice, self._dtls = ice, dtls
+        self._name = f"{ice.local_username}:".encode()
+        self._candidates = 0
+        self._addresses: set[tuple[str, int]] = set()
+
+    def __call__(self, datagram: bytes, address: tuple[Any, ...]) -> None:
+        candidates = getattr(self._ice, _CANDIDATES)
+        if len(candidates) != self._candidates:
+            # aioice adds to them only.
+            self._candidates = len(candidates)
+            self._addresses = {(each._network_host, each.port) for each in candidates}
+        admitted = admits(
+            datagram,
+            known=address[:2] in self._addresses,
+            name=self._name,
+            transactions=self._transactions,
+            role=getattr(self._dtls, _ROLE),
+        )
+        if admitted and getattr(self._ice, _WAITING).qsize() < WAITING_DATAGRAMS:
+            try:
+                self._receive(datagram, address)
+            except UNREADABLE as error:
+                logger.debug("a check that cannot be read: %r", error)
 
 
 def check_private_names(transceiver: RTCRtpTransceiver) -> None:
     """Raise LinkError unless aiortc still has the attributes that ``attach`` replaces."""
-    wanted = (
-        (transceiver.sender, _ENCODER),
-        (transceiver.receiver, _JITTER_BUFFER),
-        (transceiver.receiver, _ESTIMATOR),
-    )
-    path = getattr(getattr(transceiver.receiver, "transport", None), "transport", None)
-    for owner, name in (*wanted, (path, _RECEIVE)):
+    sender, receiver = transceiver.sender, transceiver.receiver
+    dtls = getattr(receiver, "transport", None)
+    path = getattr(dtls, "transport", None)
+    ice = getattr(path, _ICE, None)
+    for owner, name in (
+        *((sender, _ENCODER), (receiver, _JITTER_BUFFER), (receiver, _ESTIMATOR)),
+        *((dtls, name) for name in (_RTP, _RTCP, _ROLE)),
+        (path, _ICE),
+        *((ice, name) for name in (_SOCKETS, _CANDIDATES, _WAITING, "gather_candidates")),
+    ):
         if not hasattr(owner, name):
             raise LinkError(
                 f"this aiortc has no {type(owner).__name__}.{name}; install aiortc>=1.16,<1.17"
@@ -332,23 +296,3 @@ def _register(rate_hz: int) -> None:
         )
     if all(extension.uri != SEND_TIME for extension in extensions):
         extensions.append(RTCRtpHeaderExtensionParameters(id=SEND_TIME_ID, uri=SEND_TIME))
-
-
-def _read_parameters(description: str) -> dict[str, Any]:
-    """The fmtp parameters of our codec in an SDP."""
-    try:
-        session = sdp.SessionDescription.parse(description)
-        sections = [(media.kind, len(media.ice_candidates)) for media in session.media]
-        codecs = [codec for media in session.media for codec in media.rtp.codecs]
-    except PARSER_ERRORS as error:
-        raise LinkError(f"not a session description: {type(error).__name__}") from None
-    if len(sections) != 1 or sections[0][0] != "audio" or sections[0][1] > MOST_CANDIDATES:
-        raise LinkError(
-            f"a session description of {[kind for kind, _ in sections]}; one audio stream with at "
-            f"most {MOST_CANDIDATES} candidates is accepted"
-        )
-    found = [codec for codec in codecs if codec.mimeType.lower() == MIME_TYPE]
-    if not found:
-        names = ", ".join(sorted({codec.mimeType for codec in codecs})) or "no codec"
-        raise LinkError(f"the other side offers {names}; {MIME_TYPE} is needed")
-    return dict(found[0].parameters)

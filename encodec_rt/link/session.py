@@ -19,6 +19,7 @@ from aiortc.exceptions import InvalidAccessError, InvalidStateError, OperationEr
 from encodec_rt.bitstream.packet import Codes
 from encodec_rt.errors import LinkError
 from encodec_rt.link import rtp
+from encodec_rt.link.description import PARSER_ERRORS, Format
 from encodec_rt.link.ends import Sink, Source
 from encodec_rt.link.listener import Listener
 from encodec_rt.link.packetizer import Packetizer
@@ -63,7 +64,7 @@ class Call:
         kbps = self.options.bandwidth_kbps
         self._codec, self._source, self._sink = codec, source, sink
         self._hop_s = config.hop_length / config.sampling_rate
-        self._format = rtp.Format(
+        self._format = Format(
             model=fingerprint(codec.model)[:16],
             rate_hz=config.sampling_rate,
             hop=config.hop_length,
@@ -317,7 +318,7 @@ def _refusing(kind: str) -> Iterator[None]:
     except LinkError:
         raise
     except (
-        *rtp.PARSER_ERRORS,
+        *PARSER_ERRORS,
         *(InvalidAccessError, InvalidStateError, OperationError),
     ) as error:
         reason = str(error) or type(error).__name__

@@ -28,7 +28,7 @@ SSRC = 1
 
 
 class Estimator(Protocol):
-    """The receiver's estimate of the bandwidth, as aiortc has it (see ``rtp.Estimator``)."""
+    """The receiver's estimate of the bandwidth, as aiortc has it (see ``congestion.Estimator``)."""
 
     def add(
         self, arrival_time_ms: int, abs_send_time: int, payload_size: int, ssrc: int

@@ -11,9 +11,10 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpTransceiver
 
 from encodec_rt.errors import LinkError
 from encodec_rt.link import rtp
+from encodec_rt.link.description import Format
 from encodec_rt.link.packetizer import Outgoing
 
-FORM = rtp.Format(model="0123456789abcdef", rate_hz=24_000, hop=320, bits=10, codebooks=8)
+FORM = Format(model="0123456789abcdef", rate_hz=24_000, hop=320, bits=10, codebooks=8)
 
 
 def connection() -> RTCPeerConnection:
@@ -24,7 +25,7 @@ def ignore(value: object) -> None:
     """What nobody in the test wants to know."""
 
 
-def with_offer(look: Callable[[str], None], form: rtp.Format = FORM) -> None:
+def with_offer(look: Callable[[str], None], form: Format = FORM) -> None:
     """Let ``look`` see the SDP of an offer in ``form``."""
 
     async def main() -> None:

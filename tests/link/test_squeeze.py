@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from encodec_rt.link.channel import Channel, Network
+from encodec_rt.link.congestion import Estimator
 from encodec_rt.link.listener import Listener, Turn
 from encodec_rt.link.rate import RateController
-from encodec_rt.link.rtp import Estimator
 from encodec_rt.link.simulate import Heard, simulate
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.session import Audio

@@ -1,0 +1,89 @@
+"""What both ends of a call must agree on, in the SDP that they exchange."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from aiortc import sdp
+
+from encodec_rt.bitstream.packet import MAX_FRAMES
+from encodec_rt.errors import LinkError
+
+MIME_TYPE = "audio/vnd.encodec-rt"
+"""Not registered with IANA; the vendor tree is where such names live (RFC 6838)."""
+PAYLOAD_TYPE = 118
+MOST_CANDIDATES = 64
+PARSER_ERRORS = (
+    *(ValueError, LookupError, AssertionError, AttributeError, TypeError),
+    *(StopIteration, RuntimeError),
+)
+"""How aiortc fails on garbage: its parser was written for friends. A StopIteration within a
+coroutine becomes a RuntimeError."""
+
+
+@dataclass(frozen=True)
+class Format:
+    """What both ends must agree on: it travels as the fmtp line of the SDP."""
+
+    model: str
+    rate_hz: int
+    hop: int
+    bits: int
+    codebooks: int
+
+    @property
+    def parameters(self) -> dict[str, str]:
+        """The fmtp parameters, named in the style of RFC 7587."""
+        return {
+            "rate": str(self.rate_hz),
+            "model": self.model,
+            "hop": str(self.hop),
+            "bits": str(self.bits),
+            "maxcodebooks": str(self.codebooks),
+            "maxframes": str(MAX_FRAMES),
+        }
+
+    def describe(self, description: str) -> str:
+        """aiortc's SDP with all our parameters; aiortc knows but the rate."""
+        short = f"a=fmtp:{PAYLOAD_TYPE} rate={self.rate_hz}"
+        full = ";".join(f"{name}={value}" for name, value in self.parameters.items())
+        return description.replace(short, f"a=fmtp:{PAYLOAD_TYPE} {full}")
+
+    def check_remote(self, description: str) -> int:
+        """The most codebooks that the peer's SDP allows.
+
+        Raises LinkError unless it offers one audio stream in this format, and nothing else.
+        """
+        theirs = _read_parameters(description)
+        for name in ("model", "rate", "hop", "bits"):
+            ours = self.parameters[name]
+            if theirs.get(name) != ours:
+                raise LinkError(
+                    f"the other side has {name}={theirs.get(name)!r} and this one {ours!r}; "
+                    "both ends of a call need the same model"
+                )
+        most = str(theirs.get("maxcodebooks"))
+        if not most.isdecimal() or not 1 <= int(most) <= 32:
+            raise LinkError(f"the other side accepts maxcodebooks={most!r}; 1 to 32 are possible")
+        return int(most)
+
+
+def _read_parameters(description: str) -> dict[str, Any]:
+    """The fmtp parameters of our codec in an SDP."""
+    try:
+        session = sdp.SessionDescription.parse(description)
+        sections = [(media.kind, len(media.ice_candidates)) for media in session.media]
+        codecs = [codec for media in session.media for codec in media.rtp.codecs]
+    except PARSER_ERRORS as error:
+        raise LinkError(f"not a session description: {type(error).__name__}") from None
+    if len(sections) != 1 or sections[0][0] != "audio" or sections[0][1] > MOST_CANDIDATES:
+        raise LinkError(
+            f"a session description of {[kind for kind, _ in sections]}; one audio stream with at "
+            f"most {MOST_CANDIDATES} candidates is accepted"
+        )
+    found = [codec for codec in codecs if codec.mimeType.lower() == MIME_TYPE]
+    if not found:
+        names = ", ".join(sorted({codec.mimeType for codec in codecs})) or "no codec"
+        raise LinkError(f"the other side offers {names}; {MIME_TYPE} is needed")
+    return dict(found[0].parameters)
