@@ -19,12 +19,20 @@ Precision = Literal["exact", "fast"]
 some codes: to TF32 on a GPU's tensor cores, to float16 in a single stream's largest products on a
 CPU. Sums and the search for codes stay float32."""
 
+Tuning = Literal["throughput", "latency"]
+"""What a GPU's tiles are for: many slots, or one or a few. It may change codes at near-ties."""
 
-def select(name: str, device: torch.device, precision: Precision = "exact") -> Ops:
+
+def select(
+    name: str,
+    device: torch.device,
+    precision: Precision = "exact",
+    tuned_for: Tuning = "throughput",
+) -> Ops:
     """The table of rows for ``name`` on ``device``; "auto" takes the fastest made for the device.
 
-    Raises BackendUnavailable for a name that is unknown or cannot run on this device, or not in
-    this precision.
+    Raises BackendUnavailable for a name that is unknown or cannot run on this device, not in this
+    precision, or not with this tuning.
     """
     if name not in get_args(BackendName):
         raise BackendUnavailable(f"backend {name!r}; there are {', '.join(get_args(BackendName))}")
@@ -42,8 +50,17 @@ def select(name: str, device: torch.device, precision: Precision = "exact") -> O
         raise BackendUnavailable(
             f"precision {precision!r}; there are {', '.join(get_args(Precision))}"
         )
+    if tuned_for not in get_args(Tuning):
+        raise BackendUnavailable(
+            f"tuned_for {tuned_for!r}; there are {', '.join(get_args(Tuning))}"
+        )
     if name == "triton":
-        return triton_ops(device, precision)
+        latency = tuned_for == "latency"
+        return triton_ops(device, precision, few=latency, chained=latency)
+    if tuned_for != "throughput":
+        raise BackendUnavailable(
+            f"tuned_for {tuned_for!r} with backend {name!r}; only 'triton' has it"
+        )
     if name == "cpu":
         return CPU if precision == "exact" else CPU_FAST
     if precision != "exact":

@@ -10,7 +10,7 @@ import torch
 from encodec_rt.config import PRESETS, EncodecConfig
 from encodec_rt.errors import ConfigError
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.streaming.backends import Precision, select
+from encodec_rt.streaming.backends import Precision, Tuning, select
 from encodec_rt.streaming.engine import Engine
 from encodec_rt.streaming.lane import Lane
 from encodec_rt.streaming.packed import PackedModel, Start, pack
@@ -35,12 +35,14 @@ class Codec:
         device: str | torch.device = "cpu",
         backend: str = "auto",
         precision: Precision = "exact",
+        tuned_for: Tuning = "throughput",
     ) -> None:
         """Take the weights of ``model``, which is left as it is.
 
-        ``precision`` "fast" rounds factors to 11 bits, which changes some codes. Raises
-        BackendUnavailable if the backend cannot run on the device or not in this precision, and
-        ConfigError for codebooks too large for 16-bit codes.
+        ``precision`` "fast" rounds factors to 11 bits, which changes some codes. ``tuned_for``
+        "latency" is for one or a few streams on a GPU; it takes 112 MB more there. Raises
+        BackendUnavailable if the backend cannot run on the device or not so, and ConfigError for
+        codebooks too large for 16-bit codes.
         """
         if model.config.codebook_size > MAX_CODEBOOK_SIZE:
             raise ConfigError(
@@ -49,7 +51,7 @@ class Codec:
             )
         self.config: EncodecConfig = model.config
         self.device = torch.device(device)
-        self.ops = select(backend, self.device, precision)
+        self.ops = select(backend, self.device, precision, tuned_for)
         self.segmented = not is_framewise(model.config)
         self.name = model_name(model)
         self.model = model.to(self.device) if self.segmented else model
@@ -73,13 +75,19 @@ class Codec:
         device: str | torch.device = "cpu",
         backend: str = "auto",
         precision: Precision = "exact",
+        tuned_for: Tuning = "throughput",
     ) -> Codec:
         """A codec from anything that EncodecModel.from_pretrained takes."""
         model = EncodecModel.from_pretrained(source)
-        return cls(model, device=device, backend=backend, precision=precision)
+        return cls(model, device=device, backend=backend, precision=precision, tuned_for=tuned_for)
 
     def stream_encoder(
-        self, bandwidth_kbps: float = 6.0, *, start: Start = "primed", block_frames: int = 1
+        self,
+        bandwidth_kbps: float = 6.0,
+        *,
+        start: Start = "primed",
+        block_frames: int = 1,
+        graph: bool | None = None,
     ) -> StreamEncoder:
         """A new stream of audio to codes.
 
@@ -88,21 +96,32 @@ class Codec:
         "zero": from a zero state, at once, equal to nothing offline.
 
         With ``block_frames`` above 1 that many frames are waited for and stepped at once, which is
-        several times faster per frame: for files. Raises ConfigError.
+        several times faster per frame: for files. ``graph`` is as in ``engine``; a stream's
+        ``eager_because`` says why it has none. Raises ConfigError and BackendUnavailable.
         """
         packed, codebooks = self.packed, self.config.codebooks_for(bandwidth_kbps)
         lane = Lane(packed.encoder, 1, self.device)
         lane.now.load_(0, packed.start_state(start, codebooks)[0])
         return StreamEncoder(
-            packed, lane, codebooks, begun=start != "exact", block_frames=block_frames
+            packed,
+            lane,
+            codebooks,
+            begun=start != "exact",
+            block_frames=block_frames,
+            graph=graph,
         )
 
     def stream_decoder(
-        self, bandwidth_kbps: float = 6.0, *, start: Start = "primed", block_frames: int = 1
+        self,
+        bandwidth_kbps: float = 6.0,
+        *,
+        start: Start = "primed",
+        block_frames: int = 1,
+        graph: bool | None = None,
     ) -> StreamDecoder:
         """A new stream of codes to audio; ``start`` is that of the encoder it listens to.
 
-        ``block_frames`` is as in ``stream_encoder``, and need not be the same.
+        The other arguments are as in ``stream_encoder``; ``block_frames`` need not be the same.
         """
         packed, codebooks = self.packed, self.config.codebooks_for(bandwidth_kbps)
         lane = Lane(packed.decoder, 1, self.device)
@@ -110,7 +129,13 @@ class Codec:
         begun = start != "exact"
         drop = packed.decoder_lag if begun else 0
         return StreamDecoder(
-            packed, lane, codebooks, begun=begun, drop=drop, block_frames=block_frames
+            packed,
+            lane,
+            codebooks,
+            begun=begun,
+            drop=drop,
+            block_frames=block_frames,
+            graph=graph,
         )
 
     def engine(

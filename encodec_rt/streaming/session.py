@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,6 +11,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from encodec_rt.errors import ConfigError, InputError, StateError
+from encodec_rt.streaming.graph import Step, Tick
 from encodec_rt.streaming.lane import Lane
 from encodec_rt.streaming.packed import PackedModel
 
@@ -32,9 +34,13 @@ class Snapshot:
 
 
 class _Stream:
-    """What both directions share: a single slot, and being open or closed."""
+    """What both directions share: a single slot, and being open or closed.
+
+    ``eager_because`` is None where a block of frames is one CUDA graph, else why it is not.
+    """
 
     _SAVED: tuple[str, ...] = ()
+    eager_because: str | None
 
     def __init__(self, model: PackedModel, lane: Lane, codebooks: int, block_frames: int) -> None:
         if block_frames < 1:
@@ -62,6 +68,16 @@ class _Stream:
         for name, value in zip(("closed", *self._SAVED), snapshot.fields, strict=True):
             setattr(self, name, value)
 
+    def _ready(self, step: Step, x: Tensor, graph: bool | None) -> Callable[[Tensor], Tensor]:
+        """``step`` for blocks shaped like ``x``, on the device: a CUDA graph where there can be."""
+        if self._model.device.type != "cuda" and not graph:
+            self.eager_because = f"device {str(self._model.device)!r} has no CUDA graphs"
+            return lambda block: step(block, self._active)
+        tick = Tick(step, x, graph=graph)
+        self.eager_because = tick.eager_because
+        # All results of a tick are in one buffer.
+        return lambda block: tick(block, None).clone()
+
     def _check_open(self) -> None:
         if self.closed:
             raise StateError("this stream was flushed; open a new one")
@@ -73,10 +89,20 @@ class StreamEncoder(_Stream):
     _SAVED = ("_waiting", "_begun", "samples_in", "frames_out")
 
     def __init__(
-        self, model: PackedModel, lane: Lane, codebooks: int, *, begun: bool, block_frames: int
+        self,
+        model: PackedModel,
+        lane: Lane,
+        codebooks: int,
+        *,
+        begun: bool,
+        block_frames: int,
+        graph: bool | None,
     ) -> None:
         """Use Codec.stream_encoder. ``begun`` says that the left edge already lies behind."""
         super().__init__(model, lane, codebooks, block_frames)
+        shape = (1, block_frames * model.config.hop_length, model.config.audio_channels)
+        silence = torch.zeros(shape, device=model.device)
+        self._encode = self._ready(self._encode_block, silence, graph)
         self._waiting = torch.zeros(0, model.config.audio_channels)
         self._begun = begun
         self.samples_in = 0
@@ -97,11 +123,11 @@ class StreamEncoder(_Stream):
         codes: list[Tensor] = []
         used = 0
         if not self._begun and len(waiting) >= first:
-            codes.append(self._quantize(self.lane.begin(0, self._on_device(waiting[:first]))))
+            start = waiting[None, :first].to(self._model.device)
+            codes.append(self._quantize(self.lane.begin(0, start)))
             self._begun, used = True, first
         while self._begun and len(waiting) - used >= step:
-            block = self._on_device(waiting[used : used + step])
-            codes.append(self._quantize(self.lane.step(block, self._active)))
+            codes.append(self._encode(waiting[None, used : used + step]))
             used += step
         self._waiting = waiting[used:].clone()
         self.samples_in += len(audio)
@@ -114,12 +140,12 @@ class StreamEncoder(_Stream):
         self.closed = True
         if not len(self._waiting):
             return self._collect([])
-        rest = self._on_device(self._waiting)
+        rest = self._waiting[None].to(self._model.device)
         latents = self.lane.finish(0, rest) if self._begun else self.lane.whole(rest)
         return self._collect([self._quantize(latents)])
 
-    def _on_device(self, samples: Tensor) -> Tensor:
-        return samples[None].to(self._model.device)
+    def _encode_block(self, samples: Tensor, active: Tensor) -> Tensor:
+        return self._quantize(self.lane.step(samples.to(self._model.device), active))
 
     def _quantize(self, latents: Tensor) -> Tensor:
         return self._model.ops.rvq_encode(latents, self._model.codebooks, codebooks=self.codebooks)[
@@ -129,8 +155,9 @@ class StreamEncoder(_Stream):
     def _collect(self, codes: list[Tensor]) -> Codes:
         if not codes:
             return np.zeros((0, self.codebooks), np.uint16)
-        whole = codes[0] if len(codes) == 1 else torch.cat(codes)
-        frames = whole.cpu().numpy().astype(np.uint16)
+        on_host = [part.cpu() for part in codes]
+        whole = on_host[0] if len(on_host) == 1 else torch.cat(on_host)
+        frames = whole.numpy().astype(np.uint16)
         self.frames_out += len(frames)
         return frames
 
@@ -149,9 +176,12 @@ class StreamDecoder(_Stream):
         begun: bool,
         drop: int,
         block_frames: int,
+        graph: bool | None,
     ) -> None:
         """Use Codec.stream_decoder. ``drop`` samples lie before the stream's first."""
         super().__init__(model, lane, codebooks, block_frames)
+        latents = torch.zeros(1, block_frames, model.config.hidden_size, device=model.device)
+        self._decode_block = self._ready(self.lane.step, latents, graph)
         self._waiting = torch.zeros(0, model.config.hidden_size, device=model.device)
         self._begun = begun
         self._drop = drop
@@ -228,7 +258,7 @@ class StreamDecoder(_Stream):
             self._begun, used = True, first
         while self._begun and len(waiting) - used >= self._block_frames:
             block = waiting[None, used : used + self._block_frames]
-            audio.append(self.lane.step(block, self._active)[0])
+            audio.append(self._decode_block(block)[0])
             used += self._block_frames
         self._waiting = waiting[used:].clone()
         if len(audio) == 1:

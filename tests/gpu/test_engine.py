@@ -122,11 +122,22 @@ def test_a_hundred_repeats_have_the_same_bits(few: bool) -> None:
 
 def test_codes_are_bitwise_the_same_however_pushed() -> None:
     audio = noise(5 * HOP).numpy()
-    wanted = codec().stream_encoder(6.0).push(audio)
+    wanted = codec().stream_encoder(6.0, graph=False).push(audio)
     for size in (1000, 77, 320):
-        encoder = codec().stream_encoder(6.0)
+        encoder = codec().stream_encoder(6.0, graph=True)
         parts = [encoder.push(audio[at : at + size]) for at in range(0, len(audio), size)]
         assert np.array_equal(np.concatenate(parts), wanted)
+
+
+def test_a_stream_has_the_bits_of_an_engine_s_slot() -> None:
+    audio = noise(1, 5 * HOP)
+    codes, heard = ticks(engine(1, graph=True), audio)
+    for graph in (True, False):
+        encoder = codec().stream_encoder(6.0, start="zero", graph=graph)
+        decoder = codec().stream_decoder(6.0, start="zero", graph=graph)
+        given = encoder.push(audio[0])
+        assert np.array_equal(given, codes[:, 0].numpy())
+        assert np.array_equal(decoder.push(given), heard[:, 0].flatten().numpy())
 
 
 @pytest.mark.parametrize("few", [False, True])

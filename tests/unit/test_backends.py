@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 import triton
@@ -53,11 +54,20 @@ def test_triton_on_a_cpu_is_refused_without_the_interpreter(
 def test_triton_on_a_cpu_runs_in_the_interpreter() -> None:
     assert select("triton", CPU_DEVICE).name == "triton"
     assert select("triton", CPU_DEVICE, "fast").name == "triton, fast"
+    few = select("triton", CPU_DEVICE, tuned_for="latency")
+    assert few.name == "triton, few slots, chained"
 
 
 def test_fast_precision_is_refused_by_a_backend_that_has_none() -> None:
     with pytest.raises(BackendUnavailable, match="only 'cpu' and 'triton' have it"):
         Codec(random_model(tiny_config()), backend="torch", precision="fast")
+
+
+def test_tuning_is_refused_by_a_backend_that_has_none() -> None:
+    with pytest.raises(BackendUnavailable, match="'latency' with backend 'cpu'; only 'triton'"):
+        Codec(random_model(tiny_config()), tuned_for="latency")
+    with pytest.raises(BackendUnavailable, match="'both'; there are throughput, latency"):
+        select("auto", CPU_DEVICE, tuned_for="both")  # type: ignore[arg-type]
 
 
 def test_unknown_precision_is_refused() -> None:
@@ -104,6 +114,40 @@ def test_a_captured_tick_replays_over_its_own_buffers(monkeypatch: pytest.Monkey
     assert torch.equal(first, torch.tensor([[1.0] * 3, [0.0] * 3]))
     assert torch.equal(second, torch.full((2, 3), 2.0))
     assert len(set(seen)) == 1
+
+
+@pytest.mark.parametrize("block_frames", [1, 3])
+def test_a_stream_of_captured_blocks_equals_an_eager_one(
+    monkeypatch: pytest.MonkeyPatch, block_frames: int
+) -> None:
+    monkeypatch.setattr(graph, "capture", lambda device, *runs: runs)
+    codec = Codec(random_model(tiny_config()))
+    bandwidth = codec.config.target_bandwidths[-1]
+    audio = torch.rand(11 * codec.config.hop_length) - 0.5
+
+    def heard(captured: bool | None) -> list[np.ndarray]:
+        encoder = codec.stream_encoder(bandwidth, block_frames=block_frames, graph=captured)
+        decoder = codec.stream_decoder(bandwidth, block_frames=block_frames, graph=captured)
+        assert (encoder.eager_because is None) == (decoder.eager_because is None) == bool(captured)
+        begun = encoder.push(audio[:100])
+        kept = encoder.snapshot()
+        codes = encoder.push(audio[100:])
+        encoder.restore(kept)
+        assert np.array_equal(encoder.push(audio[100:]), codes)
+        whole = np.concatenate([begun, codes, encoder.flush()])
+        return [whole, *(decoder.push(part) for part in (whole[:5], None, whole[5:]))]
+
+    for eager, captured in zip(heard(None), heard(True), strict=True):
+        assert np.array_equal(eager, captured)
+
+
+def test_a_stream_on_a_cpu_says_that_it_has_no_graph() -> None:
+    codec = Codec(random_model(tiny_config()))
+    bandwidth = codec.config.target_bandwidths[-1]
+    assert codec.stream_encoder(bandwidth).eager_because == "device 'cpu' has no CUDA graphs"
+    for open_stream in (codec.stream_encoder, codec.stream_decoder):
+        with pytest.raises(BackendUnavailable, match="no CUDA graphs; use graph=None"):
+            open_stream(bandwidth, graph=True)
 
 
 def test_a_tick_prepares_itself_with_no_slot_active() -> None:
