@@ -23,10 +23,10 @@ from benches.record import Json, Record
 from encodec_rt.audio import AudioReader
 from encodec_rt.link.channel import Channel, Network
 from encodec_rt.link.conceal import GAINS
+from encodec_rt.link.congestion import Estimator
 from encodec_rt.link.jitter import JitterBuffer
 from encodec_rt.link.listener import Listener
 from encodec_rt.link.rate import RateController
-from encodec_rt.link.rtp import Estimator
 from encodec_rt.link.silence import level_db
 from encodec_rt.link.simulate import Heard, simulate
 from encodec_rt.quality import score
@@ -156,8 +156,13 @@ def squeeze(codec: Codec, codes: NDArray[np.uint16], kbps: float) -> dict[str, J
     heard = simulate(
         codec, looped, Channel(network, 0), listener, controller=controller, estimator=Estimator()
     )
+    return squeezed(heard)
+
+
+def squeezed(heard: Heard) -> dict[str, Json]:
+    """How long packets took before, in and after a bottleneck from second 12 to 28."""
     at_s, transits_ms = np.array(heard.transits_ms).T
-    full = heard.plans[0][1]
+    full = [plan for begin, plan in heard.plans if begin < 12][-1]
     back_s = [begin for begin, plan in heard.plans if begin > 28 and plan == full]
     windows: dict[str, Json] = {
         f"transit_p50_ms_from_{begin}_s": float(

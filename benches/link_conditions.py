@@ -20,6 +20,7 @@ from benches.link import Silent
 from benches.link_endurance import SMALL_KBPS, small_codec, speech
 from benches.record import Json, Record
 from encodec_rt.link.channel import Channel, Network
+from encodec_rt.link.congestion import Estimator
 from encodec_rt.link.jitter import JitterBuffer, Slot
 from encodec_rt.link.listener import Listener
 from encodec_rt.link.rate import RateController
@@ -44,20 +45,24 @@ class Condition:
     over_s: float | None = None
     moved_ms: float = 0.0
     """By how much the path itself is slower at the end."""
+    event_s: float = EVENT_S
+    seconds: float = SECONDS
 
 
-def _path(
+def path(
     *,
+    event_s: float = EVENT_S,
     step_ms: float = 0.0,
     spike_every_s: float = 0.0,
     reorder: float = 0.0,
     duplicate: float = 0.0,
     outages_s: tuple[tuple[float, float], ...] = (),
 ) -> Network:
+    """The path that all calls have, and what happens to it at ``event_s`` or all the time."""
     return Network(
         delay_ms=40,
         jitter_ms=8,
-        step_at_s=EVENT_S,
+        step_at_s=event_s,
         step_ms=step_ms,
         spike_every_s=spike_every_s,
         reorder=reorder,
@@ -67,23 +72,23 @@ def _path(
 
 
 CONDITIONS: Mapping[str, Condition] = {
-    "as ever": Condition(_path()),
-    "60 ms delay step": Condition(_path(step_ms=60), over_s=EVENT_S, moved_ms=60),
+    "as ever": Condition(path()),
+    "60 ms delay step": Condition(path(step_ms=60), over_s=EVENT_S, moved_ms=60),
     "60 ms delay step back": Condition(
         Network(delay_ms=100, jitter_ms=8, step_at_s=EVENT_S, step_ms=-60), moved_ms=-60
     ),
-    "120 ms spikes": Condition(_path(spike_every_s=8)),
-    "reordering": Condition(_path(reorder=0.05)),
-    "duplicates": Condition(_path(duplicate=0.1)),
-    "5 s outage": Condition(_path(outages_s=((EVENT_S, EVENT_S + 5),)), over_s=EVENT_S + 5),
-    "+200 ppm drift": Condition(_path(), drift_ppm=200),
-    "-200 ppm drift": Condition(_path(), drift_ppm=-200),
+    "120 ms spikes": Condition(path(spike_every_s=8)),
+    "reordering": Condition(path(reorder=0.05)),
+    "duplicates": Condition(path(duplicate=0.1)),
+    "5 s outage": Condition(path(outages_s=((EVENT_S, EVENT_S + 5),)), over_s=EVENT_S + 5),
+    "+200 ppm drift": Condition(path(), drift_ppm=200),
+    "-200 ppm drift": Condition(path(), drift_ppm=-200),
 }
 
 
 def call(codec: Codec, condition: Condition, seed: int) -> Heard:
     """A call of speech without a pause, under one condition."""
-    frames = round(SECONDS * codec.config.frame_rate)
+    frames = round(condition.seconds * codec.config.frame_rate)
     codes = np.random.default_rng(seed).integers(0, 1024, (frames, 8)).astype(np.uint16)
     return simulate(
         codec,
@@ -98,14 +103,14 @@ def call(codec: Codec, condition: Condition, seed: int) -> Heard:
 
 def measure(heard: Heard, condition: Condition, hop_ms: float) -> dict[str, Json]:
     """Gaps between frames that were played, and the delay before and long after the event."""
-    hops = [hop for hop in heard.hops if hop.at_s < SECONDS]
+    hops = [hop for hop in heard.hops if hop.at_s < condition.seconds]
     played = [hop for hop in hops if hop.slot.codes is not None]
     at_s = np.array([hop.at_s for hop in played])
     delays_ms = np.array(heard.delays_ms[: len(played)])
     gaps_ms = np.diff(at_s) * 1000 - hop_ms
     in_outage = [any(a <= t < b for a, b in condition.network.outages_s) for t in at_s[:-1] + 0.05]
-    before = (at_s > SETTLED_S) & (at_s < EVENT_S)
-    last = at_s > SECONDS - LAST_S
+    before = (at_s > SETTLED_S) & (at_s < condition.event_s)
+    last = at_s > condition.seconds - LAST_S
     before_ms, last_ms = (float(np.median(delays_ms[which])) for which in (before, last))
     resumed_ms: float | None = None
     if condition.over_s is not None:

@@ -64,15 +64,18 @@ class Rig:
     """The two sides and their router, for the time of a ``with`` block."""
 
     def __init__(self, network: Network, seed: int = 0) -> None:
-        """``network`` is what each direction does to packets, with seeds of its own."""
+        """``network`` is what each direction does to packets, with seeds of its own.
+
+        Its time, in which it steps and fails, begins now, and anew with ``impose``.
+        """
         pid = os.getpid()
         # Documentation addresses would be filtered by nobody here, but 10.88 is plainly private.
         self.sides = tuple(
             Side(f"ert-{pid}-{name}", f"10.88.{at}.1", f"ert{at}") for at, name in enumerate("ab")
         )
-        self.channels = tuple(Channel(network, seed + at) for at in range(2))
         self._tuns: list[int] = []
         self._loop = asyncio.new_event_loop()
+        self._change(*self._imposed(network, seed))
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
 
     def __enter__(self) -> Rig:
@@ -93,6 +96,21 @@ class Rig:
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join()
         self._remove()
+
+    def impose(self, network: Network, seed: int = 0) -> float:
+        """Treat packets as ``network`` does from now on: its time begins.
+
+        Returns now, on the clock of ``time.monotonic``.
+        """
+        channels, begun_s = self._imposed(network, seed)
+        self._loop.call_soon_threadsafe(self._change, channels, begun_s)
+        return begun_s
+
+    def _imposed(self, network: Network, seed: int) -> tuple[tuple[Channel, ...], float]:
+        return tuple(Channel(network, seed + at) for at in range(2)), self._loop.time()
+
+    def _change(self, channels: tuple[Channel, ...], begun_s: float) -> None:
+        self.channels, self._begun_s = channels, begun_s
 
     def _make(self, side: Side, other: Side) -> None:
         _run("ip", "netns", "add", side.namespace)
@@ -120,10 +138,10 @@ class Rig:
                 return
             # IPv4 names the protocol of what it carries in its tenth byte.
             is_udp = len(packet) > 20 and packet[0] >> 4 == 4 and packet[9] == UDP
-            now_s = self._loop.time()
-            times = self.channels[at].send(now_s, len(packet)) if is_udp else [now_s]
-            for time_s in times:
-                self._loop.call_at(time_s, os.write, self._tuns[1 - at], packet)
+            now_s = self._loop.time() - self._begun_s
+            times_s = self.channels[at].send(now_s, len(packet)) if is_udp else [now_s]
+            for time_s in times_s:
+                self._loop.call_at(self._begun_s + time_s, os.write, self._tuns[1 - at], packet)
 
 
 def _open_tun(name: str) -> int:

@@ -1,0 +1,280 @@
+"""Real calls on a bad network: two processes in two namespaces, and a router between them.
+
+    python -m benches.link_rig
+
+Speech goes the whole way by the real clock: encoder, packets, SRTP, UDP, the router's TUN devices,
+jitter buffer, concealment, decoder. The columns are those of ``link`` and ``link_conditions``,
+which run on a virtual clock. Only the descriptions of a call go through pipes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benches import link, link_conditions
+from benches.link_conditions import Condition, path
+from benches.link_end import KINDS, End, speech
+from benches.record import Json, Record
+from encodec_rt.bitstream.packet import Codes
+from encodec_rt.link.channel import HEADER_BYTES, Network
+from encodec_rt.link.jitter import Slot
+from encodec_rt.link.rate import Plan
+from encodec_rt.link.rig import Rig, why_unavailable
+from encodec_rt.link.simulate import Heard, Hop
+from encodec_rt.quality import score
+from encodec_rt.streaming.codec import Codec
+
+SIDES = ("caller", "listener")
+RATE_HZ = 24_000
+EVENT_S = 12.0
+LATEST_FIRST_FRAME = 600
+
+
+def _timed(*, over_s: float | None = None, moved_ms: float = 0.0, **what: Any) -> Condition:
+    network = path(event_s=EVENT_S, **what)
+    return Condition(network, over_s=over_s, moved_ms=moved_ms, event_s=EVENT_S, seconds=32.0)
+
+
+CONDITIONS: Mapping[str, Condition] = {
+    "loopback": Condition(Network(), event_s=EVENT_S, seconds=22.0),
+    **{
+        f"{100 * share:g} % {pattern} loss": Condition(network, event_s=EVENT_S, seconds=22.0)
+        for pattern, share, network in link.conditions(link.LOSSES[1:])
+    },
+    "60 ms delay step": _timed(step_ms=60, over_s=EVENT_S, moved_ms=60),
+    "120 ms spikes": _timed(spike_every_s=8),
+    "reordering": _timed(reorder=0.05),
+    "duplicates": _timed(duplicate=0.1),
+    "5 s outage": _timed(outages_s=((EVENT_S, EVENT_S + 5),), over_s=EVENT_S + 5),
+    "bottleneck": Condition(
+        Network(delay_ms=20, jitter_ms=3, rate_kbps=40, rate_span_s=(12, 28)),
+        event_s=EVENT_S,
+        seconds=44.0,
+    ),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Said:
+    """What one side says in a call, the codes of it, and what they are without a network."""
+
+    pcm: NDArray[np.float32]
+    codes: Codes
+    lossless: NDArray[np.float32]
+
+    def first(self, frames: int) -> Said:
+        """The beginning of it."""
+        samples = frames * len(self.pcm) // len(self.codes)
+        return Said(self.pcm[:samples], self.codes[:frames], self.lossless[:samples])
+
+
+def say(codec: Codec, side: str, kbps: float, frames: int) -> Said:
+    """What a side's process says in so many frames."""
+    clip, hop = speech(codec, side), codec.config.hop_length
+    pcm = np.resize(np.roll(clip, -hop), frames * hop)
+    codes = codec.stream_encoder(kbps).push(pcm)
+    return Said(pcm, codes, codec.stream_decoder(kbps).push(codes))
+
+
+def read_log(
+    log: Mapping[str, NDArray[Any]], spoken: Said, read_s: NDArray[np.float64], begun_s: float
+) -> tuple[Heard, NDArray[np.float64]]:
+    """What one end heard, by the frame numbers of who spoke and the time since ``begun_s``.
+
+    ``read_s`` are when the speaker's frames were read. Also, of each frame played, the milliseconds
+    from its first sample to when its audio was there to be played.
+    """
+    hop = log["audio"].shape[-1]
+    hop_s = hop / RATE_HZ
+    kinds, indices, skipped = log["slots"].T
+    is_frame = kinds == KINDS.index("frame")
+    first = _first_frame(indices[is_frame], log["codes"][is_frame], spoken.codes)
+    indices = indices + first
+    # A frame that was read late was there in time: the clock that paces them is never early.
+    end_s = np.min(read_s - np.arange(len(read_s)) * hop_s)
+    at_s = log["at_s"] - begun_s
+    hops = [
+        Hop(
+            float(at_s[n]),
+            Slot(KINDS[kind], int(indices[n]), _codes(log["codes"][n]), skipped=int(skipped[n])),
+            log["audio"][n],
+        )
+        for n, kind in enumerate(kinds)
+        if n >= np.argmax(kinds > 0)
+    ]
+    played = log["codes"][:, 0] >= 0
+    delays_ms = 1000 * (log["at_s"] - end_s - indices * hop_s)[played]
+    mouth_to_ear_ms = 1000 * (log["written_s"] - end_s - (indices - 1) * hop_s)[played]
+
+    arrived_s, timestamps, sizes, *shapes = log["packets"].T
+    moved = (timestamps - timestamps[0] + (1 << 31)) % (1 << 32) - (1 << 31)
+    last = first + moved // hop + shapes[0] - 1
+    transits_ms = 1000 * (arrived_s - end_s - last * hop_s)
+    arrived_s = arrived_s - begun_s
+    plans = [
+        (next(rows)[0], Plan(*(int(n) for n in plan)))
+        for plan, rows in groupby(zip(arrived_s, *shapes, strict=True), key=lambda row: row[1:])
+    ]
+    heard = Heard(
+        audio=np.concatenate([each.audio for each in hops]),
+        hops=hops,
+        delays_ms=delays_ms.tolist(),
+        wire_bytes=int(np.sum(sizes + HEADER_BYTES)),
+        plans=plans,
+        transits_ms=list(zip(arrived_s.tolist(), transits_ms.tolist(), strict=True)),
+    )
+    return heard, mouth_to_ear_ms
+
+
+def _first_frame(indices: NDArray[np.int64], heard: NDArray[np.int32], spoken: Codes) -> int:
+    """Which of the speaker's frames a listener calls 0: the one by which most codes are equal."""
+
+    def equal(first: int) -> int:
+        at = np.minimum(indices + first, len(spoken) - 1)
+        return int((spoken[at, 0] == heard[:, 0]).sum())
+
+    return max(range(LATEST_FIRST_FRAME), key=equal)
+
+
+def _codes(row: NDArray[np.int32]) -> Codes | None:
+    return row[row >= 0][None].astype(np.uint16) if row[0] >= 0 else None
+
+
+def measure(
+    heard: Heard,
+    mouth_to_ear_ms: NDArray[np.float64],
+    spoken: Said,
+    statistics: Mapping[str, Any],
+    condition: Condition,
+) -> dict[str, Json]:
+    """One side of a call: what was heard, when, and how it got over its condition."""
+    hop = len(heard.hops[0].audio)
+    begin = heard.hops[0].slot.index * hop
+    audio = heard.audio[: len(spoken.pcm) - begin]
+    kinds = heard.kinds[: len(audio) // hop]
+    inbound, own = statistics["inbound"], statistics["encodecRt"]
+    values: dict[str, Json] = {
+        "network_pesq_wb": score(spoken.lossless[begin:], audio, RATE_HZ).pesq_wb,
+        "pesq_wb": score(spoken.pcm[begin:], audio, RATE_HZ).pesq_wb,
+        "longest_mute_ms": link.longest_mute(spoken.lossless, heard, hop) * 1000 * hop / RATE_HZ,
+        "concealed_share": kinds.count("lost") / len(kinds),
+        "first_frame_heard": begin // hop,
+        "packets_received": inbound["packetsReceived"],
+        "packets_lost": inbound["packetsLost"],
+        "frames_recovered": inbound["encodecRt"]["recoveredFrames"],
+        "frames_repaired": inbound["encodecRt"]["repairedFrames"],
+        "wire_kbps": heard.wire_bytes * 8e-3 / condition.seconds,
+        "encode_ms": own["encodeMs"],
+        "decode_ms": own["decodeMs"],
+        "latency_ms": own["latencyMs"],
+    }
+    samples: dict[str, NDArray[np.float64]] = {
+        "delay": np.array(heard.delays_ms),
+        "mouth_to_ear": mouth_to_ear_ms,
+        "transit": np.array([ms for _, ms in heard.transits_ms]),
+    }
+    for name, ms in samples.items():
+        p50, p95 = np.percentile(ms, (50, 95))
+        values |= {f"{name}_p50_ms": float(p50), f"{name}_p95_ms": float(p95)}
+    if condition.network.rate_kbps:
+        return values | link.squeezed(heard)
+    return values | link_conditions.measure(heard, condition, 1000 * hop / RATE_HZ)
+
+
+@dataclass(frozen=True, eq=False)
+class Held:
+    """A call that was held: when its network began, and what each end said and wrote of it."""
+
+    name: str
+    seed: int
+    begun_s: float
+    answers: list[Any]
+    logs: list[Path]
+
+    def judge(self, spoken: Sequence[Said], record: Record) -> None:
+        """Add what each side heard to ``record``."""
+        condition = CONDITIONS[self.name]
+        logs = [dict(np.load(path)) for path in self.logs]
+        for at, side in enumerate(SIDES):
+            case: dict[str, Json] = {"condition": self.name, "seed": self.seed, "heard_by": side}
+            answer, other = self.answers[at], 1 - at
+            if answer["error"] is not None:
+                record.add(case, values={"error": answer["error"]})
+                continue
+            frames = len(logs[other]["read_s"]) - 1
+            heard, mouth_to_ear_ms = read_log(
+                logs[at], spoken[other], logs[other]["read_s"], self.begun_s
+            )
+            values = measure(
+                heard, mouth_to_ear_ms, spoken[other].first(frames), answer["statistics"], condition
+            )
+            record.add(case, values=values)
+
+
+def hold(
+    rig: Rig, ends: Sequence[End], name: str, *, seed: int, frame_rate: float, folder: Path
+) -> Held:
+    """One call."""
+    condition = CONDITIONS[name]
+    order: dict[str, Json] = {"frames": round(condition.seconds * frame_rate), "offer": None}
+    logs = [folder / f"{name}-{seed}-{side}.npz" for side in SIDES]
+    begun_s = rig.impose(condition.network, 2 * seed)
+    caller, listener = ends
+    caller.tell({**order, "log": str(logs[0])})
+    listener.tell({**order, "log": str(logs[1]), "offer": caller.hear()})
+    caller.tell({"answer": listener.hear()})
+    return Held(name, seed, begun_s, [end.hear() for end in ends], logs)
+
+
+def bench(model: str, kbps: float, names: Sequence[str], seeds: int) -> Record:
+    """Hold every call, one after the other, and judge them when all are over."""
+    codec, record = Codec.load(model), Record("link-rig")
+    frame_rate = codec.config.frame_rate
+    longest = round(max(CONDITIONS[name].seconds for name in names) * frame_rate)
+    spoken = [say(codec, side, kbps, longest) for side in SIDES]
+    with tempfile.TemporaryDirectory() as folder, Rig(Network()) as rig:
+        ends = [End(*each, model, kbps) for each in zip(rig.sides, SIDES, strict=True)]
+        calls = []
+        for name in names:
+            for seed in range(seeds):
+                calls.append(
+                    hold(rig, ends, name, seed=seed, frame_rate=frame_rate, folder=Path(folder))
+                )
+                print(f"{name}: {[answer['error'] or 'held' for answer in calls[-1].answers]}")
+        for each in ends:
+            each.close()
+        for call in calls:
+            call.judge(spoken, record)
+            print(record.table(record.cases[-2:]), flush=True)
+    return record
+
+
+def main() -> None:
+    """Hold the calls and write their record."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--kbps", type=float, default=6.0)
+    parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--only", choices=tuple(CONDITIONS), nargs="+", default=tuple(CONDITIONS))
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    reason = why_unavailable()
+    if reason is not None:
+        print(f"calls between namespaces cannot be held: {reason}", file=sys.stderr)
+        sys.exit(2)
+    print(bench(arguments.model, arguments.kbps, arguments.only, arguments.seeds).write())
+
+
+if __name__ == "__main__":
+    main()
