@@ -24,7 +24,6 @@ from encodec_rt.link.congestion import Estimator
 from encodec_rt.link.jitter import JitterBuffer, Slot
 from encodec_rt.link.listener import Listener
 from encodec_rt.link.rate import RateController
-from encodec_rt.link.rtp import Estimator
 from encodec_rt.link.simulate import Heard, simulate
 from encodec_rt.streaming.codec import Codec
 

@@ -78,3 +78,9 @@ def test_nothing_is_left_behind():
         assert all(name in listed for name in names)
     listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
     assert not any(name in listed for name in names)
+
+
+@pytest.mark.usefixtures("_allowed")
+def test_the_time_of_a_network_begins_with_the_rig():
+    lost, _ = ask(Network(outages_s=((0.0, 60.0),)), 1)
+    assert lost == ["lost"]
