@@ -69,6 +69,18 @@ class Format:
         return int(most)
 
 
+def fingerprints(description: str) -> frozenset[str]:
+    """Those of the key by which the writer of an SDP will be known in DTLS.
+
+    Each call has a key of its own. Raises LinkError for an SDP without any.
+    """
+    lines = (line.strip() for line in description.splitlines())
+    found = {line.split()[-1].upper() for line in lines if line.startswith("a=fingerprint:")}
+    if not found:
+        raise LinkError("not a session description: it has no fingerprint")
+    return frozenset(found)
+
+
 def _read_parameters(description: str) -> dict[str, Any]:
     """The fmtp parameters of our codec in an SDP."""
     try:

@@ -13,22 +13,25 @@ import secrets
 import ssl
 from collections import OrderedDict
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 from urllib.parse import urlsplit
 
 import aiohttp
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from encodec_rt.errors import CodecError, LinkError
+from encodec_rt.link.description import fingerprints
+from encodec_rt.link.door import Door, DoorLimits, RateLimit
 from encodec_rt.link.security import check_token, is_authorized, is_loopback, parse_fingerprint
 
 logger = logging.getLogger(__name__)
 
 PATH = "/call"
 SDP_TYPE = "application/sdp"
-MOST_ADDRESSES = 1024
-"""Of so many addresses the requests are counted; the one unseen for longest is forgotten."""
+MOST_FINGERPRINTS = 4096
+"""Of offers that were taken: three each, so that an offer is known for the next 1300 calls."""
 
 
 class Line(Protocol):
@@ -55,27 +58,7 @@ class Limits:
     burst: int = 10
     request_s: float = 10.0
     """How long a request may take to arrive, and an answer to be made."""
-
-
-class RateLimit:
-    """A token bucket per address, with the clock passed in and bounded memory."""
-
-    def __init__(self, per_s: float, burst: int) -> None:
-        self._per_s, self._burst = per_s, burst
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
-
-    def __len__(self) -> int:
-        """How many addresses are remembered."""
-        return len(self._buckets)
-
-    def allows(self, address: str, now_s: float) -> bool:
-        """Whether one more request from ``address`` may pass."""
-        left, seen_s = self._buckets.pop(address, (float(self._burst), now_s))
-        left = min(self._burst, left + (now_s - seen_s) * self._per_s)
-        self._buckets[address] = max(0.0, left - 1), now_s
-        if len(self._buckets) > MOST_ADDRESSES:
-            self._buckets.popitem(last=False)
-        return left >= 1
+    door: DoorLimits = field(default_factory=DoorLimits)
 
 
 class SignallingServer:
@@ -103,6 +86,8 @@ class SignallingServer:
         self._lines: dict[str, Line] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._pending = 0
+        self._taken: OrderedDict[str, None] = OrderedDict()
+        self._door: Door | None = None
         self._runner: web.AppRunner | None = None
 
     @property
@@ -119,7 +104,9 @@ class SignallingServer:
             raise LinkError(
                 f"listening on {host} needs TLS and a token; use 127.0.0.1, or give both"
             )
-        application = web.Application(client_max_size=self.limits.body_bytes)
+        application = web.Application(
+            client_max_size=self.limits.body_bytes, middlewares=[self._check]
+        )
         application.router.add_post(PATH, self._post)
         application.router.add_delete(PATH + "/{name}", self._delete)
         self._runner = web.AppRunner(
@@ -131,25 +118,25 @@ class SignallingServer:
             handle_signals=False,
         )
         await self._runner.setup()
-        site = web.TCPSite(self._runner, host, port, ssl_context=context, backlog=16)
+        assert self._runner.server is not None
+        self._door = Door(self._runner.server, self.limits.door, context)
         try:
-            await site.start()
+            return await self._door.open(host, port)
         except OSError as error:
-            await self._runner.cleanup()
+            await self.close()
             raise LinkError(f"cannot listen on {host} port {port}: {error.strerror}") from error
-        bound: int = self._runner.addresses[0][1]
-        return bound
 
     async def close(self) -> None:
         """Hang up every call and stop listening."""
         for line in list(self._lines.values()):
             await line.close()
         await asyncio.gather(*self._tasks)
+        if self._door is not None:
+            await self._door.close()
         if self._runner is not None:
             await self._runner.cleanup()
 
     async def _post(self, request: web.Request) -> web.Response:
-        self._check(request)
         if request.content_type != SDP_TYPE:
             raise web.HTTPUnsupportedMediaType
         if self.sessions >= self.limits.sessions:
@@ -168,6 +155,7 @@ class SignallingServer:
             raise web.HTTPRequestTimeout from None
         except UnicodeDecodeError:
             raise web.HTTPBadRequest(text="not a session description") from None
+        self._take(offer)
         try:
             line = self._open_line()
         except CodecError as error:
@@ -193,6 +181,18 @@ class SignallingServer:
             headers={"Location": f"{PATH}/{name}"},
         )
 
+    def _take(self, offer: str) -> None:
+        """Raise the refusal of an offer that was taken before, whoever sends it again."""
+        try:
+            names = fingerprints(offer)
+        except LinkError as error:
+            raise web.HTTPBadRequest(text=str(error)) from None
+        if not names.isdisjoint(self._taken):
+            raise web.HTTPConflict(text="this offer was taken before")
+        self._taken.update(dict.fromkeys(names))
+        while len(self._taken) > MOST_FINGERPRINTS:
+            self._taken.popitem(last=False)
+
     async def _follow(self, name: str, line: Line) -> None:
         try:
             await line.run()
@@ -202,14 +202,14 @@ class SignallingServer:
             del self._lines[name]
 
     async def _delete(self, request: web.Request) -> web.Response:
-        self._check(request)
         line = self._lines.get(request.match_info["name"])
         if line is None:
             raise web.HTTPNotFound
         await line.close()
         return web.Response(status=200)
 
-    def _check(self, request: web.Request) -> None:
+    @web.middleware
+    async def _check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Raise the refusal of a request that may not come further, cheapest reason first."""
         address = request.remote or ""
         if not self._rate.allows(address, asyncio.get_running_loop().time()):
@@ -220,6 +220,7 @@ class SignallingServer:
         header = request.headers.get("Authorization")
         if self._token is not None and not is_authorized(header, self._token):
             raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"})
+        return await handler(request)
 
 
 @dataclass(frozen=True)
@@ -301,6 +302,7 @@ def _refusal(status: int, text: str) -> str:
         401: "the token is not the other side's; copy what 'encodec-rt link token' shows there",
         403: "the other side accepts no calls from web pages",
         404: "nothing listens for calls at that address",
+        409: "the other side took this offer before; call again",
         429: "too many calls; wait a few seconds",
         503: "the line is busy",
     }

@@ -3,20 +3,23 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Callable, Coroutine
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
 from typing import Any
 
 import aiohttp
 import numpy as np
 import pytest
+from aiohttp import web
 
 from encodec_rt.errors import LinkError
 from encodec_rt.link import security
+from encodec_rt.link.door import MOST_ADDRESSES, DoorLimits, RateLimit
 from encodec_rt.link.signalling import (
-    MOST_ADDRESSES,
+    MOST_FINGERPRINTS,
     SDP_TYPE,
     Limits,
-    RateLimit,
     SignallingClient,
     SignallingServer,
 )
@@ -26,8 +29,16 @@ HEADERS = {"Authorization": f"Bearer {TOKEN}", "Content-Type": SDP_TYPE}
 PATIENT = Limits(requests_per_s=1e6, burst=1_000_000)
 
 
+OFFERS = count()
+
+
+def offer() -> str:
+    """One that nobody has made before."""
+    return f"a=fingerprint:sha-256 {next(OFFERS):02X}"
+
+
 class Lines:
-    """Stands for the calls behind a server: answers "answer", refuses any offer but "offer"."""
+    """Stands for the calls behind a server: answers "answer", refuses what is garbage."""
 
     def __init__(self, *, slow_s: float = 0.0) -> None:
         self.opened = self.hung_up = 0
@@ -45,8 +56,8 @@ class FakeLine:
 
     async def answer(self, offer: str) -> str:
         await asyncio.sleep(self._lines.slow_s)
-        if offer != "offer":
-            raise LinkError("not a session description")
+        if "garbage" in offer:
+            raise LinkError("garbage")
         return "answer"
 
     async def run(self) -> None:
@@ -81,12 +92,14 @@ def serve(
     asyncio.run(main())
 
 
-async def post(url: str, body: bytes = b"offer", **headers: str | None) -> int:
+async def post(url: str, body: bytes | None = None, **headers: str | None) -> int:
     wanted = {**HEADERS, **{name.replace("_", "-"): value for name, value in headers.items()}}
     sent = {name: value for name, value in wanted.items() if value is not None}
     async with (
         aiohttp.ClientSession() as session,
-        session.post(url + "/call", data=body, headers=sent) as response,
+        session.post(
+            url + "/call", data=offer() if body is None else body, headers=sent
+        ) as response,
     ):
         return response.status
 
@@ -94,7 +107,7 @@ async def post(url: str, body: bytes = b"offer", **headers: str | None) -> int:
 def test_an_offer_is_answered_and_deleting_its_location_hangs_up():
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         client = SignallingClient(url, token=TOKEN)
-        dialled = await client.dial("offer")
+        dialled = await client.dial(offer())
         assert dialled.answer == "answer"
         assert server.sessions == 1
         await client.hang_up(dialled.location)
@@ -108,17 +121,20 @@ def test_an_offer_is_answered_and_deleting_its_location_hangs_up():
 @pytest.mark.parametrize(
     ("status", "body", "headers"),
     [
-        (401, b"offer", {"Authorization": None}),
-        (401, b"offer", {"Authorization": f"Bearer {TOKEN}x"}),
-        (401, b"offer", {"Authorization": TOKEN}),
-        (403, b"offer", {"Origin": "https://evil.example"}),
-        (415, b"offer", {"Content_Type": "text/plain"}),
+        (401, None, {"Authorization": None}),
+        (401, None, {"Authorization": f"Bearer {TOKEN}x"}),
+        (401, None, {"Authorization": TOKEN}),
+        (403, None, {"Origin": "https://evil.example"}),
+        (415, None, {"Content_Type": "text/plain"}),
         (413, b"x" * 70_000, {}),
-        (400, b"garbage", {}),
+        (400, b"no fingerprint", {}),
+        (400, b"a=fingerprint:sha-256 FF\ngarbage", {}),
         (400, b"\xff\xfe", {}),
     ],
 )
-def test_what_may_not_call_is_refused_without_a_session(status: int, body: bytes, headers: dict):
+def test_what_may_not_call_is_refused_without_a_session(
+    status: int, body: bytes | None, headers: dict
+):
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         assert await post(url, body, **headers) == status
         assert server.sessions == 0
@@ -137,13 +153,13 @@ def test_a_page_from_an_accepted_origin_may_call():
 def test_the_line_is_busy_until_the_call_ends():
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         client = SignallingClient(url, token=TOKEN)
-        first = await client.dial("offer")
+        first = await client.dial(offer())
         with pytest.raises(LinkError, match="busy"):
-            await client.dial("offer")
+            await client.dial(offer())
         assert line.opened == 1
         await client.hang_up(first.location)
         await asyncio.sleep(0)
-        await client.dial("offer")
+        await client.dial(offer())
 
     serve(scenario)
 
@@ -177,10 +193,101 @@ def test_a_body_that_never_comes_is_given_up():
     serve(scenario, limits=Limits(request_s=0.05))
 
 
+def test_an_offer_is_taken_once_whoever_sends_it_again():
+    async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
+        client, made = SignallingClient(url, token=TOKEN), offer() + "\r\na=fingerprint:sha-512 AB"
+        await client.hang_up((await client.dial(made)).location)
+        await asyncio.sleep(0)
+        for replayed in (made, made.lower(), made.partition("\r")[0], "a=ice-ufrag:x\n" + made):
+            with pytest.raises(LinkError, match="took this offer before"):
+                await client.dial(replayed)
+        assert line.opened == 1
+        await client.dial(offer())
+
+    serve(scenario)
+
+
+def test_offers_that_were_taken_are_forgotten_only_after_thousands():
+    server = SignallingServer(Lines().open, token=TOKEN)
+    for number in range(MOST_FINGERPRINTS + 1):
+        server._take(f"a=fingerprint:sha-256 {number}")
+    with pytest.raises(web.HTTPConflict):
+        server._take("a=fingerprint:sha-256 1")
+    server._take("a=fingerprint:sha-256 0")
+    assert len(server._taken) == MOST_FINGERPRINTS
+
+
+async def knock(url: str, data: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+    reader, writer = await asyncio.open_connection("127.0.0.1", int(url.rpartition(":")[2]))
+    writer.write(data)
+    return reader, writer
+
+
+@pytest.mark.parametrize("data", [b"", b"POST /call HTTP/1.1\r\nHost:", b"GET / HTTP/1.1\r\n\r\n"])
+def test_a_connection_is_ended_in_time_whatever_it_brings(data: bytes):
+    async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
+        reader, writer = await knock(url, data)
+        while await asyncio.wait_for(reader.read(1000), 5):
+            pass
+        writer.close()
+        assert await post(url) == 201
+
+    serve(scenario, limits=replace(PATIENT, door=DoorLimits(connection_s=0.2)))
+
+
+def test_a_handshake_that_is_never_made_is_ended_in_time(tmp_path: Path):
+    certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
+    security.make_certificate(certificate, key, ["127.0.0.1"])
+
+    async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
+        reader, writer = await knock(url)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+
+    serve(
+        scenario,
+        context=security.server_context(certificate, key),
+        limits=replace(PATIENT, door=DoorLimits(handshake_s=0.05)),
+    )
+
+
+@pytest.mark.parametrize("door", [DoorLimits(connections=2), DoorLimits(per_address=2)])
+def test_more_connections_than_there_is_room_for_are_hung_up_on(door: DoorLimits):
+    async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
+        inside = [await knock(url) for _ in range(2)]
+        reader, writer = await knock(url)
+        assert await asyncio.wait_for(reader.read(), 5) == b""
+        writer.close()
+        with pytest.raises(aiohttp.ClientError):
+            await post(url)
+        for _, each in inside:
+            each.close()
+            await each.wait_closed()
+        assert server._door is not None
+        while server._door.connections:
+            await asyncio.sleep(0.01)
+        assert await post(url) == 201
+
+    serve(scenario, limits=replace(PATIENT, door=door))
+
+
+def test_a_thousand_connections_one_after_another_leave_nothing_behind():
+    async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
+        for _ in range(1000):
+            _, writer = await knock(url)
+            writer.close()
+        assert server._door is not None
+        while server._door.connections or len(server._door._tasks) > 1:
+            await asyncio.sleep(0.01)
+        assert await post(url) == 201
+
+    serve(scenario)
+
+
 def test_other_paths_and_other_calls_cannot_be_reached():
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         client = SignallingClient(url, token=TOKEN)
-        await client.dial("offer")
+        await client.dial(offer())
         async with aiohttp.ClientSession() as session:
             for method, path, status in (
                 ("GET", "/", 404),
@@ -217,7 +324,7 @@ def hostile_requests(count: int) -> None:
 
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         client = SignallingClient(url, token=TOKEN)
-        await client.dial("offer")
+        await client.dial(offer())
         rng = np.random.default_rng(0)
         kinds: list[tuple[dict[str, str], int]] = [
             ({"Authorization": "Bearer " + "x" * 40}, 401),
@@ -271,11 +378,11 @@ def test_a_pinned_certificate_is_accepted_and_any_other_is_not(tmp_path: Path):
 
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         with pytest.raises(LinkError, match="not the pinned one"):
-            await SignallingClient(url, token=TOKEN, fingerprint="00" * 32).dial("offer")
+            await SignallingClient(url, token=TOKEN, fingerprint="00" * 32).dial(offer())
         with pytest.raises(LinkError, match="cannot be reached"):
-            await SignallingClient(url, token=TOKEN).dial("offer")
+            await SignallingClient(url, token=TOKEN).dial(offer())
         assert line.opened == 0
-        dialled = await SignallingClient(url, token=TOKEN, fingerprint=pinned).dial("offer")
+        dialled = await SignallingClient(url, token=TOKEN, fingerprint=pinned).dial(offer())
         assert dialled.answer == "answer"
 
     serve(scenario, context=security.server_context(certificate, key))
@@ -284,7 +391,7 @@ def test_a_pinned_certificate_is_accepted_and_any_other_is_not(tmp_path: Path):
 def test_a_server_that_is_not_there_is_named():
     async def main() -> None:
         with pytest.raises(LinkError, match=r"127\.0\.0\.1:1 cannot be reached"):
-            await SignallingClient("http://127.0.0.1:1", token=None).dial("offer")
+            await SignallingClient("http://127.0.0.1:1", token=None).dial(offer())
 
     asyncio.run(main())
 

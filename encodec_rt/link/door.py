@@ -1,0 +1,156 @@
+"""Who may come in: so many connections, fewer from one address and none for long, and requests."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import ssl
+from collections import OrderedDict
+from collections.abc import Callable, Coroutine
+from dataclasses import dataclass
+from typing import Any
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 16
+MOST_ADDRESSES = 1024
+"""Of so many addresses the requests are counted; the one unseen for longest is forgotten."""
+REST_S = 1.0
+"""How long nobody is let in after the system had no room for one more."""
+
+
+@dataclass(frozen=True)
+class DoorLimits:
+    """Whom a ``Door`` lets in, and for how long."""
+
+    connections: int = 32
+    per_address: int = 8
+    handshake_s: float = 5.0
+    """For TLS."""
+    connection_s: float = 30.0
+    """From the end of that, whatever has been sent by then."""
+
+
+class Door:
+    """Lets connections in to the protocols that ``make`` makes.
+
+    Who is one too many is hung up on before any work is done, and so is whoever stays too long,
+    with or without a request: nobody has more to do here than a request.
+    """
+
+    def __init__(
+        self,
+        make: Callable[[], asyncio.Protocol],
+        limits: DoorLimits,
+        context: ssl.SSLContext | None,
+    ) -> None:
+        """``context``: for TLS, or None without."""
+        self._make, self._limits, self._context = make, limits, context
+        self._listening: list[socket.socket] = []
+        self._inside: dict[socket.socket, tuple[str, asyncio.TimerHandle | None]] = {}
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    @property
+    def connections(self) -> int:
+        """Connections that are open now."""
+        self._forget_closed()
+        return len(self._inside)
+
+    async def open(self, host: str, port: int) -> int:
+        """Listen on all addresses of ``host``; the port, which the system chooses for 0.
+
+        Raises OSError.
+        """
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for family, address in dict.fromkeys((family, address) for family, *_, address in found):
+            place = (address[0], port, *address[2:])
+            listening = socket.create_server(place, family=family, backlog=BACKLOG)
+            listening.setblocking(False)
+            self._listening.append(listening)
+            port = listening.getsockname()[1]
+            self._begin(self._watch(listening))
+        return port
+
+    async def close(self) -> None:
+        """Let nobody in any more; who is inside stays."""
+        tasks = list(self._tasks)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        for listening in self._listening:
+            listening.close()
+        for _, handle in self._inside.values():
+            if handle is not None:
+                handle.cancel()
+
+    async def _watch(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, address = await loop.sock_accept(listening)
+            except OSError as error:
+                logger.warning("a connection could not be taken: %s", error.strerror)
+                await asyncio.sleep(REST_S)
+                continue
+            self._forget_closed()
+            host = address[0]
+            from_host = sum(other == host for other, _ in self._inside.values())
+            if len(self._inside) >= self._limits.connections or (
+                from_host >= self._limits.per_address
+            ):
+                connection.close()
+                continue
+            self._inside[connection] = host, None
+            self._begin(self._let_in(connection, host))
+
+    async def _let_in(self, connection: socket.socket, host: str) -> None:
+        loop = asyncio.get_running_loop()
+        secure = self._context is not None
+        try:
+            transport, _ = await loop.connect_accepted_socket(
+                self._make,
+                connection,
+                ssl=self._context,
+                ssl_handshake_timeout=self._limits.handshake_s if secure else None,
+            )
+        except OSError as error:
+            logger.debug("a connection from %s came to nothing: %s", host, error)
+            connection.close()
+            return
+        handle = loop.call_later(self._limits.connection_s, transport.abort)
+        self._inside[connection] = host, handle
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    def _forget_closed(self) -> None:
+        for connection, (_, handle) in list(self._inside.items()):
+            if connection.fileno() < 0:
+                del self._inside[connection]
+                if handle is not None:
+                    handle.cancel()
+
+
+class RateLimit:
+    """A token bucket per address, with the clock passed in and bounded memory."""
+
+    def __init__(self, per_s: float, burst: int) -> None:
+        self._per_s, self._burst = per_s, burst
+        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+
+    def __len__(self) -> int:
+        """How many addresses are remembered."""
+        return len(self._buckets)
+
+    def allows(self, address: str, now_s: float) -> bool:
+        """Whether one more request from ``address`` may pass."""
+        left, seen_s = self._buckets.pop(address, (float(self._burst), now_s))
+        left = min(self._burst, left + (now_s - seen_s) * self._per_s)
+        self._buckets[address] = max(0.0, left - 1), now_s
+        if len(self._buckets) > MOST_ADDRESSES:
+            self._buckets.popitem(last=False)
+        return left >= 1
