@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from encodec_rt.cli.console import CodecOptions
-    from encodec_rt.cli.link import LinkOptions
+    from encodec_rt.cli.link_options import LinkOptions
     from encodec_rt.link.ends import Sink, Source
     from encodec_rt.link.handset import Handset
     from encodec_rt.link.session import Call, CallOptions

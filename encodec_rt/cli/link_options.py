@@ -1,0 +1,108 @@
+"""The options that both sides of a call have, and what they ask for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from encodec_rt.cli.console import BufferOption, InputOption, OutputOption
+from encodec_rt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from encodec_rt.link.session import CallOptions
+    from encodec_rt.live.voice import VoiceProcessor
+
+TokenOption = Annotated[
+    Path | None, typer.Option("--token-file", help="Where the token is, if not in its usual place.")
+]
+PlayOption = Annotated[
+    Path | None, typer.Option("--play", help="A sound file in place of the microphone.")
+]
+RecordOption = Annotated[
+    Path | None, typer.Option("--record", help="Write what is heard, in place of the speaker.")
+]
+EchoOption = Annotated[
+    bool,
+    typer.Option(
+        "--echo-cancel/--no-echo-cancel", help="Take the speaker out of what the microphone hears."
+    ),
+]
+NoiseOption = Annotated[
+    bool,
+    typer.Option("--noise-suppression/--no-noise-suppression", help="Lower steady noise."),
+]
+GainOption = Annotated[
+    bool, typer.Option("--gain-control/--no-gain-control", help="Bring the voice to one level.")
+]
+DtxOption = Annotated[
+    bool, typer.Option("--dtx/--no-dtx", help="Send nothing while nobody speaks.")
+]
+RedundancyOption = Annotated[
+    bool, typer.Option("--redundancy/--no-redundancy", help="Repeat frames, coarsely.")
+]
+IceOption = Annotated[
+    list[str] | None,
+    typer.Option("--ice-server", help="stun: or turn: URL; none is asked by default."),
+]
+StatsOption = Annotated[
+    Path | None, typer.Option("--stats-json", help="Write the call's statistics at its end.")
+]
+
+
+@dataclass(frozen=True)
+class LinkOptions:
+    """The options of either side of a call."""
+
+    play: PlayOption = None
+    record: RecordOption = None
+    source: InputOption = None
+    sink: OutputOption = None
+    buffer_ms: BufferOption = 40.0
+    echo_cancel: EchoOption = False
+    noise_suppression: NoiseOption = False
+    gain_control: GainOption = False
+    dtx: DtxOption = True
+    redundancy: RedundancyOption = True
+    ice_server: IceOption = None
+    stats_json: StatsOption = None
+    token_file: TokenOption = None
+
+    def for_call(self, bandwidth_kbps: float, *, hang_up_s: float | None = None) -> CallOptions:
+        """What of them the call itself needs."""
+        from encodec_rt.link.session import CallOptions
+
+        servers = tuple(self.ice_server or ())
+        return CallOptions(
+            bandwidth_kbps, self.redundancy, self.dtx, hang_up_s, ice_servers=servers
+        )
+
+    def voice(self, rate_hz: int) -> VoiceProcessor | None:
+        """What cleans the microphone's sound, None if nothing does.
+
+        Raises ConfigError where a file takes the place of what it needs.
+        """
+        if not (self.echo_cancel or self.noise_suppression or self.gain_control):
+            return None
+        from encodec_rt.live.voice import VoiceProcessor
+
+        if self.play is not None:
+            raise ConfigError("--play takes the microphone's place; there is no voice to clean")
+        if self.record is not None and self.echo_cancel:
+            raise ConfigError("--record takes the speaker's place; there is no echo to cancel")
+        return VoiceProcessor(
+            rate_hz,
+            echo=self.echo_cancel,
+            noise=self.noise_suppression,
+            gain=self.gain_control,
+        )
+
+    def token(self, *, needed: bool) -> str | None:
+        """The token, None where neither it nor its file was asked for."""
+        from encodec_rt.link import security
+
+        if self.token_file is None and not needed:
+            return None
+        return security.read_token(self.token_file or security.state_folder() / "link-token")
