@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 from aiortc import sdp
+from aiortc.exceptions import InvalidAccessError, InvalidStateError, OperationError
 
 from encodec_rt.bitstream.packet import MAX_FRAMES
 from encodec_rt.errors import LinkError
@@ -67,6 +70,21 @@ class Format:
         if not most.isdecimal() or not 1 <= int(most) <= 32:
             raise LinkError(f"the other side accepts maxcodebooks={most!r}; 1 to 32 are possible")
         return int(most)
+
+
+@contextmanager
+def refusing(kind: str) -> Iterator[None]:
+    """Turn what aiortc makes of a bad description into a LinkError."""
+    try:
+        yield
+    except LinkError:
+        raise
+    except (
+        *PARSER_ERRORS,
+        *(InvalidAccessError, InvalidStateError, OperationError),
+    ) as error:
+        reason = str(error) or type(error).__name__
+        raise LinkError(f"the {kind} cannot be met: {reason}") from error
 
 
 def fingerprints(description: str) -> frozenset[str]:

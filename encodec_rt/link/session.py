@@ -5,26 +5,27 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from time import perf_counter
 from typing import TypeVar
 
 import numpy as np
 from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCSessionDescription
-from aiortc.exceptions import InvalidAccessError, InvalidStateError, OperationError
 
 from encodec_rt.bitstream.packet import Codes
 from encodec_rt.errors import LinkError
 from encodec_rt.link import rtp
-from encodec_rt.link.description import PARSER_ERRORS, Format
+from encodec_rt.link.description import Format, refusing
+from encodec_rt.link.door import RateLimit
 from encodec_rt.link.ends import Sink, Source
 from encodec_rt.link.listener import Listener
 from encodec_rt.link.packetizer import Packetizer
 from encodec_rt.link.rate import RateController
 from encodec_rt.link.silence import EnergyDetector
+from encodec_rt.link.statistics import latency_ms, percentiles
+from encodec_rt.loopback import warm_up
 from encodec_rt.streaming.codec import Codec, fingerprint
 from encodec_rt.streaming.session import Audio
 
@@ -79,9 +80,10 @@ class Call:
         self._track = rtp.OutgoingTrack()
         # One worker: a codec is used by one thread at a time.
         self._worker = ThreadPoolExecutor(1, thread_name_prefix="encodec-rt-call")
+        self._warmed: asyncio.Future[None] | None = None
         self._connected, self._ended = asyncio.Event(), asyncio.Event()
         self._heard_s: float | None = None
-        self._allowance, self._allowance_s = float(MOST_PACKETS_PER_S), 0.0
+        self._allowance = RateLimit(MOST_PACKETS_PER_S, MOST_PACKETS_PER_S)
         self._report: rtp.Report | None = None
         self._encode_ms: deque[float] = deque(maxlen=1000)
         self._decode_ms: deque[float] = deque(maxlen=1000)
@@ -100,19 +102,21 @@ class Call:
 
     async def offer(self) -> str:
         """The SDP to send to the other side."""
+        self._warm()
         await self._connection.setLocalDescription(await self._connection.createOffer())
         return self._format.describe(self._connection.localDescription.sdp)
 
     async def answer(self, offer: str) -> str:
         """The SDP to send back for ``offer``. Raises LinkError for one that cannot be met."""
-        with _refusing("offer"):
+        with refusing("offer"):
             await self._accept(offer, "offer")
+            self._warm()
             await self._connection.setLocalDescription(await self._connection.createAnswer())
         return self._format.describe(self._connection.localDescription.sdp)
 
     async def accept(self, answer: str) -> None:
         """Take the other side's SDP. Raises LinkError for one that does not fit."""
-        with _refusing("answer"):
+        with refusing("answer"):
             await self._accept(answer, "answer")
 
     async def run(self) -> None:
@@ -123,6 +127,8 @@ class Call:
         tasks: list[asyncio.Task[None]] = []
         try:
             await self._within(self._connected.wait(), self.options.handshake_s)
+            if self._warmed is not None:
+                await self._warmed
             self._heard_s = self._now_s()
             tasks = [asyncio.create_task(part()) for part in (self._talk, self._hear, self._watch)]
             ended = asyncio.create_task(self._wait_for_end())
@@ -164,36 +170,31 @@ class Call:
             "estimatedBitrate": self._controller.estimate_bps,
             "packetsDroppedBeforeSending": self._track.dropped,
             "packetsRefused": self.refused_packets,
-            "encodeMs": _percentiles(self._encode_ms),
-            "decodeMs": _percentiles(self._decode_ms),
-            "latencyMs": self._latency_ms(),
+            "encodeMs": percentiles(self._encode_ms),
+            "decodeMs": percentiles(self._decode_ms),
+            "latencyMs": latency_ms(
+                self.listener.statistics,
+                frame_ms=1000 * self._hop_s,
+                frames_per_packet=plan.frames,
+                encode_ms=self._encode_ms,
+                decode_ms=self._decode_ms,
+                round_trip_s=report.round_trip_s if report is not None else None,
+            ),
         }
         inbound = self.listener.statistics.as_dict()
         return {"inbound": inbound, "outbound": outbound, "remote": remote, "encodecRt": own}
-
-    def _latency_ms(self) -> dict[str, float]:
-        """From the first sample of a frame at the far end's input to its playout, by term."""
-        counts, hop_ms = self.listener.statistics, self._hop_s * 1000
-        round_trip_s = self._report.round_trip_s if self._report is not None else None
-        terms = {
-            "frame": hop_ms,
-            "encode": _percentiles(self._encode_ms)["p50"],
-            "packet": (self._controller.plan(self._now_s()).frames - 1) * hop_ms,
-            "network": 500 * (round_trip_s or 0.0),
-            "jitterBuffer": 1000
-            * counts.jitterBufferDelay
-            / max(1, counts.jitterBufferEmittedCount),
-            "decode": _percentiles(self._decode_ms)["p50"],
-        }
-        return {name: round(value, 2) for name, value in terms.items()} | {
-            "sum": round(sum(terms.values()), 2)
-        }
 
     async def _accept(self, description: str, kind: str) -> None:
         most = self._format.check_remote(description)
         self._controller = self._make_controller(min(most, self._format.codebooks))
         await self._connection.setRemoteDescription(
             RTCSessionDescription(sdp=description, type=kind)
+        )
+
+    def _warm(self) -> None:
+        """Let the worker's first frames, which take a tenth of a second, be none of the call's."""
+        self._warmed = asyncio.ensure_future(
+            self._compute(warm_up, self._codec, self.options.bandwidth_kbps, "primed")
         )
 
     def _make_controller(self, codebooks: int) -> RateController:
@@ -278,12 +279,11 @@ class Call:
 
     def _on_packet(self, packet: rtp.Received) -> None:
         now_s = self._now_s()
-        earned = (now_s - self._allowance_s) * MOST_PACKETS_PER_S
-        self._allowance = min(MOST_PACKETS_PER_S, self._allowance + earned) - 1
-        self._allowance_s = now_s
-        if self._allowance < 0:
-            self._allowance = 0.0
+        if not self._allowance.allows("", now_s):
             self.refused_packets += 1
+            return
+        if self._heard_s is None:
+            # Nobody listens yet, and what waits now would delay all that follows.
             return
         self.listener.receive(
             packet.payload,
@@ -308,25 +308,3 @@ class Call:
     @staticmethod
     def _now_s() -> float:
         return asyncio.get_running_loop().time()
-
-
-@contextmanager
-def _refusing(kind: str) -> Iterator[None]:
-    """Turn what aiortc makes of a bad description into a LinkError."""
-    try:
-        yield
-    except LinkError:
-        raise
-    except (
-        *PARSER_ERRORS,
-        *(InvalidAccessError, InvalidStateError, OperationError),
-    ) as error:
-        reason = str(error) or type(error).__name__
-        raise LinkError(f"the {kind} cannot be met: {reason}") from error
-
-
-def _percentiles(samples_ms: deque[float]) -> dict[str, float]:
-    if not samples_ms:
-        return {"p50": 0.0, "p99": 0.0}
-    p50, p99 = np.percentile(samples_ms, (50, 99))
-    return {"p50": round(float(p50), 3), "p99": round(float(p99), 3)}

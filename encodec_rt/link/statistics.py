@@ -5,7 +5,10 @@ Times are seconds, as there. What the standard has no name for is in ``encodecRt
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+
+import numpy as np
 
 
 @dataclass
@@ -48,6 +51,41 @@ _OWN = {
     for entry in InboundStatistics.__dataclass_fields__.values()
     if entry.metadata.get("own")
 }
+
+
+def percentiles(samples_ms: Sequence[float]) -> dict[str, float]:
+    """The median and the 99th percentile, 0 where there is none."""
+    if not samples_ms:
+        return {"p50": 0.0, "p99": 0.0}
+    p50, p99 = np.percentile(samples_ms, (50, 99))
+    return {"p50": round(float(p50), 3), "p99": round(float(p99), 3)}
+
+
+def latency_ms(
+    counts: InboundStatistics,
+    *,
+    frame_ms: float,
+    frames_per_packet: int,
+    encode_ms: Sequence[float],
+    decode_ms: Sequence[float],
+    round_trip_s: float | None,
+) -> dict[str, float]:
+    """From the first sample of a frame at the far end's input to its playout, by term, and "sum".
+
+    The far end's encoder is taken to be as fast as this one's, and the network to be as fast there
+    as back.
+    """
+    terms = {
+        "frame": frame_ms,
+        "encode": percentiles(encode_ms)["p50"],
+        "packet": (frames_per_packet - 1) * frame_ms,
+        "network": 500 * (round_trip_s or 0.0),
+        "jitterBuffer": 1000 * counts.jitterBufferDelay / max(1, counts.jitterBufferEmittedCount),
+        "decode": percentiles(decode_ms)["p50"],
+    }
+    return {name: round(value, 2) for name, value in terms.items()} | {
+        "sum": round(sum(terms.values()), 2)
+    }
 
 
 class ArrivalCounter:

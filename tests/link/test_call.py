@@ -177,6 +177,28 @@ def test_more_packets_than_anyone_would_send_are_not_looked_at(codec: Codec, kbp
     asyncio.run(main())
 
 
+def test_what_comes_before_anyone_listens_does_not_delay_the_rest(codec: Codec, kbps: float):
+    async def main() -> None:
+        one, other = (
+            Call(codec, SilentSource(codec.config), NullSink(codec.config), CallOptions(kbps))
+            for _ in range(2)
+        )
+        await one.accept(await other.answer(await one.offer()))
+        for index in range(50):
+            other._on_packet(Received(b"", index, index * codec.config.hop_length, 1))
+        assert other.listener.statistics.packetsReceived == 0
+        running = [asyncio.create_task(call.run()) for call in (one, other)]
+        while not other.listener.statistics.packetsReceived:
+            await asyncio.sleep(0.01)
+        # The worker was used before the first frame.
+        assert all(call._warmed is not None and call._warmed.done() for call in (one, other))
+        for call in (one, other):
+            await call.close()
+        await asyncio.gather(*running)
+
+    asyncio.run(main())
+
+
 def test_damaged_descriptions_are_refused_and_nothing_else_happens(codec: Codec, kbps: float):
     rng = np.random.default_rng(0)
 
