@@ -114,8 +114,8 @@ class AudioSystem(Protocol):
         """Come back after ``seconds``."""
 
 
-class Source:
-    """An input stream: its callback queues blocks, ``read`` takes them."""
+class _Stream:
+    """A stream of a sound card, and the samples between its callback and the other side."""
 
     def __init__(self, name: str, rate_hz: int, channels: int) -> None:
         """``attach`` gives it the stream whose callback is ``callback``."""
@@ -132,6 +132,19 @@ class Source:
         """Belong to ``stream``, which was started and which ``close`` gives back."""
         self._stream, self._close = stream, close
         self.latency_ms = 1000 * stream.latency
+
+    @property
+    def active(self) -> bool:
+        """False once the stream has ended by itself."""
+        return bool(self._stream.active)
+
+    def close(self) -> None:
+        """Stop and give the device back. Raises AudioDeviceError if the sound system hangs."""
+        self._close()
+
+
+class Source(_Stream):
+    """An input stream: its callback queues blocks, ``read`` takes them."""
 
     def callback(self, block: Any, frames: int, _time: Any, status: Any) -> None:
         """PortAudio's, in a thread of its own: moves bytes and counts."""
@@ -149,11 +162,6 @@ class Source:
         """Samples that ``read`` would give."""
         return self._fifo.fill // self.channels
 
-    @property
-    def active(self) -> bool:
-        """False once the stream has ended by itself."""
-        return bool(self._stream.active)
-
     def read(self, most: int) -> NDArray[np.float32]:
         """Up to ``most`` samples, float32; several channels are averaged."""
         block = np.empty(min(most, self.waiting) * self.channels, np.int16)
@@ -166,31 +174,15 @@ class Source:
         """Let go of the oldest ``count`` samples; returns how many there were."""
         return self._fifo.skip(count * self.channels) // self.channels
 
-    def close(self) -> None:
-        """Stop and give the device back. Raises AudioDeviceError if the sound system hangs."""
-        self._close()
 
-
-class Sink:
+class Sink(_Stream):
     """An output stream: ``write`` queues samples, its callback takes them."""
 
     def __init__(self, name: str, rate_hz: int, channels: int) -> None:
-        """``attach`` gives it the stream whose callback is ``callback``."""
-        self.name = name
-        self.rate_hz = rate_hz
-        self.latency_ms = 0.0
-        self.counts = StreamCounts()
-        self.channels = channels
-        self._fifo = SampleFifo(int(FIFO_S * rate_hz) * channels)
-        self._stream: Any = None
-        self._close: Callable[[], None]
+        """As that of any stream; nothing is expected to be in the queue yet."""
+        super().__init__(name, rate_hz, channels)
         self._expected = False
         self._empty = False
-
-    def attach(self, stream: Any, close: Callable[[], None]) -> None:
-        """Belong to ``stream``, which was started and which ``close`` gives back."""
-        self._stream, self._close = stream, close
-        self.latency_ms = 1000 * stream.latency
 
     def callback(self, block: Any, frames: int, _time: Any, status: Any) -> None:
         """PortAudio's, in a thread of its own: moves bytes and counts."""
@@ -213,11 +205,6 @@ class Sink:
         """Samples that wait to be played."""
         return self._fifo.fill // self.channels
 
-    @property
-    def active(self) -> bool:
-        """False once the stream has ended by itself."""
-        return bool(self._stream.active)
-
     def write(self, samples: Samples) -> int:
         """Queue ``samples`` and return how many found no room; from now on it must not be empty."""
         lost = self._fifo.write(np.repeat(samples, self.channels))
@@ -227,7 +214,3 @@ class Sink:
     def pause(self) -> None:
         """Until the next ``write`` an empty queue is silence, and no starvation."""
         self._expected = False
-
-    def close(self) -> None:
-        """Stop and give the device back. Raises AudioDeviceError if the sound system hangs."""
-        self._close()
