@@ -3,181 +3,52 @@
     python -m benches.link_endurance hour
     python -m benches.link_endurance call
 
-Calls are between two ends in one process, by aiortc over this machine's own addresses; the hour
-passes on a virtual clock.
+The hour passes on a virtual clock; the minutes are between two processes, by aiortc over this
+machine's own addresses.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
-import os
-import re
-import secrets
-from collections.abc import AsyncIterator, Iterator
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
+from collections.abc import Iterator
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
+from benches.link_calls import Model, Window, add_arguments, speech
+from benches.link_far import Apart, look
 from benches.record import Json, Record
-from encodec_rt.audio import AudioReader
 from encodec_rt.bitstream.packet import Codes
-from encodec_rt.config import EncodecConfig
 from encodec_rt.link.channel import Channel, Network
-from encodec_rt.link.ends import NullSink, SilentSource
 from encodec_rt.link.listener import Listener
 from encodec_rt.link.rate import RateController
-from encodec_rt.link.session import Call, CallOptions
-from encodec_rt.link.signalling import (
-    Limits,
-    SignallingClient,
-    SignallingServer,
-)
 from encodec_rt.link.simulate import Direction
-from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.session import Audio
 
-SMALL_KBPS = 6.01
 HOUR = Network(delay_ms=40, jitter_ms=8, loss=0.03, burst=2, spike_every_s=20)
 
 
-class Talker(SilentSource):
-    """A microphone into which a recording is said again and again."""
-
-    def __init__(self, config: EncodecConfig, audio: NDArray[np.float32]) -> None:
-        """``audio`` is mono, at the model's rate."""
-        super().__init__(config)
-        hop = config.hop_length
-        self._said: Audio = audio[: len(audio) // hop * hop].reshape(-1, 1, hop)
-        self._at = 0
-
-    async def read(self) -> Audio | None:
-        """The next hop, in its time."""
-        await super().read()
-        self._at += 1
-        hop: Audio = self._said[self._at % len(self._said)]
-        return hop
-
-
-@dataclass(frozen=True)
-class Held:
-    """A call in progress: both ends, and all that an attacker may know of it."""
-
-    caller: Call
-    callee: Call
-    server: SignallingServer
-    url: str
-    token: str
-    offer: str
-    addresses: list[tuple[str, int]]
-
-
-@asynccontextmanager
-async def held(
-    codec: Codec, kbps: float, audio: NDArray[np.float32], limits: Limits | None = None
-) -> AsyncIterator[Held]:
-    """A call that came about through signalling, for the time of the block."""
-    options = CallOptions(bandwidth_kbps=kbps, dtx=False)
-    lines: list[Call] = []
-
-    def end() -> Call:
-        return Call(codec, Talker(codec.config, audio), NullSink(codec.config), options)
-
-    def open_line() -> Call:
-        lines.append(end())
-        return lines[-1]
-
-    token = secrets.token_urlsafe(32)
-    server = SignallingServer(open_line, token=token, limits=limits)
-    url = f"http://127.0.0.1:{await server.start('127.0.0.1', 0, None)}"
-    caller = end()
-    offer = await caller.offer()
-    client = SignallingClient(url, token=token)
-    dialled = await client.dial(offer)
-    await caller.accept(dialled.answer)
-    running = asyncio.create_task(caller.run())
-    candidates = re.findall(r"a=candidate:\S+ 1 udp \d+ (\S+) (\d+) typ host", dialled.answer)
-    addresses = [(host, int(port)) for host, port in candidates if ":" not in host]
-    try:
-        yield Held(caller, lines[0], server, url, token, offer, addresses)
-        if running.done():
-            running.result()
-    finally:
-        await client.hang_up(dialled.location)
-        await caller.close()
-        await asyncio.gather(running, return_exceptions=True)
-        await server.close()
-
-
-def resident_mib() -> float:
-    """Memory of this process that is in use."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
-
-
-@dataclass
-class Window:
-    """What a listener counted from one look to the next."""
-
-    listener: Listener
-    hop: int
-
-    def __post_init__(self) -> None:
-        """Look for the first time."""
-        self._seen = self._counts()
-
-    def _counts(self) -> dict[str, float]:
-        counts = vars(self.listener.statistics)
-        return {name: float(value) for name, value in counts.items()}
-
-    def look(self) -> dict[str, Json]:
-        """The differences: concealment, losses, and the delay of the jitter buffer."""
-        now, seen = self._counts(), self._seen
-        self._seen = now
-        moved = {name: now[name] - seen[name] for name in now}
-        played = max(1.0, moved["totalSamplesReceived"])
-        silent = moved["silentFrames"] * self.hop
-        emitted = max(1.0, moved["jitterBufferEmittedCount"])
-        return {
-            "concealed_share": (moved["concealedSamples"] - silent) / played,
-            "concealment_events": moved["concealmentEvents"],
-            "packets_received": moved["packetsReceived"],
-            "packets_lost": moved["packetsLost"],
-            "jitter_buffer_ms": 1000 * moved["jitterBufferDelay"] / emitted,
-            "resident_mib": resident_mib(),
-        }
-
-
-async def talk(
-    codec: Codec, kbps: float, audio: NDArray[np.float32], *, minutes: int
-) -> list[dict[str, Json]]:
-    """A call of that length; what each minute of it was like at the called end."""
+async def talk(model: Model, *, minutes: int) -> list[dict[str, Json]]:
+    """A call of that length between two processes; what each minute was like at either end."""
     found: list[dict[str, Json]] = []
-    async with held(codec, kbps, audio) as call:
-        window = Window(call.callee.listener, codec.config.hop_length)
-        for minute in range(minutes):
-            await asyncio.sleep(60)
-            latency: Json = call.callee.statistics()["encodecRt"]["latencyMs"]  # type: ignore[index]
-            found.append({"minute": minute + 1, **window.look(), "latency_ms": latency})
+    call = await Apart.begin(model)
+    for minute in range(minutes):
+        await asyncio.sleep(60)
+        for name, end in (("caller", call.caller), ("callee", call.callee)):
+            found.append({"minute": minute + 1, "end": name, **await end.do(look)})
             print(found[-1], flush=True)
+    await call.end()
     return found
 
 
-def hour(
-    codec: Codec, kbps: float, audio: NDArray[np.float32], *, hours: float, parts: int = 6
-) -> list[dict[str, Json]]:
+def hour(model: Model, *, hours: float, parts: int = 6) -> list[dict[str, Json]]:
     """A call on a virtual clock through encoder, packets, network, jitter buffer and decoder.
 
     What each part of it was like; the memory is that of the whole process.
     """
-    config = codec.config
+    codec, kbps = model.load(), model.kbps
+    config, audio = codec.config, speech(codec.config.sampling_rate)
     count = int(hours * 3600 * config.frame_rate)
     listener = Listener(codec, kbps)
     direction = Direction(
@@ -221,59 +92,23 @@ def _frames(
         yield encoder.push(said)[0], active
 
 
-def small_codec() -> Codec:
-    """A model with random weights whose codes weigh as much as the default one's: 75 x 8 x 10 bits.
-
-    An hour of it is minutes of computing, and nothing but its layers is smaller.
-    """
-    config = EncodecConfig(
-        sampling_rate=600,
-        hidden_size=8,
-        num_filters=4,
-        upsampling_ratios=(4, 2),
-        codebook_size=1024,
-        target_bandwidths=(SMALL_KBPS,),
-    )
-    torch.manual_seed(0)
-    model = EncodecModel(config).eval()
-    for name, values in model.named_buffers():
-        if name.endswith("embed"):
-            values.normal_(std=0.3)
-    return Codec(model)
-
-
-def speech(rate_hz: int) -> NDArray[np.float32]:
-    """The bundled clip."""
-    path = Path(str(resources.files("encodec_rt"))) / "assets" / "speech_it.flac"
-    with AudioReader(path) as reader:
-        audio: NDArray[np.float32] = np.concatenate(list(reader.blocks(rate_hz, 1)), axis=1)[0]
-    return audio
-
-
 def main() -> None:
     """Run one of the two and write its record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("hour", "call"))
-    parser.add_argument("--model", default="default")
-    parser.add_argument("--kbps", type=float, default=6.0)
-    parser.add_argument("--small", action="store_true", help="a tiny model with random weights")
+    add_arguments(parser)
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--minutes", type=int, default=10)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.getLogger("aioice").setLevel(logging.ERROR)
-    codec = small_codec() if arguments.small else Codec.load(arguments.model)
-    kbps = SMALL_KBPS if arguments.small else arguments.kbps
-    audio = speech(codec.config.sampling_rate)
+    model = Model.from_arguments(arguments)
     record = Record(f"link-{arguments.what}")
-    model = "small, random weights" if arguments.small else arguments.model
-    case: dict[str, Json] = {"model": model, "kbps": kbps}
     if arguments.what == "hour":
-        for values in hour(codec, kbps, audio, hours=arguments.hours):
-            record.add(case, values=values)
+        for values in hour(model, hours=arguments.hours):
+            record.add(model.case, values=values)
     else:
-        for values in asyncio.run(talk(codec, kbps, audio, minutes=arguments.minutes)):
-            record.add(case, values=values)
+        for values in asyncio.run(talk(model, minutes=arguments.minutes)):
+            end = values.pop("end")
+            record.add({**model.case, "end": end}, values=values)
     print(record.table())
     print(record.write())
 

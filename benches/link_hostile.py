@@ -2,52 +2,63 @@
 
     python -m benches.link_hostile
 
-The same call is held alone and under attack. Both ends are in one process and reach each other by
-aiortc over this machine's own addresses.
+Both ends and the attacker are processes of their own. The same call is held alone and under attack.
 """
 
 from __future__ import annotations
 
 import argparse
 import asyncio
-import logging
 import socket
 from collections import Counter
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from time import perf_counter
 
 import aiohttp
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
-from benches.link_endurance import SMALL_KBPS, Held, Window, held, small_codec, speech
+from benches.link_calls import Model, add_arguments
+from benches.link_far import Apart, Dialled, End, look
 from benches.record import Json, Record
 from encodec_rt.bitstream.packet import Packet, encode_packet
-from encodec_rt.link.rtp import Received
+from encodec_rt.link.door import DoorLimits
+from encodec_rt.link.packetizer import Outgoing
 from encodec_rt.link.signalling import PATH, SDP_TYPE, Limits
-from encodec_rt.streaming.codec import Codec
 
-GENEROUS = Limits(requests_per_s=1e6, burst=1_000_000)
-"""Requests that a rate limit would refuse unread come further, where they may do more harm."""
+GENEROUS = Limits(
+    requests_per_s=1e6, burst=1_000_000, door=replace(DoorLimits(), connection_s=3600.0)
+)
+"""Requests that a limit would refuse unread come further, where they may do more harm."""
 PACE_S = 0.02
 INSIDE_PER_S = 150
-"""Hostile payloads a second by way of the far end itself, encrypted."""
+"""Hostile payloads a second from the far end itself, encrypted."""
+ALONE_S = 120
+STUN_COOKIE = b"\x21\x12\xa4\x42"
 
 
-def datagram(rng: np.random.Generator) -> bytes:
-    """What somebody without the keys may send to the port of a call."""
+def datagram(rng: np.random.Generator, name: str) -> bytes:
+    """What somebody without the keys may send to the port of a call.
+
+    ``name`` is the one in its ICE checks, which are not encrypted.
+    """
     rest = rng.bytes(int(rng.integers(0, 200)))
     heads = (
         b"",
         # RTP of our payload type, RTCP, DTLS records of each kind, STUN.
         *(b"\x80\x76", b"\x90\xf6", b"\x81\xc9\x00\x07", b"\x16\xfe\xfd", b"\x15\xfe\xfd\x00"),
-        *(b"\x17\xfe\xfd", b"\x00\x01\x00\x00\x21\x12\xa4\x42"),
+        *(b"\x17\xfe\xfd", b"\x00\x01\x00\x00" + STUN_COOKIE),
     )
-    kind = int(rng.integers(len(heads) + 2))
+    kind = int(rng.integers(len(heads) + 3))
     if kind == len(heads):
         return b""
+    if kind == len(heads) + 1:
+        # It has to be read to the end before it is found to be forged.
+        user = f"{name}:{rng.bytes(2).hex()}".encode()
+        claims = b"\x00\x06" + len(user).to_bytes(2, "big") + user
+        claims += bytes(-len(claims) % 4) + b"\x00\x08\x00\x14" + rng.bytes(20)
+        return b"\x00\x01" + len(claims).to_bytes(2, "big") + STUN_COOKIE + rng.bytes(12) + claims
     if kind > len(heads):
         return bytes([int(rng.integers(256))]) * int(rng.integers(1500, 9000))
     return heads[kind] + rest
@@ -65,23 +76,33 @@ def payload(rng: np.random.Generator) -> bytes:
     return good + rng.bytes(int(rng.integers(1, 40)))
 
 
+async def whisper(end: End, *, count: int, per_s: float, seed: int = 1) -> dict[str, Json]:
+    """Let the far end itself send ``count`` malformed payloads beside what it says."""
+    rng = np.random.default_rng(seed)
+    async for burst in _paced(count, per_s):
+        for _ in range(burst):
+            timestamp = int(rng.integers(1 << 31))
+            end.call._track.send(Outgoing(payload(rng), timestamp, marker=rng.random() < 0.5))
+    return {"payloads_inside": count}
+
+
 @dataclass
 class Attack:
-    """Hostile datagrams, payloads and requests beside a call."""
+    """Hostile datagrams and requests, by one who knows all of a call but its keys."""
 
-    call: Held
+    call: Dialled
     seed: int = 0
 
     def __post_init__(self) -> None:
         """Nothing was sent yet."""
         self.statuses: Counter[str] = Counter()
-        self.datagrams = self.payloads = 0
+        self.datagrams = 0
 
     async def flood(self, count: int, per_s: float) -> None:
         """Send ``count`` datagrams to the ports of the called end."""
         rng = np.random.default_rng(self.seed)
         # A pool, as making them up would cost more than the call.
-        pool = [datagram(rng) for _ in range(5000)]
+        pool = [datagram(rng, self.call.name) for _ in range(5000)]
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
             sending.setblocking(False)
             async for burst in _paced(count, per_s):
@@ -92,23 +113,6 @@ class Attack:
                     except BlockingIOError:
                         continue
                     self.datagrams += 1
-
-    async def whisper(self, count: int, per_s: float) -> None:
-        """Let ``count`` malformed payloads come out of the decryption, under any source."""
-        rng = np.random.default_rng(self.seed + 1)
-        own = self.call.callee.listener.buffer.source
-        async for burst in _paced(count, per_s):
-            for _ in range(burst):
-                ssrc = own if own is not None and rng.random() < 0.5 else int(rng.integers(1 << 32))
-                self.call.callee._on_packet(
-                    Received(
-                        payload(rng),
-                        sequence=int(rng.integers(1 << 16)),
-                        timestamp=int(rng.integers(1 << 32)),
-                        ssrc=ssrc,
-                    )
-                )
-                self.payloads += 1
 
     async def knock(self, count: int, per_s: float) -> None:
         """Send ``count`` requests, none of which may become a call."""
@@ -152,85 +156,58 @@ async def _paced(count: int, per_s: float) -> AsyncIterator[int]:
         await asyncio.sleep(PACE_S)
 
 
-async def _heard(call: Held) -> None:
-    """Wait until the called end plays what the other said."""
-    while not call.callee.listener.statistics.jitterBufferEmittedCount:
-        await asyncio.sleep(0.05)
-    await asyncio.sleep(2)
-
-
 async def hostile(
-    codec: Codec,
-    kbps: float,
-    audio: NDArray[np.float32],
-    *,
-    datagrams: int,
-    requests: int,
-    per_s: float,
+    model: Model, *, datagrams: int, requests: int, per_s: float
 ) -> dict[str, dict[str, Json]]:
-    """A call alone, and the same call under attack for as long."""
+    """A call alone, and the same call under attack; what the called end saw."""
     seconds = datagrams / per_s
-    found: dict[str, dict[str, Json]] = {}
-    async with held(codec, kbps, audio, GENEROUS) as call:
-        await _heard(call)
-        window = Window(call.callee.listener, codec.config.hop_length)
-        await asyncio.sleep(min(seconds, 120))
-        found["alone"] = window.look()
-    async with held(codec, kbps, audio, GENEROUS) as call:
-        await _heard(call)
-        window, attack = Window(call.callee.listener, codec.config.hop_length), Attack(call)
-        tasks = len(asyncio.all_tasks())
-        parts = asyncio.gather(
-            attack.flood(datagrams, per_s),
-            attack.whisper(int(INSIDE_PER_S * seconds), INSIDE_PER_S),
-            attack.knock(requests, requests / seconds),
-        )
-        started = perf_counter()
-        await asyncio.wait([parts], timeout=seconds / 4)
-        first: dict[str, Json] = {f"{k}_first_quarter": v for k, v in window.look().items()}
-        await parts
-        attacked = perf_counter() - started
-        found["under attack"] = {
-            **first,
-            **window.look(),
-            "seconds": attacked,
-            "datagrams": attack.datagrams,
-            "payloads_inside": attack.payloads,
-            "requests": dict(sorted(attack.statuses.items())),
-            "sessions": call.server.sessions,
-            "tasks_more": len(asyncio.all_tasks()) - tasks,
-            "packets_refused": call.callee.refused_packets,
-        }
+    call = await Apart.begin(model, GENEROUS)
+    await call.callee.do(look)
+    await asyncio.sleep(min(seconds, ALONE_S))
+    found = {"alone": await call.callee.do(look)}
+    attack = Attack(call.dialled)
+    started = perf_counter()
+    parts = asyncio.gather(
+        attack.flood(datagrams, per_s),
+        attack.knock(requests, requests / seconds),
+        call.caller.do(
+            partial(whisper, count=int(INSIDE_PER_S * seconds), per_s=float(INSIDE_PER_S))
+        ),
+    )
+    await asyncio.wait([parts], timeout=seconds / 4)
+    first = await call.callee.do(look)
+    _, _, inside = await parts
+    rest = await call.callee.do(look)
+    found["under attack, first quarter"] = first
+    found["under attack, the rest"] = {
+        **rest,
+        **inside,
+        "seconds": perf_counter() - started,
+        "datagrams": attack.datagrams,
+        "requests": dict(sorted(attack.statuses.items())),
+    }
+    await call.end()
     return found
 
 
 def main() -> None:
-    """Hold both calls and write their record."""
+    """Hold the call and write its record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--model", default="default")
-    parser.add_argument("--kbps", type=float, default=6.0)
-    parser.add_argument("--small", action="store_true", help="a tiny model with random weights")
+    add_arguments(parser)
     parser.add_argument("--datagrams", type=int, default=1_000_000)
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--per-s", type=float, default=4000.0)
     arguments = parser.parse_args()
-    torch.set_num_threads(1)
-    logging.getLogger("aioice").setLevel(logging.ERROR)
-    codec = small_codec() if arguments.small else Codec.load(arguments.model)
-    kbps = SMALL_KBPS if arguments.small else arguments.kbps
-    model = "small, random weights" if arguments.small else arguments.model
+    model = Model.from_arguments(arguments)
     record = Record("link-hostile")
     calls = hostile(
-        codec,
-        kbps,
-        speech(codec.config.sampling_rate),
+        model,
         datagrams=arguments.datagrams,
         requests=arguments.requests,
         per_s=arguments.per_s,
     )
     for name, values in asyncio.run(calls).items():
-        case: dict[str, Json] = {"model": model, "kbps": kbps, "call": name}
-        record.add(case, values=values)
+        record.add({**model.case, "call": name}, values=values)
     print(record.table())
     print(record.write())
 

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from benches.link_endurance import Held, held
-from benches.link_hostile import GENEROUS, Attack
+from benches.link_calls import Window, calling, listening
+from benches.link_far import Dialled, End
+from benches.link_hostile import GENEROUS, Attack, whisper
 from encodec_rt.streaming.codec import Codec
 from models import random_model, speech, tiny_config
 
@@ -30,30 +31,39 @@ async def until(condition: Callable[[], bool]) -> None:
     pytest.fail("it never came about")
 
 
-def survive(codec: Codec, attack: Callable[[Held], Awaitable[None]]) -> None:
+def survive(codec: Codec, attack: Callable[[Dialled, End], Awaitable[None]]) -> None:
     """Hold a call, attack it, and see that it goes on: more packets come and are played."""
 
     async def main() -> None:
         kbps, rate_hz = codec.config.target_bandwidths[-1], codec.config.sampling_rate
-        async with held(codec, kbps, speech(2 * rate_hz).numpy(), GENEROUS) as call:
-            counts = call.callee.listener.statistics
+        said = speech(2 * rate_hz).numpy()
+        async with (
+            listening(codec, kbps, said, GENEROUS) as line,
+            calling(codec, kbps, said, line.url, line.token) as made,
+        ):
+            callee = line.calls[0]
+            counts = callee.listener.statistics
             await until(lambda: counts.jitterBufferEmittedCount > 0)
             tasks = len(asyncio.all_tasks())
-            await attack(call)
+            window = Window(made.call.listener, codec.config.hop_length)
+            await attack(
+                Dialled(line.url, line.token, made.offer, made.addresses, made.name),
+                End(made.call, window, None),
+            )
             packets, played = counts.packetsReceived, counts.jitterBufferEmittedCount
             await until(lambda: counts.packetsReceived > packets + 30)
             await until(lambda: counts.jitterBufferEmittedCount > played)
             # Nothing that the attack began is still under way.
             await until(lambda: len(asyncio.all_tasks()) <= tasks)
-            assert call.server.sessions == 1
-            assert call.callee.listener.buffer.waiting < 2 * codec.config.frame_rate
+            assert line.server.sessions == 1
+            assert callee.listener.buffer.waiting < 2 * codec.config.frame_rate
 
     asyncio.run(main())
 
 
 @pytest.mark.parametrize("fatal", [b"", b"\x80\x76" + bytes(2100), b"\x80\xc9" + bytes(5000)])
 def test_no_datagram_from_outside_ends_a_call(codec: Codec, fatal: bytes):
-    async def attack(call: Held) -> None:
+    async def attack(call: Dialled, far: End) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
             for address in call.addresses:
                 sending.sendto(fatal, address)
@@ -65,13 +75,14 @@ def test_no_datagram_from_outside_ends_a_call(codec: Codec, fatal: bytes):
 def test_a_call_goes_on_under_every_kind_of_attack_at_once(codec: Codec):
     statuses: dict[str, int] = {}
 
-    async def attack(call: Held) -> None:
+    async def attack(call: Dialled, far: End) -> None:
         hostile = Attack(call)
         await asyncio.gather(
-            hostile.flood(4000, 2000), hostile.whisper(200, 100), hostile.knock(120, 60)
+            hostile.flood(4000, 2000),
+            whisper(far, count=200, per_s=100),
+            hostile.knock(120, 60),
         )
         statuses.update(hostile.statuses)
-        assert hostile.payloads == 200
 
     survive(codec, attack)
     assert sum(statuses.values()) == 120

@@ -1,0 +1,233 @@
+"""Calls for the benches, by aiortc over this machine's own addresses.
+
+An end is an asynchronous context, so that a test can have both in one process; ``link_far`` has one
+in a process of its own, as users have.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import logging
+import os
+import re
+import secrets
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from benches.record import Json
+from encodec_rt.audio import AudioReader
+from encodec_rt.config import EncodecConfig
+from encodec_rt.link.ends import NullSink, SilentSource
+from encodec_rt.link.listener import Listener
+from encodec_rt.link.session import Call, CallOptions
+from encodec_rt.link.signalling import Limits, SignallingClient, SignallingServer
+from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.streaming.codec import Codec
+from encodec_rt.streaming.session import Audio
+
+SMALL_KBPS = 6.01
+
+
+@dataclass(frozen=True)
+class Model:
+    """Which model a bench uses, and at what bandwidth."""
+
+    source: str
+    kbps: float
+    small: bool
+
+    @classmethod
+    def from_arguments(cls, arguments: argparse.Namespace) -> Model:
+        """As ``add_arguments`` lets it be chosen."""
+        kbps = SMALL_KBPS if arguments.small else arguments.kbps
+        return cls(arguments.model, kbps, arguments.small)
+
+    @property
+    def case(self) -> dict[str, Json]:
+        """For the record."""
+        model = "small, random weights" if self.small else self.source
+        return {"model": model, "kbps": self.kbps}
+
+    def load(self) -> Codec:
+        """The codec, for one thread of torch."""
+        torch.set_num_threads(1)
+        logging.getLogger("aioice").setLevel(logging.ERROR)
+        return small_codec() if self.small else Codec.load(self.source)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The choice of a model."""
+    parser.add_argument("--model", default="default")
+    parser.add_argument("--kbps", type=float, default=6.0)
+    parser.add_argument("--small", action="store_true", help="a tiny model with random weights")
+
+
+def small_codec() -> Codec:
+    """A model with random weights whose codes weigh as much as the default one's: 75 x 8 x 10 bits.
+
+    An hour of it is minutes of computing, and nothing but its layers is smaller.
+    """
+    config = EncodecConfig(
+        sampling_rate=600,
+        hidden_size=8,
+        num_filters=4,
+        upsampling_ratios=(4, 2),
+        codebook_size=1024,
+        target_bandwidths=(SMALL_KBPS,),
+    )
+    torch.manual_seed(0)
+    model = EncodecModel(config).eval()
+    for name, values in model.named_buffers():
+        if name.endswith("embed"):
+            values.normal_(std=0.3)
+    return Codec(model)
+
+
+def speech(rate_hz: int) -> NDArray[np.float32]:
+    """The bundled clip."""
+    path = Path(str(resources.files("encodec_rt"))) / "assets" / "speech_it.flac"
+    with AudioReader(path) as reader:
+        audio: NDArray[np.float32] = np.concatenate(list(reader.blocks(rate_hz, 1)), axis=1)[0]
+    return audio
+
+
+class Talker(SilentSource):
+    """A microphone into which a recording is said again and again."""
+
+    def __init__(self, config: EncodecConfig, audio: NDArray[np.float32]) -> None:
+        """``audio`` is mono, at the model's rate."""
+        super().__init__(config)
+        hop = config.hop_length
+        self._said: Audio = audio[: len(audio) // hop * hop].reshape(-1, 1, hop)
+        self._at = 0
+
+    async def read(self) -> Audio | None:
+        """The next hop, in its time."""
+        await super().read()
+        self._at += 1
+        hop: Audio = self._said[self._at % len(self._said)]
+        return hop
+
+
+@dataclass(frozen=True)
+class Listening:
+    """Where an end waits for a call; ``calls`` are those that came."""
+
+    server: SignallingServer
+    url: str
+    token: str
+    calls: list[Call]
+
+
+@dataclass(frozen=True)
+class Calling:
+    """An end that has called, and all that an attacker may know of the call."""
+
+    call: Call
+    offer: str
+    addresses: list[tuple[str, int]]
+    name: str
+    """By which ICE checks of the other end go."""
+
+
+def _new_call(codec: Codec, kbps: float, audio: NDArray[np.float32]) -> Call:
+    options = CallOptions(bandwidth_kbps=kbps, dtx=False)
+    return Call(codec, Talker(codec.config, audio), NullSink(codec.config), options)
+
+
+@asynccontextmanager
+async def listening(
+    codec: Codec, kbps: float, audio: NDArray[np.float32], limits: Limits | None = None
+) -> AsyncIterator[Listening]:
+    """An end that takes a call, for the time of the block."""
+    calls: list[Call] = []
+
+    def open_line() -> Call:
+        calls.append(_new_call(codec, kbps, audio))
+        return calls[-1]
+
+    token = secrets.token_urlsafe(32)
+    server = SignallingServer(open_line, token=token, limits=limits)
+    url = f"http://127.0.0.1:{await server.start('127.0.0.1', 0, None)}"
+    try:
+        yield Listening(server, url, token, calls)
+    finally:
+        await server.close()
+
+
+@asynccontextmanager
+async def calling(
+    codec: Codec, kbps: float, audio: NDArray[np.float32], url: str, token: str
+) -> AsyncIterator[Calling]:
+    """An end that has called the one at ``url``, for the time of the block."""
+    call = _new_call(codec, kbps, audio)
+    offer = await call.offer()
+    client = SignallingClient(url, token=token)
+    dialled = await client.dial(offer)
+    await call.accept(dialled.answer)
+    running = asyncio.create_task(call.run())
+    candidates = re.findall(r"a=candidate:\S+ 1 udp \d+ (\S+) (\d+) typ host", dialled.answer)
+    addresses = [(host, int(port)) for host, port in candidates if ":" not in host]
+    name = "".join(re.findall(r"a=ice-ufrag:(\S+)", dialled.answer)[:1])
+    try:
+        yield Calling(call, offer, addresses, name)
+        if running.done():
+            running.result()
+    finally:
+        await client.hang_up(dialled.location)
+        await call.close()
+        await asyncio.gather(running, return_exceptions=True)
+
+
+def resident_mib() -> float:
+    """Memory of this process that is in use."""
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
+
+
+@dataclass
+class Window:
+    """What a listener counted from one look to the next."""
+
+    listener: Listener
+    hop: int
+
+    def __post_init__(self) -> None:
+        """Look for the first time."""
+        self._seen = self._counts()
+
+    def _counts(self) -> dict[str, float]:
+        counts = vars(self.listener.statistics)
+        return {name: float(value) for name, value in counts.items()}
+
+    def look(self) -> dict[str, Json]:
+        """The differences: concealment, losses, and the delay of the jitter buffer."""
+        now, seen = self._counts(), self._seen
+        self._seen = now
+        moved = {name: now[name] - seen[name] for name in now}
+        played = max(1.0, moved["totalSamplesReceived"])
+        silent = moved["silentFrames"] * self.hop
+        emitted = max(1.0, moved["jitterBufferEmittedCount"])
+        return {
+            "concealed_share": (moved["concealedSamples"] - silent) / played,
+            "concealment_events": moved["concealmentEvents"],
+            "packets_received": moved["packetsReceived"],
+            "packets_lost": moved["packetsLost"],
+            "jitter_buffer_ms": 1000 * moved["jitterBufferDelay"] / emitted,
+            "resident_mib": resident_mib(),
+        }
+
+
+async def heard(call: Call) -> None:
+    """Wait until ``call`` plays what the other side said, and has settled."""
+    while not call.listener.statistics.jitterBufferEmittedCount:
+        await asyncio.sleep(0.05)
+    await asyncio.sleep(2)

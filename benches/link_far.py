@@ -1,0 +1,136 @@
+"""An end of a call in a process of its own, as users have it, and what it is asked."""
+
+from __future__ import annotations
+
+import asyncio
+import multiprocessing
+from collections.abc import Awaitable, Callable
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from multiprocessing.connection import Connection
+from typing import Any
+
+from benches.link_calls import Model, Window, calling, heard, listening, speech
+from benches.record import Json
+from encodec_rt.link.session import Call
+from encodec_rt.link.signalling import Limits, SignallingServer
+from encodec_rt.loopback import warm_up
+
+
+@dataclass(frozen=True)
+class End:
+    """This process's end, and the server that it listens with."""
+
+    call: Call
+    window: Window
+    server: SignallingServer | None
+
+
+@dataclass(frozen=True)
+class Dialled:
+    """All that an attacker may know of a call."""
+
+    url: str
+    token: str
+    offer: str
+    addresses: list[tuple[str, int]]
+    name: str
+
+
+Work = Callable[[End], Awaitable[dict[str, Json]]]
+"""What an end may be asked: a function of a module, or a partial one, as it is pickled."""
+
+
+async def look(end: End) -> dict[str, Json]:
+    """What the call was like since the last look, and its latency by term."""
+    own: Any = end.call.statistics()["encodecRt"]
+    found: dict[str, Json] = {**end.window.look(), "latency_ms": own["latencyMs"]}
+    found |= {"encode_ms": own["encodeMs"], "decode_ms": own["decodeMs"]}
+    found |= {"packets_refused": end.call.refused_packets, "tasks": len(asyncio.all_tasks())}
+    if end.server is not None:
+        found["sessions"] = end.server.sessions
+    return found
+
+
+class Far:
+    """The far side of a pipe to an end."""
+
+    def __init__(self, model: Model, *, place: tuple[str, str] | None, limits: Limits) -> None:
+        """Start it: it calls ``place``, a URL and its token, or it listens, within ``limits``."""
+        context = multiprocessing.get_context("spawn")
+        self._pipe, theirs = context.Pipe()
+        arguments = (theirs, model, place, limits)
+        self._process = context.Process(target=_live, args=arguments, daemon=True)
+        self._process.start()
+        theirs.close()
+
+    async def answer(self) -> Any:
+        """What it sends next. Raises EOFError if it has ended."""
+        return await asyncio.get_running_loop().run_in_executor(None, self._pipe.recv)
+
+    async def do(self, work: Work) -> dict[str, Json]:
+        """What comes of ``work`` over there."""
+        self._pipe.send(work)
+        result: dict[str, Json] = await self.answer()
+        return result
+
+    async def stop(self) -> None:
+        """Let it hang up."""
+        self._pipe.send(None)
+        await asyncio.get_running_loop().run_in_executor(None, self._process.join)
+
+
+@dataclass(frozen=True)
+class Apart:
+    """A call between two processes."""
+
+    caller: Far
+    callee: Far
+    dialled: Dialled
+
+    @classmethod
+    async def begin(cls, model: Model, limits: Limits | None = None) -> Apart:
+        """Both ends, when each hears the other."""
+        limits = limits or Limits()
+        callee = Far(model, place=None, limits=limits)
+        caller = Far(model, place=await callee.answer(), limits=limits)
+        dialled: Dialled = await caller.answer()
+        for end in (caller, callee):
+            await end.answer()
+        return cls(caller, callee, dialled)
+
+    async def end(self) -> None:
+        """Hang up."""
+        await self.caller.stop()
+        await self.callee.stop()
+
+
+def _live(pipe: Connection, model: Model, place: tuple[str, str] | None, limits: Limits) -> None:
+    asyncio.run(_run(pipe, model, place, limits))
+
+
+async def _run(
+    pipe: Connection, model: Model, place: tuple[str, str] | None, limits: Limits
+) -> None:
+    codec = model.load()
+    warm_up(codec, model.kbps, "primed")
+    audio = speech(codec.config.sampling_rate)
+    server: SignallingServer | None = None
+    async with AsyncExitStack() as stack:
+        if place is None:
+            line = await stack.enter_async_context(listening(codec, model.kbps, audio, limits))
+            server = line.server
+            pipe.send((line.url, line.token))
+            while not line.calls:
+                await asyncio.sleep(0.02)
+            call = line.calls[0]
+        else:
+            made = await stack.enter_async_context(calling(codec, model.kbps, audio, *place))
+            pipe.send(Dialled(*place, made.offer, made.addresses, made.name))
+            call = made.call
+        await heard(call)
+        end = End(call, Window(call.listener, codec.config.hop_length), server)
+        pipe.send("heard")
+        loop = asyncio.get_running_loop()
+        while (work := await loop.run_in_executor(None, pipe.recv)) is not None:
+            pipe.send(await work(end))
