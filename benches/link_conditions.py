@@ -17,7 +17,7 @@ import numpy as np
 import torch
 
 from benches.link import Silent
-from benches.link_endurance import SMALL_KBPS, small_codec, speech
+from benches.link_calls import SMALL_KBPS, small_codec, speech
 from benches.record import Json, Record
 from encodec_rt.link.channel import Channel, Network
 from encodec_rt.link.congestion import Estimator

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benches.link_endurance import Talker
+from benches.link_calls import Talker
 from benches.record import Json
 from encodec_rt.audio import AudioReader
 from encodec_rt.bitstream.packet import parse_packet
