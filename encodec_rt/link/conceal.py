@@ -21,11 +21,13 @@ from encodec_rt.link.silence import EnergyDetector
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.session import Audio, Snapshot, as_codes
 
-GAINS = (1.0, 1.0, 1.0, 1.0, 1.0, 0.67, 0.33)
+GAINS = (0.7, 0.7, 0.7, 0.7, 0.7, 0.47, 0.23)
 """What the last latent weighs in the 1st, 2nd, ... lost frame, noise having the rest.
 
-Held for 67 ms and faded in 40, as Lyra has it. On bursty losses PESQ is 0.04 above that of a fade
-from the second frame on, and 0.03 below that of a tone held for ever.
+Held for 67 ms and faded in 40, as Lyra has it. A latent that is repeated as it is sounds like a
+tone: with 0.7 of it PESQ was 0.024 above that, between 0.015 and 0.032 with 95 % confidence (96
+losses at random and in bursts, 6 speakers); extrapolating, alternating or averaging the last
+latents was no better, and a decay down to nothing worse in long bursts.
 """
 REPAIR_FRAMES = 3
 """How many hops back a late frame is of use; each costs a decoder step at once."""
