@@ -100,7 +100,7 @@ class Codec:
         ``eager_because`` says why it has none. Raises ConfigError and BackendUnavailable.
         """
         packed, codebooks = self.packed, self.config.codebooks_for(bandwidth_kbps)
-        lane = Lane(packed.encoder, 1, self.device)
+        lane = Lane(packed.encoder, 1, self.device, live=block_frames == 1)
         lane.now.load_(0, packed.start_state(start, codebooks)[0])
         return StreamEncoder(
             packed,
@@ -124,7 +124,7 @@ class Codec:
         The other arguments are as in ``stream_encoder``; ``block_frames`` need not be the same.
         """
         packed, codebooks = self.packed, self.config.codebooks_for(bandwidth_kbps)
-        lane = Lane(packed.decoder, 1, self.device)
+        lane = Lane(packed.decoder, 1, self.device, live=block_frames == 1)
         lane.now.load_(0, packed.start_state(start, codebooks)[1])
         begun = start != "exact"
         drop = packed.decoder_lag if begun else 0

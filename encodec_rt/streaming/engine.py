@@ -58,6 +58,7 @@ class Engine:
         self.codebooks = model.config.codebooks_for(bandwidth_kbps)
         self._encoder = Lane(model.encoder, slots, model.device)
         self._decoder = Lane(model.decoder, slots, model.device)
+        self._search, self._look_up = model.search(self.codebooks), model.look_up()
         self._fresh = model.start_state(start, self.codebooks)
         self._graph = graph
         channels, hop = model.config.audio_channels, model.config.hop_length
@@ -139,7 +140,7 @@ class Engine:
         if pcm.device.type == "cpu" and not bool(torch.isfinite(pcm).all()):
             raise InputError("the audio holds NaN or infinite samples")
         latents = self._encoder.begin(self._slot(slot), audio.t()[None].to(self.model.device))
-        return self._quantize(latents)[0]
+        return self.model.ops.rvq_encode(latents, self.model.codebooks, codebooks=self.codebooks)[0]
 
     @torch.inference_mode()
     def begin_decoder(self, slot: int, codes: Tensor) -> Tensor:
@@ -171,7 +172,7 @@ class Engine:
     def describe(self) -> EngineInfo:
         """What this engine runs on."""
         ops = self.model.ops
-        names = [field.name for field in fields(ops) if callable(getattr(ops, field.name))]
+        names = [field.name for field in fields(ops) if callable(getattr(TORCH, field.name))]
         rows = {
             name: TORCH.name if getattr(ops, name) is getattr(TORCH, name) else ops.name
             for name in names
@@ -190,11 +191,10 @@ class Engine:
 
     def _encode_step(self, pcm: Tensor, active: Tensor) -> Tensor:
         frame = pcm.view(self.slots, self.model.config.audio_channels, -1)
-        return self._quantize(self._encoder.step(frame.transpose(1, 2), active))[:, 0]
+        return self._search(self._encoder.step(frame.transpose(1, 2), active))[:, 0]
 
     def _decode_step(self, codes: Tensor, active: Tensor) -> Tensor:
-        latents = self.model.ops.rvq_decode(codes[:, None], self.model.codebooks)
-        audio = self._decoder.step(latents, active)
+        audio = self._decoder.step(self._look_up(codes[:, None]), active)
         return audio.transpose(1, 2).reshape(self._audio_shape)
 
     def _decode_tick(self, books: int) -> Tick:
@@ -205,9 +205,6 @@ class Engine:
         if not 0 <= slot < self.slots:
             raise InputError(f"slot {slot}; this engine has {self.slots}")
         return slot
-
-    def _quantize(self, latents: Tensor) -> Tensor:
-        return self.model.ops.rvq_encode(latents, self.model.codebooks, codebooks=self.codebooks)
 
 
 def _all_finite(pcm: Tensor, active: Tensor | None) -> bool:

@@ -7,12 +7,15 @@ plain weights of a layer into whatever its row wants, once, when a codec is made
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from encodec_rt.streaming.tape import Tape
 
 Packed = tuple[Tensor, ...]
 
@@ -125,7 +128,10 @@ class Commit(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class Ops:
-    """One backend: the functions a step calls, and the packing of the weights they read."""
+    """One backend: the functions a step calls, and the packing of the weights they read.
+
+    ``on_tape``, of a backend that has it, gives the same rows with every call of theirs on a tape.
+    """
 
     name: str
     pack_conv1d: PackConv
@@ -140,6 +146,7 @@ class Ops:
     rvq_encode: RvqEncode
     rvq_decode: RvqDecode
     commit: Commit
+    on_tape: Callable[[Tape], Ops] | None = None
 
 
 def with_context(x: Tensor, context: Tensor, context_next: Tensor) -> Tensor:

@@ -11,7 +11,7 @@ from torch import Tensor
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import ConfigError
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.streaming.lane import Lane
+from encodec_rt.streaming.lane import Lane, Repeated
 from encodec_rt.streaming.ops import Ops, Packed
 from encodec_rt.streaming.plan import output_lag, plan, start_frames
 from encodec_rt.streaming.steps import Network, network
@@ -55,6 +55,16 @@ class PackedModel:
         if codebooks not in self._primed:
             self._primed[codebooks] = self._after_silence(codebooks)
         return self._primed[codebooks]
+
+    def search(self, codebooks: int) -> Repeated:
+        """Latents [S, T, D] -> codes [S, T, codebooks] int64, which the next call may overwrite."""
+        return Repeated(
+            self.ops, lambda ops, x: ops.rvq_encode(x, self.codebooks, codebooks=codebooks)
+        )
+
+    def look_up(self) -> Repeated:
+        """Codes [S, T, Q] int64 -> latents [S, T, D], which the next call may overwrite."""
+        return Repeated(self.ops, lambda ops, codes: ops.rvq_decode(codes, self.codebooks))
 
     @torch.inference_mode()
     def _after_silence(self, codebooks: int) -> tuple[Tensor, Tensor]:

@@ -69,13 +69,15 @@ class _Stream:
             setattr(self, name, value)
 
     def _ready(self, step: Step, x: Tensor, graph: bool | None) -> Callable[[Tensor], Tensor]:
-        """``step`` for blocks shaped like ``x``, on the device: a CUDA graph where there can be."""
+        """``step`` for blocks shaped like ``x``, on the device: a CUDA graph where there can be.
+
+        All results of a step are in one buffer, and of several in a push none may be lost.
+        """
         if self._model.device.type != "cuda" and not graph:
             self.eager_because = f"device {str(self._model.device)!r} has no CUDA graphs"
-            return lambda block: step(block, self._active)
+            return lambda block: step(block, self._active).clone()
         tick = Tick(step, x, graph=graph)
         self.eager_because = tick.eager_because
-        # All results of a tick are in one buffer.
         return lambda block: tick(block, None).clone()
 
     def _check_open(self) -> None:
@@ -102,6 +104,7 @@ class StreamEncoder(_Stream):
         super().__init__(model, lane, codebooks, block_frames)
         shape = (1, block_frames * model.config.hop_length, model.config.audio_channels)
         silence = torch.zeros(shape, device=model.device)
+        self._search = model.search(codebooks)
         self._encode = self._ready(self._encode_block, silence, graph)
         self._waiting = torch.zeros(0, model.config.audio_channels)
         self._begun = begun
@@ -124,7 +127,7 @@ class StreamEncoder(_Stream):
         used = 0
         if not self._begun and len(waiting) >= first:
             start = waiting[None, :first].to(self._model.device)
-            codes.append(self._quantize(self.lane.begin(0, start)))
+            codes.append(self._quantize(self.lane.begin(0, start)).clone())
             self._begun, used = True, first
         while self._begun and len(waiting) - used >= step:
             codes.append(self._encode(waiting[None, used : used + step]))
@@ -148,9 +151,7 @@ class StreamEncoder(_Stream):
         return self._quantize(self.lane.step(samples.to(self._model.device), active))
 
     def _quantize(self, latents: Tensor) -> Tensor:
-        return self._model.ops.rvq_encode(latents, self._model.codebooks, codebooks=self.codebooks)[
-            0
-        ]
+        return self._search(latents)[0]
 
     def _collect(self, codes: list[Tensor]) -> Codes:
         if not codes:
@@ -181,6 +182,7 @@ class StreamDecoder(_Stream):
         """Use Codec.stream_decoder. ``drop`` samples lie before the stream's first."""
         super().__init__(model, lane, codebooks, block_frames)
         latents = torch.zeros(1, block_frames, model.config.hidden_size, device=model.device)
+        self._look_up = model.look_up()
         self._decode_block = self._ready(self.lane.step, latents, graph)
         self._waiting = torch.zeros(0, model.config.hidden_size, device=model.device)
         self._begun = begun
@@ -237,8 +239,8 @@ class StreamDecoder(_Stream):
         if not len(frames):
             return self._last_latent[:0]
         frames = frames[None].to(self._model.device)
-        latents = self._model.ops.rvq_decode(frames, self._model.codebooks)[0]
-        self._last_latent = latents[-1:]
+        latents = self._look_up(frames)[0]
+        self._last_latent = latents[-1:].clone()
         self._lost = 0
         return latents
 
@@ -297,7 +299,8 @@ def as_audio(pcm: ArrayLike | Tensor, channels: int) -> Tensor:
     if audio.dtype != np.float32:
         with np.errstate(over="ignore"):
             audio = audio.astype(np.float32)
-    audio = np.require(audio, requirements=["C", "W"])
+    if not (audio.flags.c_contiguous and audio.flags.writeable):
+        audio = audio.copy()
     if not np.isfinite(audio).all():
         raise InputError("the audio holds NaN or infinite samples")
     return torch.from_numpy(audio).t()

@@ -27,6 +27,7 @@ LAYERS = (
     {"__main__"},
 )
 STREAMING = (
+    {"tape"},
     {"plan", "ops", "pages"},
     {"state", "cpu_weights"},
     {"cpu"},
