@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import gc
 import json
 import logging
 import subprocess
@@ -206,6 +207,7 @@ def main() -> None:
     logging.getLogger("aioice").setLevel(logging.ERROR)
     codec = Codec.load(arguments.model)
     warm_up(codec, arguments.kbps, "primed")
+    gc.freeze()
     asyncio.run(end(codec, arguments.side, arguments.kbps))
 
 

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from benches import link, link_conditions
 from benches.link_conditions import Condition, path
 from benches.link_end import KINDS, End, speech
+from benches.link_scores import longest_mute
 from benches.record import Json, Record
 from encodec_rt.bitstream.packet import Codes
 from encodec_rt.link.channel import HEADER_BYTES, Network
@@ -167,7 +168,7 @@ def measure(
     values: dict[str, Json] = {
         "network_pesq_wb": score(spoken.lossless[begin:], audio, RATE_HZ).pesq_wb,
         "pesq_wb": score(spoken.pcm[begin:], audio, RATE_HZ).pesq_wb,
-        "longest_mute_ms": link.longest_mute(spoken.lossless, heard, hop) * 1000 * hop / RATE_HZ,
+        "longest_mute_ms": longest_mute(spoken.lossless, heard, hop) * 1000 * hop / RATE_HZ,
         "concealed_share": kinds.count("lost") / len(kinds),
         "first_frame_heard": begin // hop,
         "packets_received": inbound["packetsReceived"],
