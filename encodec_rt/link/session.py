@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from time import perf_counter
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCSessionDescription
@@ -124,15 +124,14 @@ class Call:
 
         Raises LinkError if no connection comes about, or if the other side falls silent for good.
         """
-        tasks: list[asyncio.Task[None]] = []
+        tasks: list[asyncio.Task[Any]] = []
         try:
             await self._within(self._connected.wait(), self.options.handshake_s)
             if self._warmed is not None:
                 await self._warmed
             self._heard_s = self._now_s()
-            tasks = [asyncio.create_task(part()) for part in (self._talk, self._hear, self._watch)]
-            ended = asyncio.create_task(self._wait_for_end())
-            tasks.append(ended)
+            parts = (self._talk, self._hear, self._watch, self._ended.wait)
+            tasks = [asyncio.create_task(part()) for part in parts]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
@@ -212,10 +211,8 @@ class Call:
             self._encode_ms.append(1000 * (perf_counter() - started))
             for codes in frames:
                 self._send(codes, active=active)
-        if self.options.hang_up_s is not None:
-            await self._keep_alive(self.options.hang_up_s)
-            return
-        await self._keep_alive(float("inf"))
+        hang_up_s = self.options.hang_up_s
+        await self._keep_alive(float("inf") if hang_up_s is None else hang_up_s)
 
     async def _keep_alive(self, seconds: float) -> None:
         """Announce silence, so that the other side knows the line is open."""
@@ -256,9 +253,6 @@ class Call:
             silent_s = self._now_s() - (self._heard_s or self._now_s())
             if silent_s > self.options.idle_s:
                 raise LinkError(f"nothing came from the other side for {silent_s:.0f} s")
-
-    async def _wait_for_end(self) -> None:
-        await self._ended.wait()
 
     async def _within(self, event: Awaitable[object], seconds: float) -> None:
         ended = asyncio.ensure_future(self._ended.wait())
