@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import multiprocessing
 from collections.abc import Awaitable, Callable
 from contextlib import AsyncExitStack
@@ -114,6 +115,8 @@ async def _run(
 ) -> None:
     codec = model.load()
     warm_up(codec, model.kbps, "primed")
+    # As the command line does.
+    gc.freeze()
     audio = speech(codec.config.sampling_rate)
     server: SignallingServer | None = None
     async with AsyncExitStack() as stack:
