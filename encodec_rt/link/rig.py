@@ -47,12 +47,11 @@ def why_unavailable() -> str | None:
         return "only root may make network namespaces"
     if shutil.which("ip") is None:
         return "the command 'ip' is missing (apt-get install iproute2)"
+    probe = f"ert-{os.getpid()}"
     try:
-        descriptor = os.open("/dev/net/tun", os.O_RDWR)
+        os.close(_open_tun(probe))
     except OSError as error:
-        return f"/dev/net/tun cannot be opened ({error.strerror})"
-    os.close(descriptor)
-    probe = f"ert-probe-{os.getpid()}"
+        return f"network devices cannot be made here ({error.strerror})"
     made = subprocess.run(["ip", "netns", "add", probe], capture_output=True, text=True)
     if made.returncode:
         return f"network namespaces are not allowed here ({made.stderr.strip()})"
@@ -83,9 +82,10 @@ class Rig:
         try:
             for at, side in enumerate(self.sides):
                 self._make(side, self.sides[1 - at])
-        except subprocess.CalledProcessError as error:
+        except (subprocess.CalledProcessError, OSError) as error:
             self._remove()
-            raise LinkError(f"the rig cannot be set up: {error.stderr.strip()}") from error
+            reason = error.strerror if isinstance(error, OSError) else error.stderr.strip()
+            raise LinkError(f"the rig cannot be set up: {reason}") from error
         for at in range(2):
             self._loop.add_reader(self._tuns[at], self._forward, at)
         self._thread.start()
@@ -146,7 +146,11 @@ class Rig:
 
 def _open_tun(name: str) -> int:
     descriptor = os.open("/dev/net/tun", os.O_RDWR | os.O_NONBLOCK)
-    fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH", name.encode(), IFF_TUN | IFF_NO_PI))
+    try:
+        fcntl.ioctl(descriptor, TUNSETIFF, struct.pack("16sH", name.encode(), IFF_TUN | IFF_NO_PI))
+    except OSError:
+        os.close(descriptor)
+        raise
     return descriptor
 
 

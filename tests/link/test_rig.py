@@ -1,10 +1,13 @@
 from __future__ import annotations
 
+import errno
 import subprocess
 import sys
 
 import pytest
 
+from encodec_rt.errors import LinkError
+from encodec_rt.link import rig as rigs
 from encodec_rt.link.channel import Network
 from encodec_rt.link.rig import Rig, why_unavailable
 
@@ -61,6 +64,10 @@ def ask(network: Network, count: int) -> tuple[list[str], Rig]:
         return asked.stdout.split(), rig
 
 
+def namespaces() -> str:
+    return subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
+
+
 @pytest.mark.usefixtures("_allowed")
 def test_packets_between_the_namespaces_are_delayed_and_lost_as_asked():
     lines, rig = ask(Network(delay_ms=40), 5)
@@ -74,10 +81,21 @@ def test_packets_between_the_namespaces_are_delayed_and_lost_as_asked():
 def test_nothing_is_left_behind():
     with Rig(Network()) as rig:
         names = [side.namespace for side in rig.sides]
-        listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
-        assert all(name in listed for name in names)
-    listed = subprocess.run(["ip", "netns", "list"], capture_output=True, text=True).stdout
-    assert not any(name in listed for name in names)
+        assert all(name in namespaces() for name in names)
+    assert not any(name in namespaces() for name in names)
+
+
+@pytest.mark.usefixtures("_allowed")
+def test_a_machine_that_allows_no_devices_says_so_and_nothing_is_left_behind(monkeypatch):
+    def refuse(name: str) -> int:
+        raise PermissionError(errno.EPERM, "Operation not permitted")
+
+    monkeypatch.setattr(rigs, "_open_tun", refuse)
+    assert why_unavailable() == "network devices cannot be made here (Operation not permitted)"
+    rig = Rig(Network())
+    with pytest.raises(LinkError, match="Operation not permitted"), rig:
+        pass
+    assert not any(side.namespace in namespaces() for side in rig.sides)
 
 
 @pytest.mark.usefixtures("_allowed")
