@@ -16,7 +16,7 @@ with a single row is then one long dot product per output, which the BLAS stream
 _FEW_OUTPUTS = 4
 """Convolutions with so few outputs multiply first and shift the products afterwards."""
 
-_LARGE = 1 << 18
+LARGE = 1 << 18
 """Weights of so many floats, a megabyte, are what a product with one row waits for."""
 
 
@@ -28,12 +28,12 @@ def _laid_out(weight: Tensor) -> Tensor:
 
 
 def _stored(weight: Tensor) -> Tensor:
-    return in_huge_pages(weight) if weight.numel() >= _LARGE else weight
+    return in_huge_pages(weight) if weight.numel() >= LARGE else weight
 
 
 def _halved(weight: Tensor) -> Packed:
     """The weight [K, N] as float16 for products with one row, which read half the memory so."""
-    if weight.numel() < _LARGE:
+    if weight.numel() < LARGE:
         return ()
     return (in_huge_pages(weight.t().to(torch.float16).contiguous()),)
 

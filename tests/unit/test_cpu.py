@@ -50,6 +50,8 @@ TRANSPOSED = [
     (9, 3, 4, 8),
     (3, 3, 4, 5),
     (1, 1, 4, 5),
+    # A megabyte, which few rows go through in panels.
+    (2, 1, 256, 512),
 ]
 
 

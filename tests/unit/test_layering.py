@@ -30,6 +30,7 @@ STREAMING = (
     {"tape"},
     {"plan", "ops", "pages"},
     {"state", "cpu_weights"},
+    {"cpu_conv"},
     {"cpu"},
     {"steps", "backends"},
     {"lane", "graph"},
