@@ -84,8 +84,12 @@ def per_frame(model: EncodecModel, pcm: np.ndarray) -> tuple[dict[str, Work], di
         return work
 
     codes = Codec(model, backend="cpu").stream_encoder(BANDWIDTH).push(pcm)
-    for name in ("cpu", "torch"):
-        codec = Codec(model, backend=name)
+    rows: dict[str, Codec] = {
+        "cpu": Codec(model, backend="cpu"),
+        "cpu, fast": Codec(model, backend="cpu", precision="fast"),
+        "torch": Codec(model, backend="torch"),
+    }
+    for name, codec in rows.items():
         if name == "cpu":
             packed = codec.packed
             searches = packed.codebooks[: 2 * codes.shape[1] : 2]
@@ -132,14 +136,15 @@ def live(record: Record, model: EncodecModel, options: argparse.Namespace) -> No
 
 
 def _spin(stop: object) -> None:
+    # No matrix product, for which numpy would start a thread on every core.
     values = np.random.default_rng(0).standard_normal((256, 256))
     while not stop.is_set():  # type: ignore[attr-defined]
-        values = np.tanh(values @ values * 1e-3)
+        values = np.tanh(values + 1e-3)
 
 
 @contextmanager
 def busy_neighbours(count: int) -> Iterator[None]:
-    """``count`` processes that compute as fast as they can."""
+    """``count`` processes that compute as fast as they can, on one thread each."""
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     others = [context.Process(target=_spin, args=(stop,)) for _ in range(count)]
