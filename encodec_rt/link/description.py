@@ -17,6 +17,10 @@ MIME_TYPE = "audio/vnd.encodec-rt"
 """Not registered with IANA; the vendor tree is where such names live (RFC 6838)."""
 PAYLOAD_TYPE = 118
 MOST_CANDIDATES = 64
+MOST_FINGERPRINTS = 8
+"""aiortc sends three of the same key, by three digests."""
+FINGERPRINT_LETTERS = 200
+"""SHA-512 takes 191 with its colons."""
 PARSER_ERRORS = (
     *(ValueError, LookupError, AssertionError, AttributeError, TypeError),
     *(StopIteration, RuntimeError),
@@ -90,12 +94,16 @@ def refusing(kind: str) -> Iterator[None]:
 def fingerprints(description: str) -> frozenset[str]:
     """Those of the key by which the writer of an SDP will be known in DTLS.
 
-    Each call has a key of its own. Raises LinkError for an SDP without any.
+    Each call has a key of its own. Raises LinkError for an SDP without any, with many or long ones.
     """
     lines = (line.strip() for line in description.splitlines())
     found = {line.split()[-1].upper() for line in lines if line.startswith("a=fingerprint:")}
-    if not found:
-        raise LinkError("not a session description: it has no fingerprint")
+    longest = max(map(len, found), default=0)
+    if not 0 < len(found) <= MOST_FINGERPRINTS or longest > FINGERPRINT_LETTERS:
+        raise LinkError(
+            f"not a session description: it has {len(found)} fingerprints, where 1 to "
+            f"{MOST_FINGERPRINTS} of at most {FINGERPRINT_LETTERS} letters belong"
+        )
     return frozenset(found)
 
 

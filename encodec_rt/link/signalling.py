@@ -30,8 +30,8 @@ logger = logging.getLogger(__name__)
 
 PATH = "/call"
 SDP_TYPE = "application/sdp"
-MOST_FINGERPRINTS = 4096
-"""Of offers that were taken: three each, so that an offer is known for the next 1300 calls."""
+REMEMBERED = 4096
+"""Fingerprints of offers that were taken: of an offer there are three, and no more than eight."""
 
 
 class Line(Protocol):
@@ -150,11 +150,9 @@ class SignallingServer:
     async def _make_call(self, request: web.Request) -> web.Response:
         seconds = self.limits.request_s
         try:
-            offer = (await asyncio.wait_for(request.read(), seconds)).decode("utf-8")
+            offer = (await asyncio.wait_for(request.read(), seconds)).decode("utf-8", "replace")
         except asyncio.TimeoutError:
             raise web.HTTPRequestTimeout from None
-        except UnicodeDecodeError:
-            raise web.HTTPBadRequest(text="not a session description") from None
         self._take(offer)
         try:
             line = self._open_line()
@@ -190,7 +188,7 @@ class SignallingServer:
         if not names.isdisjoint(self._taken):
             raise web.HTTPConflict(text="this offer was taken before")
         self._taken.update(dict.fromkeys(names))
-        while len(self._taken) > MOST_FINGERPRINTS:
+        while len(self._taken) > REMEMBERED:
             self._taken.popitem(last=False)
 
     async def _follow(self, name: str, line: Line) -> None:

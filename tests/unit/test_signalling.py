@@ -17,7 +17,7 @@ from encodec_rt.errors import LinkError
 from encodec_rt.link import security
 from encodec_rt.link.door import MOST_ADDRESSES, DoorLimits, RateLimit
 from encodec_rt.link.signalling import (
-    MOST_FINGERPRINTS,
+    REMEMBERED,
     SDP_TYPE,
     Limits,
     SignallingClient,
@@ -129,6 +129,8 @@ def test_an_offer_is_answered_and_deleting_its_location_hangs_up():
         (413, b"x" * 70_000, {}),
         (400, b"no fingerprint", {}),
         (400, b"a=fingerprint:sha-256 FF\ngarbage", {}),
+        (400, b"".join(b"a=fingerprint:x %d\n" % number for number in range(9)), {}),
+        (400, b"a=fingerprint:x " + b"F" * 201, {}),
         (400, b"\xff\xfe", {}),
     ],
 )
@@ -209,12 +211,12 @@ def test_an_offer_is_taken_once_whoever_sends_it_again():
 
 def test_offers_that_were_taken_are_forgotten_only_after_thousands():
     server = SignallingServer(Lines().open, token=TOKEN)
-    for number in range(MOST_FINGERPRINTS + 1):
+    for number in range(REMEMBERED + 1):
         server._take(f"a=fingerprint:sha-256 {number}")
     with pytest.raises(web.HTTPConflict):
         server._take("a=fingerprint:sha-256 1")
     server._take("a=fingerprint:sha-256 0")
-    assert len(server._taken) == MOST_FINGERPRINTS
+    assert len(server._taken) == REMEMBERED
 
 
 async def knock(url: str, data: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
