@@ -109,9 +109,8 @@ async def end(codec: Codec, side: str, kbps: float) -> None:
         mouth, ear = Mouth(codec, clip, order["frames"]), Ear(codec, kbps)
         recorder = Recorder(codec)
         is_caller = order["offer"] is None
-        options = CallOptions(
-            bandwidth_kbps=kbps, dtx=False, hang_up_s=1.0 if is_caller else None, idle_s=20.0
-        )
+        # A goodbye may get lost, and nobody signals here: each side ends the call by itself.
+        options = CallOptions(bandwidth_kbps=kbps, dtx=False, hang_up_s=1.0)
         call = Call(codec, mouth, recorder, options)
         call.listener = ear
         error = None

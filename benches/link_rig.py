@@ -44,13 +44,13 @@ LATEST_FIRST_FRAME = 600
 
 def _timed(*, over_s: float | None = None, moved_ms: float = 0.0, **what: Any) -> Condition:
     network = path(event_s=EVENT_S, **what)
-    return Condition(network, over_s=over_s, moved_ms=moved_ms, event_s=EVENT_S, seconds=32.0)
+    return Condition(network, over_s=over_s, moved_ms=moved_ms, event_s=EVENT_S, seconds=28.0)
 
 
 CONDITIONS: Mapping[str, Condition] = {
-    "loopback": Condition(Network(), event_s=EVENT_S, seconds=22.0),
+    "loopback": Condition(Network(), event_s=EVENT_S, seconds=18.0),
     **{
-        f"{100 * share:g} % {pattern} loss": Condition(network, event_s=EVENT_S, seconds=22.0)
+        f"{100 * share:g} % {pattern} loss": Condition(network, event_s=EVENT_S, seconds=18.0)
         for pattern, share, network in link.conditions(link.LOSSES[1:])
     },
     "60 ms delay step": _timed(step_ms=60, over_s=EVENT_S, moved_ms=60),
@@ -61,7 +61,7 @@ CONDITIONS: Mapping[str, Condition] = {
     "bottleneck": Condition(
         Network(delay_ms=20, jitter_ms=3, rate_kbps=40, rate_span_s=(12, 28)),
         event_s=EVENT_S,
-        seconds=44.0,
+        seconds=42.0,
     ),
 }
 
