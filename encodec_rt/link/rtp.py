@@ -1,8 +1,8 @@
 """Our payload in aiortc's RTP: the one module that touches aiortc's and aioice's private names.
 
 aiortc has no registry for codecs and no hook for a jitter buffer, and aioice takes datagrams from
-anyone, so some of their attributes are replaced. They are checked for in each call, and the version
-is pinned, since a new release may rename them.
+anyone, so some of their attributes are replaced. They are checked for in each call, and both
+versions are pinned, since a new release may rename them.
 """
 
 from __future__ import annotations
@@ -159,7 +159,7 @@ def attach(
     """Make ``connection`` send ``track`` and hand over what it receives, in this format only.
 
     To be called before the first description is made or set. ``on_estimate`` gets the bandwidth
-    that the other side sees, in bits per second. Raises LinkError if aiortc is not as expected.
+    that the other side sees, in bits per second. Raises LinkError if a library changed.
     """
     _register(form.rate_hz)
     transceiver = connection.addTransceiver(track, direction="sendrecv")
@@ -252,7 +252,8 @@ def check_private_names(transceiver: RTCRtpTransceiver) -> None:
     ):
         if not hasattr(owner, name):
             raise LinkError(
-                f"this aiortc has no {type(owner).__name__}.{name}; install aiortc>=1.16,<1.17"
+                f"there is no {type(owner).__name__}.{name}; install aiortc>=1.16,<1.17 "
+                "and aioice>=0.13,<0.14"
             )
 
 
