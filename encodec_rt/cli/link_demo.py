@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
+from contextlib import suppress
 from importlib import resources
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -128,24 +130,38 @@ def _call(
             env=environment,
             stderr=subprocess.PIPE,
             text=True,
+            start_new_session=True,
         )
+        ends = [waiting]
         try:
             _wait_for_listener(waiting)
             url = f"https://{here.address}:{PORT}"
             pin = security.read_fingerprint(certificate)
-            done = subprocess.run(
+            calling = subprocess.Popen(
                 there.command(*command("call", "caller", url, "--fingerprint", pin)),
                 env=environment,
-                timeout=START_S,
+                text=True,
+                start_new_session=True,
             )
-            if done.returncode:
-                raise LinkError(f"the calling side ended with status {done.returncode}")
+            ends.append(calling)
+            if calling.wait(START_S):
+                raise LinkError(f"the calling side ended with status {calling.returncode}")
             waiting.communicate(timeout=END_S)
         except subprocess.TimeoutExpired as error:
             raise LinkError(f"one side of the call did not end within {error.timeout} s") from error
+        except KeyboardInterrupt:
+            # In sessions of their own, both sides hear of it once, from here, and keep their files.
+            for end in ends:
+                end.send_signal(signal.SIGINT)
+            for end in ends:
+                with suppress(subprocess.TimeoutExpired):
+                    end.wait(END_S)
+            say(f"interrupted; what was heard by then, if anything, is in {folder}")
+            raise
         finally:
-            waiting.kill()
-            waiting.wait()
+            for end in ends:
+                end.kill()
+                end.wait()
         return {
             side: json.loads((Path(name) / f"{side}.json").read_text(encoding="utf-8"))
             for side in SIDES
