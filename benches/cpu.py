@@ -12,23 +12,21 @@ on a frame alone, which gives other codes. Without --model the architecture is t
 from __future__ import annotations
 
 import argparse
-import gc
 import json
-import multiprocessing
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from benches.cpu_paced import paced
 from benches.record import ROOT, Record
-from benches.rivals import BANDWIDTH, Work, interleaved, model_for, upstreams
+from benches.rivals import BANDWIDTH, FRAME_MS, Work, interleaved, model_for, upstreams
 from benches.stream import speech
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import Codec
@@ -36,8 +34,6 @@ from encodec_rt.streaming.plan import ConvSpec, ConvTransposeSpec, LstmSpec
 from encodec_rt.streaming.steps import Network
 
 Item = TypeVar("Item")
-
-FRAME_MS = 1000 * 320 / 24_000
 
 
 def products(net: Network, rows: int, searches: tuple[Tensor, ...] = ()) -> Work:
@@ -133,61 +129,6 @@ def live(record: Record, model: EncodecModel, options: argparse.Namespace) -> No
             values=ratios(taken, "cpu", "products"),
             deadline_ms=FRAME_MS,
         )
-
-
-def _spin(stop: object) -> None:
-    # No matrix product, for which numpy would start a thread on every core.
-    values = np.random.default_rng(0).standard_normal((256, 256))
-    while not stop.is_set():  # type: ignore[attr-defined]
-        values = np.tanh(values + 1e-3)
-
-
-@contextmanager
-def busy_neighbours(count: int) -> Iterator[None]:
-    """``count`` processes that compute as fast as they can, on one thread each."""
-    context = multiprocessing.get_context("spawn")
-    stop = context.Event()
-    others = [context.Process(target=_spin, args=(stop,)) for _ in range(count)]
-    for other in others:
-        other.start()
-    time.sleep(1.0)
-    yield
-    stop.set()
-    for other in others:
-        other.join()
-
-
-def paced(record: Record, model: EncodecModel, options: argparse.Namespace) -> None:
-    """Encode and decode at the pace of a microphone, with a busy core next door."""
-    codec = Codec(model, backend="cpu")
-    encoder, decoder = codec.stream_encoder(BANDWIDTH), codec.stream_decoder(BANDWIDTH)
-    pcm = speech(codec, 20.0)[0]
-    frames = [pcm[at : at + 320] for at in range(0, len(pcm) - 319, 320)]
-    encode_ms: list[float] = []
-    decode_ms: list[float] = []
-    late_ms: list[float] = []
-    gc.collect()
-    gc.freeze()
-    with busy_neighbours(1):
-        start = time.perf_counter()
-        for index in range(options.frames):
-            due = start + index * FRAME_MS / 1000
-            time.sleep(max(0.0, due - time.perf_counter()))
-            begin = time.perf_counter()
-            codes = encoder.push(frames[index % len(frames)])
-            middle = time.perf_counter()
-            decoder.push(codes)
-            end = time.perf_counter()
-            encode_ms.append(1000 * (middle - begin))
-            decode_ms.append(1000 * (end - middle))
-            late_ms.append(1000 * (end - due) - FRAME_MS)
-    gc.unfreeze()
-    record.add(
-        {"what": "paced", "frames": options.frames, "threads": 1, "busy_neighbours": 1},
-        {"encode": encode_ms, "decode": decode_ms},
-        values={"frames_late": sum(ms > 0 for ms in late_ms), "late_max_ms": max(late_ms)},
-        deadline_ms=FRAME_MS,
-    )
 
 
 def slots(record: Record, model: EncodecModel, options: argparse.Namespace) -> None:

@@ -17,6 +17,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 BANDWIDTH = 6.0
 """kbps: 8 codebooks."""
+FRAME_MS = 1000 * 320 / 24_000
 
 Work = Callable[[], object]
 

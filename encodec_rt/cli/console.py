@@ -52,6 +52,12 @@ BufferOption = Annotated[
     float,
     typer.Option("--buffer-ms", help="Audio to keep queued for the speaker.", min=5.0, max=1000.0),
 ]
+RealTimeOption = Annotated[
+    bool,
+    typer.Option(
+        "--real-time/--no-real-time", help="Run the codec before all ordinary threads (Linux)."
+    ),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output file.")]
 
 

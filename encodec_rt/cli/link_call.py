@@ -129,8 +129,11 @@ def prepare(options: CodecOptions, link: LinkOptions) -> Codec:
     """The codec, warm. Raises now what ``link`` asks for and cannot have, not at the first call."""
     import torch
 
+    from encodec_rt.live.priority import check_real_time
     from encodec_rt.loopback import warm_up
 
+    if link.real_time:
+        check_real_time()
     # One frame is too little work to share between cores.
     torch.set_num_threads(1)
     codec = options.load()

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encodec_rt.cli.console import BufferOption, InputOption, OutputOption
+from encodec_rt.cli.console import BufferOption, InputOption, OutputOption, RealTimeOption
 from encodec_rt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -66,6 +66,7 @@ class LinkOptions:
     gain_control: GainOption = False
     dtx: DtxOption = True
     redundancy: RedundancyOption = True
+    real_time: RealTimeOption = False
     ice_server: IceOption = None
     stats_json: StatsOption = None
     token_file: TokenOption = None
@@ -76,7 +77,12 @@ class LinkOptions:
 
         servers = tuple(self.ice_server or ())
         return CallOptions(
-            bandwidth_kbps, self.redundancy, self.dtx, hang_up_s, ice_servers=servers
+            bandwidth_kbps,
+            self.redundancy,
+            self.dtx,
+            hang_up_s,
+            ice_servers=servers,
+            real_time=self.real_time,
         )
 
     def voice(self, rate_hz: int) -> VoiceProcessor | None:

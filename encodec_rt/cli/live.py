@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import math
 import signal
@@ -21,6 +22,7 @@ from encodec_rt.cli.console import (
     CodecOptions,
     InputOption,
     OutputOption,
+    RealTimeOption,
     device_choice,
     say,
     status_console,
@@ -77,6 +79,7 @@ def live(
         float | None, typer.Option(help="End after so many seconds.", metavar="SECONDS", min=0.0)
     ] = None,
     buffer_ms: BufferOption = 40.0,
+    real_time: RealTimeOption = False,
 ) -> None:
     """Hear the microphone through the codec, until Ctrl-C."""
     import torch
@@ -86,13 +89,18 @@ def live(
     from encodec_rt.live.loop import CodecLoop
     from encodec_rt.live.measure import Probe
     from encodec_rt.live.meter import plain_line
+    from encodec_rt.live.priority import check_real_time
     from encodec_rt.live.recording import EcdcRecording, WavRecording
 
     if measure and (record or save or not playback):
         raise ConfigError("--measure plays chirps; it goes with no recording and needs playback")
+    if real_time:
+        check_real_time()
     # One frame is too little work to share, and the other cores are needed for the callbacks.
     torch.set_num_threads(1)
     codec = options.load()
+    # Collecting garbage among all that was loaded takes a tenth of a second.
+    gc.freeze()
     rate_hz = codec.config.sampling_rate
     loop = CodecLoop(codec, options.bandwidth, decode=playback or record is not None)
     probe = Probe(rate_hz) if measure else None
@@ -112,7 +120,7 @@ def live(
         ecdc = EcdcRecording(save, codec.config, codec.name, loop.codebooks, force=options.force)
     loop.record(wav=wav, ecdc=ecdc)
     duplex.open()
-    _run(duplex, duration, probe, console)
+    _run(duplex, duration, probe, console, real_time=real_time)
     status = duplex.status()
     say(plain_line(status))
     codec_ms = status.encode_ms[0] + status.decode_ms[0]
@@ -127,14 +135,22 @@ def live(
     _report(status, probe, stats_json)
 
 
-def _run(duplex: Duplex, duration_s: float | None, probe: Probe | None, console: Console) -> None:
+def _run(
+    duplex: Duplex,
+    duration_s: float | None,
+    probe: Probe | None,
+    console: Console,
+    *,
+    real_time: bool,
+) -> None:
     """Let ``duplex`` work in a thread of its own, and show it, until there is reason to end."""
     from encodec_rt.live.meter import Display, panel, plain_line
+    from encodec_rt.live.priority import run_in_real_time
 
     stop = threading.Event()
     end_s = time.monotonic() + (math.inf if duration_s is None else duration_s)
     with (
-        ThreadPoolExecutor(1) as worker,
+        ThreadPoolExecutor(1, initializer=run_in_real_time if real_time else None) as worker,
         _interruptible(),
         Display(console, panel, plain_line) as shown,
     ):

@@ -25,6 +25,7 @@ from encodec_rt.link.packetizer import Packetizer
 from encodec_rt.link.rate import RateController
 from encodec_rt.link.silence import EnergyDetector
 from encodec_rt.link.statistics import latency_ms, percentiles
+from encodec_rt.live.priority import run_in_real_time
 from encodec_rt.loopback import warm_up
 from encodec_rt.streaming.codec import Codec, fingerprint
 from encodec_rt.streaming.session import Audio
@@ -51,6 +52,8 @@ class CallOptions:
     idle_s: float = 10.0
     """Without a packet for so long the other side counts as gone."""
     ice_servers: Sequence[str] = field(default=())
+    real_time: bool = False
+    """Whether the codec's thread has real-time scheduling."""
 
 
 class Call:
@@ -79,7 +82,9 @@ class Call:
         self._controller = self._make_controller(self._format.codebooks)
         self._track = rtp.OutgoingTrack()
         # One worker: a codec is used by one thread at a time.
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="encodec-rt-call")
+        self._worker = ThreadPoolExecutor(
+            1, "encodec-rt-call", run_in_real_time if self.options.real_time else None
+        )
         self._warmed: asyncio.Future[None] | None = None
         self._connected, self._ended = asyncio.Event(), asyncio.Event()
         self._heard_s: float | None = None

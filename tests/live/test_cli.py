@@ -1,4 +1,5 @@
 import json
+import os
 import sys
 import wave
 
@@ -46,6 +47,26 @@ def command(*arguments):
 def live(model, *arguments):
     kbps = EncodecConfig.from_pretrained(model).target_bandwidths[1]
     return command("live", "--model", model, "-b", kbps, "--duration", 0.3, *arguments)
+
+
+def test_real_time_scheduling_is_taken_or_refused_before_anything_is_opened(
+    model, card, monkeypatch, tmp_path
+):
+    taken = []
+    monkeypatch.setattr(os, "sched_setscheduler", lambda *given: taken.append(given))
+    assert live(model, "--real-time").exit_code == 0
+    assert len(taken) == 2
+    assert live(model).exit_code == 0
+    assert len(taken) == 2
+
+    def refuse(*_):
+        raise PermissionError(1, "Operation not permitted")
+
+    monkeypatch.setattr(os, "sched_setscheduler", refuse)
+    refused = live(model, "--real-time", "--record", tmp_path / "never.wav")
+    assert refused.exit_code == 2
+    assert "real-time scheduling is not allowed here" in refused.stderr
+    assert not list(tmp_path.iterdir())
 
 
 def test_devices_lists_them_with_the_defaults_marked(card):
