@@ -8,9 +8,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
-from benches.link_calls import Window, calling, listening
-from benches.link_far import Dialled, End
-from benches.link_hostile import GENEROUS, Attack, whisper
+from benches.link.calls import Window, calling, listening
+from benches.link.far import Dialled, End
+from benches.link.hostile import GENEROUS, Attack, whisper
 from encodec_rt.streaming.codec import Codec
 from models import random_model, speech, tiny_config
 

@@ -7,9 +7,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from benches import link_traces as traces
-from benches.link_jitter import NETWORKS, Point, Speex, curve, point
-from benches.link_traces import HOP, HOP_S, SSRC, Sent
+from benches.link import traces
+from benches.link.jitter import NETWORKS, Point, Speex, curve, point
+from benches.link.traces import HOP, HOP_S, SSRC, Sent
 from encodec_rt.bitstream.packet import Packet, Redundancy
 from encodec_rt.errors import ConfigError
 from encodec_rt.link.channel import Network

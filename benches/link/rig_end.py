@@ -1,6 +1,6 @@
 """One end of a call on the rig, a process of its own that remembers what it says and hears.
 
-It is started by ``link_rig`` and gets its orders as lines of JSON.
+It is started by ``rig`` and gets its orders as lines of JSON.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benches.link_calls import Talker
+from benches.link.calls import Talker
 from benches.record import Json
 from encodec_rt.audio import AudioReader
 from encodec_rt.bitstream.packet import parse_packet
@@ -159,7 +159,7 @@ class End:
         """Start it in its namespace."""
         options = (name, "--model", model, "--kbps", str(kbps))
         self._process = subprocess.Popen(
-            side.command(sys.executable, "-m", "benches.link_end", *options),
+            side.command(sys.executable, "-m", "benches.link.rig_end", *options),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,

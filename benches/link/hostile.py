@@ -1,6 +1,6 @@
 """What a call withstands: hostile datagrams, payloads and signalling requests while it goes on.
 
-    python -m benches.link_hostile
+    python -m benches.link.hostile
 
 Both ends and the attacker are processes of their own. The same call is held alone and under attack.
 """
@@ -19,8 +19,8 @@ from time import perf_counter
 import aiohttp
 import numpy as np
 
-from benches.link_calls import Model, add_arguments
-from benches.link_far import Apart, Dialled, End, look
+from benches.link.calls import Model, add_arguments
+from benches.link.far import Apart, Dialled, End, look
 from benches.record import Json, Record
 from encodec_rt.bitstream.packet import Packet, encode_packet
 from encodec_rt.link.door import DoorLimits

@@ -1,6 +1,6 @@
 """Calls for the benches, by aiortc over this machine's own addresses.
 
-An end is an asynchronous context, so that a test can have both in one process; ``link_far`` has one
+An end is an asynchronous context, so that a test can have both in one process; ``far`` has one
 in a process of its own, as users have.
 """
 

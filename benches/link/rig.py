@@ -1,9 +1,9 @@
 """Real calls on a bad network: two processes in two namespaces, and a router between them.
 
-    python -m benches.link_rig
+    python -m benches.link.rig
 
 Speech goes the whole way by the real clock: encoder, packets, SRTP, UDP, the router's TUN devices,
-jitter buffer, concealment, decoder. The columns are those of ``link`` and ``link_conditions``,
+jitter buffer, concealment, decoder. The columns are those of ``curves`` and ``conditions``,
 which run on a virtual clock. Only the descriptions of a call go through pipes.
 """
 
@@ -22,10 +22,10 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benches import link, link_conditions
-from benches.link_conditions import Condition, path
-from benches.link_end import KINDS, End, speech
-from benches.link_scores import longest_mute
+from benches.link import conditions, curves
+from benches.link.conditions import Condition, path
+from benches.link.rig_end import KINDS, End, speech
+from benches.link.scores import longest_mute
 from benches.record import Json, Record
 from encodec_rt.bitstream.packet import Codes
 from encodec_rt.link.channel import HEADER_BYTES, Network
@@ -51,7 +51,7 @@ CONDITIONS: Mapping[str, Condition] = {
     "loopback": Condition(Network(), event_s=EVENT_S, seconds=18.0),
     **{
         f"{100 * share:g} % {pattern} loss": Condition(network, event_s=EVENT_S, seconds=18.0)
-        for pattern, share, network in link.conditions(link.LOSSES[1:])
+        for pattern, share, network in curves.conditions(curves.LOSSES[1:])
     },
     "60 ms delay step": _timed(step_ms=60, over_s=EVENT_S, moved_ms=60),
     "120 ms spikes": _timed(spike_every_s=8),
@@ -189,8 +189,8 @@ def measure(
         p50, p95 = np.percentile(ms, (50, 95))
         values |= {f"{name}_p50_ms": float(p50), f"{name}_p95_ms": float(p95)}
     if condition.network.rate_kbps:
-        return values | link.squeezed(heard)
-    return values | link_conditions.measure(heard, condition, 1000 * hop / RATE_HZ)
+        return values | curves.squeezed(heard)
+    return values | conditions.measure(heard, condition, 1000 * hop / RATE_HZ)
 
 
 @dataclass(frozen=True, eq=False)

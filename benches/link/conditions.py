@@ -1,10 +1,10 @@
 """How a call gets over what happens to networks: how soon audio is back, and at what delay.
 
-    python -m benches.link_conditions
+    python -m benches.link.conditions
 
 Whole calls of packets on a virtual clock, with redundancy and aiortc's estimator; the decoder is
 left out, as it moves no packet, but where pauses in recorded speech matter. Sequence numbers wrap
-in the hour of ``link_endurance``.
+in the hour of ``endurance``.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from benches.link import Silent
-from benches.link_calls import SMALL_KBPS, small_codec, speech
+from benches.link.calls import SMALL_KBPS, small_codec, speech
+from benches.link.curves import Silent
 from benches.record import Json, Record
 from encodec_rt.link.channel import Channel, Network
 from encodec_rt.link.congestion import Estimator

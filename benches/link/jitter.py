@@ -1,6 +1,6 @@
 """The jitter buffer beside libspeexdsp's, on the same seeded traces.
 
-    python -m benches.link_jitter
+    python -m benches.link.jitter
 
 What comes late can be bought with delay, so that one pair of numbers says little of a buffer: ours
 is drawn as a curve over its exchange rate, libspeexdsp's, which has none to set, as a point.
@@ -19,7 +19,7 @@ from typing import Any
 import cffi  # type: ignore[import-untyped]
 import numpy as np
 
-from benches.link_traces import HOP, Outcome, Sent, play, ticks, trace
+from benches.link.traces import HOP, Outcome, Sent, play, ticks, trace
 from benches.record import Json, Record
 from encodec_rt.link.channel import Network
 from encodec_rt.link.jitter import JitterBuffer

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benches.link_calls import Model, Window, calling, heard, listening, speech
+from benches.link.calls import Model, Window, calling, heard, listening, speech
 from benches.record import Json
 from encodec_rt.link.session import Call
 from encodec_rt.link.signalling import Limits, SignallingServer

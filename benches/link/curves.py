@@ -1,6 +1,6 @@
 """What a bad network leaves of speech: quality against loss, with and without each defence.
 
-    python -m benches.link
+    python -m benches.link.curves
 
 Calls run on a virtual clock over a modelled network (40 ms and exp(8 ms) of jitter), so that the
 load of the machine moves no number. Writes a record and a picture of its curves.
@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benches.link_scores import PLAIN, compare, measure
+from benches.link.scores import PLAIN, compare, measure
 from benches.record import Json, Record
 from encodec_rt.audio import AudioReader
 from encodec_rt.link.channel import Channel, Network

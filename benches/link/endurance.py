@@ -1,7 +1,7 @@
 """Whether a call grows with time: an hour of one, and ten real minutes.
 
-    python -m benches.link_endurance hour
-    python -m benches.link_endurance call
+    python -m benches.link.endurance hour
+    python -m benches.link.endurance call
 
 The hour passes on a virtual clock; the minutes are between two processes, by aiortc over this
 machine's own addresses.
@@ -16,8 +16,8 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from benches.link_calls import Model, Window, add_arguments, speech
-from benches.link_far import Apart, look
+from benches.link.calls import Model, Window, add_arguments, speech
+from benches.link.far import Apart, look
 from benches.record import Json, Record
 from encodec_rt.bitstream.packet import Codes
 from encodec_rt.link.channel import Channel, Network
