@@ -133,9 +133,21 @@ def _taped(row: Callable[..., Tensor], tape: Tape) -> Callable[..., Tensor]:
     return layer
 
 
+_PACKING = replace(
+    TORCH,
+    name="cpu",
+    pack_conv1d=pack_conv1d,
+    pack_conv_transpose1d=pack_conv_transpose1d,
+    pack_resblock=pack_resblock,
+    pack_lstm=pack_lstm,
+    pack_codebooks=pack_codebooks,
+    commit=_commit,
+)
+
+
 def _on_tape(tape: Tape) -> Ops:
     return replace(
-        CPU,
+        _PACKING,
         conv1d=_taped(conv1d, tape),
         conv_transpose1d=_taped(conv_transpose1d, tape),
         resblock=_taped(resblock, tape),
@@ -145,25 +157,7 @@ def _on_tape(tape: Tape) -> Ops:
     )
 
 
-_AT_ONCE = Tape(keep=False)
-
-CPU = replace(
-    TORCH,
-    name="cpu",
-    pack_conv1d=pack_conv1d,
-    pack_conv_transpose1d=pack_conv_transpose1d,
-    pack_resblock=pack_resblock,
-    pack_lstm=pack_lstm,
-    pack_codebooks=pack_codebooks,
-    conv1d=partial(conv1d, _AT_ONCE),
-    conv_transpose1d=partial(conv_transpose1d, _AT_ONCE),
-    resblock=partial(resblock, _AT_ONCE),
-    lstm=partial(_lstm, _AT_ONCE),
-    rvq_encode=partial(_rvq_encode, _AT_ONCE),
-    rvq_decode=partial(_rvq_decode, _AT_ONCE),
-    commit=_commit,
-    on_tape=_on_tape,
-)
+CPU = replace(_on_tape(Tape(keep=False)), on_tape=_on_tape)
 """Every row as float32 matrix products, for one core and few slots."""
 
 CPU_FAST = replace(
