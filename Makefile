@@ -43,8 +43,8 @@ bench: $(STAMP)
 gpu: export PYTHONPATH := .:kernels
 gpu:
 	@failed=; part() { echo "== $$*"; timeout -s INT -k 5 "$$@" || failed="$$failed $$4"; }; \
-	part 160 $(PYTHON) -m pytest -q -W default tests/gpu tests/unit/test_kernels_conv.py \
-		tests/unit/test_kernels_lstm.py tests/unit/test_kernels_rvq.py; \
+	part 160 $(PYTHON) -m pytest -q -W default tests/gpu tests/kernels/test_conv.py \
+		tests/kernels/test_lstm.py tests/kernels/test_rvq.py; \
 	part 85 $(PYTHON) -m benches.gpu latency --budget 65; \
 	part 110 $(PYTHON) -m benches.gpu streams --budget 90; \
 	part 50 $(PYTHON) -m benches.kernels --budget 30; \

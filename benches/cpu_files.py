@@ -18,9 +18,9 @@ import torch
 from benches.record import Record
 from benches.rivals import BANDWIDTH, Work, interleaved, model_for, upstreams
 from benches.stream import speech
-from encodec_rt.bitstream.transcode import FILE_BLOCK_FRAMES
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.transcode import FILE_BLOCK_FRAMES
 
 
 def whole_clips(

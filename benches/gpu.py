@@ -34,7 +34,7 @@ from benches.record import Json, Record
 from benches.rows import LATENCY, RIVALS, STREAMS, Row, Runner, bandwidth_kbps, torch_engine
 from benches.workload import frames, noise, random_24khz
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.streaming.backends import Precision
+from encodec_rt.streaming.backends.select import Precision
 
 FRAME_MS = 1000 / 75
 FEWEST, LARGEST = 256, 65_536

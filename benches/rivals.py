@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
 
-from benches.record import ROOT
 from encodec_rt.config import EncodecConfig
 from encodec_rt.model.encodec import EncodecModel
-
-sys.path.insert(0, str(ROOT / "tests"))
 
 BANDWIDTH = 6.0
 """kbps: 8 codebooks."""
@@ -35,8 +31,8 @@ def model_for(source: str | None) -> EncodecModel:
 
 def upstreams(model: EncodecModel) -> tuple[Any, Any]:
     """The same weights in the ``encodec`` package and in transformers."""
-    from models import hf_twin
-    from upstream import upstream_twin
+    from tests.support.models import hf_twin
+    from tests.support.upstream import upstream_twin
 
     reference = upstream_twin(model)
     reference.set_target_bandwidth(BANDWIDTH)

@@ -17,11 +17,11 @@ from torch import Tensor
 
 from benches.record import Json
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.streaming.backends import Precision, select, triton_ops
+from encodec_rt.streaming.backends.select import Precision, select, triton_ops
+from encodec_rt.streaming.cuda_graph import Tick
 from encodec_rt.streaming.engine import Engine
-from encodec_rt.streaming.graph import Tick
-from encodec_rt.streaming.lane import Lane
-from encodec_rt.streaming.packed import pack
+from encodec_rt.streaming.runner import Lane
+from encodec_rt.streaming.weights import pack
 
 
 def bandwidth_kbps(model: EncodecModel) -> float:

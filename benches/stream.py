@@ -18,7 +18,7 @@ import torch
 from benches.record import Record
 from encodec_rt.audio import Audio, AudioReader
 from encodec_rt.config import EncodecConfig
-from encodec_rt.loopback import Loopback, loop_back
+from encodec_rt.live.loopback import Loopback, loop_back
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import Codec
 

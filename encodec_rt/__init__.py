@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from encodec_rt.model.encodec import EncodecModel
     from encodec_rt.streaming.codec import Codec
     from encodec_rt.streaming.engine import Engine
-    from encodec_rt.streaming.session import StreamDecoder, StreamEncoder
+    from encodec_rt.streaming.streams import StreamDecoder, StreamEncoder
 
 __all__ = [
     "AutoProcessor",
@@ -34,8 +34,8 @@ _HOMES = {
     "EncodecFeatureExtractor": "encodec_rt.features",
     "EncodecModel": "encodec_rt.model.encodec",
     "Engine": "encodec_rt.streaming.engine",
-    "StreamDecoder": "encodec_rt.streaming.session",
-    "StreamEncoder": "encodec_rt.streaming.session",
+    "StreamDecoder": "encodec_rt.streaming.streams",
+    "StreamEncoder": "encodec_rt.streaming.streams",
 }
 
 

@@ -11,7 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from contract import (
+from encodec_rt.config import PAD_MODES, EncodecConfig
+from encodec_rt.errors import ConfigError, InputError, StateError
+from encodec_rt.streaming.codec import Codec
+from encodec_rt.streaming.steps import run
+from tests.support.contract import (
     AUDIO_DB,
     assert_codes_agree,
     assert_stream_is_offline,
@@ -21,11 +25,7 @@ from contract import (
     stream,
     ticks,
 )
-from encodec_rt.config import PAD_MODES, EncodecConfig
-from encodec_rt.errors import ConfigError, InputError, StateError
-from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.steps import run
-from models import hf_twin, random_model, snr_db, speech, tiny_config
+from tests.support.models import hf_twin, random_model, snr_db, speech, tiny_config
 
 BACKENDS = ("torch", "cpu")
 """Those that are fast here; test_contract_triton.py holds the kernels to the same."""

@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from contract import assert_stream_is_offline, engine_of, stream, ticks
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.packed import Start
-from models import random_model, speech, tiny_config
+from encodec_rt.streaming.weights import Start
+from tests.support.contract import assert_stream_is_offline, engine_of, stream, ticks
+from tests.support.models import random_model, speech, tiny_config
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 

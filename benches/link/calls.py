@@ -25,13 +25,13 @@ from numpy.typing import NDArray
 from benches.record import Json
 from encodec_rt.audio import AudioReader
 from encodec_rt.config import EncodecConfig
-from encodec_rt.link.ends import NullSink, SilentSource
-from encodec_rt.link.listener import Listener
-from encodec_rt.link.session import Call, CallOptions
+from encodec_rt.link.call import Call, CallOptions
+from encodec_rt.link.endpoints import NullSink, SilentSource
 from encodec_rt.link.signalling import Limits, SignallingClient, SignallingServer
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.session import Audio
+from encodec_rt.streaming.streams import Audio
+from encodec_rt.voice.receiver import Listener
 
 SMALL_KBPS = 6.01
 

@@ -19,13 +19,13 @@ import torch
 from benches.link.calls import SMALL_KBPS, small_codec, speech
 from benches.link.curves import Silent
 from benches.record import Json, Record
-from encodec_rt.link.channel import Channel, Network
-from encodec_rt.link.congestion import Estimator
-from encodec_rt.link.jitter import JitterBuffer, Slot
-from encodec_rt.link.listener import Listener
-from encodec_rt.link.rate import RateController
-from encodec_rt.link.simulate import Heard, simulate
+from encodec_rt.link.bandwidth import Estimator
+from encodec_rt.netsim.impairment import Channel, Network
+from encodec_rt.netsim.simulate import Heard, simulate
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.voice.bitrate import RateController
+from encodec_rt.voice.jitter import JitterBuffer, Slot
+from encodec_rt.voice.receiver import Listener
 
 SECONDS = 60
 CLIPS = 5

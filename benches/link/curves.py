@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from benches.link.scores import PLAIN, compare, measure
 from benches.record import Json, Record
 from encodec_rt.audio import AudioReader
-from encodec_rt.link.channel import Channel, Network
-from encodec_rt.link.conceal import GAINS
-from encodec_rt.link.congestion import Estimator
-from encodec_rt.link.jitter import JitterBuffer
-from encodec_rt.link.listener import Listener
-from encodec_rt.link.rate import RateController
-from encodec_rt.link.simulate import Heard, simulate
+from encodec_rt.link.bandwidth import Estimator
+from encodec_rt.netsim.impairment import Channel, Network
+from encodec_rt.netsim.simulate import Heard, simulate
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.voice.bitrate import RateController
+from encodec_rt.voice.conceal import GAINS
+from encodec_rt.voice.jitter import JitterBuffer
+from encodec_rt.voice.receiver import Listener
 
 LOSSES = (0.0, 0.01, 0.05, 0.10, 0.20)
 BURSTS = {"random": 1.0, "bursty": 3.0}

@@ -20,11 +20,11 @@ from benches.link.calls import Model, Window, add_arguments, speech
 from benches.link.far import Apart, look
 from benches.record import Json, Record
 from encodec_rt.bitstream.packet import Codes
-from encodec_rt.link.channel import Channel, Network
-from encodec_rt.link.listener import Listener
-from encodec_rt.link.rate import RateController
-from encodec_rt.link.simulate import Direction
+from encodec_rt.netsim.impairment import Channel, Network
+from encodec_rt.netsim.simulate import Direction
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.voice.bitrate import RateController
+from encodec_rt.voice.receiver import Listener
 
 HOUR = Network(delay_ms=40, jitter_ms=8, loss=0.03, burst=2, spike_every_s=20)
 

@@ -13,9 +13,9 @@ from typing import Any
 
 from benches.link.calls import Model, Window, calling, heard, listening, speech
 from benches.record import Json
-from encodec_rt.link.session import Call
+from encodec_rt.link.call import Call
 from encodec_rt.link.signalling import Limits, SignallingServer
-from encodec_rt.loopback import warm_up
+from encodec_rt.live.loopback import warm_up
 
 
 @dataclass(frozen=True)

@@ -23,9 +23,9 @@ from benches.link.calls import Model, add_arguments
 from benches.link.far import Apart, Dialled, End, look
 from benches.record import Json, Record
 from encodec_rt.bitstream.packet import Packet, encode_packet
-from encodec_rt.link.door import DoorLimits
-from encodec_rt.link.packetizer import Outgoing
+from encodec_rt.link.admission import DoorLimits
 from encodec_rt.link.signalling import PATH, SDP_TYPE, Limits
+from encodec_rt.voice.packetizer import Outgoing
 
 GENEROUS = Limits(
     requests_per_s=1e6, burst=1_000_000, door=replace(DoorLimits(), connection_s=3600.0)

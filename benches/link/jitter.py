@@ -21,8 +21,8 @@ import numpy as np
 
 from benches.link.traces import HOP, Outcome, Sent, play, ticks, trace
 from benches.record import Json, Record
-from encodec_rt.link.channel import Network
-from encodec_rt.link.jitter import JitterBuffer
+from encodec_rt.netsim.impairment import Network
+from encodec_rt.voice.jitter import JitterBuffer
 
 NETWORKS = {
     "steady": Network(delay_ms=40, loss=0.02),

@@ -28,13 +28,13 @@ from benches.link.rig_end import KINDS, End, speech
 from benches.link.scores import longest_mute
 from benches.record import Json, Record
 from encodec_rt.bitstream.packet import Codes
-from encodec_rt.link.channel import HEADER_BYTES, Network
-from encodec_rt.link.jitter import Slot
-from encodec_rt.link.rate import Plan
-from encodec_rt.link.rig import Rig, why_unavailable
-from encodec_rt.link.simulate import Heard, Hop
+from encodec_rt.netsim.impairment import HEADER_BYTES, Network
+from encodec_rt.netsim.netns import Rig, why_unavailable
+from encodec_rt.netsim.simulate import Heard, Hop
 from encodec_rt.quality import score
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.voice.bitrate import Plan
+from encodec_rt.voice.jitter import Slot
 
 SIDES = ("caller", "listener")
 RATE_HZ = 24_000

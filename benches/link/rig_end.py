@@ -26,14 +26,14 @@ from benches.record import Json
 from encodec_rt.audio import AudioReader
 from encodec_rt.bitstream.packet import parse_packet
 from encodec_rt.errors import LinkError
-from encodec_rt.link.ends import NullSink
-from encodec_rt.link.jitter import Kind, Slot
-from encodec_rt.link.listener import Listener, Turn
-from encodec_rt.link.rig import Side
-from encodec_rt.link.session import Call, CallOptions
-from encodec_rt.loopback import warm_up
+from encodec_rt.link.call import Call, CallOptions
+from encodec_rt.link.endpoints import NullSink
+from encodec_rt.live.loopback import warm_up
+from encodec_rt.netsim.netns import Side
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.session import Audio
+from encodec_rt.streaming.streams import Audio
+from encodec_rt.voice.jitter import Kind, Slot
+from encodec_rt.voice.receiver import Listener, Turn
 
 SPEECH = {"caller": ("it", "en"), "listener": ("en", "it")}
 KINDS: tuple[Kind, ...] = ("idle", "frame", "copy", "lost", "silence", "hold")

@@ -7,11 +7,11 @@ import soxr
 from numpy.typing import NDArray
 
 from benches.record import Case, Json, Record
-from encodec_rt.link.listener import Listener
-from encodec_rt.link.silence import level_db
-from encodec_rt.link.simulate import Heard
+from encodec_rt.netsim.simulate import Heard
 from encodec_rt.quality import score
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.voice.activity import level_db
+from encodec_rt.voice.receiver import Listener
 
 SPEECH_RATE_HZ = 16_000
 MUTE_DB = 20.0

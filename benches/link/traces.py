@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encodec_rt.bitstream.packet import Packet
-from encodec_rt.link.channel import Channel, Network
-from encodec_rt.link.jitter import JitterBuffer, Slot
+from encodec_rt.netsim.impairment import Channel, Network
+from encodec_rt.voice.jitter import JitterBuffer, Slot
 
 HOP = 320
 HOP_S = HOP / 24_000

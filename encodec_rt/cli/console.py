@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from encodec_rt.audio import Audio
     from encodec_rt.streaming.codec import Codec
-    from encodec_rt.streaming.packed import Start
+    from encodec_rt.streaming.weights import Start
 
 PIPE = "-"
 
@@ -155,7 +155,7 @@ def check_output(target: str, *, suffix: str, force: bool) -> None:
 
 def check_start(start: str) -> Start:
     """``start`` as one of the three policies. Raises ConfigError for any other."""
-    from encodec_rt.streaming.packed import Start
+    from encodec_rt.streaming.weights import Start
 
     for policy in get_args(Start):
         if start == policy:

@@ -39,7 +39,7 @@ def decode(
     """Decode an .ecdc file to 16-bit audio; the suffix of the output names its format."""
     from encodec_rt.audio import AudioWriter, check_target_format
     from encodec_rt.bitstream.ecdc import EcdcReader, read_header
-    from encodec_rt.bitstream.transcode import decode_blocks
+    from encodec_rt.transcode import decode_blocks
 
     policy = check_start(start)
     check_target_format(target, force=force)

@@ -31,7 +31,7 @@ def encode(
     from encodec_rt.atomic import replacing
     from encodec_rt.audio import AudioReader
     from encodec_rt.bitstream.ecdc import EcdcWriter
-    from encodec_rt.bitstream.transcode import encode_blocks
+    from encodec_rt.transcode import encode_blocks
 
     policy = check_start(start)
     check_output(target, suffix=".ecdc", force=options.force)

@@ -22,18 +22,18 @@ def listen(
 ) -> None:
     """Wait for calls, one at a time. Beyond loopback this is over TLS and with a token."""
     require_link()
-    from encodec_rt.link import security
+    from encodec_rt.link import credentials
 
-    folder = security.state_folder()
+    folder = credentials.state_folder()
     certificate, key = folder / "link-cert.pem", folder / "link-key.pem"
-    token = link.token(needed=not security.is_loopback(host))
+    token = link.token(needed=not credentials.is_loopback(host))
     context = None
-    if not security.is_loopback(host):
+    if not credentials.is_loopback(host):
         if not certificate.is_file():
-            security.make_certificate(certificate, key, [host])
-        context = security.server_context(certificate, key)
+            credentials.make_certificate(certificate, key, [host])
+        context = credentials.server_context(certificate, key)
     codec = prepare(options, link)
-    fingerprint = security.read_fingerprint(certificate) if context is not None else None
+    fingerprint = credentials.read_fingerprint(certificate) if context is not None else None
 
     def announce(bound: int) -> None:
         url = f"{'http' if context is None else 'https'}://{host}:{bound}"
@@ -92,15 +92,15 @@ def token(
 ) -> None:
     """Print the token that a caller needs, making it first if there is none."""
     require_link()
-    from encodec_rt.link import security
+    from encodec_rt.link import credentials
 
-    path = token_file or security.state_folder() / "link-token"
+    path = token_file or credentials.state_folder() / "link-token"
     if read:
         given = typer.prompt("token", hide_input=True, err=True).strip()
-        security.check_token(given)
-        security.write_secret(path, given.encode() + b"\n")
+        credentials.check_token(given)
+        credentials.write_secret(path, given.encode() + b"\n")
         say(f"wrote {path}")
         return
     exists = path.is_file() and not new
-    typer.echo(security.read_token(path) if exists else security.make_token(path))
+    typer.echo(credentials.read_token(path) if exists else credentials.make_token(path))
     say("on the other machine: encodec-rt link token --import")

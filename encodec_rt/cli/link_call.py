@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
     from encodec_rt.cli.console import CodecOptions
     from encodec_rt.cli.link_options import LinkOptions
-    from encodec_rt.link.ends import Sink, Source
-    from encodec_rt.link.handset import Handset
-    from encodec_rt.link.session import Call, CallOptions
+    from encodec_rt.link.call import Call, CallOptions
+    from encodec_rt.link.device_pair import Handset
+    from encodec_rt.link.endpoints import Sink, Source
     from encodec_rt.link.signalling import SignallingClient
     from encodec_rt.streaming.codec import Codec
 
@@ -54,8 +54,8 @@ class CallCourse:
         force: bool,
     ) -> None:
         """Open the ends and make the call. Raises AudioDeviceError, InputError and ConfigError."""
-        from encodec_rt.link.ends import MeteredSink, MeteredSource
-        from encodec_rt.link.session import Call
+        from encodec_rt.link.call import Call
+        from encodec_rt.link.endpoints import MeteredSink, MeteredSource
 
         ends = open_ends(codec, link, record, tell=console.print, force=force)
         self._console = console
@@ -75,7 +75,7 @@ class CallCourse:
     def report(self) -> None:
         """Say how the call ended, and write its statistics where that was asked for."""
         from encodec_rt.atomic import replacing
-        from encodec_rt.link.panel import concealed_share
+        from encodec_rt.cli.call_panel import concealed_share
 
         statistics = self._statistics()
         inbound = statistics["inbound"]
@@ -88,8 +88,8 @@ class CallCourse:
                 part.write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")
 
     async def _show(self) -> None:
-        from encodec_rt.link.panel import CallMeter, call_line, call_panel
-        from encodec_rt.live.meter import Display
+        from encodec_rt.cli.call_panel import CallMeter, call_line, call_panel
+        from encodec_rt.sound.meter import Display
 
         meter, began_s = CallMeter(), time.monotonic()
         every_s = SHOW_EVERY_S if self._console.is_terminal else LOG_EVERY_S
@@ -129,8 +129,8 @@ def prepare(options: CodecOptions, link: LinkOptions) -> Codec:
     """The codec, warm. Raises now what ``link`` asks for and cannot have, not at the first call."""
     import torch
 
-    from encodec_rt.live.priority import check_real_time
-    from encodec_rt.loopback import warm_up
+    from encodec_rt.live.loopback import warm_up
+    from encodec_rt.sound.realtime import check_real_time
 
     if link.real_time:
         check_real_time()
@@ -153,7 +153,7 @@ def open_ends(
     force: bool,
 ) -> CallEnds:
     """The microphone or ``--play``, and the speaker or ``record``; on an error none stays open."""
-    from encodec_rt.link.ends import FileSink, FileSource
+    from encodec_rt.link.endpoints import FileSink, FileSource
 
     config = codec.config
     source: Source | None = FileSource(link.play, config) if link.play is not None else None
@@ -178,10 +178,10 @@ def open_ends(
 def _open_handset(
     codec: Codec, link: LinkOptions, *, speaker: bool, tell: Callable[[str], None]
 ) -> Handset:
-    from encodec_rt.link.handset import Handset
-    from encodec_rt.live.devices import PortAudio
-    from encodec_rt.live.streams import BLOCK_S
-    from encodec_rt.live.voice import BLOCKS_PER_S
+    from encodec_rt.link.device_pair import Handset
+    from encodec_rt.sound.portaudio import PortAudio
+    from encodec_rt.sound.processing import BLOCKS_PER_S
+    from encodec_rt.sound.streams import BLOCK_S
 
     rate_hz = codec.config.sampling_rate
     voice = link.voice(rate_hz)

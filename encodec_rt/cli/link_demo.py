@@ -21,7 +21,7 @@ from encodec_rt.errors import LinkError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from encodec_rt.link.channel import Network
+    from encodec_rt.netsim.impairment import Network
     from encodec_rt.streaming.codec import Codec
 
 PORT = 8443
@@ -58,8 +58,8 @@ def demo(
     from encodec_rt.cli.demo import RANDOM_NOTICE
     from encodec_rt.cli.demo import _codec as demo_codec
     from encodec_rt.cli.link_call import require_link
-    from encodec_rt.link.channel import Network
-    from encodec_rt.link.rig import why_unavailable
+    from encodec_rt.netsim.impairment import Network
+    from encodec_rt.netsim.netns import why_unavailable
 
     require_link()
     network = Network(
@@ -104,15 +104,15 @@ def _call(
     device: str,
     backend: str,
 ) -> dict[str, Any]:
-    from encodec_rt.link import security
-    from encodec_rt.link.rig import Rig
+    from encodec_rt.link import credentials
+    from encodec_rt.netsim.netns import Rig
 
     with tempfile.TemporaryDirectory() as name, Rig(network, seed) as rig:
         state = Path(name) / "encodec-rt"
         here, there = rig.sides
-        security.make_token(state / "link-token")
+        credentials.make_token(state / "link-token")
         certificate = state / "link-cert.pem"
-        security.make_certificate(certificate, state / "link-key.pem", [here.address])
+        credentials.make_certificate(certificate, state / "link-key.pem", [here.address])
         codec.model.save_pretrained(Path(name) / "model")
         environment = os.environ | {"XDG_CONFIG_HOME": name}
 
@@ -136,7 +136,7 @@ def _call(
         try:
             _wait_for_listener(waiting)
             url = f"https://{here.address}:{PORT}"
-            pin = security.read_fingerprint(certificate)
+            pin = credentials.read_fingerprint(certificate)
             calling = subprocess.Popen(
                 there.command(*command("call", "caller", url, "--fingerprint", pin)),
                 env=environment,
@@ -184,10 +184,10 @@ def _simulate(
     import numpy as np
 
     from encodec_rt.audio import AudioReader, AudioWriter
-    from encodec_rt.link.channel import Channel
-    from encodec_rt.link.listener import Listener
-    from encodec_rt.link.rate import RateController
-    from encodec_rt.link.simulate import simulate
+    from encodec_rt.netsim.impairment import Channel
+    from encodec_rt.netsim.simulate import simulate
+    from encodec_rt.voice.bitrate import RateController
+    from encodec_rt.voice.receiver import Listener
 
     config = codec.config
     statistics: dict[str, Any] = {}

@@ -12,8 +12,8 @@ from encodec_rt.cli.console import BufferOption, InputOption, OutputOption, Real
 from encodec_rt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from encodec_rt.link.session import CallOptions
-    from encodec_rt.live.voice import VoiceProcessor
+    from encodec_rt.link.call import CallOptions
+    from encodec_rt.sound.processing import VoiceProcessor
 
 TokenOption = Annotated[
     Path | None, typer.Option("--token-file", help="Where the token is, if not in its usual place.")
@@ -73,7 +73,7 @@ class LinkOptions:
 
     def for_call(self, bandwidth_kbps: float, *, hang_up_s: float | None = None) -> CallOptions:
         """What of them the call itself needs."""
-        from encodec_rt.link.session import CallOptions
+        from encodec_rt.link.call import CallOptions
 
         servers = tuple(self.ice_server or ())
         return CallOptions(
@@ -92,7 +92,7 @@ class LinkOptions:
         """
         if not (self.echo_cancel or self.noise_suppression or self.gain_control):
             return None
-        from encodec_rt.live.voice import VoiceProcessor
+        from encodec_rt.sound.processing import VoiceProcessor
 
         if self.play is not None:
             raise ConfigError("--play takes the microphone's place; there is no voice to clean")
@@ -107,8 +107,8 @@ class LinkOptions:
 
     def token(self, *, needed: bool) -> str | None:
         """The token, None where neither it nor its file was asked for."""
-        from encodec_rt.link import security
+        from encodec_rt.link import credentials
 
         if self.token_file is None and not needed:
             return None
-        return security.read_token(self.token_file or security.state_folder() / "link-token")
+        return credentials.read_token(self.token_file or credentials.state_folder() / "link-token")

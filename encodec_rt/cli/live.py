@@ -34,15 +34,15 @@ if TYPE_CHECKING:
     from rich.console import Console
 
     from encodec_rt.live.duplex import Duplex
-    from encodec_rt.live.measure import Delay, Probe
-    from encodec_rt.live.meter import Status
+    from encodec_rt.live.mouth_to_ear import Delay, Probe
+    from encodec_rt.sound.meter import Status
 
 _SHOW_EVERY_S = 0.2
 
 
 def devices() -> None:
     """List the sound devices that 'live' can use."""
-    from encodec_rt.live.devices import list_devices
+    from encodec_rt.sound.portaudio import list_devices
 
     found = list_devices()
     for device in found:
@@ -84,13 +84,13 @@ def live(
     """Hear the microphone through the codec, until Ctrl-C."""
     import torch
 
-    from encodec_rt.live.devices import PortAudio
     from encodec_rt.live.duplex import Duplex
     from encodec_rt.live.loop import CodecLoop
-    from encodec_rt.live.measure import Probe
-    from encodec_rt.live.meter import plain_line
-    from encodec_rt.live.priority import check_real_time
+    from encodec_rt.live.mouth_to_ear import Probe
     from encodec_rt.live.recording import EcdcRecording, WavRecording
+    from encodec_rt.sound.meter import plain_line
+    from encodec_rt.sound.portaudio import PortAudio
+    from encodec_rt.sound.realtime import check_real_time
 
     if measure and (record or save or not playback):
         raise ConfigError("--measure plays chirps; it goes with no recording and needs playback")
@@ -144,8 +144,8 @@ def _run(
     real_time: bool,
 ) -> None:
     """Let ``duplex`` work in a thread of its own, and show it, until there is reason to end."""
-    from encodec_rt.live.meter import Display, panel, plain_line
-    from encodec_rt.live.priority import run_in_real_time
+    from encodec_rt.sound.meter import Display, panel, plain_line
+    from encodec_rt.sound.realtime import run_in_real_time
 
     stop = threading.Event()
     end_s = time.monotonic() + (math.inf if duration_s is None else duration_s)
@@ -186,7 +186,7 @@ def _interruptible() -> Iterator[None]:
 def _report(status: Status, probe: Probe | None, stats_json: Path | None) -> None:
     """Write the statistics, and say what was measured. Raises AudioDeviceError if that failed."""
     from encodec_rt.atomic import replacing
-    from encodec_rt.live.meter import status_json
+    from encodec_rt.sound.meter import status_json
 
     found = {} if probe is None else _found(probe)
     if stats_json is not None:
@@ -209,7 +209,7 @@ def _show_delay(status: Status, found: dict[str, Delay]) -> None:
     """The result of a measurement beside the budget, on standard output."""
     from rich.console import Console
 
-    from encodec_rt.live.meter import budget_table
+    from encodec_rt.sound.meter import budget_table
 
     typer.echo(f"mouth to ear, by what the microphone heard: {_in_words(found['byMicrophone'])}")
     if "byDecoder" in found:

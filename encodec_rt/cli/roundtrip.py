@@ -27,7 +27,7 @@ def roundtrip(
 ) -> None:
     """Encode and decode audio at once, to hear what the codec makes of it."""
     from encodec_rt.audio import AudioReader, AudioWriter, check_target_format
-    from encodec_rt.bitstream.transcode import decode_blocks, encode_blocks
+    from encodec_rt.transcode import decode_blocks, encode_blocks
 
     policy = check_start(start)
     check_target_format(target, force=options.force)

@@ -24,10 +24,10 @@ from aiortc.rtcrtpparameters import (
 )
 
 from encodec_rt.errors import LinkError
-from encodec_rt.link.congestion import Estimator
-from encodec_rt.link.description import MIME_TYPE, PARSER_ERRORS, PAYLOAD_TYPE, Format
-from encodec_rt.link.guard import admits
-from encodec_rt.link.packetizer import Outgoing
+from encodec_rt.link.bandwidth import Estimator
+from encodec_rt.link.datagrams import admits
+from encodec_rt.link.sdp import MIME_TYPE, PARSER_ERRORS, PAYLOAD_TYPE, Format
+from encodec_rt.voice.packetizer import Outgoing
 
 logger = logging.getLogger(__name__)
 

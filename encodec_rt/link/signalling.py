@@ -22,9 +22,9 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from encodec_rt.errors import CodecError, LinkError
-from encodec_rt.link.description import fingerprints
-from encodec_rt.link.door import Door, DoorLimits, RateLimit
-from encodec_rt.link.security import check_token, is_authorized, is_loopback, parse_fingerprint
+from encodec_rt.link.admission import Door, DoorLimits, RateLimit
+from encodec_rt.link.credentials import check_token, is_authorized, is_loopback, parse_fingerprint
+from encodec_rt.link.sdp import fingerprints
 
 logger = logging.getLogger(__name__)
 

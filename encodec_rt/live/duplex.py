@@ -8,10 +8,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encodec_rt.live.loop import CodecLoop
-from encodec_rt.live.meter import Budget, Level, QueueTime, Status
-from encodec_rt.live.rate import START_MS, Converter, Playout
-from encodec_rt.live.streams import BLOCK_S, AudioSink, AudioSource, AudioSystem
-from encodec_rt.live.supervision import Watched, reopen
+from encodec_rt.sound.drift import START_MS, Converter, Playout
+from encodec_rt.sound.meter import Budget, Level, QueueTime, Status
+from encodec_rt.sound.streams import BLOCK_S, AudioSink, AudioSource, AudioSystem
+from encodec_rt.sound.supervision import Watched, reopen
 
 Audio = NDArray[np.float32]
 

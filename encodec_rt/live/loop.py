@@ -15,8 +15,8 @@ from encodec_rt.bitstream.packet import (
     parse_packet,
 )
 from encodec_rt.errors import ConfigError
-from encodec_rt.live.meter import Timings
 from encodec_rt.live.recording import EcdcRecording, WavRecording
+from encodec_rt.sound.meter import Timings
 from encodec_rt.streaming.codec import Codec
 
 Audio = NDArray[np.float32]

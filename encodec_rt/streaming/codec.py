@@ -10,13 +10,13 @@ import torch
 from encodec_rt.config import PRESETS, EncodecConfig
 from encodec_rt.errors import ConfigError
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.streaming.backends import Precision, Tuning, select
+from encodec_rt.streaming.backends.select import Precision, Tuning, select
 from encodec_rt.streaming.engine import Engine
-from encodec_rt.streaming.lane import Lane
-from encodec_rt.streaming.packed import PackedModel, Start, pack
 from encodec_rt.streaming.plan import is_framewise
+from encodec_rt.streaming.runner import Lane
 from encodec_rt.streaming.segments import SegmentDecoder, SegmentEncoder
-from encodec_rt.streaming.session import StreamDecoder, StreamEncoder
+from encodec_rt.streaming.streams import StreamDecoder, StreamEncoder
+from encodec_rt.streaming.weights import PackedModel, Start, pack
 
 MAX_CODEBOOK_SIZE = 1 << 16
 

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from encodec_rt.errors import ConfigError, InputError
-from encodec_rt.streaming.graph import Tick
-from encodec_rt.streaming.lane import Lane
+from encodec_rt.streaming.cuda_graph import Tick
 from encodec_rt.streaming.ops import TORCH
-from encodec_rt.streaming.packed import PackedModel, Start
+from encodec_rt.streaming.runner import Lane
+from encodec_rt.streaming.weights import PackedModel, Start
 
 
 @dataclass(frozen=True)

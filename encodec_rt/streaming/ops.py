@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from encodec_rt.streaming.tape import Tape
+from encodec_rt.streaming.backends.cpu.replay import Tape
 
 Packed = tuple[Tensor, ...]
 

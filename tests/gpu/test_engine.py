@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from benches.workload import noise, random_24khz
-from contract import assert_codes_agree, offline_codes
-from encodec_rt.streaming.backends import triton_ops
+from encodec_rt.streaming.backends.select import triton_ops
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.engine import Engine
-from encodec_rt.streaming.packed import PackedModel, pack
+from encodec_rt.streaming.weights import PackedModel, pack
+from tests.support.contract import assert_codes_agree, offline_codes
 
 pytestmark = [
     pytest.mark.gpu,

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from benches.workload import OneLayer, layers, op_of, random_24khz
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.streaming.backends import Precision, triton_ops
-from kernel_harness import error
-from tolerances import bound
+from encodec_rt.streaming.backends.select import Precision, triton_ops
+from tests.support.kernel_harness import error
+from tests.support.tolerances import bound
 
 pytestmark = [
     pytest.mark.gpu,

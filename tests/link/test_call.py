@@ -10,13 +10,13 @@ import numpy as np
 import pytest
 
 from encodec_rt.errors import LinkError
-from encodec_rt.link.ends import FileSink, FileSource, NullSink, SilentSource
+from encodec_rt.link.call import Call, CallOptions
+from encodec_rt.link.endpoints import FileSink, FileSource, NullSink, SilentSource
 from encodec_rt.link.rtp import Received
-from encodec_rt.link.session import Call, CallOptions
 from encodec_rt.link.signalling import SignallingClient, SignallingServer
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.session import Audio
-from models import random_model, speech, tiny_config
+from encodec_rt.streaming.streams import Audio
+from tests.support.models import random_model, speech, tiny_config
 
 SECONDS = 3
 

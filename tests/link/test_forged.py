@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from encodec_rt.link.ends import NullSink, SilentSource
+from encodec_rt.link.call import Call, CallOptions
+from encodec_rt.link.endpoints import NullSink, SilentSource
 from encodec_rt.link.rtp import MOST_SOURCES
-from encodec_rt.link.session import Call, CallOptions
 from encodec_rt.streaming.codec import Codec
-from models import random_model, tiny_config
+from tests.support.models import random_model, tiny_config
 
 ALERT = bytes.fromhex("15fefd 0000 000000000000 0002 0228")
 CLOSE_NOTIFY = bytes.fromhex("15fefd 0000 000000000000 0002 0100")

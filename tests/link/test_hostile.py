@@ -12,7 +12,7 @@ from benches.link.calls import Window, calling, listening
 from benches.link.far import Dialled, End
 from benches.link.hostile import GENEROUS, Attack, whisper
 from encodec_rt.streaming.codec import Codec
-from models import random_model, speech, tiny_config
+from tests.support.models import random_model, speech, tiny_config
 
 REFUSALS = {"400", "401", "403", "413", "415", "503"}
 

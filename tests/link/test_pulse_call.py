@@ -11,15 +11,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import pulse
-from encodec_rt.link.handset import Handset
-from encodec_rt.link.session import Call, CallOptions
-from encodec_rt.live.devices import PortAudio
-from encodec_rt.live.streams import FIFO_S
+from encodec_rt.link.call import Call, CallOptions
+from encodec_rt.link.device_pair import Handset
+from encodec_rt.sound.portaudio import PortAudio
+from encodec_rt.sound.streams import FIFO_S
 from encodec_rt.streaming.codec import Codec
-from models import SPEECH, random_model, speech, tiny_config
-from sound_pieces import check_order, low, shares
-from tolerances import bound
+from tests.support import pulse
+from tests.support.models import SPEECH, random_model, speech, tiny_config
+from tests.support.sound_pieces import check_order, low, shares
+from tests.support.tolerances import bound
 
 RATE = pulse.RATE
 PATIENCE_S = 40.0

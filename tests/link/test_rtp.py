@@ -11,8 +11,8 @@ from aiortc import RTCConfiguration, RTCPeerConnection, RTCRtpTransceiver
 
 from encodec_rt.errors import LinkError
 from encodec_rt.link import rtp
-from encodec_rt.link.description import Format
-from encodec_rt.link.packetizer import Outgoing
+from encodec_rt.link.sdp import Format
+from encodec_rt.voice.packetizer import Outgoing
 
 FORM = Format(model="0123456789abcdef", rate_hz=24_000, hop=320, bits=10, codebooks=8)
 

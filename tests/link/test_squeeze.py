@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from encodec_rt.link.channel import Channel, Network
-from encodec_rt.link.congestion import Estimator
-from encodec_rt.link.listener import Listener, Turn
-from encodec_rt.link.rate import RateController
-from encodec_rt.link.simulate import Heard, simulate
+from encodec_rt.link.bandwidth import Estimator
+from encodec_rt.netsim.impairment import Channel, Network
+from encodec_rt.netsim.simulate import Heard, simulate
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.session import Audio
-from models import random_model, tiny_config
+from encodec_rt.streaming.streams import Audio
+from encodec_rt.voice.bitrate import RateController
+from encodec_rt.voice.receiver import Listener, Turn
+from tests.support.models import random_model, tiny_config
 
 FRAME_RATE_HZ = 75
 KBPS = 6.01

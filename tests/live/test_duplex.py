@@ -5,15 +5,22 @@ import pytest
 
 from encodec_rt.bitstream.ecdc import EcdcReader, read_header
 from encodec_rt.errors import AudioDeviceError, ConfigError, InputError
-from encodec_rt.live import devices as live_devices
 from encodec_rt.live.duplex import MOST_BACKLOG_S, Duplex
 from encodec_rt.live.loop import CodecLoop
 from encodec_rt.live.recording import EcdcRecording, WavRecording
-from encodec_rt.live.supervision import LOST_AFTER_S
+from encodec_rt.sound import portaudio
+from encodec_rt.sound.supervision import LOST_AFTER_S
 from encodec_rt.streaming.codec import Codec
-from models import random_model, speech, tiny_config
-from tolerances import bound
-from virtual_audio import MICROPHONE, SPEAKER, VirtualCard, VirtualSystem, device, install
+from tests.support.models import random_model, speech, tiny_config
+from tests.support.tolerances import bound
+from tests.support.virtual_audio import (
+    MICROPHONE,
+    SPEAKER,
+    VirtualCard,
+    VirtualSystem,
+    device,
+    install,
+)
 
 RATE = 24_000
 HOP = 320
@@ -326,7 +333,7 @@ def test_a_full_recording_ends_the_session_with_its_reason(monkeypatch, codec, t
 def test_a_session_on_a_hanging_sound_system_ends_with_one_error_and_its_recording(
     monkeypatch, codec, tmp_path
 ):
-    monkeypatch.setattr(live_devices, "HANG_S", 0.05)
+    monkeypatch.setattr(portaudio, "HANG_S", 0.05)
     card = VirtualCard(sound=voice(2))
     session = Session(monkeypatch, codec, card, keep_all=True)
     session.loop.record(wav=WavRecording(tmp_path / "out.wav", RATE))

@@ -13,15 +13,15 @@ import numpy as np
 import pytest
 import torch
 
-import pulse
 from encodec_rt.bitstream.ecdc import EcdcReader, read_header
-from encodec_rt.live.devices import PortAudio, list_devices
 from encodec_rt.live.duplex import MOST_FRAMES, Duplex
 from encodec_rt.live.loop import CodecLoop
+from encodec_rt.sound.portaudio import PortAudio, list_devices
 from encodec_rt.streaming.codec import Codec
-from models import random_model, speech, tiny_config
-from sound_pieces import check_order, low, shares
-from tolerances import bound
+from tests.support import pulse
+from tests.support.models import random_model, speech, tiny_config
+from tests.support.sound_pieces import check_order, low, shares
+from tests.support.tolerances import bound
 
 RATE = pulse.RATE
 CLICKS = 5

@@ -6,8 +6,8 @@ import pytest
 from encodec_rt.bitstream.ecdc import EcdcReader, read_header
 from encodec_rt.errors import InputError
 from encodec_rt.live.recording import EcdcRecording, WavRecording
-from models import tiny_config
-from upstream import encodec
+from tests.support.models import tiny_config
+from tests.support.upstream import encodec
 
 CONFIG = tiny_config()
 HOP = CONFIG.hop_length

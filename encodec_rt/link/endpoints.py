@@ -1,0 +1,199 @@
+"""Where a call's audio comes from and goes to: two protocols, and sound files that meet them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+
+from encodec_rt.audio import AudioReader, AudioWriter
+from encodec_rt.config import EncodecConfig
+from encodec_rt.sound.meter import Level
+from encodec_rt.streaming.streams import Audio
+
+LATE_S = 0.5
+"""A file that lags behind its clock by more gives up catching up, as after a suspend."""
+
+
+class Source(Protocol):
+    """Gives a hop of audio whenever its clock has one."""
+
+    async def read(self) -> Audio | None:
+        """The next hop, float32 [channels, hop], or None when there is no more."""
+
+    def close(self) -> None:
+        """Let go of the device or file."""
+
+
+class Sink(Protocol):
+    """Takes a hop of audio whenever its clock wants one."""
+
+    async def ready(self) -> float:
+        """Return when the next hop is wanted: for which time, on the event loop's clock.
+
+        That time advances by a hop each, however late this machine is with its work.
+        """
+
+    def write(self, audio: Audio) -> None:
+        """Take a hop, float32 [hop] or [channels, hop]."""
+
+    def close(self) -> None:
+        """Keep what was heard, and let go of the device or file."""
+
+
+class Clock:
+    """Ticks of one hop on the event loop's clock."""
+
+    def __init__(self, hop_s: float) -> None:
+        """The first tick is a hop after it is asked for."""
+        self._hop_s = hop_s
+        self._next_s: float | None = None
+
+    async def tick(self) -> float:
+        """Wait for the next tick; its time."""
+        now_s = asyncio.get_running_loop().time()
+        if self._next_s is None or now_s - self._next_s > LATE_S:
+            self._next_s = now_s
+        self._next_s += self._hop_s
+        tick_s = self._next_s
+        await asyncio.sleep(max(0.0, tick_s - now_s))
+        return tick_s
+
+
+class FileSource:
+    """A sound file played into the call at the pace of a microphone."""
+
+    def __init__(self, path: str | Path, config: EncodecConfig) -> None:
+        """Open ``path``. Raises InputError for what is no audio."""
+        self._reader = AudioReader(path)
+        self._hops = _hops(self._reader, config)
+        self._clock = Clock(config.hop_length / config.sampling_rate)
+
+    async def read(self) -> Audio | None:
+        """The next hop, filled up with silence at the end of the file."""
+        await self._clock.tick()
+        return next(self._hops, None)
+
+    def close(self) -> None:
+        """Close the file."""
+        self._reader.close()
+
+
+class FileSink:
+    """A sound file that records what a speaker would play, whatever ends the call."""
+
+    def __init__(self, path: str | Path, config: EncodecConfig, *, force: bool = False) -> None:
+        """Start to write ``path``. Raises InputError if it exists and ``force`` is not set."""
+        self._config = config
+        self._stack = ExitStack()
+        self._writer = self._stack.enter_context(
+            AudioWriter(
+                path, rate_hz=config.sampling_rate, channels=config.audio_channels, force=force
+            )
+        )
+        self._clock = Clock(config.hop_length / config.sampling_rate)
+
+    async def ready(self) -> float:
+        """Wait for the next tick."""
+        return await self._clock.tick()
+
+    def write(self, audio: Audio) -> None:
+        """Append a hop."""
+        self._writer.write(audio.reshape(self._config.audio_channels, -1))
+
+    def close(self) -> None:
+        """Finish the file; it appears under its name now."""
+        self._stack.close()
+
+
+class SilentSource:
+    """A microphone that is off."""
+
+    def __init__(self, config: EncodecConfig) -> None:
+        """Silence at the rate of the model."""
+        self._silence = np.zeros((config.audio_channels, config.hop_length), np.float32)
+        self._clock = Clock(config.hop_length / config.sampling_rate)
+
+    async def read(self) -> Audio | None:
+        """A hop of zeros."""
+        await self._clock.tick()
+        return self._silence
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class NullSink:
+    """A speaker that is off."""
+
+    def __init__(self, config: EncodecConfig) -> None:
+        """Paced like a speaker."""
+        self._clock = Clock(config.hop_length / config.sampling_rate)
+
+    async def ready(self) -> float:
+        """Wait for the next tick."""
+        return await self._clock.tick()
+
+    def write(self, audio: Audio) -> None:
+        """Play nothing."""
+
+    def close(self) -> None:
+        """Nothing is held."""
+
+
+class MeteredSource:
+    """A source whose level can be looked at."""
+
+    def __init__(self, source: Source) -> None:
+        """What ``source`` gives, as it gives it."""
+        self.level = Level()
+        self._source = source
+
+    async def read(self) -> Audio | None:
+        """The next hop."""
+        audio = await self._source.read()
+        if audio is not None:
+            self.level.update(audio.reshape(-1))
+        return audio
+
+    def close(self) -> None:
+        """Close the source."""
+        self._source.close()
+
+
+class MeteredSink:
+    """A sink whose level can be looked at."""
+
+    def __init__(self, sink: Sink) -> None:
+        """To ``sink``, as it wants it."""
+        self.level = Level()
+        self._sink = sink
+
+    async def ready(self) -> float:
+        """Wait as long as the sink does."""
+        return await self._sink.ready()
+
+    def write(self, audio: Audio) -> None:
+        """Pass a hop on."""
+        self.level.update(audio.reshape(-1))
+        self._sink.write(audio)
+
+    def close(self) -> None:
+        """Close the sink."""
+        self._sink.close()
+
+
+def _hops(reader: AudioReader, config: EncodecConfig) -> Iterator[Audio]:
+    hop = config.hop_length
+    rest = np.zeros((config.audio_channels, 0), np.float32)
+    for block in reader.blocks(config.sampling_rate, config.audio_channels):
+        rest = np.concatenate([rest, block], axis=1)
+        whole = rest.shape[1] // hop * hop
+        yield from np.split(rest[:, :whole], whole // hop, axis=1) if whole else []
+        rest = rest[:, whole:]
+    if rest.shape[1]:
+        yield np.pad(rest, ((0, 0), (0, hop - rest.shape[1])))

@@ -1,0 +1,1 @@
+"""Impaired networks, simulated and real."""

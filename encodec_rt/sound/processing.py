@@ -1,0 +1,117 @@
+"""A microphone's sound made fit for a call: echo, noise and level, by WebRTC's audio processing.
+
+The only module that imports livekit, whose wheel carries that library, and inside a function.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encodec_rt.errors import BackendUnavailable, ConfigError
+from encodec_rt.live.mouth_to_ear import chirp, correlation
+
+Audio = NDArray[np.float32]
+
+BLOCKS_PER_S = 100
+"""The library works in blocks of 10 ms, and ends the whole process at any other length."""
+RATES_HZ = (8_000, 48_000)
+MOST_DELAY_MS = 500
+_TRIAL_S = 0.1
+
+
+class VoiceProcessor:
+    """Takes the speaker's echo out of what a microphone hears; noise and level where asked.
+
+    ``played`` is told everything that the speaker is given, ``clean`` takes what the microphone
+    gave. Both take any length, at one rate, and belong to one thread.
+    """
+
+    def __init__(
+        self, rate_hz: int, *, echo: bool = True, noise: bool = False, gain: bool = False
+    ) -> None:
+        """Raises BackendUnavailable without livekit, ConfigError for a rate that it refuses."""
+        lowest, highest = RATES_HZ
+        if not lowest <= rate_hz <= highest or rate_hz % BLOCKS_PER_S:
+            raise ConfigError(
+                f"a model of {rate_hz} Hz; echo cancellation, noise suppression and gain control "
+                f"take {lowest} to {highest} Hz, in whole hundreds"
+            )
+        self.rate_hz = rate_hz
+        self.block = rate_hz // BLOCKS_PER_S
+        self.echo = echo
+        self._settings = {
+            "echo_cancellation": echo,
+            "noise_suppression": noise,
+            "auto_gain_control": gain,
+        }
+        self._frame, self._module = self._make()
+        self._captured: Audio = np.zeros(0, np.float32)
+        self._rendered: Audio = np.zeros(0, np.float32)
+        self.held_ms = 1000 / rate_hz * self._trial()
+
+    @property
+    def waiting(self) -> int:
+        """Samples that wait for their block to be complete."""
+        return len(self._captured)
+
+    def played(self, audio: Audio) -> None:
+        """Take note of what is about to be played, float32 [n]."""
+        if self.echo:
+            blocks, self._rendered = self._cut(self._rendered, audio)
+            for block in blocks:
+                self._module.process_reverse_stream(self._as_frame(block))
+
+    def clean(self, audio: Audio, *, delay_ms: float = 0.0) -> Audio:
+        """The blocks that ``audio`` float32 [n] completes, cleaned, float32 [blocks * block].
+
+        ``delay_ms`` is the time from ``played`` over speaker, air and microphone to this call, as
+        far as it is known; the canceller starts from it and finds the rest by itself.
+        """
+        blocks, self._captured = self._cut(self._captured, audio)
+        cleaned = np.empty((len(blocks), self.block), np.float32)
+        for index, block in enumerate(blocks):
+            frame = self._as_frame(block)
+            if self.echo:
+                self._module.set_stream_delay_ms(round(min(MOST_DELAY_MS, max(0.0, delay_ms))))
+            self._module.process_stream(frame)
+            cleaned[index] = np.frombuffer(frame.data, np.int16)
+        return (cleaned / np.float32(32768.0)).reshape(-1)
+
+    def _make(self) -> tuple[Any, Any]:
+        try:
+            from livekit.rtc import AudioFrame, AudioProcessingModule
+        except ImportError as error:
+            raise BackendUnavailable(
+                "echo cancellation, noise suppression and gain control need livekit; "
+                "run: pip install 'encodec-rt[aec]'"
+            ) from error
+        return AudioFrame, AudioProcessingModule(**self._settings)
+
+    def _trial(self) -> int:
+        """How many samples late a chirp comes out, by a module of the same settings."""
+        used = self._module
+        _, self._module = self._make()
+        sent = chirp(self.rate_hz)
+        quiet = np.zeros(int(_TRIAL_S * self.rate_hz), np.float32)
+        sound = np.concatenate([quiet, sent, quiet])
+        pieces = []
+        for start in range(0, len(sound), self.block):
+            # The canceller holds less back while nothing at all was played.
+            self.played(quiet[: self.block])
+            pieces.append(self.clean(sound[start : start + self.block]))
+        self._captured, self._module = self._captured[:0], used
+        heard = np.concatenate(pieces)
+        return int(np.argmax(np.abs(correlation(heard, sent)))) - len(quiet)
+
+    def _cut(self, rest: Audio, audio: Audio) -> tuple[Audio, Audio]:
+        """Whole blocks [blocks, block], and what is left."""
+        joined = np.concatenate([rest, audio])
+        whole = len(joined) // self.block * self.block
+        return joined[:whole].reshape(-1, self.block), joined[whole:]
+
+    def _as_frame(self, block: Audio) -> Any:
+        samples = np.clip(np.rint(block * 32768.0), -32768, 32767).astype(np.int16)
+        return self._frame(bytearray(samples.tobytes()), self.rate_hz, 1, self.block)

@@ -1,0 +1,172 @@
+"""The rows for a CPU: every layer as plain matrix products, and as few calls as that takes.
+
+Every call goes through a tape, over memory that is there already, so that the next frame repeats
+the calls and nothing else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from encodec_rt.streaming.backends.cpu.conv import conv1d, conv_transpose1d, product, resblock
+from encodec_rt.streaming.backends.cpu.replay import Tape
+from encodec_rt.streaming.backends.cpu.weights import (
+    pack_codebooks,
+    pack_conv1d,
+    pack_conv_transpose1d,
+    pack_lstm,
+    pack_resblock,
+)
+from encodec_rt.streaming.ops import TORCH, Ops, Packed
+
+_LONG = 32
+"""Steps from which torch's own LSTM is faster: it first packs its weights, in some milliseconds."""
+
+
+def _lstm(
+    tape: Tape,
+    x: Tensor,
+    hidden: Tensor,
+    cell: Tensor,
+    hidden_next: Tensor,
+    cell_next: Tensor,
+    packed: Packed,
+) -> Tensor:
+    slots, steps, width = x.shape
+    parts = len(packed) // hidden.shape[1]
+    layers = [packed[at : at + parts] for at in range(0, len(packed), parts)]
+    y = tape.empty(*x.shape)
+    if steps >= _LONG:
+        plain = [weight for layer in layers for weight in layer[2:6]]
+        tape(_lstm_at_once, x, (hidden, cell), (hidden_next, cell_next), plain, y)
+        return y
+    both, gates = tape.empty(slots, 2 * width), tape.empty(slots, 4 * width)
+    shown = tape.empty(slots, width)
+    h_now, c_now = hidden.unbind(1), cell.unbind(1)
+    h_next, c_next = hidden_next.unbind(1), cell_next.unbind(1)
+    for frame, following in zip(x.unbind(1), y.unbind(1), strict=True):
+        above = frame
+        for layer, (weight, bias, *rest) in enumerate(layers):
+            tape(torch.cat, [above, h_now[layer]], dim=1, out=both)
+            product(tape, both, weight, bias, rest[4:], gates)
+            _lstm_cell(tape, gates, c_now[layer], h_next[layer], c_next[layer], shown)
+            above = h_next[layer]
+        tape(torch.add, frame, above, out=following)
+        h_now, c_now = h_next, c_next
+    return y
+
+
+def _lstm_at_once(
+    x: Tensor,
+    state: tuple[Tensor, Tensor],
+    state_next: tuple[Tensor, Tensor],
+    weights: list[Tensor],
+    y: Tensor,
+) -> None:
+    now = [part.transpose(0, 1).contiguous() for part in state]
+    layers = state[0].shape[1]
+    above, *after = torch.lstm(x, now, weights, True, layers, 0.0, False, False, True)
+    for part, part_next in zip(after, state_next, strict=True):
+        part_next.copy_(part.transpose(0, 1))
+    torch.add(x, above, out=y)
+
+
+def _lstm_cell(
+    tape: Tape, gates: Tensor, c: Tensor, h_next: Tensor, c_next: Tensor, shown: Tensor
+) -> None:
+    """From the gates [S, 4 * D], which are overwritten; ``c_next`` may be ``c``."""
+    take, keep, show, new = gates.chunk(4, dim=1)
+    tape(gates[:, : 3 * c.shape[1]].sigmoid_)
+    tape(new.tanh_)
+    tape(torch.mul, c, keep, out=c_next)
+    tape(c_next.addcmul_, take, new)
+    tape(torch.tanh, c_next, out=shown)
+    tape(torch.mul, show, shown, out=h_next)
+
+
+def _rvq_encode(tape: Tape, latents: Tensor, packed: Packed, *, codebooks: int) -> Tensor:
+    slots, steps, width = latents.shape
+    rows = slots * steps
+    residual, chosen = tape.empty(rows, width + 1), tape.empty(rows, width + 1)
+    tape(residual[:, :width].view(latents.shape).copy_, latents)
+    tape(residual[:, width:].fill_, 1.0)
+    distances = tape.empty(rows, packed[0].shape[1])
+    nearest = distances.numpy()
+    codes = torch.empty(codebooks, rows, dtype=torch.int64)
+    for stage, indices in enumerate(codes):
+        if stage:
+            tape(torch.index_select, packed[2 * stage - 1], 0, codes[stage - 1], out=chosen)
+            tape(residual.sub_, chosen)
+        tape(torch.mm, residual, packed[2 * stage], out=distances)
+        # Several times as fast as torch's; the lowest index wins a tie here too.
+        tape(nearest.argmin, 1, indices.numpy())
+    return codes.t().view(slots, steps, codebooks)
+
+
+def _rvq_decode(tape: Tape, codes: Tensor, packed: Packed) -> Tensor:
+    slots, steps, books = codes.shape
+    width = packed[1].shape[1]
+    latents, chosen = tape.empty(slots * steps, width), tape.empty(slots * steps, width)
+    for stage, indices in enumerate(codes.view(-1, books).unbind(1)):
+        tape(torch.index_select, packed[2 * stage + 1], 0, indices, out=chosen)
+        tape((latents.add_ if stage else latents.copy_), chosen)
+    return latents.view(slots, steps, width)[..., :-1]
+
+
+def _commit(now: Tensor, proposed: Tensor, active: Tensor) -> None:
+    if len(active) > 1:
+        torch.where(active[:, None], proposed, now, out=now)
+    elif active.item():
+        now.copy_(proposed)
+
+
+def _taped(row: Callable[..., Tensor], tape: Tape) -> Callable[..., Tensor]:
+    def layer(x: Tensor, *args: Tensor | Packed, **kwargs: int) -> Tensor:
+        tape.begin_layer(x)
+        return row(tape, x, *args, **kwargs)
+
+    return layer
+
+
+_PACKING = replace(
+    TORCH,
+    name="cpu",
+    pack_conv1d=pack_conv1d,
+    pack_conv_transpose1d=pack_conv_transpose1d,
+    pack_resblock=pack_resblock,
+    pack_lstm=pack_lstm,
+    pack_codebooks=pack_codebooks,
+    commit=_commit,
+)
+
+
+def _on_tape(tape: Tape) -> Ops:
+    return replace(
+        _PACKING,
+        conv1d=_taped(conv1d, tape),
+        conv_transpose1d=_taped(conv_transpose1d, tape),
+        resblock=_taped(resblock, tape),
+        lstm=_taped(_lstm, tape),
+        rvq_encode=_taped(_rvq_encode, tape),
+        rvq_decode=_taped(_rvq_decode, tape),
+    )
+
+
+CPU = replace(_on_tape(Tape(keep=False)), on_tape=_on_tape)
+"""Every row as float32 matrix products, for one core and few slots."""
+
+CPU_FAST = replace(
+    CPU,
+    name="cpu, fast",
+    pack_conv1d=partial(pack_conv1d, halve=True),
+    pack_conv_transpose1d=partial(pack_conv_transpose1d, halve=True),
+    pack_lstm=partial(pack_lstm, halve=True),
+)
+"""The same, but that a single stream's largest products have factors of float16, as precise as
+TF32: they wait for memory, and read half as much of it. It changes some codes. Activations beyond
+65504, from which those of audio within [-1, 1] are far, overflow."""

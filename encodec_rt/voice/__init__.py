@@ -1,0 +1,1 @@
+"""What any voice path needs, whatever carries its packets."""

@@ -1,0 +1,180 @@
+"""What to send: frames per packet, codebooks and redundancy, from what the network lets through.
+
+Pure: estimates and reports come in with the time, and a plan comes out.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+from encodec_rt.bitstream.packet import MAX_REDUNDANT_FRAMES, packed_size
+from encodec_rt.errors import ConfigError
+from encodec_rt.netsim.impairment import HEADER_BYTES
+
+MOST_FRAMES = 3
+LEAST_CODEBOOKS = 2
+USED_SHARE = 0.9
+"""How much of the bandwidth is used once it has run short, so that its queues can drain."""
+SENT_S = 1.0
+"""The time over which the rate really sent is measured."""
+PLENTY = 1.4
+"""An estimate that many times what is sent says nothing but that the path is not full."""
+STEP = 1.8
+"""How much more is then tried at a time."""
+RAISE_AFTER_S = 1.0
+"""For how long more must have been possible before more is sent; less is sent at once."""
+RAISE_LONGEST_S = 16.0
+FAILED_S = 5.0
+"""A raise that runs short within this was one too many; the next one waits twice as long."""
+LOSS_FADES = 0.7
+"""Weight of the past in the smoothed loss, when loss falls; a rise counts at once."""
+
+QUEUE_S = 0.2
+"""A round trip longer than the shortest by this is a queue, and the rate is cut."""
+CUT, CUT_EVERY_S = 0.7, 1.0
+REGAIN_PER_S = 1.1
+
+REDUNDANCY = ((0.10, 4, 4), (0.05, 3, 3), (0.02, 2, 2), (0.0, 1, 2))
+"""From which share of loss on how many frames are repeated, with how many codebooks."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the next packets are made."""
+
+    frames: int
+    codebooks: int
+    copies: int = 0
+    copy_codebooks: int = 0
+
+    def packet_bytes(self, bits: int) -> int:
+        """Size of a packet on the wire, headers included."""
+        copies = 1 + packed_size(self.copies * self.copy_codebooks, bits) if self.copies else 0
+        return HEADER_BYTES + 1 + packed_size(self.frames * self.codebooks, bits) + copies
+
+
+class RateController:
+    """Chooses plans for one direction of a call.
+
+    Delay is answered with fewer bits: more frames per packet first, since headers weigh more than
+    codes, then fewer codebooks. Loss without delay is answered with redundancy, which up to half
+    of the codebooks pay for: a lower rate would not lose less.
+    """
+
+    def __init__(
+        self,
+        *,
+        codebooks: int,
+        bits: int = 10,
+        frame_rate_hz: float = 75.0,
+        redundancy: bool = True,
+    ) -> None:
+        """``codebooks`` are the most to send. Raises ConfigError for fewer than one."""
+        if codebooks < 1:
+            raise ConfigError(f"codebooks={codebooks}; at least 1 is sent")
+        self._codebooks = codebooks
+        self._bits = bits
+        self._frame_rate_hz = frame_rate_hz
+        self._redundancy = redundancy
+        self.loss = 0.0
+        self.estimate_bps: float | None = None
+        self._is_short = False
+        self._limit_bps = float("inf")
+        self._shortest_s = float("inf")
+        self._cut_s = float("-inf")
+        self._plan = self._best(float("inf"))
+        self._better_since_s: float | None = None
+        self._sent: deque[tuple[float, int]] = deque()
+        self._raised_s = float("-inf")
+        self._patience_s = RAISE_AFTER_S
+
+    def on_estimate(self, bitrate_bps: float, now_s: float) -> None:
+        """The peer's estimate of the bandwidth towards it (REMB), headers included.
+
+        It says that the path is short of bandwidth if it is below what was sent: it follows from
+        what came, which is little while nobody speaks.
+        """
+        sent_bps = sum(size for at_s, size in self._sent if at_s > now_s - SENT_S) * 8 / SENT_S
+        self.estimate_bps = bitrate_bps
+        self._is_short = bitrate_bps < USED_SHARE * sent_bps
+
+    def on_sent(self, payload_bytes: int, now_s: float) -> None:
+        """A packet was sent."""
+        self._sent.append((now_s, payload_bytes + HEADER_BYTES))
+        while self._sent[0][0] <= now_s - SENT_S:
+            self._sent.popleft()
+
+    def on_report(self, fraction_lost: float, round_trip_s: float | None, now_s: float) -> None:
+        """A receiver report: share of packets lost since the last one, and the round trip."""
+        faded = LOSS_FADES * self.loss + (1 - LOSS_FADES) * fraction_lost
+        self.loss = max(faded, fraction_lost)
+        if round_trip_s is None:
+            return
+        self._shortest_s = min(self._shortest_s, round_trip_s)
+        if now_s - self._cut_s < CUT_EVERY_S:
+            return
+        if round_trip_s > self._shortest_s + QUEUE_S:
+            self._limit_bps = CUT * min(self._limit_bps, self._rate_bps(self._plan))
+        else:
+            self._limit_bps *= REGAIN_PER_S
+        self._cut_s = now_s
+
+    def plan(self, now_s: float) -> Plan:
+        """The plan for the next packet."""
+        best = self._best(self._budget_bps())
+        is_more = best.frames < self._plan.frames or best.codebooks > self._plan.codebooks
+        if not is_more:
+            is_less = self._rate_bps(best) < self._rate_bps(self._plan)
+            if is_less and now_s - self._raised_s < FAILED_S:
+                self._patience_s = min(RAISE_LONGEST_S, 2 * self._patience_s)
+                self._raised_s = float("-inf")
+            self._plan, self._better_since_s = best, None
+        elif self._better_since_s is None:
+            self._better_since_s = now_s
+        elif now_s - self._better_since_s >= self._patience_s:
+            self._plan, self._better_since_s = best, None
+            self._raised_s = now_s
+        return self._plan
+
+    def _budget_bps(self) -> float:
+        """What may be sent: an estimate says little of a path that is not filled."""
+        if self.estimate_bps is None:
+            return self._limit_bps
+        planned_bps = self._rate_bps(self._plan)
+        if self._is_short:
+            budget_bps = USED_SHARE * self.estimate_bps
+        elif self.estimate_bps < PLENTY * planned_bps:
+            budget_bps = max(self.estimate_bps, planned_bps)
+        else:
+            budget_bps = max(self.estimate_bps, STEP * planned_bps)
+        return min(budget_bps, self._limit_bps)
+
+    def _best(self, budget_bps: float) -> Plan:
+        least = max(min(LEAST_CODEBOOKS, self._codebooks), self._codebooks // 2)
+        full = Plan(1, self._codebooks, *self._copies(1, loss=0.0))
+        lossy = [
+            Plan(1, codebooks, *self._copies(1, self.loss))
+            for codebooks in range(self._codebooks, least - 1, -1)
+        ]
+        fitting = [plan for plan in lossy if self._rate_bps(plan) <= self._rate_bps(full)]
+        wanted = (fitting or lossy[-1:])[0].codebooks
+        for frames in range(1, MOST_FRAMES + 1):
+            plan = Plan(frames, wanted, *self._copies(frames, self.loss))
+            if self._rate_bps(plan) <= budget_bps:
+                return plan
+        for codebooks in range(wanted, min(LEAST_CODEBOOKS, wanted) - 1, -1):
+            plan = Plan(MOST_FRAMES, codebooks, *self._copies(MOST_FRAMES, self.loss))
+            if self._rate_bps(plan) <= budget_bps:
+                break
+        return plan
+
+    def _copies(self, frames: int, loss: float) -> tuple[int, int]:
+        if not self._redundancy:
+            return 0, 0
+        copies, codebooks = next(row[1:] for row in REDUNDANCY if loss >= row[0])
+        # One lost packet takes all its frames with it.
+        return min(max(copies, frames), MAX_REDUNDANT_FRAMES), min(codebooks, self._codebooks)
+
+    def _rate_bps(self, plan: Plan) -> float:
+        return plan.packet_bytes(self._bits) * 8 * self._frame_rate_hz / plan.frames

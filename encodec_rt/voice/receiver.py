@@ -1,0 +1,135 @@
+"""The receiving end of a call without its clock and network: payloads in, a hop of audio out."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from encodec_rt.bitstream.packet import Codes, Packet, parse_packet
+from encodec_rt.errors import PacketError
+from encodec_rt.streaming.codec import Codec
+from encodec_rt.streaming.streams import Audio
+from encodec_rt.voice.conceal import GAINS, Concealer
+from encodec_rt.voice.jitter import JitterBuffer, Slot
+from encodec_rt.voice.statistics import ArrivalCounter, InboundStatistics
+
+
+@dataclass(frozen=True, eq=False)
+class Turn:
+    """What is to be played in one hop, and the late frames to put right before it."""
+
+    slot: Slot
+    late: list[tuple[int, Codes]]
+
+
+class Listener:
+    """Jitter buffer, concealment and statistics of one stream.
+
+    ``receive`` and ``take`` belong to one thread, ``render`` may run in another.
+    """
+
+    def __init__(
+        self,
+        codec: Codec,
+        bandwidth_kbps: float,
+        *,
+        buffer: JitterBuffer | None = None,
+        gains: Sequence[float] = GAINS,
+        repairs: bool = True,
+    ) -> None:
+        """``bandwidth_kbps`` bounds the codebooks that are accepted in a packet."""
+        config = codec.config
+        self._config = config
+        self._codebooks = config.codebooks_for(bandwidth_kbps)
+        self._repairs = repairs
+        self.buffer = buffer or JitterBuffer(
+            hop=config.hop_length, sampling_rate_hz=config.sampling_rate
+        )
+        self._concealer = Concealer(codec, bandwidth_kbps, gains=gains)
+        self._arrivals = ArrivalCounter(config.sampling_rate)
+        self._late: list[tuple[int, Codes]] = []
+        self._concealing = False
+        self.statistics = InboundStatistics()
+
+    def receive(
+        self, payload: bytes, *, sequence: int, timestamp: int, ssrc: int, now_s: float
+    ) -> bool:
+        """Take in the payload of an RTP packet; whether it was of any use. Raises nothing."""
+        counts = self.statistics
+        packet: Packet | None = None
+        if payload:
+            try:
+                packet = self._parse(payload)
+            except PacketError:
+                counts.packetsDiscarded += 1
+                return False
+        receipt = self.buffer.put(
+            packet, sequence=sequence, timestamp=timestamp, ssrc=ssrc, now_s=now_s
+        )
+        if not receipt.accepted:
+            counts.packetsDiscarded += 1
+            return False
+        self._arrivals.add(sequence, timestamp, ssrc, now_s)
+        counts.packetsReceived += 1
+        counts.bytesReceived += len(payload)
+        counts.fecPacketsReceived += packet is not None and packet.redundancy is not None
+        counts.packetsDiscarded += bool(receipt.late)
+        counts.packetsLost, counts.jitter = self._arrivals.lost, self._arrivals.jitter_s
+        if self._repairs:
+            self._late = [*self._late, *receipt.late][-8:]
+        return True
+
+    def take(self, now_s: float) -> Turn:
+        """What to play in the hop that begins now."""
+        slot = self.buffer.get(now_s, quiet=self._concealer.quiet)
+        late, self._late = self._late, []
+        return Turn(slot, late)
+
+    def render(self, turn: Turn) -> Audio:
+        """The audio of ``turn``: always one hop, float32 [hop] or [channels, hop]."""
+        slot, counts = turn.slot, self.statistics
+        if slot.kind == "idle":
+            # The decoder starts with the first frame, as the encoder did.
+            channels, hop = self._config.audio_channels, self._config.hop_length
+            return np.zeros((channels, hop) if channels > 1 else hop, np.float32)
+        if turn.late:
+            counts.repairedFrames += self._concealer.repair(turn.late)
+        index = slot.index if slot.kind in ("frame", "copy", "lost") else None
+        audio = self._concealer.play(slot.codes, index)
+        self._count(slot)
+        return audio
+
+    def play(self, now_s: float) -> Audio:
+        """``render`` of ``take``, for use in one thread."""
+        return self.render(self.take(now_s))
+
+    def _parse(self, payload: bytes) -> Packet:
+        packet = parse_packet(
+            payload, bits=self._config.codebook_nbits, max_codebooks=self._codebooks
+        )
+        size = self._config.codebook_size
+        copies = packet.redundancy.codes if packet.redundancy is not None else packet.codes
+        if packet.codes.max() >= size or copies.max() >= size:
+            raise PacketError(f"a code beyond the model's {size}")
+        return packet
+
+    def _count(self, slot: Slot) -> None:
+        counts, hop = self.statistics, self._config.hop_length
+        counts.removedSamplesForAcceleration += slot.skipped * hop
+        counts.totalSamplesReceived += hop
+        lost = slot.kind == "lost"
+        if lost or slot.kind == "silence":
+            counts.concealedSamples += hop
+            counts.silentConcealedSamples += hop * (self._concealer.is_noise or not lost)
+            counts.silentFrames += not lost
+        counts.concealmentEvents += lost and not self._concealing
+        self._concealing = lost
+        if slot.kind == "hold":
+            counts.insertedSamplesForDeceleration += hop
+        elif slot.codes is not None:
+            counts.jitterBufferDelay += slot.waited_s * hop
+            counts.jitterBufferTargetDelay += self.buffer.target_ms / 1000 * hop
+            counts.jitterBufferEmittedCount += hop
+            counts.recoveredFrames += slot.kind == "copy"

@@ -1,0 +1,265 @@
+"""The benches that need a GPU: what can be shown without one."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benches import gpu, kernels
+from benches.kernels import NotRight, Work, require_right, work
+from benches.record import ROOT, Record
+from benches.rows import LATENCY, RIVALS, CompiledSteps, Row, torch_engine, triton_engine
+from benches.workload import OneLayer, frames, inputs_of, layers, noise, steps_per_frame
+from encodec_rt.config import EncodecConfig
+from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.streaming.ops import TORCH
+from encodec_rt.streaming.plan import ResBlockSpec
+from tests.support.models import random_model, tiny_config
+from tests.support.tolerances import bound
+
+CPU = torch.device("cpu")
+ABSENT = {
+    "aiortc",
+    "av",
+    "encodec",
+    "huggingface_hub",
+    "hypothesis",
+    "matplotlib",
+    "rich",
+    "sounddevice",
+    "soundfile",
+    "soxr",
+    "transformers",
+    "typer",
+}
+"""Packages of the project that a machine for ``make gpu`` need not have."""
+gpu_limits = gpu.Limits
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
+@pytest.mark.parametrize("bench", [gpu, kernels])
+def test_bench_refuses_a_machine_without_a_gpu(
+    bench: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("sys.argv", ["bench", "latency"] if bench is gpu else ["bench"])
+    with pytest.raises(SystemExit, match="needs a CUDA device"):
+        bench.main()  # type: ignore[attr-defined]
+
+
+def test_the_products_of_a_frame_are_those_of_the_paper_model() -> None:
+    with torch.device("meta"):
+        model = EncodecModel(EncodecConfig())
+    products = {"encoder": 0, "decoder": 0}
+    for spec in layers(model):
+        products[spec.name.split(".")[0]] += work(spec, steps_per_frame(model, spec)).products
+    # Counted by hand from kernel sizes, strides and channels; both directions mirror each other.
+    assert products == {"encoder": 19_863_552, "decoder": 19_863_552}
+
+
+def test_the_work_of_a_residual_block() -> None:
+    spec = ResBlockSpec("encoder.layers.1", 32, 16, 3, 1, True)
+    found = work(spec, 320)
+    assert found.products == 491_520 + 163_840 + 327_680
+    assert found.weight_bytes == 4 * (32 * 16 * 3 + 16 * 32 + 32 * 32)
+    assert found.slot_bytes == 4 * (2 * 320 * 32 + 2 * 2 * 32)
+
+
+def test_a_floor_is_the_longer_of_moving_and_multiplying() -> None:
+    need = Work(products=1000, weight_bytes=400, slot_bytes=100)
+    assert need.floor_us(2, bytes_per_s=1e6, products_per_s=1e9) == pytest.approx(600)
+    assert need.floor_us(2, bytes_per_s=1e9, products_per_s=1e6) == pytest.approx(2000)
+
+
+def test_a_layer_that_is_right_may_be_timed_and_no_other() -> None:
+    model = random_model(tiny_config(pad_mode="constant"))
+    spec = layers(model)[1]
+    one = OneLayer(model, spec, TORCH, 2, CPU)
+    assert one.x.shape == (2, steps_per_frame(model, spec), inputs_of(spec))
+    assert require_right(one, "exact") < 1e-6
+    weight = one.net.packed[spec.name][0]
+    weight += 1e-3
+    with pytest.raises(NotRight, match=r"encoder\.layers\.1: error .* is not timed"):
+        require_right(one, "exact")
+
+
+def test_the_bench_is_as_strict_as_the_tests() -> None:
+    for precision, dtype in (("exact", "float32"), ("fast", "tf32")):
+        bounds = [bound(op, dtype) for op in ("conv1d", "conv_transpose1d", "resblock", "lstm")]
+        assert max(bounds) == kernels.LARGEST_ERROR[precision]
+
+
+def test_a_row_with_other_codes_is_not_timed() -> None:
+    codes = torch.arange(24).reshape(2, 3, 4)
+    other = codes.clone()
+    assert gpu.require_same_codes(codes, codes, "exact") == 0
+    other[0, 0, 3] = 99
+    assert gpu.require_same_codes(other, codes, "exact") == pytest.approx(1 / 6)
+    other[1, 0, 3] = 99
+    with pytest.raises(NotRight, match=r"33\.33 % of the frames have other codes"):
+        gpu.require_same_codes(other, codes, "exact")
+    assert gpu.require_same_codes(other, codes, "fast") == pytest.approx(1 / 3)
+
+
+def test_what_takes_too_long_is_stopped() -> None:
+    with pytest.raises(TimeoutError, match="not done in the 0 s"), gpu.time_limit(0.05):
+        time.sleep(60)
+    assert issubclass(TimeoutError, gpu.FAILURES)
+
+
+class FakeEvent:
+    """Of ``torch.cuda``, on a machine that has no such thing."""
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.time = time.perf_counter()
+
+    def synchronize(self) -> None:
+        pass
+
+    def elapsed_time(self, end: FakeEvent) -> float:
+        return 1e3 * (end.time - self.time)
+
+
+@pytest.fixture
+def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> torch.device:
+    """The CPU in the place of a GPU: every path of the benches, and no time that means anything."""
+    monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
+    monkeypatch.setattr("encodec_rt.streaming.cuda_graph.capture", lambda device, *runs: runs)
+    monkeypatch.setattr("benches.kernels.capture", lambda device, *runs: runs)
+    monkeypatch.setattr("benches.record.RESULTS", tmp_path)
+    monkeypatch.setattr(Record.save, "__defaults__", (tmp_path,))
+    for bench in (gpu, kernels):
+        monkeypatch.setattr(bench, "require_cuda", lambda: CPU)
+        monkeypatch.setattr(bench, "ieee_products", lambda: None)
+        monkeypatch.setattr(bench, "random_24khz", small_model)
+    monkeypatch.setattr(gpu, "FLUSH_BYTES", 64)
+    monkeypatch.setattr(gpu, "CHECKED_FRAMES", 3)
+    monkeypatch.setattr(gpu, "LARGEST", 256)
+    monkeypatch.setattr(gpu, "CHECKED_STREAMS", 2)
+    monkeypatch.setattr(gpu, "FRAME_MS", 1e4)
+    return CPU
+
+
+def small_model() -> EncodecModel:
+    return random_model(tiny_config(pad_mode="constant"))
+
+
+def ran(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
+    """The cases of the one record that ``bench`` leaves."""
+    monkeypatch.setattr("sys.argv", ["bench", *arguments])
+    assert bench.main() == 0
+    (path,) = tmp_path.glob("*.json")
+    return json.loads(path.read_text())["cases"]
+
+
+def test_noise_is_cut_into_frames() -> None:
+    audio = noise(2, 3 * 320)
+    assert torch.equal(torch.cat(frames(audio), 1), audio)
+    assert torch.equal(audio, noise(2, 3 * 320))
+    assert audio.abs().max() > 0.01
+
+
+def test_latency_is_measured_of_what_is_right_and_the_rest_is_excused(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(model: EncodecModel, slots: int, device: torch.device) -> Any:
+        raise RuntimeError("the device refuses")
+
+    rows = (
+        Row("triton, few slots", partial(triton_engine, few=True, chained=True), live=True),
+        Row("torch, eager", partial(torch_engine, graph=False)),
+        Row("broken", broken),
+    )
+    monkeypatch.setattr(gpu, "LATENCY", rows)
+    monkeypatch.setattr(
+        gpu, "Limits", lambda: gpu_limits(row_s=1e4, frames=2, live_frames=1, device_frames=2)
+    )
+    monkeypatch.setattr(gpu, "FRAME_MS", 10.0)
+    cases = ran(gpu, tmp_path, monkeypatch, "latency", "--budget", "1e4")
+    (skipped,) = (case for case in cases if "skipped" in case["case"])
+    assert skipped["values"] == {"reason": "RuntimeError: the device refuses", "wrong": False}
+    timed = [(case["case"]["row"], sorted(case["ms"])) for case in cases if case["ms"]]
+    assert timed.count(("triton, few slots", ["decode device", "encode device"])) == 1
+    assert timed.count(("triton, few slots", ["decode wall", "encode wall"])) == 6
+    assert timed.count(("torch, eager", ["decode wall", "encode wall"])) == 2
+
+
+def test_rivals_are_compiled_and_transformers_has_no_state(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = (
+        next(row for row in RIVALS if row.stateless),
+        Row("torch.compile", partial(CompiledSteps, graph=True, backend="eager")),
+    )
+    monkeypatch.setattr(gpu, "RIVALS", rows)
+    monkeypatch.setattr(gpu, "Limits", lambda: gpu_limits(row_s=1e4, frames=2, device_frames=2))
+    cases = ran(gpu, tmp_path, monkeypatch, "rivals", "--budget", "1e4")
+    timed = {(case["case"]["row"], case["case"]["has_state"]) for case in cases if case["ms"]}
+    assert timed == {("transformers, per frame", False), ("torch.compile", True)}
+
+
+def test_streams_are_doubled_until_they_are_too_many(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(gpu, "STREAMS", (Row("torch", partial(torch_engine, graph=False)),))
+    monkeypatch.setattr(gpu, "Limits", lambda: gpu_limits(ticks=1, streams_s=0.02))
+    cases = ran(gpu, tmp_path, monkeypatch, "streams", "--budget", "1e4")
+    ticks = [case["case"] for case in cases if case["ms"]]
+    assert [(case["slots"], case["paced"]) for case in ticks] == [(256, False), (256, True)]
+
+
+def test_every_layer_is_timed_by_both_sets_of_tiles(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "ceilings", lambda device: {"bytes": 1.0, "exact": 1.0})
+    monkeypatch.setattr(kernels, "REPLAYS", 1)
+    monkeypatch.setattr(kernels, "PER_GRAPH", 1)
+    arguments = ("--slots", "1", "--precision", "exact", "--budget", "1e4")
+    cases = ran(kernels, tmp_path, monkeypatch, *arguments)
+    timed = [case["case"] for case in cases if case["ms"]]
+    assert len(timed) == 2 * len(layers(small_model()))
+
+
+def test_a_bench_without_time_says_so(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "ceilings", lambda device: {"bytes": 1.0, "exact": 1.0})
+    cases = ran(kernels, tmp_path, monkeypatch, "--budget", "0")
+    assert cases[-1]["case"] == {"skipped": "all other layers"}
+
+
+def test_names_of_rows_are_their_own() -> None:
+    for rows in (LATENCY, RIVALS):
+        assert len({row.name for row in rows}) == len(rows)
+
+
+def test_a_gpu_machine_needs_few_packages() -> None:
+    program = f"""
+import runpy, sys
+class Refuse:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {ABSENT}:
+            raise ImportError(name)
+sys.meta_path.insert(0, Refuse())
+import benches.gpu, benches.kernels
+for name in ('test_engine', 'test_layers'):
+    runpy.run_path(f'tests/gpu/{{name}}.py')
+"""
+    environment = {**os.environ, "PYTHONPATH": ".:kernels"}
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(
+        command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,280 @@
+import io
+import re
+import signal
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import soundfile
+import torch
+from typer.testing import CliRunner
+
+from encodec_rt import audio
+from encodec_rt.cli import app
+from encodec_rt.config import PRESETS
+from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.streaming.codec import model_name
+from tests.support.models import SPEECH, random_model, tiny_config
+
+RATE = 800
+SAMPLES = 2003
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("model")
+    random_model(tiny_config(target_bandwidths=(1.0, 2.0))).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def clip(tmp_path):
+    path = tmp_path / "clip.wav"
+    samples, _ = soundfile.read(SPEECH, dtype="float32")
+    soundfile.write(path, samples[20_000 : 20_000 + SAMPLES], RATE)
+    return path
+
+
+def run(*arguments, stdin=None):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+
+
+def sentence(result):
+    """The one line on standard error with which a command refused."""
+    assert result.exit_code == 2, result.output
+    assert result.stdout_bytes == b""
+    (line,) = result.stderr.splitlines()
+    assert line.startswith("encodec-rt: ")
+    assert "Traceback" not in line
+    return line
+
+
+def encoded(clip, model, tmp_path, *options):
+    target = tmp_path / "clip.ecdc"
+    result = run("encode", clip, target, "-b", 2, "--model", model, *options)
+    assert result.exit_code == 0, result.output
+    return target
+
+
+def test_decoding_an_encoded_file_equals_the_round_trip(clip, model, tmp_path):
+    file = encoded(clip, model, tmp_path)
+    decoded, direct = tmp_path / "decoded.wav", tmp_path / "direct.wav"
+    assert run("decode", file, decoded, "--model", model).exit_code == 0
+    assert run("roundtrip", clip, direct, "-b", 2, "--model", model).exit_code == 0
+    assert decoded.read_bytes() == direct.read_bytes()
+    assert soundfile.info(decoded).frames == SAMPLES
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".ecdc", ".wav", ".wav", ".wav"]
+
+
+def test_the_file_holds_the_offline_models_codes(clip, model, tmp_path):
+    from encodec_rt.bitstream.ecdc import EcdcReader, read_header
+
+    offline = EncodecModel.from_pretrained(model)
+    samples, _ = soundfile.read(clip, dtype="float32")
+    with torch.no_grad():
+        wanted = offline.encode(torch.from_numpy(samples)[None, None], bandwidth=2.0).audio_codes
+    with encoded(clip, model, tmp_path).open("rb") as file:
+        header = read_header(file)
+        codes = [block.codes for block in EcdcReader(file, header, offline.config)]
+    assert header.model == model_name(offline)
+    assert np.array_equal(np.concatenate(codes).T, wanted[0, 0].numpy())
+
+
+def test_pipes_carry_what_files_do(clip, model, tmp_path):
+    file = encoded(clip, model, tmp_path)
+    piped = run("encode", "-", "-", "-b", 2, "--model", model, stdin=clip.read_bytes())
+    assert piped.exit_code == 0, piped.output
+    assert piped.stdout_bytes == file.read_bytes()
+    target = tmp_path / "x.wav"
+    assert run("decode", file, target, "--model", model).exit_code == 0
+    heard = run("decode", "-", "-", "--model", model, stdin=piped.stdout_bytes)
+    assert heard.exit_code == 0, heard.output
+    samples, rate = soundfile.read(io.BytesIO(heard.stdout_bytes), dtype="int16")
+    assert rate == RATE
+    assert np.array_equal(samples, soundfile.read(target, dtype="int16")[0])
+
+
+def test_any_rate_and_channels_are_taken(model, tmp_path):
+    source, target = tmp_path / "x.flac", tmp_path / "x.wav"
+    soundfile.write(source, np.zeros((4410, 3), np.float32), 44_100)
+    assert run("roundtrip", source, target, "-b", 1, "--model", model).exit_code == 0
+    facts = soundfile.info(target)
+    assert (facts.samplerate, facts.channels, facts.frames) == (RATE, 1, 80)
+
+
+def test_existing_output_is_kept_without_force(clip, model, tmp_path):
+    file = encoded(clip, model, tmp_path)
+    before = file.read_bytes()
+    arguments = ("encode", clip, file, "-b", 1, "--model", model)
+    assert "--force" in sentence(run(*arguments))
+    assert file.read_bytes() == before
+    assert run(*arguments, "--force").exit_code == 0
+    assert file.read_bytes() != before
+
+
+def test_a_cut_file_is_refused_or_salvaged(clip, model, tmp_path):
+    file = encoded(clip, model, tmp_path)
+    file.write_bytes(file.read_bytes()[:-100])
+    target = tmp_path / "x.wav"
+    assert "--salvage" in sentence(run("decode", file, target, "--model", model))
+    assert not target.exists()
+    result = run("decode", file, target, "--model", model, "--salvage")
+    assert result.exit_code == 0
+    assert "warning: the stream ended early" in result.stderr
+    assert 0 < soundfile.info(target).frames < SAMPLES
+    header, _, _ = file.read_bytes().partition(b"}")
+    file.write_bytes(header + b"}" + bytes(2))
+    again = run("decode", file, target, "--model", model, "--salvage", "--force")
+    assert "nothing to salvage" in sentence(again)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("encode", "{none}", "{new}.ecdc"), "does not exist"),
+        (("encode", "{garbage}", "{new}.ecdc"), "no audio of a known format"),
+        (("encode", "{clip}", "{new}.ecdc", "-b", "6"), "this model has 1, 2"),
+        (("encode", "{clip}", "{new}.ecdc", "-b", "2", "--start", "soon"), "primed, exact, zero"),
+        (("encode", "{clip}", "{new}.ecdc", "-b", "2", "--device", "abacus"), "abacus"),
+        (("encode", "{clip}", "{new}.ecdc", "-b", "2", "--backend", "abacus"), "abacus"),
+        (("encode", "{clip}", "{new}.wav", "-b", "2"), "named .ecdc"),
+        (("encode", "{clip}", "{folder}/none/x.ecdc", "-b", "2"), "folder"),
+        (("decode", "{none}", "{new}.wav"), "does not exist"),
+        (("decode", "{garbage}", "{new}.wav"), "not an .ecdc file"),
+        (("decode", "{clip}", "{new}.wav"), "not an .ecdc file"),
+        (("decode", "{lm}", "{new}.wav"), "language model"),
+        (("decode", "{other}", "{new}.wav"), "made by the model 'encodec_24khz'"),
+        (("decode", "{other}", "{new}.mp3"), "no audio format"),
+        (("roundtrip", "{clip}", "{new}.mp3", "-b", "2"), "no audio format"),
+        (("roundtrip", "{clip}", "{folder}", "-b", "2"), "no audio format"),
+        (("info", "{none}"), "does not exist"),
+        (("info", "{garbage}"), "no audio of a known format"),
+    ],
+)
+def test_what_cannot_be_done_is_said_in_one_sentence(clip, model, tmp_path, arguments, message):
+    from encodec_rt.bitstream.ecdc import EcdcHeader
+
+    places = {
+        "none": tmp_path / "none",
+        "new": tmp_path / "new",
+        "folder": tmp_path,
+        "clip": clip,
+        "garbage": tmp_path / "garbage",
+        "lm": tmp_path / "lm.ecdc",
+        "other": tmp_path / "other.ecdc",
+    }
+    name = model_name(EncodecModel.from_pretrained(model))
+    places["garbage"].write_bytes(b"garbage" * 99)
+    places["lm"].write_bytes(EcdcHeader(name, 8, 2, language_model=True).to_bytes())
+    places["other"].write_bytes(EcdcHeader("encodec_24khz", 8, 2).to_bytes() + bytes(3))
+    before = set(tmp_path.iterdir())
+    filled = [argument.format(**places) for argument in arguments]
+    if filled[0] != "info":
+        filled += ["--model", str(model)]
+    assert message in sentence(run(*filled))
+    assert set(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize("command", ["encode", "decode", "roundtrip"])
+@pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError(28, "No space left on device")])
+def test_an_interrupted_command_leaves_nothing(monkeypatch, clip, model, tmp_path, command, kind):
+    source = encoded(clip, model, tmp_path) if command == "decode" else clip
+    target = tmp_path / ("new.ecdc" if command == "encode" else "new.wav")
+    before = set(tmp_path.iterdir())
+
+    def stop(*_):
+        raise kind
+
+    if command == "encode":
+        monkeypatch.setattr(audio, "mix", stop)
+    else:
+        monkeypatch.setattr(audio.AudioWriter, "write", stop)
+    arguments = () if command == "decode" else ("-b", 2)
+    result = run(command, source, target, "--model", model, *arguments)
+    if kind is KeyboardInterrupt:
+        assert result.exit_code == 130
+    else:
+        assert "No space left on device" in sentence(result)
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_clipping_is_said(clip, model, tmp_path, monkeypatch):
+    from encodec_rt.streaming.streams import StreamDecoder
+
+    push = StreamDecoder.push
+    monkeypatch.setattr(StreamDecoder, "push", lambda *given: 1000 * push(*given))
+    target = tmp_path / "x.wav"
+    result = run("roundtrip", clip, target, "-b", 2, "--model", model)
+    assert re.search(r"warning: \d+ samples .* clipped", result.stderr)
+
+
+def facts(result):
+    assert result.exit_code == 0, result.output
+    return dict(re.split("  +", line, maxsplit=1) for line in result.stdout.splitlines())
+
+
+def test_info_tells_of_audio_streams_and_checkpoints(clip, model, tmp_path):
+    said = facts(run("info", clip))
+    assert (said["kind"], said["rate"], said["channels"]) == ("audio", f"{RATE} Hz", "1")
+    file = encoded(clip, model, tmp_path)
+    said = facts(run("info", file, "--model", model))
+    assert said["state"] == "complete"
+    assert said["length"] == f"{SAMPLES / RATE:.3f} s at {RATE} Hz"
+    assert "name it with --model" in facts(run("info", file, "--model", tmp_path))["length"]
+    file.write_bytes(file.read_bytes()[:-1])
+    assert "ends before" in facts(run("info", file, "--model", model))["state"]
+    said = facts(run("info", model / "model.safetensors"))
+    assert said["name"] == model_name(EncodecModel.from_pretrained(model))
+    assert len(said["sha256 of file"]) == 64
+    assert said["bandwidths"] == "1 kbps (2), 2 kbps (5)"
+    assert facts(run("info", model))["sha256 of weights"] == said["sha256 of weights"]
+
+
+def test_info_of_a_hostile_length_ends_at_once(tmp_path):
+    from encodec_rt.bitstream.ecdc import EcdcHeader
+
+    file = tmp_path / "x.ecdc"
+    for name in PRESETS:
+        file.write_bytes(EcdcHeader(name, 2**53, 2).to_bytes() + b"\x3f\x80\0\0" + bytes(99))
+        assert "ends before" in facts(run("info", file))["state"]
+
+
+def test_usage_errors_exit_with_2_and_help_with_0():
+    assert run("encode").exit_code == 2
+    assert run("nonsense").exit_code == 2
+    assert run("--help").exit_code == 0
+
+
+def spawn(*arguments, **streams):
+    command = [sys.executable, "-m", "encodec_rt", *(str(argument) for argument in arguments)]
+    return subprocess.Popen(command, stderr=subprocess.PIPE, **streams)
+
+
+def endless_wav():
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros(0), RATE, format="WAV")
+    return file.getvalue()[:-4] + b"\xff" * 4
+
+
+def test_control_c_ends_an_encode_with_130_and_no_file(model, tmp_path):
+    target = tmp_path / "x.ecdc"
+    process = spawn("encode", "-", target, "-b", 2, "--model", model, stdin=subprocess.PIPE)
+    process.stdin.write(endless_wav())
+    # More than a pipe holds: when it has gone in, the encoder is at work.
+    process.stdin.write(bytes(100_000))
+    process.stdin.flush()
+    process.send_signal(signal.SIGINT)
+    _, said = process.communicate()
+    assert process.returncode == 130
+    assert b"Traceback" not in said
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_reader_that_goes_away_ends_the_decoder_quietly(clip, model, tmp_path):
+    file = encoded(clip, model, tmp_path)
+    process = spawn("decode", file, "-", "--model", model, stdout=subprocess.PIPE)
+    process.stdout.close()
+    _, said = process.communicate()
+    assert process.returncode == 1
+    assert said == b""

@@ -1,0 +1,58 @@
+import re
+
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+from encodec_rt import pretrained
+from encodec_rt.cli import app
+from encodec_rt.errors import WeightsError
+from tests.support.models import SPEECH
+
+
+@pytest.fixture
+def clip(tmp_path):
+    samples, rate = soundfile.read(SPEECH, dtype="float32")
+    path = tmp_path / "clip.wav"
+    soundfile.write(path, samples[20_000:28_000], rate)
+    return path
+
+
+def run(*arguments):
+    return CliRunner().invoke(app, ["demo", *(str(argument) for argument in arguments)])
+
+
+def check(result, folder):
+    assert result.exit_code == 0, result.output
+    facts = soundfile.info(folder / "out.wav")
+    assert (facts.frames, facts.samplerate, facts.subtype) == (8_000, 24_000, "PCM_16")
+    assert (folder / "out.png").read_bytes().startswith(b"\x89PNG")
+    for row in ("encode", "decode", "both"):
+        assert re.search(rf"{row} +│ +[\d.]+ │ +[\d.]+ │ +[\d.]+ ", result.stdout)
+    for fact in ("deadline misses", "start-up delay", "real-time factor", "25, 275 bytes"):
+        assert fact in result.stdout
+
+
+def test_the_demo_runs_without_pacing_and_leaves_sound_and_picture(clip, tmp_path):
+    folder = tmp_path / "demo"
+    result = run("--fast", "--input", clip, "--out", folder)
+    check(result, folder)
+    assert "flat out" in result.stdout
+
+
+def test_the_demo_says_that_random_weights_are_random(monkeypatch, clip, tmp_path):
+    def missing():
+        raise WeightsError("no default model")
+
+    monkeypatch.setattr(pretrained, "default_folder", missing)
+    first = run("--fast", "--input", clip, "--out", tmp_path / "one")
+    check(first, tmp_path / "one")
+    assert "weights of this run are random" in first.stderr
+    run("--fast", "--input", clip, "--out", tmp_path / "two")
+    one, two = (tmp_path / name / "out.wav" for name in ("one", "two"))
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_second_demo_replaces_the_first(clip, tmp_path):
+    for _ in range(2):
+        check(run("--input", clip, "--out", tmp_path), tmp_path)

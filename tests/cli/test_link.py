@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+import stat
+import sys
+from pathlib import Path
+
+import pytest
+import soundfile
+from typer.testing import CliRunner
+
+from encodec_rt.cli import app
+from encodec_rt.link import credentials
+from encodec_rt.sound import processing
+from tests.support.models import random_model, tiny_config
+
+EXIT_ERROR = 2
+
+
+@pytest.fixture(autouse=True)
+def _own_state(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "state"))
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model")
+    random_model(tiny_config()).save_pretrained(folder)
+    return folder
+
+
+def run(*arguments: str, given: str | None = None):
+    return CliRunner().invoke(app, ["link", *arguments], input=given)
+
+
+def test_a_token_is_made_once_shown_again_and_replaced_on_demand(tmp_path: Path):
+    first, again, new = run("token"), run("token"), run("token", "--new")
+    assert first.exit_code == 0
+    assert first.stdout == again.stdout != new.stdout
+    path = tmp_path / "state" / "encodec-rt" / "link-token"
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert path.read_text() == new.stdout
+
+
+def test_a_token_is_imported_without_echo():
+    token = "t" * 43
+    done = run("token", "--import", given=f"{token}\n")
+    assert done.exit_code == 0
+    assert token not in done.output
+    assert run("token").stdout.strip() == token
+
+
+def test_a_weak_token_is_not_imported():
+    done = run("token", "--import", given="secret\n")
+    assert done.exit_code == EXIT_ERROR
+    assert "32 or more" in done.output
+
+
+def test_listening_beyond_loopback_needs_a_token(model: Path):
+    done = run("listen", "--host", "0.0.0.0", "--model", str(model))
+    assert done.exit_code == EXIT_ERROR
+    assert "encodec-rt link token" in done.output
+
+
+@pytest.mark.parametrize(
+    ("url", "told"),
+    [
+        ("nowhere", "no address to call"),
+        ("http://192.0.2.1:8443", "use https"),
+        ("https://192.0.2.1:8443", "link token"),
+    ],
+)
+def test_what_cannot_be_called_is_told_in_one_sentence(url: str, told: str, model: Path):
+    done = run("call", url, "--model", str(model))
+    assert done.exit_code == EXIT_ERROR
+    assert told in done.output
+    assert "Traceback" not in done.output
+
+
+def test_a_wrong_fingerprint_is_told(model: Path):
+    credentials.make_token(credentials.state_folder() / "link-token")
+    done = run("call", "https://192.0.2.1:1", "--fingerprint", "00", "--model", str(model))
+    assert done.exit_code == EXIT_ERROR
+    assert "64 hex digits" in done.output
+
+
+def test_the_demo_in_one_process_leaves_what_both_sides_heard(model: Path, tmp_path: Path):
+    kbps = tiny_config().target_bandwidths[-1]
+    done = run(
+        *("demo", "--in-process", "--out", str(tmp_path / "out"), "--model", str(model)),
+        *("-b", str(kbps)),
+    )
+    assert done.exit_code == 0, done.output
+    for side in ("caller", "listener"):
+        audio, rate_hz = soundfile.read(tmp_path / "out" / f"heard-by-{side}.wav")
+        assert len(audio) > 7 * rate_hz
+        report = json.loads((tmp_path / "out" / f"statistics-{side}.json").read_text())
+        assert report["inbound"]["packetsLost"] > 0
+        assert report["inbound"]["encodecRt"]["recoveredFrames"] > 0
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--echo-cancel", "--play", "said.wav"), "--play takes the microphone's place"),
+        (("--gain-control", "--play", "said.wav"), "--play takes the microphone's place"),
+        (("--echo-cancel", "--record", "heard.wav"), "--record takes the speaker's place"),
+        (("--echo-cancel",), "8000 to 48000 Hz"),
+    ],
+)
+def test_cleaning_a_voice_that_cannot_be_had_is_told_before_any_call(
+    options: tuple[str, ...], told: str, model: Path
+):
+    for command in (("call", "http://127.0.0.1:1"), ("listen",)):
+        done = run(*command, *options, "--model", str(model))
+        assert done.exit_code == EXIT_ERROR
+        assert told in done.output
+        assert len(done.output.splitlines()) == 1
+
+
+def test_cleaning_a_voice_needs_its_extra(model: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "livekit.rtc", None)
+    monkeypatch.setattr(processing, "RATES_HZ", (800, 48_000))
+    done = run("call", "http://127.0.0.1:1", "--noise-suppression", "--model", str(model))
+    assert done.exit_code == EXIT_ERROR
+    assert "pip install 'encodec-rt[aec]'" in done.output

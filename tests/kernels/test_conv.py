@@ -1,0 +1,251 @@
+"""The convolution kernels against the plain-torch rows in float64."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from encodec_rt.streaming.ops import TORCH
+from encodec_rt_kernels import (
+    Rules,
+    configs,
+    conv1d,
+    conv_transpose1d,
+    pack_conv1d,
+    pack_conv_transpose1d,
+    pack_resblock,
+    resblock,
+)
+from tests.support.kernel_harness import (
+    DEVICE,
+    error,
+    gaps_are_untouched,
+    in_any_order,
+    poison_empty,
+    poisoned,
+    randn,
+    state,
+)
+from tests.support.tolerances import bound
+
+
+@pytest.fixture(autouse=True)
+def _poison(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    poison_empty(monkeypatch)
+
+
+FEW = Rules(few=True)
+
+
+def double(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tuple(tensor.double() for tensor in tensors)
+
+
+CONVS = [
+    pytest.param(3, 8, 4, 8, 4, 2, 1, True, id="strided"),
+    pytest.param(2, 5, 2, 3, 7, 1, 1, False, id="first layer, stereo"),
+    pytest.param(1, 1, 8, 8, 7, 1, 1, True, id="context longer than the frame"),
+    pytest.param(2, 3, 4, 4, 3, 1, 3, True, id="dilated"),
+    pytest.param(3, 4, 5, 6, 1, 1, 1, True, id="one tap, no context"),
+    pytest.param(2, 4, 20, 70, 3, 1, 1, True, id="more channels than a tile"),
+    pytest.param(23, 3, 3, 1, 7, 1, 1, True, id="last layer, odd number of slots"),
+    pytest.param(1, 5, 128, 256, 10, 5, 1, True, id="full size"),
+]
+
+
+@pytest.mark.parametrize(
+    ("slots", "steps", "inputs", "outputs", "kernel", "stride", "dilation", "elu"), CONVS
+)
+def test_conv1d_equals_float64(
+    slots: int,
+    steps: int,
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int,
+    dilation: int,
+    elu: bool,
+) -> None:
+    past = (kernel - 1) * dilation + 1 - stride
+    x, context = randn(slots, steps, inputs), state(slots, past, inputs)
+    weight = randn(outputs, inputs, kernel, scale=(inputs * kernel) ** -0.5)
+    bias = randn(outputs)
+    packed = pack_conv1d(weight, bias, stride=stride, dilation=dilation)
+
+    def run() -> tuple[Tensor, Tensor]:
+        following = poisoned(context)
+        y = conv1d(
+            x,
+            context,
+            following,
+            packed,
+            kernel=kernel,
+            stride=stride,
+            dilation=dilation,
+            elu=elu,
+        )
+        return y, following
+
+    full_size = inputs * outputs > 10_000
+    y, following = run() if full_size else in_any_order(run)
+    wanted_next = context.double()
+    wanted = TORCH.conv1d(
+        x.double(),
+        context.double(),
+        wanted_next,
+        double(weight, bias),
+        kernel=kernel,
+        stride=stride,
+        dilation=dilation,
+        elu=elu,
+    )
+    assert error(y, wanted) <= bound("conv1d", "float32")
+    assert error(following, wanted_next) <= bound("elu", "float32")
+    assert gaps_are_untouched(following)
+
+
+@pytest.mark.parametrize(
+    ("slots", "steps", "inputs", "outputs", "kernel", "stride"),
+    [
+        pytest.param(1, 8, 70, 20, 16, 8, id="channels no multiple of a tile"),
+        pytest.param(1, 2, 256, 5, 9, 1, id="parts without terms"),
+        pytest.param(3, 2, 512, 5, 3, 1, id="few outputs"),
+        pytest.param(1, 5, 128, 256, 10, 5, id="full size"),
+    ],
+)
+def test_a_split_product_equals_float64(
+    slots: int, steps: int, inputs: int, outputs: int, kernel: int, stride: int
+) -> None:
+    assert configs.conv1d(80, FEW, inputs, outputs, kernel).splits > 1
+    x, context = randn(slots, steps, inputs), state(slots, kernel - stride, inputs)
+    weight = randn(outputs, inputs, kernel, scale=(inputs * kernel) ** -0.5)
+    bias = randn(outputs)
+    packed = pack_conv1d(weight, bias, stride=stride, dilation=1)
+    layer = {"kernel": kernel, "stride": stride, "dilation": 1, "elu": True}
+
+    def run() -> tuple[Tensor, Tensor]:
+        following = poisoned(context)
+        return conv1d(x, context, following, packed, **layer, rules=FEW), following
+
+    y, following = run() if inputs * outputs > 10_000 else in_any_order(run)
+    wanted_next = context.double()
+    wanted = TORCH.conv1d(x.double(), context.double(), wanted_next, double(weight, bias), **layer)
+    assert error(y, wanted) <= bound("conv1d", "float32")
+    assert error(following, wanted_next) <= bound("elu", "float32")
+    assert gaps_are_untouched(following)
+
+
+TRANSPOSED = [
+    pytest.param(3, 4, 8, 4, 4, 2, id="overlap of one step"),
+    pytest.param(2, 1, 8, 4, 16, 8, id="one step"),
+    pytest.param(2, 2, 5, 3, 5, 2, id="kernel no multiple of the stride"),
+    pytest.param(1, 1, 4, 4, 7, 2, id="overlap longer than the frame"),
+    pytest.param(2, 3, 4, 3, 3, 3, id="no overlap"),
+    pytest.param(17, 1, 12, 30, 4, 2, id="more outputs than a tile, odd number of slots"),
+    pytest.param(1, 1, 256, 128, 10, 5, id="full size"),
+]
+
+
+@pytest.mark.parametrize(("slots", "steps", "inputs", "outputs", "kernel", "stride"), TRANSPOSED)
+def test_conv_transpose1d_equals_float64(
+    slots: int, steps: int, inputs: int, outputs: int, kernel: int, stride: int
+) -> None:
+    x, tail = randn(slots, steps, inputs), state(slots, kernel - stride, outputs)
+    weight = randn(inputs, outputs, kernel, scale=(inputs * kernel / stride) ** -0.5)
+    bias = randn(outputs)
+    packed = pack_conv_transpose1d(weight, bias, stride=stride, dilation=1)
+
+    def run() -> tuple[Tensor, Tensor]:
+        following = poisoned(tail)
+        return conv_transpose1d(x, tail, following, packed, kernel=kernel, stride=stride), following
+
+    y, following = run() if inputs * outputs > 10_000 else in_any_order(run)
+    wanted_next = tail.double()
+    wanted = TORCH.conv_transpose1d(
+        x.double(),
+        tail.double(),
+        wanted_next,
+        double(weight, bias),
+        kernel=kernel,
+        stride=stride,
+    )
+    assert error(y, wanted) <= bound("conv_transpose1d", "float32")
+    assert error(following, wanted_next) <= bound("conv_transpose1d", "float32")
+    assert gaps_are_untouched(following)
+
+
+BLOCKS = [
+    pytest.param(3, 8, 8, 4, 3, 1, True, id="one launch"),
+    pytest.param(2, 5, 4, 2, 3, 2, False, id="dilated, identity shortcut"),
+    pytest.param(1, 1, 8, 5, 3, 4, True, id="context longer than the frame"),
+    pytest.param(2, 3, 8, 4, 1, 1, True, id="one tap, no context"),
+    pytest.param(2, 4, 60, 40, 3, 1, True, id="more hidden channels than a tile"),
+    pytest.param(3, 3, 72, 36, 3, 1, True, id="two launches"),
+    pytest.param(5, 2, 80, 7, 3, 1, False, id="two launches, identity shortcut"),
+    pytest.param(1, 320, 32, 16, 3, 1, True, id="full size, one launch"),
+    pytest.param(1, 8, 256, 128, 3, 1, True, id="full size, two launches"),
+]
+
+
+@pytest.mark.parametrize(
+    ("slots", "steps", "channels", "hidden", "kernel", "dilation", "conv_shortcut"), BLOCKS
+)
+def test_resblock_equals_float64(
+    slots: int,
+    steps: int,
+    channels: int,
+    hidden: int,
+    kernel: int,
+    dilation: int,
+    conv_shortcut: bool,
+) -> None:
+    x, context = randn(slots, steps, channels), state(slots, (kernel - 1) * dilation, channels)
+    weights = [
+        randn(hidden, channels, kernel, scale=(channels * kernel) ** -0.5),
+        randn(hidden),
+        randn(channels, hidden, 1, scale=hidden**-0.5),
+        randn(channels),
+    ]
+    if conv_shortcut:
+        weights += [randn(channels, channels, 1, scale=channels**-0.5), randn(channels)]
+    packed = pack_resblock(tuple(weights))
+
+    def run() -> tuple[Tensor, Tensor]:
+        following = poisoned(context)
+        return resblock(x, context, following, packed, kernel=kernel, dilation=dilation), following
+
+    y, following = run() if steps * channels > 2000 else in_any_order(run)
+    wanted_next = context.double()
+    wanted = TORCH.resblock(
+        x.double(),
+        context.double(),
+        wanted_next,
+        double(*weights),
+        kernel=kernel,
+        dilation=dilation,
+    )
+    assert error(y, wanted) <= bound("resblock", "float32")
+    assert error(following, wanted_next) <= bound("elu", "float32")
+    assert gaps_are_untouched(following)
+
+
+def test_a_small_activation_keeps_its_digits() -> None:
+    x = -torch.logspace(-8, 1, 64, device=DEVICE).reshape(1, 64, 1)
+    one, none = torch.ones(1, 1, 1, device=DEVICE), torch.zeros(1, 0, 1, device=DEVICE)
+    packed = pack_conv1d(one, torch.zeros(1, device=DEVICE), stride=1, dilation=1)
+    y = conv1d(x, none, none, packed, kernel=1, stride=1, dilation=1, elu=True)
+    wanted = torch.expm1(x.double())
+    assert float(((y - wanted) / wanted).abs().max()) <= bound("elu", "float32")
+
+
+def test_a_slot_does_not_see_its_neighbours() -> None:
+    x, context = randn(5, 4, 6), state(5, 2, 6)
+    packed = pack_conv1d(randn(7, 6, 4), randn(7), stride=2, dilation=1)
+    options = {"kernel": 4, "stride": 2, "dilation": 1, "elu": True}
+    together = conv1d(x, context, poisoned(context), packed, **options)
+    for slot in range(5):
+        own = slice(slot, slot + 1)
+        alone = conv1d(x[own], context[own], poisoned(context[own]), packed, **options)
+        assert torch.equal(alone, together[own])

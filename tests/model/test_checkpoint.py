@@ -1,0 +1,598 @@
+"""Checkpoints in every format load to the same weights; damaged ones are refused by name."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import io
+import json
+import pickle
+import random
+import shutil
+import zipfile
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+import transformers
+from huggingface_hub import errors as hub_errors
+from safetensors.torch import load, save, save_file
+from torch import Tensor
+from torch.nn.utils.parametrize import remove_parametrizations
+
+from encodec_rt import pretrained
+from encodec_rt.config import PRESETS, EncodecConfig
+from encodec_rt.errors import CodecError, ConfigError, WeightsError
+from encodec_rt.model.checkpoint import sha256_of
+from encodec_rt.model.encodec import EncodecModel
+from tests.support.models import hf_twin, random_model, speech, tiny_config
+from tests.support.tolerances import bound
+from tests.support.upstream import upstream_model, upstream_twin
+
+LARGE_KIND = {
+    "audio_channels": 2,
+    "chunk_length_s": 0.125,
+    "norm_type": "time_group_norm",
+    "normalize": True,
+    "overlap": 0.1,
+    "use_causal_conv": False,
+}
+KINDS: dict[str, dict[str, Any]] = {
+    "small": {},
+    "48 kHz kind": LARGE_KIND,
+    "other": {"num_residual_layers": 3, "num_lstm_layers": 1, "use_conv_shortcut": False},
+}
+SMALLEST = {
+    "books": (1, 2),
+    "codebook_size": 4,
+    "hidden_size": 4,
+    "num_filters": 2,
+    "num_lstm_layers": 1,
+    "upsampling_ratios": (2,),
+}
+FIRST = "encoder.layers.0.conv"
+DIRECTION = f"{FIRST}.parametrizations.weight.original1"
+EMBED = "quantizer.layers.1.codebook.embed"
+
+
+def _assert_equal(model: EncodecModel, wanted: EncodecModel) -> None:
+    assert not model.training
+    assert model.config == wanted.config
+    states = model.state_dict(), wanted.state_dict()
+    assert list(states[0]) == list(states[1])
+    for name, value in states[0].items():
+        assert value.dtype == torch.float32
+        assert torch.equal(value, states[1][name]), name
+
+
+@pytest.fixture
+def saved(tmp_path: Path) -> tuple[EncodecModel, Path]:
+    model = random_model(tiny_config())
+    model.save_pretrained(tmp_path / "model")
+    return model, tmp_path / "model"
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_model_saved_here_loads_in_transformers_and_back(kind: str, tmp_path: Path) -> None:
+    model = random_model(tiny_config(**KINDS[kind]))
+    model.save_pretrained(tmp_path / "ours")
+    theirs, info = transformers.EncodecModel.from_pretrained(
+        tmp_path / "ours", output_loading_info=True
+    )
+    assert not any(info.values())
+    audio = speech(1, model.config.audio_channels, 100)
+    with torch.no_grad():
+        codes = model.encode(audio).audio_codes
+        assert torch.equal(theirs.encode(audio).audio_codes, codes)
+    theirs.save_pretrained(tmp_path / "theirs")
+    for source in (tmp_path / "ours", tmp_path / "theirs", str(tmp_path / "theirs")):
+        _assert_equal(EncodecModel.from_pretrained(source), model)
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_the_full_models_travel_between_all_three_packages(preset: str, tmp_path: Path) -> None:
+    config = PRESETS[preset]
+    original = upstream_model(config)
+    torch.save(original.state_dict(), tmp_path / "original.th")
+    model = EncodecModel.from_pretrained(tmp_path / "original.th")
+    assert model.config == config
+    twin = upstream_twin(model)
+    for name, value in original.state_dict().items():
+        assert torch.equal(twin.state_dict()[name], value), name
+    hf_twin(model).save_pretrained(tmp_path / "theirs")
+    _assert_equal(EncodecModel.from_pretrained(tmp_path / "theirs"), model)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("zipped", [True, False])
+def test_an_original_file_loads_and_encodes_alike(kind: str, zipped: bool, tmp_path: Path) -> None:
+    model = random_model(tiny_config(**KINDS[kind]))
+    twin = upstream_twin(model)
+    path = tmp_path / "model.th"
+    torch.save(twin.state_dict(), path, _use_new_zipfile_serialization=zipped)
+    loaded = EncodecModel.from_pretrained(path, model.config)
+    _assert_equal(loaded, model)
+    audio = speech(1, model.config.audio_channels, 90)
+    bandwidth = model.config.target_bandwidths[-1]
+    twin.set_target_bandwidth(bandwidth)
+    with torch.no_grad():
+        [(codes, _)] = twin.encode(audio)
+        assert torch.equal(loaded.encode(audio, bandwidth=bandwidth).audio_codes[0], codes)
+
+
+def test_an_original_file_of_another_shape_needs_its_config(tmp_path: Path) -> None:
+    torch.save(upstream_model(tiny_config()).state_dict(), tmp_path / "model.th")
+    with pytest.raises(WeightsError, match="neither the 24 nor the 48 kHz model"):
+        EncodecModel.from_pretrained(tmp_path / "model.th")
+
+
+def test_a_hash_in_the_name_is_checked(tmp_path: Path) -> None:
+    model = random_model(tiny_config())
+    plain = tmp_path / "model.th"
+    torch.save(upstream_twin(model).state_dict(), plain)
+    digest = sha256_of(plain)
+    assert digest == hashlib.sha256(plain.read_bytes()).hexdigest()
+    for length in (8, 64):
+        right = shutil.copy(plain, tmp_path / f"encodec_24khz-{digest[:length]}.th")
+        _assert_equal(EncodecModel.from_pretrained(right, model.config), model)
+    wrong = shutil.copy(plain, tmp_path / "encodec_24khz-d7cc33bc.th")
+    with pytest.raises(WeightsError, match=f"{digest[:16]}.*its name says d7cc33bc"):
+        EncodecModel.from_pretrained(wrong, model.config)
+    unhashed = shutil.copy(plain, tmp_path / "my-best-model.th")
+    _assert_equal(EncodecModel.from_pretrained(unhashed, model.config), model)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_pickled_state_dict_loads(saved: tuple[EncodecModel, Path], zipped: bool) -> None:
+    model, folder = saved
+    (folder / "model.safetensors").unlink()
+    torch.save(
+        hf_twin(model).state_dict(),
+        folder / "pytorch_model.bin",
+        _use_new_zipfile_serialization=zipped,
+    )
+    _assert_equal(EncodecModel.from_pretrained(folder), model)
+
+
+def test_the_old_names_of_weight_norm_load(saved: tuple[EncodecModel, Path]) -> None:
+    model, folder = saved
+    old = {
+        name.replace("parametrizations.weight.original0", "weight_g").replace(
+            "parametrizations.weight.original1", "weight_v"
+        ): value
+        for name, value in model.state_dict().items()
+    }
+    assert f"{FIRST}.weight_g" in old
+    save_file(old, folder / "model.safetensors")
+    _assert_equal(EncodecModel.from_pretrained(folder), model)
+
+
+def test_weights_without_weight_norm_load(saved: tuple[EncodecModel, Path]) -> None:
+    model, folder = saved
+    folded = copy.deepcopy(model)
+    for module in folded.modules():
+        if isinstance(module, (torch.nn.Conv1d, torch.nn.ConvTranspose1d)):
+            remove_parametrizations(module, "weight")
+    folded.encoder.layers[0].conv.weight.data[1] = 0.0
+    save_file(folded.state_dict(), folder / "model.safetensors")
+    loaded = EncodecModel.from_pretrained(folder)
+    assert not loaded.encoder.layers[0].conv.weight[1].any()
+    audio = speech(1, 1, 200)
+    with torch.no_grad():
+        given = loaded.decoder(loaded.encoder(audio))
+        error = (given - folded.decoder(folded.encoder(audio))).abs().max()
+    assert float(error) <= bound("transformers audio", "float32")
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_precisions_are_widened(
+    saved: tuple[EncodecModel, Path], dtype: torch.dtype, tmp_path: Path
+) -> None:
+    model, _ = saved
+    hf_twin(model).to(dtype).save_pretrained(tmp_path / "theirs")
+    _assert_equal(EncodecModel.from_pretrained(tmp_path / "theirs"), model.to(dtype).float())
+
+
+def test_buffers_that_only_training_needs_may_be_absent(saved: tuple[EncodecModel, Path]) -> None:
+    model, folder = saved
+    needed = {
+        name: value
+        for name, value in model.state_dict().items()
+        if name.rpartition(".")[2] not in ("inited", "cluster_size", "embed_avg")
+    }
+    save_file(needed, folder / "model.safetensors")
+    loaded = EncodecModel.from_pretrained(folder)
+    for layer in loaded.quantizer.layers:
+        book = layer.codebook
+        assert bool(book.inited)
+        torch.testing.assert_close(book.embed_avg / book.cluster_size[:, None], book.embed)
+    assert torch.equal(loaded.quantizer.layers[1].codebook.embed, model.state_dict()[EMBED])
+
+
+def test_a_given_config_replaces_the_stored_one(saved: tuple[EncodecModel, Path]) -> None:
+    model, folder = saved
+    (folder / "config.json").unlink()
+    _assert_equal(EncodecModel.from_pretrained(folder, model.config), model)
+    with pytest.raises(WeightsError, match=r"has no encoder\.layers\.2"):
+        EncodecModel.from_pretrained(folder, tiny_config(num_residual_layers=2))
+
+
+def _without(tensors: dict[str, Tensor]) -> None:
+    del tensors[DIRECTION]
+
+
+def _with_another(tensors: dict[str, Tensor]) -> None:
+    tensors["encoder.layers.99.conv.bias"] = torch.zeros(4)
+
+
+def _with_two_names(tensors: dict[str, Tensor]) -> None:
+    tensors[f"{FIRST}.weight_v"] = tensors[DIRECTION].clone()
+
+
+def _with_another_shape(tensors: dict[str, Tensor]) -> None:
+    tensors[EMBED] = torch.zeros(16, 9)
+
+
+def _with_another_folded_shape(tensors: dict[str, Tensor]) -> None:
+    del tensors[DIRECTION], tensors[DIRECTION.replace("original1", "original0")]
+    tensors[f"{FIRST}.weight"] = torch.zeros(4, 1, 9)
+
+
+def _with(name: str, value: float) -> Callable[[dict[str, Tensor]], None]:
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors[name].view(-1)[3] = value
+
+    return change
+
+
+def _with_whole_numbers(tensors: dict[str, Tensor]) -> None:
+    tensors[EMBED] = tensors[EMBED].long()
+
+
+def _without_direction(tensors: dict[str, Tensor]) -> None:
+    tensors[DIRECTION][2] = 0.0
+
+
+def _with_doubles_past_float(tensors: dict[str, Tensor]) -> None:
+    tensors[EMBED] = tensors[EMBED].double() * 1e300
+
+
+def _with_exchanged_names(tensors: dict[str, Tensor]) -> None:
+    one, other = f"{FIRST}.bias", "decoder.layers.1.lstm.bias_ih_l0"
+    tensors[one], tensors[other] = tensors[other], tensors[one]
+
+
+@pytest.mark.parametrize("kind_of_file", ["model.safetensors", "pytorch_model.bin", "model.th"])
+@pytest.mark.parametrize(
+    ("change", "name", "reason"),
+    [
+        (_without, DIRECTION, "has no"),
+        (_with_another, "encoder.layers.99.conv.bias", "no place"),
+        (_with_two_names, DIRECTION, "holds .* twice, once as "),
+        (_with_another_shape, EMBED, r"shape \[16, 9\].*asks for \[16, 8\]"),
+        (_with_another_folded_shape, f"{FIRST}.parametrizations.weight.original0", "has no"),
+        (_with(EMBED, float("nan")), EMBED, "NaN"),
+        (_with(f"{FIRST}.bias", float("-inf")), f"{FIRST}.bias", "infinite"),
+        (_with(DIRECTION, float("nan")), DIRECTION, "NaN"),
+        (_with_whole_numbers, EMBED, "torch.int64"),
+        (_without_direction, DIRECTION, "length zero"),
+        (_with_doubles_past_float, EMBED, "too large"),
+        (_with_exchanged_names, f"{FIRST}.bias", "shape"),
+    ],
+)
+def test_a_tensor_that_does_not_fit_is_named(
+    saved: tuple[EncodecModel, Path],
+    kind_of_file: str,
+    change: Callable[[dict[str, Tensor]], None],
+    name: str,
+    reason: str,
+) -> None:
+    model, folder = saved
+    tensors = {key: value.clone() for key, value in model.state_dict().items()}
+    change(tensors)
+    (folder / "model.safetensors").unlink()
+    path = folder / kind_of_file
+    if path.suffix == ".safetensors":
+        save_file(tensors, path)
+    else:
+        torch.save(tensors, path)
+    source = path if path.suffix == ".th" else folder
+    with pytest.raises(WeightsError, match=reason) as refused:
+        EncodecModel.from_pretrained(source, model.config)
+    message = str(refused.value)
+    assert name in message
+    assert str(path) in message
+    assert "\n" not in message
+
+
+def test_a_mislabelled_model_is_refused(tmp_path: Path) -> None:
+    random_model(tiny_config(**LARGE_KIND)).save_pretrained(tmp_path)
+    tiny_config().save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match=r"has no encoder\.layers\.0.* of another model"):
+        EncodecModel.from_pretrained(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mimi"}))
+    with pytest.raises(ConfigError, match="mimi"):
+        EncodecModel.from_pretrained(tmp_path)
+    EncodecConfig(num_filters=2**20).save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match="too few for the model"):
+        EncodecModel.from_pretrained(tmp_path)
+    EncodecConfig(num_lstm_layers=2**31 - 1).save_pretrained(tmp_path)
+    with pytest.raises(WeightsError, match="too few for the model"):
+        EncodecModel.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize("kind_of_file", ["model.safetensors", "pytorch_model.bin"])
+@pytest.mark.parametrize("size", [0, 7, 100, 9_000, 40_000])
+def test_a_truncated_file_is_refused(
+    saved: tuple[EncodecModel, Path], kind_of_file: str, size: int
+) -> None:
+    model, folder = saved
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    content = (folder / kind_of_file).read_bytes()
+    assert len(content) > size
+    for path in (folder / "model.safetensors", folder / "pytorch_model.bin"):
+        path.unlink()
+    (folder / kind_of_file).write_bytes(content[:size])
+    with pytest.raises(WeightsError, match=f"{kind_of_file} is not a readable"):
+        EncodecModel.from_pretrained(folder)
+
+
+class _Trap:
+    """Something that runs code when it is unpickled."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.target,)
+
+
+@pytest.mark.parametrize("name", ["pytorch_model.bin", "model.th"])
+def test_no_code_in_a_file_is_run(
+    saved: tuple[EncodecModel, Path], name: str, tmp_path: Path
+) -> None:
+    model, folder = saved
+    (folder / "model.safetensors").unlink()
+    sprung = tmp_path / "sprung"
+    torch.save({**model.state_dict(), "trap": _Trap(sprung)}, folder / name)
+    with pytest.raises(WeightsError, match="not a readable PyTorch checkpoint"):
+        EncodecModel.from_pretrained(
+            folder if name.endswith(".bin") else folder / name, model.config
+        )
+    (folder / name).write_bytes(pickle.dumps(_Trap(sprung)))
+    with pytest.raises(WeightsError):
+        EncodecModel.from_pretrained(
+            folder if name.endswith(".bin") else folder / name, model.config
+        )
+    assert not sprung.exists()
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        ([torch.zeros(3)], "holds a list"),
+        (torch.zeros(3), "holds a Tensor"),
+        ({3: torch.zeros(3)}, "holds a dict, not tensors by name"),
+        ({"epoch": 3}, "epoch is a int"),
+        ({}, "0 tensors of 0 numbers"),
+    ],
+)
+def test_a_pickle_of_something_else_is_refused(
+    saved: tuple[EncodecModel, Path], content: object, reason: str
+) -> None:
+    model, folder = saved
+    torch.save(content, folder / "model.th")
+    with pytest.raises(WeightsError, match=reason):
+        EncodecModel.from_pretrained(folder / "model.th", model.config)
+
+
+def _hub_must_not_be_asked(*_: object, **__: object) -> str:
+    raise AssertionError("the hub was asked")
+
+
+@pytest.mark.parametrize(
+    "source",
+    ["missing", "/missing/model", "a/b/c", "..", "a b/c", "a/model.th", "a/config.json"],
+)
+def test_what_is_no_hub_id_never_reaches_the_network(
+    source: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", _hub_must_not_be_asked)
+    with pytest.raises(WeightsError):
+        EncodecModel.from_pretrained(source)
+
+
+def test_a_single_file_of_another_kind_is_refused(saved: tuple[EncodecModel, Path]) -> None:
+    with pytest.raises(WeightsError, match=r"is a single file; accepted: .* original \.th"):
+        EncodecModel.from_pretrained(saved[1] / "model.safetensors", tiny_config())
+
+
+def test_a_hub_id_without_a_network_is_one_clear_sentence(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
+    for kind in (EncodecModel, EncodecConfig):
+        with pytest.raises(WeightsError) as refused:
+            kind.from_pretrained("facebook/encodec_24khz")
+        message = str(refused.value)
+        assert "cannot be reached and nothing is cached" in message
+        assert "run 'hf download facebook/encodec_24khz --local-dir FOLDER'" in message
+        assert "\n" not in message
+        assert refused.value.__cause__ is None
+        assert refused.value.__context__ is None
+
+
+def test_a_hub_model_is_fetched_with_its_revision(
+    saved: tuple[EncodecModel, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = saved
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+    asked = []
+
+    def download(hub_id: str, name: str, *, revision: str | None) -> str:
+        asked.append((hub_id, name, revision))
+        if not (folder / name).is_file():
+            raise hub_errors.EntryNotFoundError(name)
+        return str(folder / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    _assert_equal(EncodecModel.from_pretrained("me/my_encodec", revision="v2"), model)
+    assert asked == [
+        ("me/my_encodec", name, "v2")
+        for name in ("config.json", "model.safetensors", "pytorch_model.bin")
+    ]
+    (folder / "pytorch_model.bin").unlink()
+    with pytest.raises(WeightsError, match=r"no model\.safetensors and no pytorch_model\.bin"):
+        EncodecModel.from_pretrained("me/my_encodec")
+
+
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (hub_errors.RevisionNotFoundError, "has no revision 'v2'"),
+        (hub_errors.RepositoryNotFoundError, "no such public model"),
+        (hub_errors.GatedRepoError, "no such public model"),
+        (hub_errors.HFValidationError, "no such public model"),
+        (hub_errors.LocalEntryNotFoundError, "cannot be reached"),
+        (ConnectionResetError, "the download failed"),
+        (PermissionError, "the download failed"),
+    ],
+)
+def test_every_trouble_with_the_hub_is_told(
+    error: type[Exception], reason: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def download(*_: object, **__: object) -> str:
+        # Past the constructors, which ask for a response of the hub.
+        raise error.__new__(error)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    with pytest.raises(WeightsError, match=reason):
+        EncodecModel.from_pretrained("me/my_encodec", revision="v2")
+
+
+def test_the_default_model_is_the_embedded_folder(
+    saved: tuple[EncodecModel, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model, folder = saved
+    monkeypatch.setattr(pretrained.resources, "files", lambda package: tmp_path)
+    with pytest.raises(WeightsError, match="embeds no default model; accepted: "):
+        EncodecModel.from_pretrained("default")
+    folder.rename(tmp_path / "weights")
+    _assert_equal(EncodecModel.from_pretrained("default"), model)
+    assert EncodecConfig.from_pretrained("default") == model.config
+
+
+def test_an_interrupted_save_leaves_the_old_model(
+    saved: tuple[EncodecModel, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = saved
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+
+    def fail(tensors: dict[str, Tensor], path: Path, **_: object) -> None:
+        Path(path).write_bytes(b"half of it")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+    with pytest.raises(KeyboardInterrupt):
+        random_model(tiny_config(), seed=9).save_pretrained(folder)
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+    _assert_equal(EncodecModel.from_pretrained(folder), model)
+
+
+def _mutated(rng: random.Random, content: bytes, reach: float = 1.0) -> bytes:
+    """One kind of damage, mostly within the first ``reach`` of the content."""
+    damaged = bytearray(content)
+    span = int(len(damaged) * (reach if rng.random() < 0.7 else 1.0))
+    start, count = rng.randrange(span), rng.randrange(1, 9)
+    match rng.randrange(6):
+        case 0:
+            damaged[start] ^= 1 << rng.randrange(8)
+        case 1:
+            for _ in range(count):
+                damaged[rng.randrange(span)] ^= 1 << rng.randrange(8)
+        case 2:
+            damaged[start] = rng.randrange(256)
+        case 3:
+            del damaged[start : start + count]
+        case 4:
+            damaged[start:start] = rng.randbytes(count)
+        case 5:
+            del damaged[start:]
+    return bytes(damaged)
+
+
+def _mutated_inside(rng: random.Random, archive: bytes) -> bytes:
+    """The zip archive with damage to its pickle that its checksums do not show."""
+    rebuilt = io.BytesIO()
+    with zipfile.ZipFile(io.BytesIO(archive)) as old, zipfile.ZipFile(rebuilt, "w") as new:
+        for name in old.namelist():
+            content = old.read(name)
+            new.writestr(name, _mutated(rng, content) if name.endswith(".pkl") else content)
+    return rebuilt.getvalue()
+
+
+def _mutated_tensors(rng: random.Random, content: bytes) -> bytes:
+    """Well-formed safetensors with names exchanged, a tensor gone, or one impossible number."""
+    tensors = load(content)
+    one, other = rng.sample(sorted(tensors), 2)
+    match rng.randrange(4):
+        case 0:
+            tensors[one], tensors[other] = tensors[other], tensors[one]
+        case 1:
+            del tensors[one]
+        case 2:
+            value = rng.choice([float("nan"), float("inf"), -float("inf"), 3e38])
+            tensors[one].view(-1)[rng.randrange(tensors[one].numel())] = value
+        case 3:
+            tensors[one] = tensors[one].flatten().to(rng.choice([torch.int32, torch.float16]))
+    return save(tensors)
+
+
+def _model_or_error(source: Path, config: EncodecConfig | None) -> EncodecModel | CodecError:
+    try:
+        return EncodecModel.from_pretrained(source, config)
+    except CodecError as error:
+        return error
+
+
+def test_a_thousand_damaged_checkpoints_load_whole_or_are_refused(tmp_path: Path) -> None:
+    model = random_model(tiny_config(**SMALLEST))
+    shapes = {name: value.shape for name, value in model.state_dict().items()}
+    safe, pickled = tmp_path / "safe", tmp_path / "pickled"
+    described, original = tmp_path / "described", tmp_path / "model.th"
+    for folder in (safe, described):
+        model.save_pretrained(folder)
+    model.config.save_pretrained(pickled)
+    torch.save(model.state_dict(), pickled / "pytorch_model.bin")
+    torch.save(upstream_twin(model).state_dict(), original, _use_new_zipfile_serialization=False)
+    ways: list[tuple[Path, Path, Callable[[random.Random, bytes], bytes]]] = [
+        (safe, safe / "model.safetensors", partial(_mutated, reach=0.3)),
+        (safe, safe / "model.safetensors", _mutated_tensors),
+        (pickled, pickled / "pytorch_model.bin", _mutated),
+        (pickled, pickled / "pytorch_model.bin", _mutated_inside),
+        (described, described / "config.json", _mutated),
+        (original, original, partial(_mutated, reach=0.5)),
+    ]
+    contents = {path: path.read_bytes() for _, path, _ in ways}
+    outcomes = {"loaded": 0, "refused": 0}
+    for seed in range(1000):
+        source, path, damage = ways[seed % len(ways)]
+        path.write_bytes(damage(random.Random(seed), contents[path]))
+        loaded = _model_or_error(source, model.config if source == original else None)
+        if isinstance(loaded, CodecError):
+            assert isinstance(loaded, (WeightsError, ConfigError)), seed
+            assert "\n" not in str(loaded), seed
+            outcomes["refused"] += 1
+            continue
+        outcomes["loaded"] += 1
+        state = loaded.state_dict()
+        assert {name: value.shape for name, value in state.items()} == shapes, seed
+        assert all(bool(value.isfinite().all()) for value in state.values()), seed
+    assert outcomes["refused"] > 600
+    assert outcomes["loaded"] > 50

@@ -1,0 +1,171 @@
+import sys
+
+import pytest
+
+from encodec_rt.errors import AudioDeviceError
+from encodec_rt.sound import portaudio
+from encodec_rt.sound.portaudio import PortAudio, find_device, list_devices
+from tests.support.virtual_audio import (
+    MICROPHONE,
+    SPEAKER,
+    VirtualCard,
+    VirtualSystem,
+    device,
+    install,
+)
+
+
+@pytest.fixture
+def card(monkeypatch):
+    return install(monkeypatch, VirtualCard(MICROPHONE, SPEAKER, device("Room Microphone")))
+
+
+def test_the_list_says_what_each_device_is_and_which_is_the_default(card):
+    desk, speaker, room = list_devices()
+    assert (desk.index, desk.name, desk.input_channels, desk.output_channels) == (
+        0,
+        "Desk Microphone",
+        1,
+        0,
+    )
+    assert (desk.host, desk.rate_hz) == ("Virtual", 24_000)
+    assert [entry.default_for for entry in (desk, speaker, room)] == [("input",), ("output",), ()]
+
+
+@pytest.mark.parametrize("choice", [2, "Room Microphone", "room", "ROOM mic"])
+def test_a_device_is_found_by_index_or_by_a_part_of_its_name(card, choice):
+    assert find_device(choice, "input").index == 2
+
+
+def test_no_choice_is_the_systems_default(card):
+    assert find_device(None, "input").name == "Desk Microphone"
+    assert find_device(None, "output").name == "Desk Speaker"
+
+
+def test_without_a_default_the_first_of_its_direction_is_taken(card):
+    card.default.device = [-1, -1]
+    assert find_device(None, "output").name == "Desk Speaker"
+
+
+def test_a_whole_name_wins_over_a_part_of_another(monkeypatch):
+    install(monkeypatch, VirtualCard(device("USB Audio 2"), device("USB Audio")))
+    assert find_device("usb audio", "input").index == 1
+
+
+def test_a_name_that_fits_several_is_refused_with_their_indices(card):
+    with pytest.raises(AudioDeviceError, match=r"0 'Desk Microphone', 2 'Room Micro.*give the ind"):
+        find_device("microphone", "input")
+
+
+@pytest.mark.parametrize("choice", ["kitchen", 9, "Desk Speaker", 1])
+def test_a_device_that_is_not_there_is_refused_with_those_that_are(card, choice):
+    with pytest.raises(AudioDeviceError, match="there are 0 'Desk Microphone', 2 'Room"):
+        find_device(choice, "input")
+
+
+@pytest.mark.parametrize(("direction", "word"), [("input", "microphone"), ("output", "speaker")])
+def test_a_machine_without_any_device_is_told_so(monkeypatch, direction, word):
+    card = VirtualCard()
+    card.plugged = []
+    card._initialize()
+    install(monkeypatch, card)
+    assert list_devices() == []
+    with pytest.raises(AudioDeviceError, match=f"no {word} was found; plug one in"):
+        find_device(None, direction)
+
+
+def test_a_missing_portaudio_is_one_sentence_with_what_to_install(monkeypatch, tmp_path):
+    (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')\n")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "sounddevice", raising=False)
+    with pytest.raises(AudioDeviceError, match="apt-get install libportaudio2") as caught:
+        list_devices()
+    assert "\n" not in str(caught.value)
+
+
+def test_streams_are_opened_at_the_models_rate_with_blocks_of_one_frame(card):
+    system = VirtualSystem(card)
+    source, sink = system.open_source(), system.open_sink()
+    assert (source.name, source.rate_hz, source.channels) == ("Desk Microphone", 24_000, 1)
+    assert (sink.name, sink.latency_ms) == ("Desk Speaker", 20.0)
+    card.sleep(0.1)
+    assert source.waiting == 7 * 320
+    assert sink.counts.samples == 7 * 320
+
+
+@pytest.mark.parametrize(
+    ("rates", "channels", "opened"),
+    [
+        ((24_000, 48_000), (1, 2), (24_000, 1)),
+        ((48_000,), (1, 2), (48_000, 1)),
+        ((24_000, 44_100), (2,), (24_000, 2)),
+        ((44_100,), (2,), (44_100, 2)),
+    ],
+)
+def test_a_device_is_opened_as_near_to_the_models_format_as_it_goes(
+    monkeypatch, rates, channels, opened
+):
+    card = VirtualCard(
+        device("In", inputs=2, rates=rates, channels=channels),
+        device("Out", inputs=0, outputs=2, rates=rates, channels=channels),
+    )
+    system = VirtualSystem(install(monkeypatch, card))
+    for end in (system.open_source(), system.open_sink()):
+        assert (end.rate_hz, end.channels) == opened
+
+
+def test_a_device_that_takes_no_rate_is_named_with_both_rates(monkeypatch):
+    stubborn = device("Old Phone", rates=(8_000,)) | {"default_samplerate": 11_025.0}
+    system = VirtualSystem(install(monkeypatch, VirtualCard(stubborn)))
+    with pytest.raises(AudioDeviceError, match="'Old Phone' opens neither at 24000 nor at 11025"):
+        system.open_source()
+
+
+def test_a_device_that_another_program_holds_is_named(monkeypatch, card):
+    def refuse(**settings):
+        raise card.PortAudioError("Device unavailable")
+
+    monkeypatch.setattr(card, "RawInputStream", refuse)
+    with pytest.raises(AudioDeviceError, match="'Desk Microphone' cannot be opened"):
+        PortAudio(24_000).open_source()
+
+
+def test_a_lost_device_is_found_again_by_name_though_its_index_changed(card):
+    system = VirtualSystem(card, source=2)
+    assert system.open_source().name == "Room Microphone"
+    room = card.plugged[2]
+    card.unplug(room)
+    system.rescan()
+    with pytest.raises(AudioDeviceError, match="'Room Microphone' is gone; plug it in again"):
+        system.open_source()
+    card.plugged.insert(0, room)
+    system.rescan()
+    assert system.open_source().name == "Room Microphone"
+    assert card.opened[-1][1] == "Room Microphone"
+
+
+def test_importing_the_package_needs_no_portaudio(monkeypatch):
+    monkeypatch.setitem(sys.modules, "sounddevice", None)
+    for name in [name for name in sys.modules if name.startswith("encodec_rt.live")]:
+        monkeypatch.delitem(sys.modules, name)
+    import encodec_rt.live.duplex
+
+    assert encodec_rt.live.duplex.POLL_S > 0
+
+
+def test_a_sound_system_that_hangs_is_left_behind_with_one_error(monkeypatch, card):
+    monkeypatch.setattr(portaudio, "HANG_S", 0.05)
+    forgotten = []
+    monkeypatch.setattr(portaudio.atexit, "unregister", forgotten.append)
+    system = VirtualSystem(card)
+    source = system.open_source()
+    card.hang()
+    with pytest.raises(AudioDeviceError, match=r"closing the .*'Desk Microphone': .*not answer"):
+        source.close()
+    assert forgotten == [card._exit_handler]
+    for call in (system.open_sink, system.rescan):
+        with pytest.raises(AudioDeviceError, match="not answer; check that its service runs"):
+            call()
+    card.answers.set()
+    system._hanging.join()
+    system.open_sink().close()

@@ -1,0 +1,213 @@
+"""A sound card without sound: PortAudio's Python module, played by a clock that tests move."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+import threading
+from types import SimpleNamespace
+
+import numpy as np
+
+from encodec_rt.sound.portaudio import PortAudio
+
+FLAGS = (
+    "input_overflow",
+    "input_underflow",
+    "output_overflow",
+    "output_underflow",
+    "priming_output",
+)
+
+
+def flags(*names):
+    return SimpleNamespace(**{name: name in names for name in FLAGS})
+
+
+def device(name, *, inputs=1, outputs=0, rates=(24_000,), channels=(1, 2)):
+    """An entry of the device list, with the rates and channels that it accepts."""
+    return {
+        "name": name,
+        "hostapi": 0,
+        "max_input_channels": inputs,
+        "max_output_channels": outputs,
+        "default_samplerate": float(rates[-1]),
+        "rates": rates,
+        "channels": channels,
+    }
+
+
+MICROPHONE = device("Desk Microphone")
+SPEAKER = device("Desk Speaker", inputs=0, outputs=1)
+
+
+class VirtualCard:
+    """Stands in for the module ``sounddevice``; time passes in ``sleep`` and nowhere else."""
+
+    class PortAudioError(Exception):
+        pass
+
+    def __init__(self, *devices, sound=None, input_ppm=0.0, output_ppm=0.0, tick_s=0.0):
+        self.plugged = list(devices or (MICROPHONE, SPEAKER))
+        self.time_s = 0.0
+        self.sound = np.zeros(0, np.int16) if sound is None else sound
+        self.played = []
+        self.rescans = 0
+        self.opened = []
+        self._streams = []
+        self._ppm = {"input": input_ppm, "output": output_ppm}
+        self._tick_s = tick_s
+        self.answers = threading.Event()
+        self.answers.set()
+        self._initialize()
+
+    def _terminate(self):
+        for stream in self._streams:
+            stream.active = False
+        self._streams.clear()
+
+    def _initialize(self):
+        self.rescans += 1
+        self._listed = list(self.plugged)
+        self.default = SimpleNamespace(
+            device=[self._first("max_input_channels"), self._first("max_output_channels")]
+        )
+
+    def _first(self, channels):
+        return next((i for i, entry in enumerate(self._listed) if entry[channels]), -1)
+
+    def _exit_handler(self):
+        """What sounddevice leaves to be done at the end of the program."""
+
+    def query_devices(self):
+        return tuple(self._listed)
+
+    def query_hostapis(self):
+        return ({"name": "Virtual"},)
+
+    def check_input_settings(self, *, device, samplerate, channels, dtype):
+        self._check(device, samplerate, channels)
+
+    check_output_settings = check_input_settings
+
+    def _check(self, index, rate, channels):
+        entry = self._listed[index]
+        if entry not in self.plugged:
+            raise self.PortAudioError("Device unavailable")
+        if rate not in entry["rates"]:
+            raise self.PortAudioError("Invalid sample rate")
+        if channels not in entry["channels"]:
+            raise self.PortAudioError("Invalid number of channels")
+
+    def RawInputStream(self, **settings):
+        return self._open("input", settings)
+
+    def RawOutputStream(self, **settings):
+        return self._open("output", settings)
+
+    def _open(self, direction, settings):
+        self._check(settings["device"], settings["samplerate"], settings["channels"])
+        entry = self._listed[settings["device"]]
+        stream = VirtualStream(self, direction, entry, settings, self._ppm[direction])
+        self.opened.append((direction, entry["name"], settings["samplerate"]))
+        return stream
+
+    def unplug(self, entry):
+        self.plugged = [other for other in self.plugged if other is not entry]
+        for stream in self._streams:
+            if stream.entry is entry:
+                stream.active = False
+
+    def plug(self, entry):
+        self.plugged.append(entry)
+
+    def freeze(self, entry):
+        """The device stays, and its callbacks stop."""
+        for stream in self._streams:
+            if stream.entry is entry:
+                stream.next_s = float("inf")
+
+    def hang(self):
+        """The sound system does not answer; a stream that is to be stopped never is."""
+        self.answers.clear()
+
+    def sleep(self, seconds):
+        """Let ``seconds`` pass: every callback that falls due is called, in order of time."""
+        end = self.time_s + max(seconds, self._tick_s)
+        while True:
+            due = [stream for stream in self._streams if stream.active and stream.next_s <= end]
+            if not due:
+                break
+            stream = min(due, key=lambda one: one.next_s)
+            self.time_s = max(self.time_s, stream.next_s)
+            stream.call()
+        self.time_s = end
+
+    def heard(self):
+        """All that was played."""
+        return np.concatenate(self.played) if self.played else np.zeros(0, np.int16)
+
+
+class VirtualStream:
+    latency = 0.02
+
+    def __init__(self, card, direction, entry, settings, ppm):
+        self.entry = entry
+        self.active = False
+        self._card = card
+        self._direction = direction
+        self._block = settings["blocksize"]
+        self._channels = settings["channels"]
+        self._callback = settings["callback"]
+        self._rate = settings["samplerate"] * (1 + 1e-6 * ppm)
+        self._scale = settings["samplerate"] / 24_000
+
+    def start(self):
+        self.active = True
+        self._began_s = self._card.time_s
+        self._blocks = itertools.count(1)
+        self.next_s = self._began_s + self._block / self._rate
+        self._card._streams.append(self)
+
+    def call(self):
+        block = np.zeros((self._block, self._channels), np.int16)
+        if self._direction == "input":
+            # The sound lies in real time at 24 kHz, whatever the stream's rate is.
+            begin = round((self._card.time_s * self._rate - self._block) / self._scale)
+            at = begin + np.arange(self._block) / self._scale
+            inside = (at >= 0) & (at < len(self._card.sound))
+            block[inside] = self._card.sound[at[inside].astype(int), None]
+        data = bytearray(block.tobytes())
+        self._callback(memoryview(data), self._block, None, flags())
+        if self._direction == "output":
+            played = np.frombuffer(data, np.int16).reshape(-1, self._channels)
+            self._card.played.append(played[:, 0].copy())
+        self.next_s = self._began_s + (next(self._blocks) + 1) * self._block / self._rate
+
+    def stop(self):
+        self._card.answers.wait()
+
+    def close(self):
+        self.active = False
+        if self in self._card._streams:
+            self._card._streams.remove(self)
+
+
+class VirtualSystem(PortAudio):
+    """The product's own way to PortAudio, with the card in place of the library and its clock."""
+
+    def __init__(self, card, rate_hz=24_000, **choices):
+        super().__init__(rate_hz, **choices)
+        self.card = card
+
+    def now(self):
+        return self.card.time_s
+
+    def sleep(self, seconds):
+        self.card.sleep(seconds)
+
+
+def install(monkeypatch, card):
+    """Let ``import sounddevice`` give ``card``."""
+    monkeypatch.setitem(sys.modules, "sounddevice", card)
+    return card

@@ -1,0 +1,108 @@
+"""Imports point one way, and what a machine may lack is imported where it is used."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+LAYERS = (
+    {"errors", "version"},
+    {"atomic"},
+    {"pretrained"},
+    {"config"},
+    {"features", "model", "weights"},
+    {"streaming"},
+    {"audio"},
+    {"bitstream"},
+    {"quality", "transcode"},
+    {"sound", "voice", "training"},
+    {"live", "netsim"},
+    {"link"},
+    {"cli"},
+    {"__main__"},
+)
+FILES = sorted((ROOT / "encodec_rt").rglob("*.py"))
+KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
+
+
+def imports(path: Path, *, at_top_only: bool = False) -> Iterator[str]:
+    """The modules that a file imports, those inside functions included unless told otherwise."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    for node in tree.body if at_top_only else ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (name.name for name in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path} imports relatively"
+            yield str(node.module)
+            if node.module == "encodec_rt":
+                yield from (f"encodec_rt.{name.name}" for name in node.names)
+
+
+def rank(layers: tuple[set[str], ...], name: str) -> int:
+    (found,) = [index for index, layer in enumerate(layers) if name in layer] or [-1]
+    assert found >= 0, f"{name} has no layer: add it where its imports point down"
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_point_down(path: Path) -> None:
+    parts = path.relative_to(ROOT / "encodec_rt").with_suffix("").parts
+    if parts == ("__init__",):
+        return
+    for module in imports(path):
+        package, *rest = module.split(".")
+        if package != "encodec_rt" or not rest:
+            continue
+        own, other = rank(LAYERS, parts[0]), rank(LAYERS, rest[0])
+        assert other <= own, f"{path.name} imports {module}, which lies above it"
+        assert rest[0] == parts[0] or other < own, f"{path.name} imports {module} beside it"
+        if parts[0] == rest[0] == "streaming" and len(rest) > 1 and parts[1] != "__init__":
+            assert rank(STREAMING, rest[1]) < rank(STREAMING, parts[1]), f"{path.name}: {module}"
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)
+def test_kernels_know_nothing_of_the_codec(path: Path) -> None:
+    for module in imports(path):
+        assert module.split(".")[0] != "encodec_rt"
+
+
+@pytest.mark.parametrize(
+    ("module", "only"),
+    [
+        ("encodec_rt_kernels", "streaming/backends/select.py"),
+        ("sounddevice", "sound/portaudio.py"),
+        ("livekit", "sound/processing.py"),
+    ],
+)
+def test_optional_module_is_imported_in_one_file_inside_a_function(module: str, only: str) -> None:
+    for path in FILES:
+        if module in {name.split(".")[0] for name in imports(path)}:
+            assert path == ROOT / "encodec_rt" / only
+        assert module not in {name.split(".")[0] for name in imports(path, at_top_only=True)}
+
+
+def test_importing_the_package_loads_nothing_it_may_not_need() -> None:
+    heavy = ["sounddevice", "aiortc", "aiohttp", "matplotlib", "transformers", "typer", "av"]
+    heavy += ["encodec_rt_kernels", "soundfile", "samplerate", "huggingface_hub", "torch"]
+    code = f"import encodec_rt, sys; print([name for name in {heavy} if name in sys.modules])"
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert printed.stdout.strip() == "[]"
+
+
+def test_help_and_packets_need_no_torch() -> None:
+    code = (
+        "import encodec_rt.cli, encodec_rt.bitstream.packet, sys; "
+        "print([name for name in ('torch', 'soundfile', 'matplotlib') if name in sys.modules])"
+    )
+    printed = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert printed.stdout.strip() == "[]"
