@@ -31,12 +31,12 @@ from benches.stream import speech
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.plan import ConvSpec, ConvTransposeSpec, LstmSpec
-from encodec_rt.streaming.steps import Network
+from encodec_rt.streaming.steps import PackedLayers
 
 Item = TypeVar("Item")
 
 
-def products(net: Network, rows: int, searches: tuple[Tensor, ...] = ()) -> Work:
+def products(net: PackedLayers, rows: int, searches: tuple[Tensor, ...] = ()) -> Work:
     """The matrix products of one frame through ``net``, whose input has ``rows`` rows."""
     chain: list[tuple[int, Tensor]] = []
     for spec in net.plan:

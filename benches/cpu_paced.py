@@ -17,10 +17,9 @@ from benches.record import Record
 from benches.rivals import BANDWIDTH, FRAME_MS
 from benches.stream import speech
 from encodec_rt.errors import BackendUnavailable
-from encodec_rt.live.loopback import warm_up
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.sound.realtime import check_real_time, run_in_real_time
-from encodec_rt.streaming.codec import Codec
+from encodec_rt.streaming.codec import Codec, warm_up
 
 
 def _spin(stop: object) -> None:

@@ -31,10 +31,10 @@ from triton.errors import TritonError
 
 from benches.kernels import NotRight, finish, ieee_products, require_cuda
 from benches.record import Json, Record
-from benches.rows import LATENCY, RIVALS, STREAMS, Row, Runner, bandwidth_kbps, torch_engine
+from benches.rows import LATENCY, RIVALS, STREAMS, Contender, Row, bandwidth_kbps, torch_engine
 from benches.workload import frames, noise, random_24khz
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.streaming.backends.select import Precision
+from encodec_rt.streaming.ops import Precision
 
 FRAME_MS = 1000 / 75
 FEWEST, LARGEST = 256, 65_536
@@ -122,7 +122,7 @@ def note(
     record.save()
 
 
-def codes_of(runner: Runner, audio: Tensor, hop: int) -> Tensor:
+def codes_of(runner: Contender, audio: Tensor, hop: int) -> Tensor:
     """Codes [frames, S, Q] of [S, n] audio."""
     return torch.stack([runner.encode(pcm).cpu().clone() for pcm in frames(audio, hop)])
 
@@ -157,7 +157,7 @@ def ready(
     device: torch.device,
     limits: Limits,
     budget: Budget,
-) -> dict[Row, Runner]:
+) -> dict[Row, Contender]:
     """Those rows that can be made and are right, for one stream; of the others the record tells."""
     hop = model.config.hop_length
     audio = noise(1, CHECKED_FRAMES * hop)
@@ -188,7 +188,7 @@ def _skip(record: Record, row: Row, error: BaseException) -> None:
 
 
 def wall_ms(
-    runner: Runner,
+    runner: Contender,
     audio: Tensor,
     hop: int,
     *,
@@ -230,7 +230,7 @@ def _wait_until(due: float) -> None:
 
 def one_stream(
     record: Record,
-    runners: Mapping[Row, Runner],
+    runners: Mapping[Row, Contender],
     hop: int,
     conditions: Sequence[tuple[bool, bool]],
     device: torch.device,
@@ -257,7 +257,7 @@ def one_stream(
             note(record, {**case, **row.case}, timings, whole=len(encoding) * hop == audio.shape[1])
 
 
-def _device_time(record: Record, row: Row, runner: Runner, limits: Limits) -> None:
+def _device_time(record: Record, row: Row, runner: Contender, limits: Limits) -> None:
     timings = {}
     for name, tick in runner.ticks.items():
         if tick.eager_because is None:
@@ -324,7 +324,7 @@ def many_streams(
 
 
 def _ticks(
-    runner: Runner, audio: Tensor, hop: int, count: int, limit_s: float, *, paced: bool = False
+    runner: Contender, audio: Tensor, hop: int, count: int, limit_s: float, *, paced: bool = False
 ) -> list[float]:
     """Milliseconds of ``count`` whole ticks, audio in to audio out, over and over the same."""
     inputs = frames(audio, hop)

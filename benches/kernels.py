@@ -23,7 +23,7 @@ from triton.errors import TritonError
 
 from benches.record import Json, Record
 from benches.workload import OneLayer, layers, random_24khz, steps_per_frame
-from encodec_rt.streaming.backends.select import triton_ops
+from encodec_rt.streaming.backends.triton import triton_ops
 from encodec_rt.streaming.cuda_graph import capture
 from encodec_rt.streaming.plan import ConvSpec, ConvTransposeSpec, LayerSpec, LstmSpec
 

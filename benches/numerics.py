@@ -20,8 +20,8 @@ from benches.record import Record
 from benches.stream import speech
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.streams import Codes
 from encodec_rt.streaming.weights import Start
+from encodec_rt.types import Codes
 
 STARTS: tuple[Start, ...] = ("exact", "primed", "zero")
 FRAMES_SHOWN = (0, 1, 2, 4, 8, 16, 32, 64)

@@ -17,10 +17,12 @@ from torch import Tensor
 
 from benches.record import Json
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.streaming.backends.select import Precision, select, triton_ops
+from encodec_rt.streaming.backends.select import select
+from encodec_rt.streaming.backends.triton import triton_ops
 from encodec_rt.streaming.cuda_graph import Tick
 from encodec_rt.streaming.engine import Engine
-from encodec_rt.streaming.runner import Lane
+from encodec_rt.streaming.ops import Precision
+from encodec_rt.streaming.runner import Runner
 from encodec_rt.streaming.weights import pack
 
 
@@ -29,7 +31,7 @@ def bandwidth_kbps(model: EncodecModel) -> float:
     return model.config.target_bandwidths[2]
 
 
-class Runner(Protocol):
+class Contender(Protocol):
     """One batch of streams: frame after frame, on the host or on the device."""
 
     def encode(self, pcm: Tensor) -> Tensor:
@@ -43,7 +45,7 @@ class Runner(Protocol):
         """Both steps on the device alone, "encode" and "decode", if they are apart."""
 
 
-Make = Callable[[EncodecModel, int, torch.device], Runner]
+Make = Callable[[EncodecModel, int, torch.device], Contender]
 
 
 @dataclass(frozen=True)
@@ -108,8 +110,8 @@ class CompiledSteps:
         """
         self._packed = pack(model, select("torch", device), device)
         self._codebooks = model.config.codebooks_for(bandwidth_kbps(model))
-        self._encoder = Lane(self._packed.encoder, slots, device)
-        self._decoder = Lane(self._packed.decoder, slots, device)
+        self._encoder = Runner(self._packed.encoder, slots, device)
+        self._decoder = Runner(self._packed.decoder, slots, device)
         wrap = partial(torch.compile, fullgraph=True, dynamic=False, **options)
         silence = torch.zeros(slots, model.config.hop_length, device=device)
         codes = torch.zeros(slots, self._codebooks, dtype=torch.int64, device=device)

@@ -16,11 +16,12 @@ import numpy as np
 import torch
 
 from benches.record import Record
-from encodec_rt.audio import Audio, AudioReader
+from encodec_rt.audio import AudioReader
 from encodec_rt.config import EncodecConfig
-from encodec_rt.live.loopback import Loopback, loop_back
+from encodec_rt.live.loop import Loopback, loop_back
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.types import Audio
 
 
 def codec_for(model: str | None, device: str, backend: str) -> Codec:

@@ -12,18 +12,19 @@ from torch import Tensor
 
 from encodec_rt.config import EncodecConfig
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.streaming.ops import TORCH, Ops
+from encodec_rt.streaming.backends.torch import TORCH
+from encodec_rt.streaming.ops import Ops
 from encodec_rt.streaming.plan import (
     ConvSpec,
     ConvTransposeSpec,
     LayerSpec,
     LstmSpec,
     Plan,
-    layer_weights,
     plan,
 )
 from encodec_rt.streaming.state import StreamState
-from encodec_rt.streaming.steps import network, run
+from encodec_rt.streaming.steps import run
+from encodec_rt.streaming.weights import layer_weights, pack_layers
 
 
 def random_24khz(seed: int = 0) -> EncodecModel:
@@ -100,7 +101,7 @@ class OneLayer:
     ) -> None:
         """Draw state and input; those of slot n do not depend on how many slots there are."""
         self.spec = spec
-        self.net = network(model, (spec,), ops, device)
+        self.net = pack_layers(model, (spec,), ops, device)
         self.now = StreamState.allocate((spec,), slots, device)
         self.proposed = StreamState.allocate((spec,), slots, device)
         shape = (slots, steps_per_frame(model, spec), inputs_of(spec))

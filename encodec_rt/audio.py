@@ -17,8 +17,7 @@ from numpy.typing import NDArray
 
 from encodec_rt.atomic import check_target, replacing
 from encodec_rt.errors import InputError
-
-Audio = NDArray[np.float32]
+from encodec_rt.types import Audio
 
 PIPE = "-"
 RATES_HZ = (100, 10_000_000)

@@ -130,11 +130,11 @@ class EncodecConfig:
         if list(bandwidths) != sorted(set(bandwidths)):
             raise ConfigError(f"target_bandwidths={bandwidths}; they must rise")
         one = self.frame_rate * self.codebook_nbits / 1000
-        if not 1 <= self.num_quantizers <= _MOST_CODEBOOKS:
+        if not 1 <= self.num_quantizers <= _MAX_CODEBOOKS:
             raise ConfigError(
                 f"target_bandwidths={bandwidths} take {self.num_quantizers} codebooks at {one:g} "
                 f"kbps each, {self.frame_rate} frames per second; a model has 1 to "
-                f"{_MOST_CODEBOOKS}"
+                f"{_MAX_CODEBOOKS}"
             )
 
     def _validate_chunks(self) -> None:
@@ -185,6 +185,20 @@ class EncodecConfig:
     def num_quantizers(self) -> int:
         """Codebooks of the whole model."""
         return int(1000 * self.target_bandwidths[-1] // (self.frame_rate * self.codebook_nbits))
+
+    @property
+    def is_framewise(self) -> bool:
+        """Whether the model can be stepped frame by frame.
+
+        A norm over time, a centred convolution, a loudness over the clip and chunks all need audio
+        that a frame has not got yet; such models stream in segments.
+        """
+        return (
+            self.use_causal_conv
+            and self.norm_type == "weight_norm"
+            and not self.normalize
+            and self.chunk_length_s is None
+        )
 
     def codebooks_for(self, bandwidth_kbps: float) -> int:
         """Codebooks that one of ``target_bandwidths`` takes: max(1, floor(kbps / kbps per book)).
@@ -248,7 +262,7 @@ _LOWEST: Mapping[str, int] = MappingProxyType(
     }
 )
 _HIGHEST = 2**31 - 1
-_MOST_CODEBOOKS = 4096
+_MAX_CODEBOOKS = 4096
 
 
 def _as_float(name: str, value: object) -> float:

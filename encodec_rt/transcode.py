@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from encodec_rt.audio import Audio
 from encodec_rt.bitstream.ecdc import Block
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import ConfigError, PacketError
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.segments import Segment
 from encodec_rt.streaming.weights import Start
+from encodec_rt.types import Audio
 
 FILE_BLOCK_FRAMES = 256
 """Frames stepped at once: nobody waits for the first, and a block reads each weight once."""

@@ -257,18 +257,18 @@ def test_step_writes_all_of_proposed_and_nothing_of_now(padded: Codec) -> None:
     codes = encoder.push(speech(160))
     decoder.push(codes)
     latents = torch.randn(1, 1, padded.config.hidden_size)
-    for lane, x in ((encoder.lane, speech(1, 8)[..., None]), (decoder.lane, latents)):
-        before = lane.now.arena.clone()
-        address = lane.now.arena.data_ptr(), lane.proposed.arena.data_ptr()
-        lane.proposed.arena.fill_(math.nan)
+    for runner, x in ((encoder.runner, speech(1, 8)[..., None]), (decoder.runner, latents)):
+        before = runner.now.arena.clone()
+        address = runner.now.arena.data_ptr(), runner.proposed.arena.data_ptr()
+        runner.proposed.arena.fill_(math.nan)
         with torch.inference_mode():
-            y = run(lane.net, lane.now, lane.proposed, x)
+            y = run(runner.net, runner.now, runner.proposed, x)
             assert bool(torch.isfinite(y).all())
-            assert torch.equal(lane.now.arena, before)
-            for name, view in lane.proposed.views.items():
+            assert torch.equal(runner.now.arena, before)
+            for name, view in runner.proposed.views.items():
                 assert bool(torch.isfinite(view).all()), name
-            lane.step(x, torch.ones(1, dtype=torch.bool))
-        assert address == (lane.now.arena.data_ptr(), lane.proposed.arena.data_ptr())
+            runner.step(x, torch.ones(1, dtype=torch.bool))
+        assert address == (runner.now.arena.data_ptr(), runner.proposed.arena.data_ptr())
 
 
 def test_refused_input_leaves_the_stream_as_it_was(padded: Codec) -> None:

@@ -30,8 +30,8 @@ from encodec_rt.link.endpoints import NullSink, SilentSource
 from encodec_rt.link.signalling import Limits, SignallingClient, SignallingServer
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.streams import Audio
-from encodec_rt.voice.receiver import Listener
+from encodec_rt.types import Audio
+from encodec_rt.voice.receiver import Receiver
 
 SMALL_KBPS = 6.01
 
@@ -197,7 +197,7 @@ def resident_mib() -> float:
 class Window:
     """What a listener counted from one look to the next."""
 
-    listener: Listener
+    listener: Receiver
     hop: int
 
     def __post_init__(self) -> None:

@@ -19,13 +19,13 @@ import torch
 from benches.link.calls import SMALL_KBPS, small_codec, speech
 from benches.link.curves import Silent
 from benches.record import Json, Record
-from encodec_rt.link.bandwidth import Estimator
-from encodec_rt.netsim.impairment import Channel, Network
+from encodec_rt.link.bandwidth import PathEstimator
+from encodec_rt.netsim.impairment import Channel, PathProfile
 from encodec_rt.netsim.simulate import Heard, simulate
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.voice.bitrate import RateController
-from encodec_rt.voice.jitter import JitterBuffer, Slot
-from encodec_rt.voice.receiver import Listener
+from encodec_rt.voice.jitter import JitterBuffer, PlayoutSlot
+from encodec_rt.voice.receiver import Receiver
 
 SECONDS = 60
 CLIPS = 5
@@ -39,7 +39,7 @@ LAST_S = 10.0
 class Condition:
     """What happens, and when the network is as before again, if it ever is otherwise."""
 
-    network: Network
+    network: PathProfile
     drift_ppm: float = 0.0
     over_s: float | None = None
     moved_ms: float = 0.0
@@ -56,9 +56,9 @@ def path(
     reorder: float = 0.0,
     duplicate: float = 0.0,
     outages_s: tuple[tuple[float, float], ...] = (),
-) -> Network:
+) -> PathProfile:
     """The path that all calls have, and what happens to it at ``event_s`` or all the time."""
-    return Network(
+    return PathProfile(
         delay_ms=40,
         jitter_ms=8,
         step_at_s=event_s,
@@ -74,7 +74,7 @@ CONDITIONS: Mapping[str, Condition] = {
     "as ever": Condition(path()),
     "60 ms delay step": Condition(path(step_ms=60), over_s=EVENT_S, moved_ms=60),
     "60 ms delay step back": Condition(
-        Network(delay_ms=100, jitter_ms=8, step_at_s=EVENT_S, step_ms=-60), moved_ms=-60
+        PathProfile(delay_ms=100, jitter_ms=8, step_at_s=EVENT_S, step_ms=-60), moved_ms=-60
     ),
     "120 ms spikes": Condition(path(spike_every_s=8)),
     "reordering": Condition(path(reorder=0.05)),
@@ -96,7 +96,7 @@ def call(codec: Codec, condition: Condition, seed: int) -> Heard:
         Silent(codec, SMALL_KBPS),
         controller=RateController(codebooks=8),
         drift_ppm=condition.drift_ppm,
-        estimator=Estimator(),
+        estimator=PathEstimator(),
     )
 
 
@@ -137,14 +137,14 @@ class Watched(JitterBuffer):
         super().__init__()
         self.cut = {"in_pauses": 0, "in_speech": 0}
 
-    def get(self, now_s: float, *, quiet: bool = False) -> Slot:
+    def get(self, now_s: float, *, quiet: bool = False) -> PlayoutSlot:
         """As ever."""
         slot = super().get(now_s, quiet=quiet)
         self.cut["in_pauses" if quiet else "in_speech"] += slot.skipped
         return slot
 
 
-def cuts(codec: Codec, kbps: float, network: Network, seed: int) -> dict[str, Json]:
+def cuts(codec: Codec, kbps: float, network: PathProfile, seed: int) -> dict[str, Json]:
     """Where frames of recorded speech are left out when the delay shrinks."""
     clip = speech(codec.config.sampling_rate)
     codes = np.concatenate([codec.stream_encoder(kbps).push(clip)] * CLIPS)
@@ -153,7 +153,7 @@ def cuts(codec: Codec, kbps: float, network: Network, seed: int) -> dict[str, Js
         codec,
         codes,
         Channel(network, seed),
-        Listener(codec, kbps, buffer=buffer),
+        Receiver(codec, kbps, buffer=buffer),
         controller=RateController(codebooks=codes.shape[1]),
     )
     seconds = len(codes) / codec.config.frame_rate

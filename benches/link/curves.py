@@ -21,14 +21,14 @@ from numpy.typing import NDArray
 from benches.link.scores import PLAIN, compare, measure
 from benches.record import Json, Record
 from encodec_rt.audio import AudioReader
-from encodec_rt.link.bandwidth import Estimator
-from encodec_rt.netsim.impairment import Channel, Network
+from encodec_rt.link.bandwidth import PathEstimator
+from encodec_rt.netsim.impairment import Channel, PathProfile
 from encodec_rt.netsim.simulate import Heard, simulate
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.voice.bitrate import RateController
 from encodec_rt.voice.conceal import GAINS
 from encodec_rt.voice.jitter import JitterBuffer
-from encodec_rt.voice.receiver import Listener
+from encodec_rt.voice.receiver import Receiver
 
 LOSSES = (0.0, 0.01, 0.05, 0.10, 0.20)
 BURSTS = {"random": 1.0, "bursty": 3.0}
@@ -60,13 +60,13 @@ DEFENCES = (
 )
 
 
-def conditions(losses: tuple[float, ...]) -> Iterator[tuple[str, float, Network]]:
+def conditions(losses: tuple[float, ...]) -> Iterator[tuple[str, float, PathProfile]]:
     """Each pattern and share of loss, as a network."""
     for pattern, burst in BURSTS.items():
         for loss in losses:
             # Nothing lost is the same in both patterns.
             if loss or burst == 1:
-                yield pattern, loss, Network(delay_ms=40, jitter_ms=8, loss=loss, burst=burst)
+                yield pattern, loss, PathProfile(delay_ms=40, jitter_ms=8, loss=loss, burst=burst)
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,13 +91,13 @@ def speech(codec: Codec, name: str, kbps: float) -> Said:
 def run(
     codec: Codec,
     codes: NDArray[np.uint16],
-    network: Network,
+    network: PathProfile,
     defence: Defence,
     kbps: float,
     seed: int,
-) -> tuple[Heard, Listener]:
+) -> tuple[Heard, Receiver]:
     """One call."""
-    listener = Listener(codec, kbps, gains=defence.gains, repairs=defence.repairs)
+    listener = Receiver(codec, kbps, gains=defence.gains, repairs=defence.repairs)
     controller = RateController(codebooks=codes.shape[1], redundancy=defence.redundancy)
     heard = simulate(
         codec,
@@ -105,7 +105,7 @@ def run(
         Channel(network, seed),
         listener,
         controller=controller,
-        estimator=Estimator(),
+        estimator=PathEstimator(),
     )
     return heard, listener
 
@@ -113,11 +113,16 @@ def run(
 def squeeze(codec: Codec, codes: NDArray[np.uint16], kbps: float) -> dict[str, Json]:
     """A bottleneck of 40 kbit/s from second 12 to 28: delay of packets, and the way back."""
     looped = np.concatenate([codes] * 6)
-    network = Network(delay_ms=20, jitter_ms=3, rate_kbps=40, rate_span_s=(12, 28))
+    network = PathProfile(delay_ms=20, jitter_ms=3, rate_kbps=40, rate_span_s=(12, 28))
     listener = Silent(codec, kbps)
     controller = RateController(codebooks=codes.shape[1])
     heard = simulate(
-        codec, looped, Channel(network, 0), listener, controller=controller, estimator=Estimator()
+        codec,
+        looped,
+        Channel(network, 0),
+        listener,
+        controller=controller,
+        estimator=PathEstimator(),
     )
     return squeezed(heard)
 
@@ -143,10 +148,10 @@ def squeezed(heard: Heard) -> dict[str, Json]:
     }
 
 
-class Silent(Listener):
+class Silent(Receiver):
     """A listener that decodes nothing, where only packets matter."""
 
-    def render(self, turn: object) -> NDArray[np.float32]:
+    def render(self, planned: object) -> NDArray[np.float32]:
         """A hop of zeros."""
         return np.zeros(self._config.hop_length, np.float32)
 
@@ -157,7 +162,7 @@ def budget(codec: Codec, codes: NDArray[np.uint16], kbps: float) -> dict[str, Js
     heard = simulate(
         codec,
         codes,
-        Channel(Network(delay_ms=0.5), 0),
+        Channel(PathProfile(delay_ms=0.5), 0),
         listener,
         controller=RateController(codebooks=codes.shape[1]),
     )

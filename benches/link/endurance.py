@@ -19,14 +19,14 @@ from numpy.typing import NDArray
 from benches.link.calls import Model, Window, add_arguments, speech
 from benches.link.far import Apart, look
 from benches.record import Json, Record
-from encodec_rt.bitstream.packet import Codes
-from encodec_rt.netsim.impairment import Channel, Network
+from encodec_rt.netsim.impairment import Channel, PathProfile
 from encodec_rt.netsim.simulate import Direction
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.types import Codes
 from encodec_rt.voice.bitrate import RateController
-from encodec_rt.voice.receiver import Listener
+from encodec_rt.voice.receiver import Receiver
 
-HOUR = Network(delay_ms=40, jitter_ms=8, loss=0.03, burst=2, spike_every_s=20)
+HOUR = PathProfile(delay_ms=40, jitter_ms=8, loss=0.03, burst=2, spike_every_s=20)
 
 
 async def talk(model: Model, *, minutes: int) -> list[dict[str, Json]]:
@@ -50,7 +50,7 @@ def hour(model: Model, *, hours: float, parts: int = 6) -> list[dict[str, Json]]
     codec, kbps = model.load(), model.kbps
     config, audio = codec.config, speech(codec.config.sampling_rate)
     count = int(hours * 3600 * config.frame_rate)
-    listener = Listener(codec, kbps)
+    listener = Receiver(codec, kbps)
     direction = Direction(
         codec,
         _frames(codec, kbps, audio, count),

@@ -15,7 +15,7 @@ from benches.link.calls import Model, Window, calling, heard, listening, speech
 from benches.record import Json
 from encodec_rt.link.call import Call
 from encodec_rt.link.signalling import Limits, SignallingServer
-from encodec_rt.live.loopback import warm_up
+from encodec_rt.streaming.codec import warm_up
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class End:
 
 
 @dataclass(frozen=True)
-class Dialled:
+class DialAnswer:
     """All that an attacker may know of a call."""
 
     url: str
@@ -87,7 +87,7 @@ class Apart:
 
     caller: Far
     callee: Far
-    dialled: Dialled
+    dialled: DialAnswer
 
     @classmethod
     async def begin(cls, model: Model, limits: Limits | None = None) -> Apart:
@@ -95,7 +95,7 @@ class Apart:
         limits = limits or Limits()
         callee = Far(model, place=None, limits=limits)
         caller = Far(model, place=await callee.answer(), limits=limits)
-        dialled: Dialled = await caller.answer()
+        dialled: DialAnswer = await caller.answer()
         for end in (caller, callee):
             await end.answer()
         return cls(caller, callee, dialled)
@@ -129,7 +129,7 @@ async def _run(
             call = line.calls[0]
         else:
             made = await stack.enter_async_context(calling(codec, model.kbps, audio, *place))
-            pipe.send(Dialled(*place, made.offer, made.addresses, made.name))
+            pipe.send(DialAnswer(*place, made.offer, made.addresses, made.name))
             call = made.call
         await heard(call)
         end = End(call, Window(call.listener, codec.config.hop_length), server)

@@ -20,15 +20,15 @@ import aiohttp
 import numpy as np
 
 from benches.link.calls import Model, add_arguments
-from benches.link.far import Apart, Dialled, End, look
+from benches.link.far import Apart, DialAnswer, End, look
 from benches.record import Json, Record
 from encodec_rt.bitstream.packet import Packet, encode_packet
-from encodec_rt.link.admission import DoorLimits
+from encodec_rt.link.admission import ConnectionLimits
 from encodec_rt.link.signalling import PATH, SDP_TYPE, Limits
 from encodec_rt.voice.packetizer import Outgoing
 
 GENEROUS = Limits(
-    requests_per_s=1e6, burst=1_000_000, door=replace(DoorLimits(), connection_s=3600.0)
+    requests_per_s=1e6, burst=1_000_000, door=replace(ConnectionLimits(), connection_s=3600.0)
 )
 """Requests that a limit would refuse unread come further, where they may do more harm."""
 PACE_S = 0.02
@@ -90,7 +90,7 @@ async def whisper(end: End, *, count: int, per_s: float, seed: int = 1) -> dict[
 class Attack:
     """Hostile datagrams and requests, by one who knows all of a call but its keys."""
 
-    call: Dialled
+    call: DialAnswer
     seed: int = 0
 
     def __post_init__(self) -> None:

@@ -21,17 +21,17 @@ import numpy as np
 
 from benches.link.traces import HOP, Outcome, Sent, play, ticks, trace
 from benches.record import Json, Record
-from encodec_rt.netsim.impairment import Network
+from encodec_rt.netsim.impairment import PathProfile
 from encodec_rt.voice.jitter import JitterBuffer
 
 NETWORKS = {
-    "steady": Network(delay_ms=40, loss=0.02),
-    "jitter 8 ms": Network(delay_ms=40, jitter_ms=8, loss=0.02),
-    "jitter 20 ms": Network(delay_ms=40, jitter_ms=20, loss=0.02),
-    "spikes": Network(delay_ms=40, jitter_ms=3, spike_every_s=8, loss=0.02),
-    "step up": Network(delay_ms=30, jitter_ms=4, step_at_s=22, step_ms=60, loss=0.02),
-    "reordering": Network(delay_ms=40, jitter_ms=2, reorder=0.05, duplicate=0.05),
-    "bursty loss": Network(delay_ms=40, jitter_ms=8, loss=0.1, burst=4),
+    "steady": PathProfile(delay_ms=40, loss=0.02),
+    "jitter 8 ms": PathProfile(delay_ms=40, jitter_ms=8, loss=0.02),
+    "jitter 20 ms": PathProfile(delay_ms=40, jitter_ms=20, loss=0.02),
+    "spikes": PathProfile(delay_ms=40, jitter_ms=3, spike_every_s=8, loss=0.02),
+    "step up": PathProfile(delay_ms=30, jitter_ms=4, step_at_s=22, step_ms=60, loss=0.02),
+    "reordering": PathProfile(delay_ms=40, jitter_ms=2, reorder=0.05, duplicate=0.05),
+    "bursty loss": PathProfile(delay_ms=40, jitter_ms=8, loss=0.1, burst=4),
 }
 LATE_COSTS_MS = (3.0, 4.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0)
 

@@ -27,14 +27,14 @@ from benches.link.conditions import Condition, path
 from benches.link.rig_end import KINDS, End, speech
 from benches.link.scores import longest_mute
 from benches.record import Json, Record
-from encodec_rt.bitstream.packet import Codes
-from encodec_rt.netsim.impairment import HEADER_BYTES, Network
+from encodec_rt.netsim.impairment import PathProfile
 from encodec_rt.netsim.netns import Rig, why_unavailable
 from encodec_rt.netsim.simulate import Heard, Hop
 from encodec_rt.quality import score
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.voice.bitrate import Plan
-from encodec_rt.voice.jitter import Slot
+from encodec_rt.types import Codes
+from encodec_rt.voice.bitrate import HEADER_BYTES, PacketPlan
+from encodec_rt.voice.jitter import PlayoutSlot
 
 SIDES = ("caller", "listener")
 RATE_HZ = 24_000
@@ -48,7 +48,7 @@ def _timed(*, over_s: float | None = None, moved_ms: float = 0.0, **what: Any) -
 
 
 CONDITIONS: Mapping[str, Condition] = {
-    "loopback": Condition(Network(), event_s=EVENT_S, seconds=18.0),
+    "loopback": Condition(PathProfile(), event_s=EVENT_S, seconds=18.0),
     **{
         f"{100 * share:g} % {pattern} loss": Condition(network, event_s=EVENT_S, seconds=18.0)
         for pattern, share, network in curves.conditions(curves.LOSSES[1:])
@@ -59,7 +59,7 @@ CONDITIONS: Mapping[str, Condition] = {
     "duplicates": _timed(duplicate=0.1),
     "5 s outage": _timed(outages_s=((EVENT_S, EVENT_S + 5),), over_s=EVENT_S + 5),
     "bottleneck": Condition(
-        Network(delay_ms=20, jitter_ms=3, rate_kbps=40, rate_span_s=(12, 28)),
+        PathProfile(delay_ms=20, jitter_ms=3, rate_kbps=40, rate_span_s=(12, 28)),
         event_s=EVENT_S,
         seconds=42.0,
     ),
@@ -108,7 +108,9 @@ def read_log(
     hops = [
         Hop(
             float(at_s[n]),
-            Slot(KINDS[kind], int(indices[n]), _codes(log["codes"][n]), skipped=int(skipped[n])),
+            PlayoutSlot(
+                KINDS[kind], int(indices[n]), _codes(log["codes"][n]), skipped=int(skipped[n])
+            ),
             log["audio"][n],
         )
         for n, kind in enumerate(kinds)
@@ -124,7 +126,7 @@ def read_log(
     transits_ms = 1000 * (arrived_s - end_s - last * hop_s)
     arrived_s = arrived_s - begun_s
     plans = [
-        (next(rows)[0], Plan(*(int(n) for n in plan)))
+        (next(rows)[0], PacketPlan(*(int(n) for n in plan)))
         for plan, rows in groupby(zip(arrived_s, *shapes, strict=True), key=lambda row: row[1:])
     ]
     heard = Heard(
@@ -244,7 +246,7 @@ def bench(model: str, kbps: float, names: Sequence[str], seeds: int) -> Record:
     frame_rate = codec.config.frame_rate
     longest = round(max(CONDITIONS[name].seconds for name in names) * frame_rate)
     spoken = [say(codec, side, kbps, longest) for side in SIDES]
-    with tempfile.TemporaryDirectory() as folder, Rig(Network()) as rig:
+    with tempfile.TemporaryDirectory() as folder, Rig(PathProfile()) as rig:
         ends = [End(*each, model, kbps) for each in zip(rig.sides, SIDES, strict=True)]
         calls = []
         for name in names:

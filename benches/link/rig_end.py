@@ -28,12 +28,11 @@ from encodec_rt.bitstream.packet import parse_packet
 from encodec_rt.errors import LinkError
 from encodec_rt.link.call import Call, CallOptions
 from encodec_rt.link.endpoints import NullSink
-from encodec_rt.live.loopback import warm_up
 from encodec_rt.netsim.netns import Side
-from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.streams import Audio
-from encodec_rt.voice.jitter import Kind, Slot
-from encodec_rt.voice.receiver import Listener, Turn
+from encodec_rt.streaming.codec import Codec, warm_up
+from encodec_rt.types import Audio
+from encodec_rt.voice.jitter import Kind, PlayoutSlot
+from encodec_rt.voice.receiver import HopPlan, Receiver
 
 SPEECH = {"caller": ("it", "en"), "listener": ("en", "it")}
 KINDS: tuple[Kind, ...] = ("idle", "frame", "copy", "lost", "silence", "hold")
@@ -56,14 +55,14 @@ class Mouth(Talker):
         return audio if self._left >= 0 else None
 
 
-class Ear(Listener):
+class Ear(Receiver):
     """A listener that remembers packets and slots."""
 
     def __init__(self, codec: Codec, kbps: float) -> None:
         """As a call makes its own."""
         super().__init__(codec, kbps)
         self.packets: list[tuple[float, ...]] = []
-        self.turns: list[tuple[float, Slot]] = []
+        self.turns: list[tuple[float, PlayoutSlot]] = []
 
     def receive(
         self, payload: bytes, *, sequence: int, timestamp: int, ssrc: int, now_s: float
@@ -77,11 +76,11 @@ class Ear(Listener):
             payload, sequence=sequence, timestamp=timestamp, ssrc=ssrc, now_s=now_s
         )
 
-    def take(self, now_s: float) -> Turn:
+    def take(self, now_s: float) -> HopPlan:
         """As ever."""
-        turn = super().take(now_s)
-        self.turns.append((now_s, turn.slot))
-        return turn
+        planned = super().take(now_s)
+        self.turns.append((now_s, planned.slot))
+        return planned
 
 
 class Recorder(NullSink):

@@ -11,7 +11,7 @@ from encodec_rt.netsim.simulate import Heard
 from encodec_rt.quality import score
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.voice.activity import level_db
-from encodec_rt.voice.receiver import Listener
+from encodec_rt.voice.receiver import Receiver
 
 SPEECH_RATE_HZ = 16_000
 MUTE_DB = 20.0
@@ -26,7 +26,7 @@ def measure(
     clip: NDArray[np.float32],
     lossless: NDArray[np.float32],
     heard: Heard,
-    listener: Listener,
+    listener: Receiver,
 ) -> dict[str, Json]:
     """Scores of what was heard, and what the call counted.
 

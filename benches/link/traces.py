@@ -9,8 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encodec_rt.bitstream.packet import Packet
-from encodec_rt.netsim.impairment import Channel, Network
-from encodec_rt.voice.jitter import JitterBuffer, Slot
+from encodec_rt.netsim.impairment import Channel, PathProfile
+from encodec_rt.voice.jitter import JitterBuffer, PlayoutSlot
 
 HOP = 320
 HOP_S = HOP / 24_000
@@ -32,7 +32,7 @@ class Outcome:
     """What was played: per frame number the time of playout, and per hop its kind."""
 
     played_s: dict[int, float] = field(default_factory=dict)
-    slots: list[tuple[float, Slot]] = field(default_factory=list)
+    slots: list[tuple[float, PlayoutSlot]] = field(default_factory=list)
 
     def delays_ms(self, packets: list[Sent]) -> NDArray[np.float64]:
         """Of each frame played, the time from sending to playout."""
@@ -45,7 +45,7 @@ class Outcome:
         return 1 - len(arrived & set(self.played_s)) / len(arrived)
 
 
-def trace(network: Network, seconds: float, *, seed: int = 0, ppm: float = 0.0) -> list[Sent]:
+def trace(network: PathProfile, seconds: float, *, seed: int = 0, ppm: float = 0.0) -> list[Sent]:
     """One packet per frame, sorted by arrival; the sender's clock is ``ppm`` too fast."""
     channel = Channel(network, seed)
     packets = []

@@ -16,10 +16,10 @@ from typing import BinaryIO
 
 import numpy as np
 
-from encodec_rt.bitstream.packet import Codes, group_size, pack_codes, packed_size, unpack_codes
+from encodec_rt.bitstream.packet import group_size, pack_codes, packed_size, unpack_codes
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import InputError, PacketError, StateError
-from encodec_rt.streaming.plan import is_framewise
+from encodec_rt.types import Codes
 
 MAGIC = b"ECDC"
 VERSION = 0
@@ -125,7 +125,7 @@ class EcdcWriter:
         self._frames += len(codes)
         if scale is not None:
             self._spool.write(_SCALE.pack(scale))
-        if not is_framewise(self._config):
+        if not self._config.is_framewise:
             self._spool.write(pack_codes(codes, bits))
             return
         flat = np.concatenate([self._rest, codes.reshape(-1)])
@@ -222,7 +222,7 @@ class EcdcReader:
             scale = self._scale()
             if self.truncated:
                 return
-        step = _BLOCK_FRAMES if is_framewise(self._config) else frames
+        step = _BLOCK_FRAMES if self._config.is_framewise else frames
         bits = self._config.codebook_nbits
         books = self.header.codebooks
         for start in range(0, frames, step):

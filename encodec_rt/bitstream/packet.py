@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encodec_rt.errors import InputError, PacketError
+from encodec_rt.types import Codes
 
 MAX_FRAMES = 4
 MAX_CODEBOOKS = 32
@@ -19,8 +20,6 @@ MAX_BACK = 16
 MAX_REDUNDANT_FRAMES = 4
 MAX_REDUNDANT_CODEBOOKS = 4
 MAX_BITS = 16
-
-Codes = NDArray[np.uint16]
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,7 +10,7 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from encodec_rt.sound.meter import level_bar, terms_table
+from encodec_rt.cli.live_panel import level_bar, terms_table
 
 WINDOW_S = 3.0
 """Rates and means are over so long."""

@@ -17,9 +17,9 @@ from encodec_rt.errors import ConfigError, InputError, PacketError
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from encodec_rt.audio import Audio
     from encodec_rt.streaming.codec import Codec
     from encodec_rt.streaming.weights import Start
+    from encodec_rt.types import Audio
 
 PIPE = "-"
 

@@ -24,10 +24,10 @@ from encodec_rt.errors import WeightsError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from encodec_rt.audio import Audio
-    from encodec_rt.live.loopback import Loopback
+    from encodec_rt.live.loop import Loopback
     from encodec_rt.streaming.codec import Codec
     from encodec_rt.streaming.weights import Start
+    from encodec_rt.types import Audio
 
 RANDOM_NOTICE = (
     "NOTE: no trained model is embedded yet. The weights of this run are random, "
@@ -135,7 +135,7 @@ def _run(codec: Codec, audio: Audio, bandwidth: float, start: Start, *, paced: b
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn
 
-    from encodec_rt.live.loopback import loop_back
+    from encodec_rt.live.loop import loop_back
 
     console = Console(stderr=True)
     frames = audio.shape[1] // codec.config.hop_length

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from encodec_rt.audio import Audio
+from encodec_rt.types import Audio
 
 _WINDOW = 1024
 _STEP = 240

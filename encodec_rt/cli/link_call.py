@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from encodec_rt.cli.console import CodecOptions
     from encodec_rt.cli.link_options import LinkOptions
     from encodec_rt.link.call import Call, CallOptions
-    from encodec_rt.link.device_pair import Handset
-    from encodec_rt.link.endpoints import Sink, Source
+    from encodec_rt.link.device_pair import DevicePair
+    from encodec_rt.link.endpoints import CallSink, CallSource
     from encodec_rt.link.signalling import SignallingClient
     from encodec_rt.streaming.codec import Codec
 
@@ -35,9 +35,9 @@ LOG_EVERY_S = 2.0
 class CallEnds:
     """What a call hears and says, and the devices among it."""
 
-    source: Source
-    sink: Sink
-    handset: Handset | None
+    source: CallSource
+    sink: CallSink
+    handset: DevicePair | None
 
 
 class CallCourse:
@@ -89,7 +89,7 @@ class CallCourse:
 
     async def _show(self) -> None:
         from encodec_rt.cli.call_panel import CallMeter, call_line, call_panel
-        from encodec_rt.sound.meter import Display
+        from encodec_rt.cli.live_panel import Display
 
         meter, began_s = CallMeter(), time.monotonic()
         every_s = SHOW_EVERY_S if self._console.is_terminal else LOG_EVERY_S
@@ -129,8 +129,8 @@ def prepare(options: CodecOptions, link: LinkOptions) -> Codec:
     """The codec, warm. Raises now what ``link`` asks for and cannot have, not at the first call."""
     import torch
 
-    from encodec_rt.live.loopback import warm_up
     from encodec_rt.sound.realtime import check_real_time
+    from encodec_rt.streaming.codec import warm_up
 
     if link.real_time:
         check_real_time()
@@ -156,7 +156,7 @@ def open_ends(
     from encodec_rt.link.endpoints import FileSink, FileSource
 
     config = codec.config
-    source: Source | None = FileSource(link.play, config) if link.play is not None else None
+    source: CallSource | None = FileSource(link.play, config) if link.play is not None else None
     handset = sink = None
     try:
         if source is None or record is None:
@@ -177,8 +177,8 @@ def open_ends(
 
 def _open_handset(
     codec: Codec, link: LinkOptions, *, speaker: bool, tell: Callable[[str], None]
-) -> Handset:
-    from encodec_rt.link.device_pair import Handset
+) -> DevicePair:
+    from encodec_rt.link.device_pair import DevicePair
     from encodec_rt.sound.portaudio import PortAudio
     from encodec_rt.sound.processing import BLOCKS_PER_S
     from encodec_rt.sound.streams import BLOCK_S
@@ -191,7 +191,7 @@ def _open_handset(
         sink=device_choice(link.sink),
         block_s=BLOCK_S if voice is None else 1 / BLOCKS_PER_S,
     )
-    return Handset(
+    return DevicePair(
         system,
         codec.config,
         microphone=link.play is None,

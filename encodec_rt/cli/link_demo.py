@@ -21,7 +21,7 @@ from encodec_rt.errors import LinkError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from encodec_rt.netsim.impairment import Network
+    from encodec_rt.netsim.impairment import PathProfile
     from encodec_rt.streaming.codec import Codec
 
 PORT = 8443
@@ -58,11 +58,11 @@ def demo(
     from encodec_rt.cli.demo import RANDOM_NOTICE
     from encodec_rt.cli.demo import _codec as demo_codec
     from encodec_rt.cli.link_call import require_link
-    from encodec_rt.netsim.impairment import Network
+    from encodec_rt.netsim.impairment import PathProfile
     from encodec_rt.netsim.netns import why_unavailable
 
     require_link()
-    network = Network(
+    network = PathProfile(
         delay_ms=delay_ms, jitter_ms=jitter_ms, loss=loss, burst=burst, rate_kbps=rate_kbps
     )
     codec, is_random = demo_codec(model, device, backend)
@@ -97,7 +97,7 @@ def _heard(folder: Path, side: str) -> Path:
 
 def _call(
     codec: Codec,
-    network: Network,
+    network: PathProfile,
     seed: int,
     folder: Path,
     bandwidth: float,
@@ -179,7 +179,7 @@ def _wait_for_listener(process: subprocess.Popen[str]) -> None:
 
 
 def _simulate(
-    codec: Codec, network: Network, seed: int, folder: Path, bandwidth: float
+    codec: Codec, network: PathProfile, seed: int, folder: Path, bandwidth: float
 ) -> dict[str, Any]:
     import numpy as np
 
@@ -187,7 +187,7 @@ def _simulate(
     from encodec_rt.netsim.impairment import Channel
     from encodec_rt.netsim.simulate import simulate
     from encodec_rt.voice.bitrate import RateController
-    from encodec_rt.voice.receiver import Listener
+    from encodec_rt.voice.receiver import Receiver
 
     config = codec.config
     statistics: dict[str, Any] = {}
@@ -196,7 +196,7 @@ def _simulate(
             blocks = list(reader.blocks(config.sampling_rate, config.audio_channels))
         encoder = codec.stream_encoder(bandwidth)
         codes = np.concatenate([encoder.push(np.concatenate(blocks, axis=1)), encoder.flush()])
-        listener = Listener(codec, bandwidth)
+        listener = Receiver(codec, bandwidth)
         controller = RateController(
             codebooks=codes.shape[1], bits=config.codebook_nbits, frame_rate_hz=config.frame_rate
         )

@@ -84,11 +84,11 @@ def live(
     """Hear the microphone through the codec, until Ctrl-C."""
     import torch
 
+    from encodec_rt.cli.live_panel import plain_line
     from encodec_rt.live.duplex import Duplex
     from encodec_rt.live.loop import CodecLoop
     from encodec_rt.live.mouth_to_ear import Probe
     from encodec_rt.live.recording import EcdcRecording, WavRecording
-    from encodec_rt.sound.meter import plain_line
     from encodec_rt.sound.portaudio import PortAudio
     from encodec_rt.sound.realtime import check_real_time
 
@@ -144,7 +144,7 @@ def _run(
     real_time: bool,
 ) -> None:
     """Let ``duplex`` work in a thread of its own, and show it, until there is reason to end."""
-    from encodec_rt.sound.meter import Display, panel, plain_line
+    from encodec_rt.cli.live_panel import Display, panel, plain_line
     from encodec_rt.sound.realtime import run_in_real_time
 
     stop = threading.Event()
@@ -186,7 +186,7 @@ def _interruptible() -> Iterator[None]:
 def _report(status: Status, probe: Probe | None, stats_json: Path | None) -> None:
     """Write the statistics, and say what was measured. Raises AudioDeviceError if that failed."""
     from encodec_rt.atomic import replacing
-    from encodec_rt.sound.meter import status_json
+    from encodec_rt.cli.live_panel import status_json
 
     found = {} if probe is None else _found(probe)
     if stats_json is not None:
@@ -209,7 +209,7 @@ def _show_delay(status: Status, found: dict[str, Delay]) -> None:
     """The result of a measurement beside the budget, on standard output."""
     from rich.console import Console
 
-    from encodec_rt.sound.meter import budget_table
+    from encodec_rt.cli.live_panel import budget_table
 
     typer.echo(f"mouth to ear, by what the microphone heard: {_in_words(found['byMicrophone'])}")
     if "byDecoder" in found:

@@ -14,15 +14,15 @@ from typing import Any
 logger = logging.getLogger(__name__)
 
 BACKLOG = 16
-MOST_ADDRESSES = 1024
+MAX_ADDRESSES = 1024
 """Of so many addresses the requests are counted; the one unseen for longest is forgotten."""
 REST_S = 1.0
 """How long nobody is let in after the system had no room for one more."""
 
 
 @dataclass(frozen=True)
-class DoorLimits:
-    """Whom a ``Door`` lets in, and for how long."""
+class ConnectionLimits:
+    """Whom a ``Admission`` lets in, and for how long."""
 
     connections: int = 32
     per_address: int = 8
@@ -32,7 +32,7 @@ class DoorLimits:
     """From the end of that, whatever has been sent by then."""
 
 
-class Door:
+class Admission:
     """Lets connections in to the protocols that ``make`` makes.
 
     Who is one too many is hung up on before any work is done, and so is whoever stays too long,
@@ -42,7 +42,7 @@ class Door:
     def __init__(
         self,
         make: Callable[[], asyncio.Protocol],
-        limits: DoorLimits,
+        limits: ConnectionLimits,
         context: ssl.SSLContext | None,
     ) -> None:
         """``context``: for TLS, or None without."""
@@ -151,6 +151,6 @@ class RateLimit:
         left, seen_s = self._buckets.pop(address, (float(self._burst), now_s))
         left = min(self._burst, left + (now_s - seen_s) * self._per_s)
         self._buckets[address] = max(0.0, left - 1), now_s
-        if len(self._buckets) > MOST_ADDRESSES:
+        if len(self._buckets) > MAX_ADDRESSES:
             self._buckets.popitem(last=False)
         return left >= 1

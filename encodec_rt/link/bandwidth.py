@@ -6,14 +6,14 @@ from typing import Any
 
 from aiortc.rate import RemoteBitrateEstimator
 
-from encodec_rt.netsim.impairment import HEADER_BYTES
+from encodec_rt.voice.bitrate import HEADER_BYTES
 from encodec_rt.voice.delay import StandingQueue
 
-LEAST_QUEUE_S = 0.01
+MIN_QUEUE_S = 0.01
 """A shorter standing queue is none."""
 
 
-class Estimator(RemoteBitrateEstimator):
+class PathEstimator(RemoteBitrateEstimator):
     """aiortc's congestion estimate, with headers counted, and deaf to jitter without a queue.
 
     The estimate is made for video, whose packets come in bursts. A voice stream's single packets
@@ -37,7 +37,7 @@ class Estimator(RemoteBitrateEstimator):
             ssrc=ssrc,
         )
         incoming = self.incoming_bitrate.rate(arrival_time_ms)
-        if result is None or incoming is None or self._queue.delay_s > LEAST_QUEUE_S:
+        if result is None or incoming is None or self._queue.delay_s > MIN_QUEUE_S:
             return result
         # What aiortc lets itself grow to at once.
         bitrate = max(result[0], int(1.5 * incoming) + 10_000)

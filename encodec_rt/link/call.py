@@ -14,27 +14,25 @@ from typing import Any, TypeVar
 import numpy as np
 from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCSessionDescription
 
-from encodec_rt.bitstream.packet import Codes
 from encodec_rt.errors import LinkError
 from encodec_rt.link import rtp
 from encodec_rt.link.admission import RateLimit
-from encodec_rt.link.endpoints import Sink, Source
+from encodec_rt.link.endpoints import CallSink, CallSource
 from encodec_rt.link.sdp import Format, refusing
-from encodec_rt.live.loopback import warm_up
 from encodec_rt.sound.realtime import run_in_real_time
-from encodec_rt.streaming.codec import Codec, fingerprint
-from encodec_rt.streaming.streams import Audio
+from encodec_rt.streaming.codec import Codec, fingerprint, warm_up
+from encodec_rt.types import Audio, Codes
 from encodec_rt.voice.activity import EnergyDetector
 from encodec_rt.voice.bitrate import RateController
 from encodec_rt.voice.packetizer import Packetizer
-from encodec_rt.voice.receiver import Listener
+from encodec_rt.voice.receiver import Receiver
 from encodec_rt.voice.statistics import latency_ms, percentiles
 
 logger = logging.getLogger(__name__)
 T = TypeVar("T")
 
 REPORT_S = 1.0
-MOST_PACKETS_PER_S = 400
+MAX_PACKETS_PER_S = 400
 """More than twice what a sender of one frame per packet, each doubled, would send."""
 
 
@@ -60,7 +58,7 @@ class Call:
     """One side of one call. Make it, ``offer`` or ``answer``, then ``run`` it to its end."""
 
     def __init__(
-        self, codec: Codec, source: Source, sink: Sink, options: CallOptions | None = None
+        self, codec: Codec, source: CallSource, sink: CallSink, options: CallOptions | None = None
     ) -> None:
         """To be made inside the event loop. ``source`` and ``sink`` are closed with the call."""
         self.options = options or CallOptions()
@@ -75,7 +73,7 @@ class Call:
             bits=config.codebook_nbits,
             codebooks=config.codebooks_for(kbps),
         )
-        self.listener = Listener(codec, kbps)
+        self.listener = Receiver(codec, kbps)
         self._encoder = codec.stream_encoder(kbps)
         self._packetizer = Packetizer(hop=config.hop_length, bits=config.codebook_nbits)
         self._detector = EnergyDetector(frame_s=self._hop_s)
@@ -88,7 +86,7 @@ class Call:
         self._warmed: asyncio.Future[None] | None = None
         self._connected, self._ended = asyncio.Event(), asyncio.Event()
         self._heard_s: float | None = None
-        self._allowance = RateLimit(MOST_PACKETS_PER_S, MOST_PACKETS_PER_S)
+        self._allowance = RateLimit(MAX_PACKETS_PER_S, MAX_PACKETS_PER_S)
         self._report: rtp.Report | None = None
         self._encode_ms: deque[float] = deque(maxlen=1000)
         self._decode_ms: deque[float] = deque(maxlen=1000)
@@ -240,9 +238,9 @@ class Call:
 
     async def _hear(self) -> None:
         while True:
-            turn = self.listener.take(await self._sink.ready())
+            planned = self.listener.take(await self._sink.ready())
             started = perf_counter()
-            audio = await self._compute(self.listener.render, turn)
+            audio = await self._compute(self.listener.render, planned)
             self._decode_ms.append(1000 * (perf_counter() - started))
             self._sink.write(audio)
 

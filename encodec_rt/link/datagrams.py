@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Container
 
-MOST_DATAGRAM_BYTES = 1500
+MAX_DATAGRAM_BYTES = 1500
 """Longer ones are not ours, and beyond 2046 bytes they would end aiortc's receiving."""
 
 _RTP_HEADER = 12
@@ -17,7 +17,7 @@ _BINDING_REQUEST = b"\x00\x01"
 _DTLS_VERSIONS = (b"\xfe\xff", b"\xfe\xfd")
 _DTLS_HEADER, _FRAGMENT_HEADER = 13, 12
 _CHANGE_CIPHER_SPEC, _HANDSHAKE = 20, 22
-_MOST_MESSAGE_BYTES = 1 << 14
+_MAX_MESSAGE_BYTES = 1 << 14
 _CERTIFICATE, _SERVER_HELLO_DONE, _KEY_EXCHANGE = 11, 14, 16
 _EXPECTED: dict[str, frozenset[int]] = {
     "server": frozenset({1, _CERTIFICATE, 15, _KEY_EXCHANGE}),
@@ -37,7 +37,7 @@ def admits(
     this side that wait for an answer; ``role``: this side's in DTLS, "client" or "server".
     The first byte says what it is (RFC 7983).
     """
-    if not 0 < len(datagram) <= MOST_DATAGRAM_BYTES:
+    if not 0 < len(datagram) <= MAX_DATAGRAM_BYTES:
         return False
     first = datagram[0]
     if first < 4:
@@ -91,5 +91,5 @@ def _is_plain(kind: int, body: bytes, role: str) -> bool:
     return (
         body[0] in _EXPECTED.get(role, ())
         and fragment == len(body) - _FRAGMENT_HEADER
-        and offset + fragment <= length <= _MOST_MESSAGE_BYTES
+        and offset + fragment <= length <= _MAX_MESSAGE_BYTES
     )

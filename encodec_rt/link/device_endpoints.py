@@ -9,13 +9,12 @@ import numpy as np
 
 from encodec_rt.config import EncodecConfig
 from encodec_rt.link.endpoints import Clock
-from encodec_rt.live.duplex import MOST_BACKLOG_S, POLL_S
 from encodec_rt.sound.drift import START_MS, Converter, Playout
 from encodec_rt.sound.meter import ClockRate, QueueTime
 from encodec_rt.sound.processing import VoiceProcessor
-from encodec_rt.sound.streams import AudioSink, AudioSource
+from encodec_rt.sound.streams import MAX_BACKLOG_S, POLL_S, AudioSink, AudioSource
 from encodec_rt.sound.supervision import Watched
-from encodec_rt.streaming.streams import Audio
+from encodec_rt.types import Audio
 
 CLOCK_PULL = 0.02
 """How much of its error the smoothed playout clock makes good per hop."""
@@ -110,7 +109,7 @@ class DeviceSource:
         return stream
 
     def _take(self, stream: AudioSource) -> Audio:
-        excess = stream.waiting - round(MOST_BACKLOG_S * stream.rate_hz)
+        excess = stream.waiting - round(MAX_BACKLOG_S * stream.rate_hz)
         if excess > 0:
             self._shed += stream.skip(excess)
         captured = stream.read(stream.waiting)

@@ -17,7 +17,7 @@ from encodec_rt.sound.supervision import Watched, reopen
 LOOK_S = 0.25
 
 
-class Handset:
+class DevicePair:
     """A microphone, a speaker, or both: ``source`` and ``sink`` are what a call is given.
 
     A device that is lost is opened again when it comes back, and until then the call goes on: the

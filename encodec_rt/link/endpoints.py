@@ -13,13 +13,13 @@ import numpy as np
 from encodec_rt.audio import AudioReader, AudioWriter
 from encodec_rt.config import EncodecConfig
 from encodec_rt.sound.meter import Level
-from encodec_rt.streaming.streams import Audio
+from encodec_rt.types import Audio
 
 LATE_S = 0.5
 """A file that lags behind its clock by more gives up catching up, as after a suspend."""
 
 
-class Source(Protocol):
+class CallSource(Protocol):
     """Gives a hop of audio whenever its clock has one."""
 
     async def read(self) -> Audio | None:
@@ -29,7 +29,7 @@ class Source(Protocol):
         """Let go of the device or file."""
 
 
-class Sink(Protocol):
+class CallSink(Protocol):
     """Takes a hop of audio whenever its clock wants one."""
 
     async def ready(self) -> float:
@@ -148,7 +148,7 @@ class NullSink:
 class MeteredSource:
     """A source whose level can be looked at."""
 
-    def __init__(self, source: Source) -> None:
+    def __init__(self, source: CallSource) -> None:
         """What ``source`` gives, as it gives it."""
         self.level = Level()
         self._source = source
@@ -168,7 +168,7 @@ class MeteredSource:
 class MeteredSink:
     """A sink whose level can be looked at."""
 
-    def __init__(self, sink: Sink) -> None:
+    def __init__(self, sink: CallSink) -> None:
         """To ``sink``, as it wants it."""
         self.level = Level()
         self._sink = sink

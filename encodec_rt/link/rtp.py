@@ -24,7 +24,7 @@ from aiortc.rtcrtpparameters import (
 )
 
 from encodec_rt.errors import LinkError
-from encodec_rt.link.bandwidth import Estimator
+from encodec_rt.link.bandwidth import PathEstimator
 from encodec_rt.link.datagrams import admits
 from encodec_rt.link.sdp import MIME_TYPE, PARSER_ERRORS, PAYLOAD_TYPE, Format
 from encodec_rt.voice.packetizer import Outgoing
@@ -38,7 +38,7 @@ WAITING_PACKETS = 8
 """Packets that wait for the network before the oldest is dropped."""
 WAITING_DATAGRAMS = 256
 """Datagrams that wait to be decrypted, more than a second's; what comes then is dropped."""
-MOST_SOURCES = 8
+MAX_SOURCES = 8
 """SSRCs in one call: aiortc forgets none, and the other side needs one."""
 
 UNREADABLE = (struct.error, *PARSER_ERRORS)
@@ -169,13 +169,13 @@ def attach(
     check_private_names(transceiver)
     setattr(transceiver.sender, _ENCODER, _Packer(on_estimate))
     setattr(transceiver.receiver, _JITTER_BUFFER, _Tap(on_packet))
-    setattr(transceiver.receiver, _ESTIMATOR, Estimator())
+    setattr(transceiver.receiver, _ESTIMATOR, PathEstimator())
     _guard(transceiver.receiver.transport)
 
 
 def _guard(dtls: Any) -> None:
     """Let ``dtls`` take what ``guard.admits`` alone, and outlive what even the peer may send."""
-    for name, most in ((_RTP, MOST_SOURCES), (_RTCP, None)):
+    for name, most in ((_RTP, MAX_SOURCES), (_RTCP, None)):
         setattr(dtls, name, _forgiving(getattr(dtls, name), most))
     ice = getattr(dtls.transport, _ICE)
     gather = ice.gather_candidates

@@ -16,8 +16,8 @@ from encodec_rt.errors import LinkError
 MIME_TYPE = "audio/vnd.encodec-rt"
 """Not registered with IANA; the vendor tree is where such names live (RFC 6838)."""
 PAYLOAD_TYPE = 118
-MOST_CANDIDATES = 64
-MOST_FINGERPRINTS = 8
+MAX_CANDIDATES = 64
+MAX_FINGERPRINTS = 8
 """aiortc sends three of the same key, by three digests."""
 FINGERPRINT_LETTERS = 200
 """SHA-512 takes 191 with its colons."""
@@ -99,10 +99,10 @@ def fingerprints(description: str) -> frozenset[str]:
     lines = (line.strip() for line in description.splitlines())
     found = {line.split()[-1].upper() for line in lines if line.startswith("a=fingerprint:")}
     longest = max(map(len, found), default=0)
-    if not 0 < len(found) <= MOST_FINGERPRINTS or longest > FINGERPRINT_LETTERS:
+    if not 0 < len(found) <= MAX_FINGERPRINTS or longest > FINGERPRINT_LETTERS:
         raise LinkError(
             f"not a session description: it has {len(found)} fingerprints, where 1 to "
-            f"{MOST_FINGERPRINTS} of at most {FINGERPRINT_LETTERS} letters belong"
+            f"{MAX_FINGERPRINTS} of at most {FINGERPRINT_LETTERS} letters belong"
         )
     return frozenset(found)
 
@@ -115,10 +115,10 @@ def _read_parameters(description: str) -> dict[str, Any]:
         codecs = [codec for media in session.media for codec in media.rtp.codecs]
     except PARSER_ERRORS as error:
         raise LinkError(f"not a session description: {type(error).__name__}") from None
-    if len(sections) != 1 or sections[0][0] != "audio" or sections[0][1] > MOST_CANDIDATES:
+    if len(sections) != 1 or sections[0][0] != "audio" or sections[0][1] > MAX_CANDIDATES:
         raise LinkError(
             f"a session description of {[kind for kind, _ in sections]}; one audio stream with at "
-            f"most {MOST_CANDIDATES} candidates is accepted"
+            f"most {MAX_CANDIDATES} candidates is accepted"
         )
     found = [codec for codec in codecs if codec.mimeType.lower() == MIME_TYPE]
     if not found:

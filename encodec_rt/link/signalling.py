@@ -22,7 +22,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from encodec_rt.errors import CodecError, LinkError
-from encodec_rt.link.admission import Door, DoorLimits, RateLimit
+from encodec_rt.link.admission import Admission, ConnectionLimits, RateLimit
 from encodec_rt.link.credentials import check_token, is_authorized, is_loopback, parse_fingerprint
 from encodec_rt.link.sdp import fingerprints
 
@@ -58,7 +58,7 @@ class Limits:
     burst: int = 10
     request_s: float = 10.0
     """How long a request may take to arrive, and an answer to be made."""
-    door: DoorLimits = field(default_factory=DoorLimits)
+    door: ConnectionLimits = field(default_factory=ConnectionLimits)
 
 
 class SignallingServer:
@@ -87,7 +87,7 @@ class SignallingServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pending = 0
         self._taken: OrderedDict[str, None] = OrderedDict()
-        self._door: Door | None = None
+        self._door: Admission | None = None
         self._runner: web.AppRunner | None = None
 
     @property
@@ -119,7 +119,7 @@ class SignallingServer:
         )
         await self._runner.setup()
         assert self._runner.server is not None
-        self._door = Door(self._runner.server, self.limits.door, context)
+        self._door = Admission(self._runner.server, self.limits.door, context)
         try:
             return await self._door.open(host, port)
         except OSError as error:
@@ -222,7 +222,7 @@ class SignallingServer:
 
 
 @dataclass(frozen=True)
-class Dialled:
+class DialAnswer:
     """What came of posting an offer: the answer, and where to hang up."""
 
     answer: str
@@ -248,7 +248,7 @@ class SignallingClient:
             self._ssl = aiohttp.Fingerprint(parse_fingerprint(fingerprint))
         self._headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
 
-    async def dial(self, offer: str, *, timeout_s: float = 15.0) -> Dialled:
+    async def dial(self, offer: str, *, timeout_s: float = 15.0) -> DialAnswer:
         """Post ``offer``. Raises LinkError if nobody answers, or the call is refused."""
         headers = self._headers | {"Content-Type": SDP_TYPE}
         try:
@@ -265,7 +265,7 @@ class SignallingClient:
                 text = await response.text()
                 if response.status != 201:
                     raise LinkError(_refusal(response.status, text))
-                return Dialled(text, response.headers.get("Location", ""))
+                return DialAnswer(text, response.headers.get("Location", ""))
         except aiohttp.ServerFingerprintMismatch as error:
             raise LinkError(
                 f"the certificate of {self._base} is not the pinned one but {error.got.hex()}; "

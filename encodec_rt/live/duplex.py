@@ -4,21 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import numpy as np
-from numpy.typing import NDArray
-
 from encodec_rt.live.loop import CodecLoop
 from encodec_rt.sound.drift import START_MS, Converter, Playout
-from encodec_rt.sound.meter import Budget, Level, QueueTime, Status
-from encodec_rt.sound.streams import BLOCK_S, AudioSink, AudioSource, AudioSystem
+from encodec_rt.sound.meter import LatencyBudget, Level, QueueTime, Status
+from encodec_rt.sound.streams import (
+    BLOCK_S,
+    MAX_BACKLOG_S,
+    POLL_S,
+    AudioSink,
+    AudioSource,
+    AudioSystem,
+)
 from encodec_rt.sound.supervision import Watched, reopen
+from encodec_rt.types import Audio
 
-Audio = NDArray[np.float32]
-
-POLL_S = 0.002
-"""The worker looks for a block this often; a callback must not wake it, since that takes a lock."""
-MOST_FRAMES = 8
-MOST_BACKLOG_S = 0.2
+MAX_FRAMES = 8
 
 
 class Duplex:
@@ -99,7 +99,7 @@ class Duplex:
         self._measure_queues()
         if source is None or source.waiting == 0:
             return False
-        if not self._keep_all and source.waiting > MOST_BACKLOG_S * source.rate_hz:
+        if not self._keep_all and source.waiting > MAX_BACKLOG_S * source.rate_hz:
             excess = source.waiting - round(BLOCK_S * source.rate_hz)
             self._shed += source.skip(excess)
         self._pass_on(source, source.waiting)
@@ -123,9 +123,9 @@ class Duplex:
             counts=self._counts(),
         )
 
-    def _budget(self) -> Budget:
+    def _budget(self) -> LatencyBudget:
         loop, playout = self.loop, self._playout
-        return Budget(
+        return LatencyBudget(
             input_buffer=self._latencies_ms[0],
             hop=1000 * loop.hop / loop.rate_hz,
             input_queue=self._input_queue.ms,
@@ -160,7 +160,7 @@ class Duplex:
 
     def _pass_on(self, source: AudioSource, most: int) -> int:
         """Take up to ``most`` samples through the codec; how many they were."""
-        audio = source.read(min(most, round(MOST_FRAMES * BLOCK_S * source.rate_hz)))
+        audio = source.read(min(most, round(MAX_FRAMES * BLOCK_S * source.rate_hz)))
         taken = len(audio)
         if source.rate_hz != self.loop.rate_hz:
             audio = self._converter.process(audio, self.loop.rate_hz / source.rate_hz)

@@ -16,11 +16,13 @@ from numpy.typing import NDArray
 
 from encodec_rt.atomic import check_target
 from encodec_rt.bitstream.ecdc import MAX_SAMPLES, EcdcHeader
-from encodec_rt.bitstream.packet import Codes, group_size, pack_codes
+from encodec_rt.bitstream.packet import group_size, pack_codes
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import InputError
+from encodec_rt.pcm import to_int16
+from encodec_rt.types import Codes
 
-MOST_WAV_BYTES = 2**32 - 4096
+MAX_WAV_BYTES = 2**32 - 4096
 
 
 class _GrowingFile:
@@ -60,16 +62,15 @@ class WavRecording:
 
     def write(self, audio: NDArray[np.float32]) -> None:
         """Append ``audio`` float32 [n]; raises InputError when a WAV file can hold no more."""
-        if 2 * (self.samples + len(audio)) > MOST_WAV_BYTES:
+        if 2 * (self.samples + len(audio)) > MAX_WAV_BYTES:
             raise InputError(
                 f"{self._file.target}: a WAV file ends at 4 GiB; --save has no such end"
             )
         if self._wave is None:
             self._wave = wave.Wave_write(self._file.raw)
             self._wave.setparams((1, 2, self._rate_hz, 0, "NONE", ""))
-        scaled = np.clip(np.rint(audio * 32768.0), -32768, 32767)
-        # This call also brings the lengths in the header up to date.
-        self._wave.writeframes(scaled.astype("<i2").tobytes())
+            # This call also brings the lengths in the header up to date.
+        self._wave.writeframes(to_int16(audio).astype("<i2").tobytes())
         self.samples += len(audio)
 
     def finish(self) -> None:

@@ -11,12 +11,9 @@ import numpy as np
 
 from encodec_rt.errors import ConfigError
 
-HEADER_BYTES = 60
-"""Bytes around a payload: IPv4 20, UDP 8, RTP 12, header extensions 10 and the SRTP tag."""
-
 
 @dataclass(frozen=True)
-class Network:
+class PathProfile:
     """How a path treats packets; the defaults are a perfect one."""
 
     delay_ms: float = 0.0
@@ -57,9 +54,9 @@ class Network:
 
 
 class Channel:
-    """One direction of a ``Network``: when each packet arrives, how often, or not at all."""
+    """One direction of a ``PathProfile``: when each packet arrives, how often, or not at all."""
 
-    def __init__(self, network: Network, seed: int = 0) -> None:
+    def __init__(self, network: PathProfile, seed: int = 0) -> None:
         """All randomness comes from ``seed``."""
         self.network = network
         self.sent = 0

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from encodec_rt.errors import LinkError
-from encodec_rt.netsim.impairment import Channel, Network
+from encodec_rt.netsim.impairment import Channel, PathProfile
 
 TUNSETIFF = 0x400454CA
 IFF_TUN, IFF_NO_PI = 0x0001, 0x1000
@@ -62,7 +62,7 @@ def why_unavailable() -> str | None:
 class Rig:
     """The two sides and their router, for the time of a ``with`` block."""
 
-    def __init__(self, network: Network, seed: int = 0) -> None:
+    def __init__(self, network: PathProfile, seed: int = 0) -> None:
         """``network`` is what each direction does to packets, with seeds of its own.
 
         Its time, in which it steps and fails, begins now, and anew with ``impose``.
@@ -97,7 +97,7 @@ class Rig:
         self._thread.join()
         self._remove()
 
-    def impose(self, network: Network, seed: int = 0) -> float:
+    def impose(self, network: PathProfile, seed: int = 0) -> float:
         """Treat packets as ``network`` does from now on: its time begins.
 
         Returns now, on the clock of ``time.monotonic``.
@@ -106,7 +106,7 @@ class Rig:
         self._loop.call_soon_threadsafe(self._change, channels, begun_s)
         return begun_s
 
-    def _imposed(self, network: Network, seed: int) -> tuple[tuple[Channel, ...], float]:
+    def _imposed(self, network: PathProfile, seed: int) -> tuple[tuple[Channel, ...], float]:
         return tuple(Channel(network, seed + at) for at in range(2)), self._loop.time()
 
     def _change(self, channels: tuple[Channel, ...], begun_s: float) -> None:

@@ -12,14 +12,13 @@ from typing import Protocol
 
 import numpy as np
 
-from encodec_rt.bitstream.packet import Codes
-from encodec_rt.netsim.impairment import HEADER_BYTES, Channel
+from encodec_rt.netsim.impairment import Channel
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.streams import Audio
-from encodec_rt.voice.bitrate import Plan, RateController
-from encodec_rt.voice.jitter import Slot
+from encodec_rt.types import Audio, Codes
+from encodec_rt.voice.bitrate import HEADER_BYTES, PacketPlan, RateController
+from encodec_rt.voice.jitter import PlayoutSlot
 from encodec_rt.voice.packetizer import Outgoing, Packetizer
-from encodec_rt.voice.receiver import Listener
+from encodec_rt.voice.receiver import Receiver
 
 REPORT_S = 1.0
 """How often the receiver reports what it lost, as RTCP does."""
@@ -27,8 +26,8 @@ TAIL_S = 0.5
 SSRC = 1
 
 
-class Estimator(Protocol):
-    """The receiver's estimate of the bandwidth, as aiortc has it (see ``congestion.Estimator``)."""
+class BandwidthEstimator(Protocol):
+    """The receiver's estimate of the bandwidth, as ``link.bandwidth`` makes it."""
 
     def add(
         self, arrival_time_ms: int, abs_send_time: int, payload_size: int, ssrc: int
@@ -41,7 +40,7 @@ class Hop:
     """One hop of playout: when it began, what the jitter buffer gave, and what was heard."""
 
     at_s: float
-    slot: Slot
+    slot: PlayoutSlot
     audio: Audio
 
 
@@ -59,12 +58,12 @@ class Heard:
     hops: list[Hop]
     delays_ms: list[float]
     wire_bytes: int
-    plans: list[tuple[float, Plan]]
+    plans: list[tuple[float, PacketPlan]]
     transits_ms: list[tuple[float, float]]
 
     @property
     def kinds(self) -> list[str]:
-        """What each hop was, by the names of ``Slot``."""
+        """What each hop was, by the names of ``PlayoutSlot``."""
         return [hop.slot.kind for hop in self.hops]
 
 
@@ -74,7 +73,7 @@ class _Feedback:
 
     controller: RateController
     channel: Channel
-    estimator: Estimator | None
+    estimator: BandwidthEstimator | None
     on_transit: Callable[[float, float], None] | None
     transit_s: float = 0.0
     next_report_s: float = REPORT_S
@@ -133,7 +132,7 @@ class _Wire:
             heapq.heappush(self.queue, (at_s, self.sent, copy, now_s, packet))
         self.sent += 1
 
-    def deliver(self, listener: Listener, until_s: float) -> None:
+    def deliver(self, listener: Receiver, until_s: float) -> None:
         """Let the listener have what has arrived."""
         while self.queue and self.queue[0][0] <= until_s:
             at_s, sequence, _, sent_s, packet = heapq.heappop(self.queue)
@@ -155,12 +154,12 @@ class Direction:
         codec: Codec,
         frames: Iterable[tuple[Codes, bool]],
         channel: Channel,
-        listener: Listener,
+        listener: Receiver,
         *,
         controller: RateController,
         drift_ppm: float = 0.0,
-        estimator: Estimator | None = None,
-        on_plan: Callable[[float, Plan], None] | None = None,
+        estimator: BandwidthEstimator | None = None,
+        on_plan: Callable[[float, PacketPlan], None] | None = None,
         on_transit: Callable[[float, float], None] | None = None,
     ) -> None:
         """``frames`` are codes [Q] and whether they hold speech; each is asked for in its time.
@@ -178,7 +177,7 @@ class Direction:
         self._hop_s = codec.config.hop_length / codec.config.sampling_rate
         self._sender_hop_s = self._hop_s / (1 + drift_ppm * 1e-6)
         self._on_plan = on_plan
-        self._plan: Plan | None = None
+        self._plan: PacketPlan | None = None
 
     @property
     def wire_bytes(self) -> int:
@@ -201,8 +200,8 @@ class Direction:
                 sent += 1
                 self._send(*frame, sent * self._sender_hop_s)
             self._wire.deliver(self._listener, tick_s)
-            turn = self._listener.take(tick_s)
-            yield Hop(tick_s, turn.slot, self._listener.render(turn))
+            planned = self._listener.take(tick_s)
+            yield Hop(tick_s, planned.slot, self._listener.render(planned))
             tick += 1
 
     def _send(self, codes: Codes, active: bool, now_s: float) -> None:
@@ -220,18 +219,18 @@ def simulate(
     codec: Codec,
     codes: Codes,
     channel: Channel,
-    listener: Listener,
+    listener: Receiver,
     *,
     controller: RateController,
     active: Sequence[bool] | None = None,
     drift_ppm: float = 0.0,
-    estimator: Estimator | None = None,
+    estimator: BandwidthEstimator | None = None,
 ) -> Heard:
     """Send ``codes`` uint16 [frames, Q], one per hop, to ``listener`` through ``channel``.
 
     ``active`` says which frames hold speech (all, if None); the rest is as in ``Direction``.
     """
-    plans: list[tuple[float, Plan]] = []
+    plans: list[tuple[float, PacketPlan]] = []
     transits_ms: list[tuple[float, float]] = []
     direction = Direction(
         codec,

@@ -5,23 +5,21 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from encodec_rt.sound.fifo import Samples
 from encodec_rt.sound.streams import BLOCK_S, AudioSink
-
-Audio = NDArray[np.float32]
+from encodec_rt.types import Audio
 
 REFERENCE_HZ = 24_000
 PROPORTIONAL = 2e-6
 INTEGRAL = 2e-10
 SMOOTHING = 0.01
-MOST_CORRECTION = 0.005
+MAX_CORRECTION = 0.005
 """Half a per cent, a twelfth of a semitone, which nobody hears as a change of pitch."""
 
 START_MS = 40.0
 STARVED_STEP_MS = 10.0
-MOST_TARGET_MS = 200.0
+MAX_TARGET_MS = 200.0
 STALL_S = 1.0
 CALM_S = 30.0
 CALM_STEP_MS = 5.0
@@ -61,7 +59,7 @@ class DriftLoop:
         error = (self._fill_ms - target_ms) * REFERENCE_HZ / 1000
         integral = self._integral - INTEGRAL * steps * error
         wanted = integral - PROPORTIONAL * error
-        self.correction = min(MOST_CORRECTION, max(-MOST_CORRECTION, wanted))
+        self.correction = min(MAX_CORRECTION, max(-MAX_CORRECTION, wanted))
         # A correction at its limit says nothing about the clocks, and must not wind the sum up.
         if wanted == self.correction:
             self._integral = integral
@@ -174,7 +172,7 @@ class Playout:
         if starved > self._starved:
             # One stall may starve the sink several times, and says no more than once.
             if self._unchanged_s > STALL_S:
-                most_ms = max(MOST_TARGET_MS, self._base_ms)
+                most_ms = max(MAX_TARGET_MS, self._base_ms)
                 self.target_ms = min(most_ms, self.target_ms + STARVED_STEP_MS)
                 self._unchanged_s = 0.0
             self._starved, self._begun, self._gap = starved, False, True

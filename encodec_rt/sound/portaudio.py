@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any, Literal
 
 from encodec_rt.errors import AudioDeviceError
-from encodec_rt.sound.streams import BLOCK_S, Sink, Source
+from encodec_rt.sound.streams import BLOCK_S, InputStream, OutputStream
 
 log = logging.getLogger(__name__)
 
@@ -120,21 +120,21 @@ class PortAudio:
         self._chosen: dict[Direction, DeviceInfo] = {}
         self._hanging: threading.Thread | None = None
 
-    def open_source(self) -> Source:
+    def open_source(self) -> InputStream:
         """The input, started. Raises AudioDeviceError."""
         module = _sounddevice()
         device = self._find("input")
         rate_hz, channels = self._accepted(device, "input", module.check_input_settings)
-        source = Source(device.name, rate_hz, channels)
+        source = InputStream(device.name, rate_hz, channels)
         self._start(module.RawInputStream, device, "input", source)
         return source
 
-    def open_sink(self) -> Sink:
+    def open_sink(self) -> OutputStream:
         """The output, started. Raises AudioDeviceError."""
         module = _sounddevice()
         device = self._find("output")
         rate_hz, channels = self._accepted(device, "output", module.check_output_settings)
-        sink = Sink(device.name, rate_hz, channels)
+        sink = OutputStream(device.name, rate_hz, channels)
         self._start(module.RawOutputStream, device, "output", sink)
         return sink
 
@@ -214,7 +214,7 @@ class PortAudio:
         make: Callable[..., Any],
         device: DeviceInfo,
         direction: Direction,
-        end: Source | Sink,
+        end: InputStream | OutputStream,
     ) -> None:
         module = _sounddevice()
         name = f"the {_WORDS[direction]} {device.name!r}"

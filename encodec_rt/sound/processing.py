@@ -8,17 +8,16 @@ from __future__ import annotations
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from encodec_rt.errors import BackendUnavailable, ConfigError
-from encodec_rt.live.mouth_to_ear import chirp, correlation
-
-Audio = NDArray[np.float32]
+from encodec_rt.pcm import to_int16
+from encodec_rt.sound.chirp import chirp, correlation
+from encodec_rt.types import Audio
 
 BLOCKS_PER_S = 100
 """The library works in blocks of 10 ms, and ends the whole process at any other length."""
 RATES_HZ = (8_000, 48_000)
-MOST_DELAY_MS = 500
+MAX_DELAY_MS = 500
 _TRIAL_S = 0.1
 
 
@@ -75,7 +74,7 @@ class VoiceProcessor:
         for index, block in enumerate(blocks):
             frame = self._as_frame(block)
             if self.echo:
-                self._module.set_stream_delay_ms(round(min(MOST_DELAY_MS, max(0.0, delay_ms))))
+                self._module.set_stream_delay_ms(round(min(MAX_DELAY_MS, max(0.0, delay_ms))))
             self._module.process_stream(frame)
             cleaned[index] = np.frombuffer(frame.data, np.int16)
         return (cleaned / np.float32(32768.0)).reshape(-1)
@@ -113,5 +112,4 @@ class VoiceProcessor:
         return joined[:whole].reshape(-1, self.block), joined[whole:]
 
     def _as_frame(self, block: Audio) -> Any:
-        samples = np.clip(np.rint(block * 32768.0), -32768, 32767).astype(np.int16)
-        return self._frame(bytearray(samples.tobytes()), self.rate_hz, 1, self.block)
+        return self._frame(bytearray(to_int16(block).tobytes()), self.rate_hz, 1, self.block)

@@ -13,6 +13,9 @@ from encodec_rt.sound.fifo import SampleFifo, Samples
 
 BLOCK_S = 320 / 24_000
 """What a callback moves at a time: one frame of the 24 kHz model."""
+POLL_S = 0.002
+"""The worker looks for a block this often; a callback must not wake it, since that takes a lock."""
+MAX_BACKLOG_S = 0.2
 FIFO_S = 2.0
 
 
@@ -114,7 +117,7 @@ class AudioSystem(Protocol):
         """Come back after ``seconds``."""
 
 
-class _Stream:
+class _PortAudioStream:
     """A stream of a sound card, and the samples between its callback and the other side."""
 
     def __init__(self, name: str, rate_hz: int, channels: int) -> None:
@@ -143,7 +146,7 @@ class _Stream:
         self._close()
 
 
-class Source(_Stream):
+class InputStream(_PortAudioStream):
     """An input stream: its callback queues blocks, ``read`` takes them."""
 
     def callback(self, block: Any, frames: int, _time: Any, status: Any) -> None:
@@ -175,7 +178,7 @@ class Source(_Stream):
         return self._fifo.skip(count * self.channels) // self.channels
 
 
-class Sink(_Stream):
+class OutputStream(_PortAudioStream):
     """An output stream: ``write`` queues samples, its callback takes them."""
 
     def __init__(self, name: str, rate_hz: int, channels: int) -> None:

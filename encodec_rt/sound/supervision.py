@@ -11,7 +11,7 @@ from encodec_rt.sound.streams import AudioSink, AudioSource, AudioSystem, Stream
 
 LOST_AFTER_S = 2.0
 FIRST_WAIT_S = 0.25
-MOST_WAIT_S = 8.0
+MAX_WAIT_S = 8.0
 
 End = TypeVar("End", AudioSource, AudioSink)
 
@@ -92,7 +92,7 @@ class Watched(Generic[End]):
 
     def put_off(self, now_s: float, error: AudioDeviceError) -> None:
         """The device cannot be opened now; wait twice as long as before."""
-        self._retry_s = now_s + min(MOST_WAIT_S, FIRST_WAIT_S * 2**self.attempts)
+        self._retry_s = now_s + min(MAX_WAIT_S, FIRST_WAIT_S * 2**self.attempts)
         self.attempts += 1
         if str(error) != self._told:
             self._told = str(error)

@@ -5,19 +5,21 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from encodec_rt.config import PRESETS, EncodecConfig
 from encodec_rt.errors import ConfigError
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.streaming.backends.select import Precision, Tuning, select
+from encodec_rt.streaming.backends.select import select
 from encodec_rt.streaming.engine import Engine
-from encodec_rt.streaming.plan import is_framewise
-from encodec_rt.streaming.runner import Lane
+from encodec_rt.streaming.ops import Precision, Tuning
+from encodec_rt.streaming.runner import Runner
 from encodec_rt.streaming.segments import SegmentDecoder, SegmentEncoder
 from encodec_rt.streaming.streams import StreamDecoder, StreamEncoder
-from encodec_rt.streaming.weights import PackedModel, Start, pack
+from encodec_rt.streaming.weights import CodecWeights, Start, pack
 
+WARM_UP_FRAMES = 20
 MAX_CODEBOOK_SIZE = 1 << 16
 
 
@@ -52,13 +54,13 @@ class Codec:
         self.config: EncodecConfig = model.config
         self.device = torch.device(device)
         self.ops = select(backend, self.device, precision, tuned_for)
-        self.segmented = not is_framewise(model.config)
+        self.segmented = not model.config.is_framewise
         self.name = model_name(model)
         self.model = model.to(self.device) if self.segmented else model
         self._packed = None if self.segmented else pack(model, self.ops, self.device)
 
     @property
-    def packed(self) -> PackedModel:
+    def packed(self) -> CodecWeights:
         """The packed weights. Raises ConfigError for a model that cannot be stepped."""
         if self._packed is None:
             raise ConfigError(
@@ -100,11 +102,11 @@ class Codec:
         ``eager_because`` says why it has none. Raises ConfigError and BackendUnavailable.
         """
         packed, codebooks = self.packed, self.config.codebooks_for(bandwidth_kbps)
-        lane = Lane(packed.encoder, 1, self.device, live=block_frames == 1)
-        lane.now.load_(0, packed.start_state(start, codebooks)[0])
+        runner = Runner(packed.encoder, 1, self.device, live=block_frames == 1)
+        runner.now.load_(0, packed.start_state(start, codebooks)[0])
         return StreamEncoder(
             packed,
-            lane,
+            runner,
             codebooks,
             begun=start != "exact",
             block_frames=block_frames,
@@ -124,13 +126,13 @@ class Codec:
         The other arguments are as in ``stream_encoder``; ``block_frames`` need not be the same.
         """
         packed, codebooks = self.packed, self.config.codebooks_for(bandwidth_kbps)
-        lane = Lane(packed.decoder, 1, self.device, live=block_frames == 1)
-        lane.now.load_(0, packed.start_state(start, codebooks)[1])
+        runner = Runner(packed.decoder, 1, self.device, live=block_frames == 1)
+        runner.now.load_(0, packed.start_state(start, codebooks)[1])
         begun = start != "exact"
         drop = packed.decoder_lag if begun else 0
         return StreamDecoder(
             packed,
-            lane,
+            runner,
             codebooks,
             begun=begun,
             drop=drop,
@@ -185,3 +187,12 @@ def fingerprint(model: EncodecModel) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def warm_up(codec: Codec, bandwidth_kbps: float, start: Start) -> None:
+    """Let everything that is made on first use be made, on streams that are thrown away."""
+    silence = np.zeros((codec.config.audio_channels, codec.config.hop_length), np.float32)
+    encoder = codec.stream_encoder(bandwidth_kbps, start=start)
+    decoder = codec.stream_decoder(bandwidth_kbps, start=start)
+    for _ in range(WARM_UP_FRAMES):
+        decoder.push(encoder.push(silence))

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from encodec_rt.errors import ConfigError, InputError
+from encodec_rt.streaming.backends.torch import TORCH
 from encodec_rt.streaming.cuda_graph import Tick
-from encodec_rt.streaming.ops import TORCH
-from encodec_rt.streaming.runner import Lane
-from encodec_rt.streaming.weights import PackedModel, Start
+from encodec_rt.streaming.runner import Runner
+from encodec_rt.streaming.weights import CodecWeights, Start
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class Engine:
 
     def __init__(
         self,
-        model: PackedModel,
+        model: CodecWeights,
         slots: int,
         bandwidth_kbps: float = 6.0,
         *,
@@ -56,8 +56,8 @@ class Engine:
         self.model = model
         self.slots = slots
         self.codebooks = model.config.codebooks_for(bandwidth_kbps)
-        self._encoder = Lane(model.encoder, slots, model.device)
-        self._decoder = Lane(model.decoder, slots, model.device)
+        self._encoder = Runner(model.encoder, slots, model.device)
+        self._decoder = Runner(model.decoder, slots, model.device)
         self._search, self._look_up = model.search(self.codebooks), model.look_up()
         self._fresh = model.start_state(start, self.codebooks)
         self._graph = graph
@@ -179,7 +179,7 @@ class Engine:
             if not name.startswith("pack_")
         }
         graphs = {name: tick.eager_because or "one CUDA graph" for name, tick in self.ticks.items()}
-        widths = [4 * lane.now.arena.shape[1] for lane in (self._encoder, self._decoder)]
+        widths = [4 * runner.now.arena.shape[1] for runner in (self._encoder, self._decoder)]
         return EngineInfo(str(self.model.device), self.slots, self.codebooks, rows, graphs, *widths)
 
     def _check_mask(self, active: Tensor | None) -> None:

@@ -6,14 +6,12 @@ still needs, a ``lag`` the number of samples that a layer's output is behind a f
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-from torch import Tensor, nn
+from torch import nn
 
-from encodec_rt.config import EncodecConfig
 from encodec_rt.model.conv import EncodecConv1d, EncodecConvTranspose1d
-from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.model.lstm import EncodecLSTM
 from encodec_rt.model.seanet import EncodecResnetBlock
 
@@ -99,20 +97,6 @@ LayerSpec = ConvSpec | ConvTransposeSpec | ResBlockSpec | LstmSpec
 Plan = tuple[LayerSpec, ...]
 
 
-def is_framewise(config: EncodecConfig) -> bool:
-    """Whether the model can be stepped frame by frame.
-
-    A norm over time, a centred convolution, a loudness over the clip and chunks all need audio
-    that a frame has not got yet; such models stream in segments.
-    """
-    return (
-        config.use_causal_conv
-        and config.norm_type == "weight_norm"
-        and not config.normalize
-        and config.chunk_length_s is None
-    )
-
-
 def plan(part: nn.Module, prefix: str) -> Plan:
     """The layers of an EncodecEncoder or EncodecDecoder, named ``prefix.layers.N``."""
     layers = part.layers
@@ -153,7 +137,7 @@ def _spec(name: str, layer: nn.Module, elu: bool) -> LayerSpec:
             layer.trim_left,
         )
     if isinstance(layer, EncodecResnetBlock):
-        dilated, *others = _block_convs(layer)
+        dilated, *others = block_convs(layer)
         return ResBlockSpec(
             name,
             dilated.in_channels,
@@ -166,33 +150,10 @@ def _spec(name: str, layer: nn.Module, elu: bool) -> LayerSpec:
     return LstmSpec(name, layer.lstm.hidden_size, layer.lstm.num_layers)
 
 
-def _block_convs(block: EncodecResnetBlock) -> list[nn.Conv1d]:
+def block_convs(block: EncodecResnetBlock) -> list[nn.Conv1d]:
     """The dilated convolution, the 1x1 one, and the shortcut's if it has one."""
     layers = [*block.block, block.shortcut]
     return [layer.conv for layer in layers if isinstance(layer, EncodecConv1d)]
-
-
-def layer_weights(model: EncodecModel, spec: LayerSpec) -> tuple[Tensor, ...]:
-    """The plain weights of a layer, weight norm folded, in the order that ``Ops`` packs them."""
-    layer = model.get_submodule(spec.name)
-    if isinstance(layer, EncodecLSTM):
-        depths = range(layer.lstm.num_layers)
-        names = [f"{kind}_l{depth}" for depth in depths for kind in _LSTM_PARTS]
-        return tuple(getattr(layer.lstm, name).detach() for name in names)
-    if isinstance(layer, EncodecResnetBlock):
-        convs: Sequence[nn.Conv1d | nn.ConvTranspose1d] = _block_convs(layer)
-    else:
-        assert isinstance(layer, (EncodecConv1d, EncodecConvTranspose1d))
-        convs = [layer.conv]
-    return tuple(part.detach() for conv in convs for part in (conv.weight, _bias(conv)))
-
-
-def _bias(conv: nn.Conv1d | nn.ConvTranspose1d) -> Tensor:
-    assert conv.bias is not None, "every convolution of the graph has a bias"
-    return conv.bias
-
-
-_LSTM_PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
 
 
 def start_frames(specs: Plan, pad_mode: str, samples_per_frame: int) -> int:

@@ -8,21 +8,21 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from encodec_rt.streaming.backends.cpu.replay import Tape
+from encodec_rt.streaming.backends.cpu.replay import Replay
 from encodec_rt.streaming.ops import Ops
 from encodec_rt.streaming.state import StreamState
-from encodec_rt.streaming.steps import Edge, Network, run
+from encodec_rt.streaming.steps import Edge, PackedLayers, run
 
 
-class Repeated:
-    """What ``work`` makes of one tensor, put on tape for a shape that comes twice in a row."""
+class CachedStep:
+    """What ``work`` makes of one tensor, put on replay for a shape that comes twice in a row."""
 
     def __init__(self, ops: Ops, work: Callable[[Ops, Tensor], Tensor]) -> None:
-        """For rows that cannot be put on tape it is ``work`` and nothing else."""
+        """For rows that cannot be put on replay it is ``work`` and nothing else."""
         self._ops = ops
         self._work = work
         self._shape: torch.Size | None = None
-        self._tape: tuple[Tape, Tensor, Tensor] | None = None
+        self._tape: tuple[Replay, Tensor, Tensor] | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """The result for ``x``, which the next call may overwrite."""
@@ -30,34 +30,34 @@ class Repeated:
             self._shape, self._tape = x.shape, None
             return self._work(self._ops, x)
         if self._tape is not None:
-            tape, given, y = self._tape
+            replay, given, y = self._tape
             given.copy_(x)
-            tape.play()
+            replay.play()
             return y
-        if self._ops.on_tape is None:
+        if self._ops.replaying is None:
             return self._work(self._ops, x)
-        tape, given = Tape(), x.clone(memory_format=torch.contiguous_format)
-        y = self._work(self._ops.on_tape(tape), given)
-        self._tape = tape, given, y
+        replay, given = Replay(), x.clone(memory_format=torch.contiguous_format)
+        y = self._work(self._ops.replaying(replay), given)
+        self._tape = replay, given, y
         return y
 
 
-class Lane:
+class Runner:
     """Steps a network for S slots. Every method writes nothing unless it succeeds as a whole."""
 
     def __init__(
-        self, net: Network, slots: int, device: torch.device, *, live: bool = True
+        self, net: PackedLayers, slots: int, device: torch.device, *, live: bool = True
     ) -> None:
         """Allocate the state, all zero: what ``start="zero"`` means.
 
-        Steps that are not ``live`` are long: a tape would gain nothing and hold their memory.
+        Steps that are not ``live`` are long: a replay would gain nothing and hold their memory.
         """
         self.net = net
         self.device = device
         self.now = now = StreamState.allocate(net.plan, slots, device)
         self.proposed = proposed = StreamState.allocate(net.plan, slots, device)
-        self._steps = Repeated(
-            net.ops if live else replace(net.ops, on_tape=None),
+        self._steps = CachedStep(
+            net.ops if live else replace(net.ops, replaying=None),
             lambda ops, x: run(replace(net, ops=ops), now, proposed, x),
         )
 

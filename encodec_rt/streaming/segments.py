@@ -15,7 +15,8 @@ from torch import Tensor
 
 from encodec_rt.errors import InputError, StateError
 from encodec_rt.model.encodec import EncodecModel, loudness, triangle
-from encodec_rt.streaming.streams import Audio, Codes, as_audio, as_codes, to_numpy
+from encodec_rt.streaming.streams import as_audio, as_codes, to_numpy
+from encodec_rt.types import Audio, Codes
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from torch import Tensor
 from torch.nn.functional import elu
 
 from encodec_rt.model.conv import pad1d
-from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.ops import Ops, Packed
 from encodec_rt.streaming.plan import (
     ConvSpec,
@@ -25,7 +24,6 @@ from encodec_rt.streaming.plan import (
     LstmSpec,
     Plan,
     ResBlockSpec,
-    layer_weights,
 )
 from encodec_rt.streaming.state import StreamState
 
@@ -39,7 +37,7 @@ class Edge(Flag):
 
 
 @dataclass(frozen=True, slots=True)
-class Network:
+class PackedLayers:
     """The layers of one direction, packed for the rows that run them."""
 
     plan: Plan
@@ -48,25 +46,8 @@ class Network:
     pad_mode: str
 
 
-def network(model: EncodecModel, specs: Plan, ops: Ops, device: torch.device) -> Network:
-    """Fold, move and pack the weights of the layers in ``specs``, once."""
-    packed = {}
-    for spec in specs:
-        weights = tuple(weight.float().to(device) for weight in layer_weights(model, spec))
-        packed[spec.name] = _pack(ops, spec, weights)
-    return Network(specs, packed, ops, model.config.pad_mode)
-
-
-def _pack(ops: Ops, spec: LayerSpec, weights: Packed) -> Packed:
-    if isinstance(spec, ConvSpec):
-        return ops.pack_conv1d(*weights, stride=spec.stride, dilation=spec.dilation)
-    if isinstance(spec, ConvTransposeSpec):
-        return ops.pack_conv_transpose1d(*weights, stride=spec.stride, dilation=1)
-    return ops.pack_resblock(weights) if isinstance(spec, ResBlockSpec) else ops.pack_lstm(weights)
-
-
 def run(
-    net: Network, now: StreamState, proposed: StreamState, x: Tensor, edge: Edge = Edge.NONE
+    net: PackedLayers, now: StreamState, proposed: StreamState, x: Tensor, edge: Edge = Edge.NONE
 ) -> Tensor:
     """x [S, T, C] -> [S, T', C'], from the state ``now``; writes ``proposed`` and not ``now``.
 
@@ -79,7 +60,7 @@ def run(
 
 
 def _layer(
-    net: Network,
+    net: PackedLayers,
     spec: LayerSpec,
     now: Mapping[str, Tensor],
     proposed: Mapping[str, Tensor],

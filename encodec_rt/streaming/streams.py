@@ -7,16 +7,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 from torch import Tensor
 
 from encodec_rt.errors import ConfigError, InputError, StateError
 from encodec_rt.streaming.cuda_graph import Step, Tick
-from encodec_rt.streaming.runner import Lane
-from encodec_rt.streaming.weights import PackedModel
-
-Audio = NDArray[np.float32]
-Codes = NDArray[np.uint16]
+from encodec_rt.streaming.runner import Runner
+from encodec_rt.streaming.weights import CodecWeights
+from encodec_rt.types import Audio, Codes
 
 CONCEALMENT_GAINS = (1.0, 0.8, 0.5, 0.2)
 """What the last latent is multiplied by in the 1st, 2nd, ... lost frame in a row; then 0.
@@ -42,12 +40,14 @@ class _Stream:
     _SAVED: tuple[str, ...] = ()
     eager_because: str | None
 
-    def __init__(self, model: PackedModel, lane: Lane, codebooks: int, block_frames: int) -> None:
+    def __init__(
+        self, model: CodecWeights, runner: Runner, codebooks: int, block_frames: int
+    ) -> None:
         if block_frames < 1:
             raise ConfigError(f"block_frames={block_frames}; a block has at least one frame")
         self._model = model
         self._block_frames = block_frames
-        self.lane = lane
+        self.runner = runner
         self._active = torch.ones(1, dtype=torch.bool, device=model.device)
         self.codebooks = codebooks
         self.closed = False
@@ -55,16 +55,16 @@ class _Stream:
     def snapshot(self) -> Snapshot:
         """The whole state of the stream, as a value."""
         return Snapshot(
-            self.lane.now.row(0), (self.closed, *(getattr(self, name) for name in self._SAVED))
+            self.runner.now.row(0), (self.closed, *(getattr(self, name) for name in self._SAVED))
         )
 
     def restore(self, snapshot: Snapshot) -> None:
         """Continue from ``snapshot``, bit for bit. Raises StateError if it is another stream's."""
-        if snapshot.row.shape != self.lane.now.arena[0].shape or (
+        if snapshot.row.shape != self.runner.now.arena[0].shape or (
             len(snapshot.fields) != len(self._SAVED) + 1
         ):
             raise StateError("this snapshot is of another model or of the other direction")
-        self.lane.now.load_(0, snapshot.row)
+        self.runner.now.load_(0, snapshot.row)
         for name, value in zip(("closed", *self._SAVED), snapshot.fields, strict=True):
             setattr(self, name, value)
 
@@ -92,8 +92,8 @@ class StreamEncoder(_Stream):
 
     def __init__(
         self,
-        model: PackedModel,
-        lane: Lane,
+        model: CodecWeights,
+        runner: Runner,
         codebooks: int,
         *,
         begun: bool,
@@ -101,7 +101,7 @@ class StreamEncoder(_Stream):
         graph: bool | None,
     ) -> None:
         """Use Codec.stream_encoder. ``begun`` says that the left edge already lies behind."""
-        super().__init__(model, lane, codebooks, block_frames)
+        super().__init__(model, runner, codebooks, block_frames)
         shape = (1, block_frames * model.config.hop_length, model.config.audio_channels)
         silence = torch.zeros(shape, device=model.device)
         self._search = model.search(codebooks)
@@ -127,7 +127,7 @@ class StreamEncoder(_Stream):
         used = 0
         if not self._begun and len(waiting) >= first:
             start = waiting[None, :first].to(self._model.device)
-            codes.append(self._quantize(self.lane.begin(0, start)).clone())
+            codes.append(self._quantize(self.runner.begin(0, start)).clone())
             self._begun, used = True, first
         while self._begun and len(waiting) - used >= step:
             codes.append(self._encode(waiting[None, used : used + step]))
@@ -144,11 +144,11 @@ class StreamEncoder(_Stream):
         if not len(self._waiting):
             return self._collect([])
         rest = self._waiting[None].to(self._model.device)
-        latents = self.lane.finish(0, rest) if self._begun else self.lane.whole(rest)
+        latents = self.runner.finish(0, rest) if self._begun else self.runner.whole(rest)
         return self._collect([self._quantize(latents)])
 
     def _encode_block(self, samples: Tensor, active: Tensor) -> Tensor:
-        return self._quantize(self.lane.step(samples.to(self._model.device), active))
+        return self._quantize(self.runner.step(samples.to(self._model.device), active))
 
     def _quantize(self, latents: Tensor) -> Tensor:
         return self._search(latents)[0]
@@ -170,8 +170,8 @@ class StreamDecoder(_Stream):
 
     def __init__(
         self,
-        model: PackedModel,
-        lane: Lane,
+        model: CodecWeights,
+        runner: Runner,
         codebooks: int,
         *,
         begun: bool,
@@ -180,10 +180,10 @@ class StreamDecoder(_Stream):
         graph: bool | None,
     ) -> None:
         """Use Codec.stream_decoder. ``drop`` samples lie before the stream's first."""
-        super().__init__(model, lane, codebooks, block_frames)
+        super().__init__(model, runner, codebooks, block_frames)
         latents = torch.zeros(1, block_frames, model.config.hidden_size, device=model.device)
         self._look_up = model.look_up()
-        self._decode_block = self._ready(self.lane.step, latents, graph)
+        self._decode_block = self._ready(self.runner.step, latents, graph)
         self._waiting = torch.zeros(0, model.config.hidden_size, device=model.device)
         self._begun = begun
         self._drop = drop
@@ -223,9 +223,9 @@ class StreamDecoder(_Stream):
         self.closed = True
         rest = self._waiting[None]
         if self._begun:
-            audio = self.lane.finish(0, rest)[0]
+            audio = self.runner.finish(0, rest)[0]
         elif len(self._waiting):
-            audio = self.lane.whole(rest)[0]
+            audio = self.runner.whole(rest)[0]
         else:
             audio = rest.new_zeros(0, self._model.config.audio_channels)
         if samples is not None:
@@ -256,7 +256,7 @@ class StreamDecoder(_Stream):
         audio: list[Tensor] = []
         used = 0
         if not self._begun and len(waiting) >= first:
-            audio.append(self.lane.begin(0, waiting[None, :first])[0])
+            audio.append(self.runner.begin(0, waiting[None, :first])[0])
             self._begun, used = True, first
         while self._begun and len(waiting) - used >= self._block_frames:
             block = waiting[None, used : used + self._block_frames]

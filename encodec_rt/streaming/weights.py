@@ -2,19 +2,33 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import ConfigError
+from encodec_rt.model.conv import EncodecConv1d, EncodecConvTranspose1d
 from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.model.lstm import EncodecLSTM
+from encodec_rt.model.seanet import EncodecResnetBlock
 from encodec_rt.streaming.ops import Ops, Packed
-from encodec_rt.streaming.plan import output_lag, plan, start_frames
-from encodec_rt.streaming.runner import Lane, Repeated
-from encodec_rt.streaming.steps import Network, network
+from encodec_rt.streaming.plan import (
+    ConvSpec,
+    ConvTransposeSpec,
+    LayerSpec,
+    Plan,
+    ResBlockSpec,
+    block_convs,
+    output_lag,
+    plan,
+    start_frames,
+)
+from encodec_rt.streaming.runner import CachedStep, Runner
+from encodec_rt.streaming.steps import PackedLayers
 
 Start = Literal["primed", "exact", "zero"]
 
@@ -23,7 +37,7 @@ PRIME_FRAMES = 16
 
 
 @dataclass(frozen=True, slots=True)
-class PackedModel:
+class CodecWeights:
     """Both networks and the codebooks, and how many frames each direction needs to start.
 
     ``decoder_lag`` counts the samples that the decoder's output is behind the frames pushed.
@@ -33,8 +47,8 @@ class PackedModel:
     device: torch.device
     ops: Ops
     codebooks: Packed
-    encoder: Network
-    decoder: Network
+    encoder: PackedLayers
+    decoder: PackedLayers
     encoder_start_frames: int
     decoder_start_frames: int
     decoder_lag: int
@@ -50,50 +64,90 @@ class PackedModel:
         if start not in get_args(Start):
             raise ConfigError(f"start={start!r}; accepted: {', '.join(get_args(Start))}")
         if start != "primed":
-            lanes = Lane(self.encoder, 1, self.device), Lane(self.decoder, 1, self.device)
-            return lanes[0].now.row(0), lanes[1].now.row(0)
+            runners = Runner(self.encoder, 1, self.device), Runner(self.decoder, 1, self.device)
+            return runners[0].now.row(0), runners[1].now.row(0)
         if codebooks not in self._primed:
             self._primed[codebooks] = self._after_silence(codebooks)
         return self._primed[codebooks]
 
-    def search(self, codebooks: int) -> Repeated:
+    def search(self, codebooks: int) -> CachedStep:
         """Latents [S, T, D] -> codes [S, T, codebooks] int64, which the next call may overwrite."""
-        return Repeated(
+        return CachedStep(
             self.ops, lambda ops, x: ops.rvq_encode(x, self.codebooks, codebooks=codebooks)
         )
 
-    def look_up(self) -> Repeated:
+    def look_up(self) -> CachedStep:
         """Codes [S, T, Q] int64 -> latents [S, T, D], which the next call may overwrite."""
-        return Repeated(self.ops, lambda ops, codes: ops.rvq_decode(codes, self.codebooks))
+        return CachedStep(self.ops, lambda ops, codes: ops.rvq_decode(codes, self.codebooks))
 
     @torch.inference_mode()
     def _after_silence(self, codebooks: int) -> tuple[Tensor, Tensor]:
         hop, frames = self.config.hop_length, self.prime_frames
         shape = (1, frames * hop, self.config.audio_channels)
-        encoder = Lane(self.encoder, 1, self.device)
+        encoder = Runner(self.encoder, 1, self.device)
         silence = torch.zeros(shape, device=self.device)
         latents = encoder.run_from_start(silence, self.encoder_start_frames * hop, hop)
         codes = self.ops.rvq_encode(latents, self.codebooks, codebooks=codebooks)
-        decoder = Lane(self.decoder, 1, self.device)
+        decoder = Runner(self.decoder, 1, self.device)
         decoder.run_from_start(
             self.ops.rvq_decode(codes, self.codebooks), self.decoder_start_frames, 1
         )
         return encoder.now.row(0), decoder.now.row(0)
 
 
-def pack(model: EncodecModel, ops: Ops, device: torch.device) -> PackedModel:
+def pack(model: EncodecModel, ops: Ops, device: torch.device) -> CodecWeights:
     """Fold, move and pack the weights of a causal model, once."""
     config = model.config
     encoder, decoder = plan(model.encoder, "encoder"), plan(model.decoder, "decoder")
     books = torch.stack([stage.codebook.embed for stage in model.quantizer.stages])
-    return PackedModel(
+    return CodecWeights(
         config=config,
         device=device,
         ops=ops,
         codebooks=ops.pack_codebooks((books.float().to(device),)),
-        encoder=network(model, encoder, ops, device),
-        decoder=network(model, decoder, ops, device),
+        encoder=pack_layers(model, encoder, ops, device),
+        decoder=pack_layers(model, decoder, ops, device),
         encoder_start_frames=start_frames(encoder, config.pad_mode, config.hop_length),
         decoder_start_frames=start_frames(decoder, config.pad_mode, 1),
         decoder_lag=output_lag(decoder),
     )
+
+
+def pack_layers(model: EncodecModel, specs: Plan, ops: Ops, device: torch.device) -> PackedLayers:
+    """Fold, move and pack the weights of the layers in ``specs``, once."""
+    packed = {}
+    for spec in specs:
+        weights = tuple(weight.float().to(device) for weight in layer_weights(model, spec))
+        packed[spec.name] = _pack(ops, spec, weights)
+    return PackedLayers(specs, packed, ops, model.config.pad_mode)
+
+
+def _pack(ops: Ops, spec: LayerSpec, weights: Packed) -> Packed:
+    if isinstance(spec, ConvSpec):
+        return ops.pack_conv1d(*weights, stride=spec.stride, dilation=spec.dilation)
+    if isinstance(spec, ConvTransposeSpec):
+        return ops.pack_conv_transpose1d(*weights, stride=spec.stride, dilation=1)
+    return ops.pack_resblock(weights) if isinstance(spec, ResBlockSpec) else ops.pack_lstm(weights)
+
+
+def layer_weights(model: EncodecModel, spec: LayerSpec) -> tuple[Tensor, ...]:
+    """The plain weights of a layer, weight norm folded, in the order that ``Ops`` packs them."""
+    layer = model.get_submodule(spec.name)
+    if isinstance(layer, EncodecLSTM):
+        depths = range(layer.lstm.num_layers)
+        names = [f"{kind}_l{depth}" for depth in depths for kind in _LSTM_PARTS]
+        return tuple(getattr(layer.lstm, name).detach() for name in names)
+    if isinstance(layer, EncodecResnetBlock):
+        convs: Sequence[nn.Conv1d | nn.ConvTranspose1d] = block_convs(layer)
+    else:
+        assert isinstance(layer, (EncodecConv1d, EncodecConvTranspose1d))
+        convs = [layer.conv]
+    return tuple(part.detach() for conv in convs for part in (conv.weight, _bias(conv)))
+
+
+def _bias(conv: nn.Conv1d | nn.ConvTranspose1d) -> Tensor:
+    assert conv.bias is not None, "every convolution of the graph has a bias"
+    return conv.bias
+
+
+_LSTM_PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")

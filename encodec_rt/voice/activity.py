@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from encodec_rt.streaming.streams import Audio
+from encodec_rt.types import Audio
 
-LEAST_FLOOR_DB = -65.0
+MIN_FLOOR_DB = -65.0
 """No noise floor is taken to be lower, or a whisper of dither would count as speech."""
 FLOOR_RISE_DB_PER_S = 3.0
 MARGIN_DB = 9.0
@@ -31,12 +31,12 @@ class EnergyDetector:
         self._rise_db = FLOOR_RISE_DB_PER_S * frame_s
         self._hangover = round(hangover_s / frame_s)
         self._left = self._hangover
-        self.floor_db = LEAST_FLOOR_DB
+        self.floor_db = MIN_FLOOR_DB
 
     def is_active(self, pcm: Audio) -> bool:
         """Whether the next frame is to be sent or missed."""
         level = level_db(pcm)
-        self.floor_db = max(LEAST_FLOOR_DB, min(level, self.floor_db + self._rise_db))
+        self.floor_db = max(MIN_FLOOR_DB, min(level, self.floor_db + self._rise_db))
         if level > self.floor_db + MARGIN_DB:
             self._left = self._hangover
             return True

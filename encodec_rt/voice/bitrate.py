@@ -10,10 +10,12 @@ from dataclasses import dataclass
 
 from encodec_rt.bitstream.packet import MAX_REDUNDANT_FRAMES, packed_size
 from encodec_rt.errors import ConfigError
-from encodec_rt.netsim.impairment import HEADER_BYTES
 
-MOST_FRAMES = 3
-LEAST_CODEBOOKS = 2
+HEADER_BYTES = 60
+"""Bytes around a payload: IPv4 20, UDP 8, RTP 12, header extensions 10 and the SRTP tag."""
+
+MAX_FRAMES = 3
+MIN_CODEBOOKS = 2
 USED_SHARE = 0.9
 """How much of the bandwidth is used once it has run short, so that its queues can drain."""
 SENT_S = 1.0
@@ -40,7 +42,7 @@ REDUNDANCY = ((0.10, 4, 4), (0.05, 3, 3), (0.02, 2, 2), (0.0, 1, 2))
 
 
 @dataclass(frozen=True)
-class Plan:
+class PacketPlan:
     """How the next packets are made."""
 
     frames: int
@@ -120,7 +122,7 @@ class RateController:
             self._limit_bps *= REGAIN_PER_S
         self._cut_s = now_s
 
-    def plan(self, now_s: float) -> Plan:
+    def plan(self, now_s: float) -> PacketPlan:
         """The plan for the next packet."""
         best = self._best(self._budget_bps())
         is_more = best.frames < self._plan.frames or best.codebooks > self._plan.codebooks
@@ -150,21 +152,21 @@ class RateController:
             budget_bps = max(self.estimate_bps, STEP * planned_bps)
         return min(budget_bps, self._limit_bps)
 
-    def _best(self, budget_bps: float) -> Plan:
-        least = max(min(LEAST_CODEBOOKS, self._codebooks), self._codebooks // 2)
-        full = Plan(1, self._codebooks, *self._copies(1, loss=0.0))
+    def _best(self, budget_bps: float) -> PacketPlan:
+        least = max(min(MIN_CODEBOOKS, self._codebooks), self._codebooks // 2)
+        full = PacketPlan(1, self._codebooks, *self._copies(1, loss=0.0))
         lossy = [
-            Plan(1, codebooks, *self._copies(1, self.loss))
+            PacketPlan(1, codebooks, *self._copies(1, self.loss))
             for codebooks in range(self._codebooks, least - 1, -1)
         ]
         fitting = [plan for plan in lossy if self._rate_bps(plan) <= self._rate_bps(full)]
         wanted = (fitting or lossy[-1:])[0].codebooks
-        for frames in range(1, MOST_FRAMES + 1):
-            plan = Plan(frames, wanted, *self._copies(frames, self.loss))
+        for frames in range(1, MAX_FRAMES + 1):
+            plan = PacketPlan(frames, wanted, *self._copies(frames, self.loss))
             if self._rate_bps(plan) <= budget_bps:
                 return plan
-        for codebooks in range(wanted, min(LEAST_CODEBOOKS, wanted) - 1, -1):
-            plan = Plan(MOST_FRAMES, codebooks, *self._copies(MOST_FRAMES, self.loss))
+        for codebooks in range(wanted, min(MIN_CODEBOOKS, wanted) - 1, -1):
+            plan = PacketPlan(MAX_FRAMES, codebooks, *self._copies(MAX_FRAMES, self.loss))
             if self._rate_bps(plan) <= budget_bps:
                 break
         return plan
@@ -176,5 +178,5 @@ class RateController:
         # One lost packet takes all its frames with it.
         return min(max(copies, frames), MAX_REDUNDANT_FRAMES), min(codebooks, self._codebooks)
 
-    def _rate_bps(self, plan: Plan) -> float:
+    def _rate_bps(self, plan: PacketPlan) -> float:
         return plan.packet_bytes(self._bits) * 8 * self._frame_rate_hz / plan.frames

@@ -16,9 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encodec_rt.bitstream.packet import Codes
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.streams import Audio, Snapshot, as_codes
+from encodec_rt.streaming.streams import Snapshot, as_codes
+from encodec_rt.types import Audio, Codes
 from encodec_rt.voice.activity import EnergyDetector
 
 GAINS = (1.0, 1.0, 1.0, 1.0, 1.0, 0.67, 0.33)

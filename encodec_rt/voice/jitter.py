@@ -13,8 +13,9 @@ from typing import Literal
 
 import numpy as np
 
-from encodec_rt.bitstream.packet import Codes, Packet
+from encodec_rt.bitstream.packet import Packet
 from encodec_rt.errors import ConfigError
+from encodec_rt.types import Codes
 from encodec_rt.voice.delay import TransitHistogram
 
 AHEAD_S = 2.0
@@ -37,7 +38,7 @@ Kind = Literal["idle", "frame", "copy", "lost", "silence", "hold"]
 
 
 @dataclass(frozen=True, eq=False)
-class Slot:
+class PlayoutSlot:
     """One hop of playout.
 
     ``kind``: "idle" before anything is to be played; "frame"; "copy", a redundant one with few
@@ -166,16 +167,16 @@ class JitterBuffer:
         self._measure(now_s - index * self._hop_s, bool(late), now_s)
         return Receipt(accepted=True, late=late, restarted=restarted)
 
-    def get(self, now_s: float, *, quiet: bool = False) -> Slot:
+    def get(self, now_s: float, *, quiet: bool = False) -> PlayoutSlot:
         """What to play in the hop that starts now.
 
         ``quiet`` says that nobody will miss or notice a hop here: what plays is silence.
         """
         if not self._transits.count:
-            return Slot("idle")
+            return PlayoutSlot("idle")
         self._playing_s = now_s - self._next * self._hop_s
         if self._must_hold(quiet):
-            return Slot("hold" if self._begun else "idle", self._next)
+            return PlayoutSlot("hold" if self._begun else "idle", self._next)
         skipped = int(self._may_skip(now_s, quiet))
         self._next += skipped
         index, held = self._next, self._frames.pop(self._next, None)
@@ -184,14 +185,14 @@ class JitterBuffer:
         if held is None:
             is_silent = self._silent_from is not None and self._silent_from <= index
             missing: Kind = "silence" if is_silent else "lost"
-            return Slot(missing if self._begun else "idle", index, skipped=skipped)
+            return PlayoutSlot(missing if self._begun else "idle", index, skipped=skipped)
         if self._silent_from is not None and self._silent_from <= index:
             self._silent_from = None
         self._begun = True
         self._played = index
         self._told.add(index)
         kind: Kind = "copy" if held.is_copy else "frame"
-        return Slot(kind, index, held.codes, now_s - held.arrived_s, skipped)
+        return PlayoutSlot(kind, index, held.codes, now_s - held.arrived_s, skipped)
 
     def _index(self, timestamp: int) -> int | None:
         """The frame number of a timestamp, or None if it cannot belong to what plays."""

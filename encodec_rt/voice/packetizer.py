@@ -10,12 +10,12 @@ import numpy as np
 from encodec_rt.bitstream.packet import (
     MAX_REDUNDANT_CODEBOOKS,
     MAX_REDUNDANT_FRAMES,
-    Codes,
     Packet,
     Redundancy,
     encode_packet,
 )
-from encodec_rt.voice.bitrate import Plan
+from encodec_rt.types import Codes
+from encodec_rt.voice.bitrate import PacketPlan
 
 REFRESH_FRAMES = 30
 """How often silence is announced again: each 400 ms, as Opus does."""
@@ -46,7 +46,7 @@ class Packetizer:
         self._silent = 0
         self.frames = 0
 
-    def push(self, codes: Codes, plan: Plan, *, active: bool = True) -> list[Outgoing]:
+    def push(self, codes: Codes, plan: PacketPlan, *, active: bool = True) -> list[Outgoing]:
         """The packets to send after the next frame, ``codes`` uint16 [Q]; often none.
 
         ``active`` is False for a frame that nobody will miss.
@@ -59,11 +59,11 @@ class Packetizer:
         self._pending.append(codes)
         return self._emit(plan, self.frames) if len(self._pending) >= plan.frames else []
 
-    def flush(self, plan: Plan) -> list[Outgoing]:
+    def flush(self, plan: PacketPlan) -> list[Outgoing]:
         """The packet that is not full yet, if any."""
         return self._emit(plan, self.frames) if self._pending else []
 
-    def _silence(self, index: int, plan: Plan) -> list[Outgoing]:
+    def _silence(self, index: int, plan: PacketPlan) -> list[Outgoing]:
         packets = self._emit(plan, index) if self._pending else []
         if self._silent % REFRESH_FRAMES == 0:
             packets.append(Outgoing(b"", index * self._hop, marker=False))
@@ -72,7 +72,7 @@ class Packetizer:
         self._earlier.clear()
         return packets
 
-    def _emit(self, plan: Plan, end: int) -> list[Outgoing]:
+    def _emit(self, plan: PacketPlan, end: int) -> list[Outgoing]:
         frames = np.stack([codes[: plan.codebooks] for codes in self._pending])
         packet = Packet(frames, self._redundancy(plan))
         first = end - len(self._pending)
@@ -81,7 +81,7 @@ class Packetizer:
         marker, self._marker = self._marker, False
         return [Outgoing(encode_packet(packet, bits=self._bits), first * self._hop, marker)]
 
-    def _redundancy(self, plan: Plan) -> Redundancy | None:
+    def _redundancy(self, plan: PacketPlan) -> Redundancy | None:
         copies = min(plan.copies, len(self._earlier))
         if not copies:
             return None

@@ -7,24 +7,24 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from encodec_rt.bitstream.packet import Codes, Packet, parse_packet
+from encodec_rt.bitstream.packet import Packet, parse_packet
 from encodec_rt.errors import PacketError
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.streams import Audio
+from encodec_rt.types import Audio, Codes
 from encodec_rt.voice.conceal import GAINS, Concealer
-from encodec_rt.voice.jitter import JitterBuffer, Slot
+from encodec_rt.voice.jitter import JitterBuffer, PlayoutSlot
 from encodec_rt.voice.statistics import ArrivalCounter, InboundStatistics
 
 
 @dataclass(frozen=True, eq=False)
-class Turn:
+class HopPlan:
     """What is to be played in one hop, and the late frames to put right before it."""
 
-    slot: Slot
+    slot: PlayoutSlot
     late: list[tuple[int, Codes]]
 
 
-class Listener:
+class Receiver:
     """Jitter buffer, concealment and statistics of one stream.
 
     ``receive`` and ``take`` belong to one thread, ``render`` may run in another.
@@ -81,21 +81,21 @@ class Listener:
             self._late = [*self._late, *receipt.late][-8:]
         return True
 
-    def take(self, now_s: float) -> Turn:
+    def take(self, now_s: float) -> HopPlan:
         """What to play in the hop that begins now."""
         slot = self.buffer.get(now_s, quiet=self._concealer.quiet)
         late, self._late = self._late, []
-        return Turn(slot, late)
+        return HopPlan(slot, late)
 
-    def render(self, turn: Turn) -> Audio:
-        """The audio of ``turn``: always one hop, float32 [hop] or [channels, hop]."""
-        slot, counts = turn.slot, self.statistics
+    def render(self, planned: HopPlan) -> Audio:
+        """The audio of ``planned``: always one hop, float32 [hop] or [channels, hop]."""
+        slot, counts = planned.slot, self.statistics
         if slot.kind == "idle":
             # The decoder starts with the first frame, as the encoder did.
             channels, hop = self._config.audio_channels, self._config.hop_length
             return np.zeros((channels, hop) if channels > 1 else hop, np.float32)
-        if turn.late:
-            counts.repairedFrames += self._concealer.repair(turn.late)
+        if planned.late:
+            counts.repairedFrames += self._concealer.repair(planned.late)
         index = slot.index if slot.kind in ("frame", "copy", "lost") else None
         audio = self._concealer.play(slot.codes, index)
         self._count(slot)
@@ -115,7 +115,7 @@ class Listener:
             raise PacketError(f"a code beyond the model's {size}")
         return packet
 
-    def _count(self, slot: Slot) -> None:
+    def _count(self, slot: PlayoutSlot) -> None:
         counts, hop = self.statistics, self._config.hop_length
         counts.removedSamplesForAcceleration += slot.skipped * hop
         counts.totalSamplesReceived += hop

@@ -162,10 +162,11 @@ def launch_all(slots: int) -> None:
     import encodec_rt_kernels
     from encodec_rt.config import EncodecConfig
     from encodec_rt.model.encodec import EncodecModel
-    from encodec_rt.streaming.ops import TORCH
+    from encodec_rt.streaming.backends.torch import TORCH
     from encodec_rt.streaming.plan import plan
     from encodec_rt.streaming.state import StreamState
-    from encodec_rt.streaming.steps import network, run
+    from encodec_rt.streaming.steps import run
+    from encodec_rt.streaming.weights import pack_layers
 
     # Kernels are compiled from shapes and alignments; no weight is ever read.
     config, nowhere = EncodecConfig(), torch.device("meta")
@@ -190,7 +191,7 @@ def launch_all(slots: int) -> None:
             specs = plan(part, prefix)
             now, proposed = (StreamState.allocate(specs, slots, nowhere) for _ in range(2))
             x = torch.zeros(frame, device=nowhere)
-            run(network(model, specs, ops, nowhere), now, proposed, x)
+            run(pack_layers(model, specs, ops, nowhere), now, proposed, x)
             active = torch.ones(slots, dtype=torch.bool, device=nowhere)
             ops.commit(now.arena, proposed.arena, active)
         shape = (config.num_quantizers, config.codebook_size, config.hidden_size)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from aot.gate import Compiled
+from tests.aot.gate import Compiled
 
 ROOT = Path(__file__).parent.parent.parent
 GOOD = Compiled(

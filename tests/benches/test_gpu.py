@@ -21,7 +21,7 @@ from benches.rows import LATENCY, RIVALS, CompiledSteps, Row, torch_engine, trit
 from benches.workload import OneLayer, frames, inputs_of, layers, noise, steps_per_frame
 from encodec_rt.config import EncodecConfig
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.streaming.ops import TORCH
+from encodec_rt.streaming.backends.torch import TORCH
 from encodec_rt.streaming.plan import ResBlockSpec
 from tests.support.models import random_model, tiny_config
 from tests.support.tolerances import bound

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from encodec_rt.cli.call_panel import CallMeter, call_line, call_panel
-from encodec_rt.sound.meter import Display
+from encodec_rt.cli.live_panel import Display
 from encodec_rt.voice.statistics import InboundStatistics
 
 LATENCY = {"frame": 13.3, "encode": 2.0, "network": 40.0, "jitterBuffer": 26.7, "decode": 3.0}

@@ -18,7 +18,7 @@ from benches.workload import noise, random_24khz
 from encodec_rt.streaming.backends.select import triton_ops
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.engine import Engine
-from encodec_rt.streaming.weights import PackedModel, pack
+from encodec_rt.streaming.weights import CodecWeights, pack
 from tests.support.contract import assert_codes_agree, offline_codes
 
 pytestmark = [
@@ -36,7 +36,7 @@ def codec() -> Codec:
 
 
 @cache
-def packed_for_few() -> PackedModel:
+def packed_for_few() -> CodecWeights:
     ops = triton_ops(torch.device("cuda"), few=True, chained=True)
     return pack(random_24khz(), ops, torch.device("cuda"))
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from benches.workload import OneLayer, layers, op_of, random_24khz
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.streaming.backends.select import Precision, triton_ops
+from encodec_rt.streaming.backends.triton import triton_ops
+from encodec_rt.streaming.ops import Precision
 from tests.support.kernel_harness import error
 from tests.support.tolerances import bound
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from aot.gate import launch_all
 from encodec_rt.config import EncodecConfig
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.plan import plan
 from encodec_rt.streaming.state import StreamState
 from encodec_rt_kernels import conv1d
+from tests.aot.gate import launch_all
 
 SLOTS = 2
 

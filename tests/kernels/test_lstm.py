@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from encodec_rt.streaming.ops import TORCH
+from encodec_rt.streaming.backends.torch import TORCH
 from encodec_rt_kernels import Rules, lstm, pack_lstm
 from tests.support.kernel_harness import (
     error,

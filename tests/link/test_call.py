@@ -15,7 +15,7 @@ from encodec_rt.link.endpoints import FileSink, FileSource, NullSink, SilentSour
 from encodec_rt.link.rtp import Received
 from encodec_rt.link.signalling import SignallingClient, SignallingServer
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.streams import Audio
+from encodec_rt.types import Audio
 from tests.support.models import random_model, speech, tiny_config
 
 SECONDS = 3

@@ -6,7 +6,7 @@ from itertools import product
 import numpy as np
 import pytest
 
-from encodec_rt.link.datagrams import MOST_DATAGRAM_BYTES, admits
+from encodec_rt.link.datagrams import MAX_DATAGRAM_BYTES, admits
 
 NAME = b"abcd:"
 STUN = b"\x21\x12\xa4\x42" + bytes(range(12))
@@ -87,8 +87,8 @@ def test_a_flight_of_several_records_passes_as_one():
 
 
 def test_empty_long_and_unknown_datagrams_go_no_further():
-    assert admitted(RTP.ljust(MOST_DATAGRAM_BYTES, b"\x00"))
-    assert not admitted(RTP.ljust(MOST_DATAGRAM_BYTES + 1, b"\x00"))
+    assert admitted(RTP.ljust(MAX_DATAGRAM_BYTES, b"\x00"))
+    assert not admitted(RTP.ljust(MAX_DATAGRAM_BYTES + 1, b"\x00"))
     assert not admitted(b"")
     assert not admitted(RTP[:11])
     for first in (*range(4, 20), *range(24, 128), *range(192, 256)):

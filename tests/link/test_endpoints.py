@@ -11,11 +11,10 @@ import soundfile
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import AudioDeviceError, ConfigError, InputError
 from encodec_rt.link import device_pair
-from encodec_rt.link.device_pair import Handset
+from encodec_rt.link.device_pair import DevicePair
 from encodec_rt.link.endpoints import FileSink, FileSource
-from encodec_rt.live.duplex import MOST_BACKLOG_S
 from encodec_rt.sound.processing import VoiceProcessor
-from encodec_rt.sound.streams import StreamCounts
+from encodec_rt.sound.streams import MAX_BACKLOG_S, StreamCounts
 from tests.support.models import speech, tiny_config
 from tests.support.tolerances import bound
 
@@ -137,8 +136,8 @@ class FakeSystem:
     def now(self) -> float:
         return time.monotonic()
 
-    def handset(self, config: EncodecConfig, **options) -> Handset:
-        return Handset(self, config, tell=self.told.append, **options)
+    def handset(self, config: EncodecConfig, **options) -> DevicePair:
+        return DevicePair(self, config, tell=self.told.append, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -183,7 +182,7 @@ def test_a_microphone_that_is_lost_is_silent_until_it_is_back(config: EncodecCon
 
 
 def test_input_from_before_a_stall_is_let_go(config: EncodecConfig):
-    piled = sound(round(5 * MOST_BACKLOG_S * config.sampling_rate / HOP))
+    piled = sound(round(5 * MAX_BACKLOG_S * config.sampling_rate / HOP))
     system = FakeSystem(sources=[FakeStream(piled)])
 
     async def main() -> dict:
@@ -193,7 +192,7 @@ def test_input_from_before_a_stall_is_let_go(config: EncodecConfig):
         return handset.statistics()
 
     shed = asyncio.run(main())["microphone"]["samplesShed"]
-    assert shed == len(piled) - round(MOST_BACKLOG_S * config.sampling_rate)
+    assert shed == len(piled) - round(MAX_BACKLOG_S * config.sampling_rate)
 
 
 def test_a_speaker_asks_for_audio_while_its_queue_is_low_and_keeps_the_pace_while_it_is_away(

@@ -13,7 +13,7 @@ import pytest
 
 from encodec_rt.link.call import Call, CallOptions
 from encodec_rt.link.endpoints import NullSink, SilentSource
-from encodec_rt.link.rtp import MOST_SOURCES
+from encodec_rt.link.rtp import MAX_SOURCES
 from encodec_rt.streaming.codec import Codec
 from tests.support.models import random_model, tiny_config
 
@@ -176,6 +176,6 @@ def test_packets_that_cannot_be_read_end_no_call_though_they_are_encrypted(codec
             await sending._send_rtp(broken[:8] + source + broken[12:])
             await asyncio.sleep(0)
         await goes_on(one, other, running)
-        assert len(dtls_of(other)._rtp_router.ssrc_table) <= MOST_SOURCES + 1
+        assert len(dtls_of(other)._rtp_router.ssrc_table) <= MAX_SOURCES + 1
 
     asyncio.run(main())

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from encodec_rt.link.call import Call, CallOptions
-from encodec_rt.link.device_pair import Handset
+from encodec_rt.link.device_pair import DevicePair
 from encodec_rt.sound.portaudio import PortAudio
 from encodec_rt.sound.streams import FIFO_S
 from encodec_rt.streaming.codec import Codec
@@ -58,7 +58,7 @@ class Side:
         self.told = []
         self.captured, self.heard = [], []
         system = PortAudio(RATE, source=f"rt_mic{end}", sink=f"rt_spk{end}")
-        self.handset = Handset(system, codec.config, buffer_ms=BUFFER_MS, tell=self.told.append)
+        self.handset = DevicePair(system, codec.config, buffer_ms=BUFFER_MS, tell=self.told.append)
         options = CallOptions(codec.config.target_bandwidths[-1], dtx=False, idle_s=PATIENCE_S)
         self.call = Call(codec, self, self, options)
 

@@ -15,7 +15,7 @@ from aiohttp import web
 
 from encodec_rt.errors import LinkError
 from encodec_rt.link import credentials
-from encodec_rt.link.admission import MOST_ADDRESSES, DoorLimits, RateLimit
+from encodec_rt.link.admission import MAX_ADDRESSES, ConnectionLimits, RateLimit
 from encodec_rt.link.signalling import (
     REMEMBERED,
     SDP_TYPE,
@@ -234,7 +234,7 @@ def test_a_connection_is_ended_in_time_whatever_it_brings(data: bytes):
         writer.close()
         assert await post(url) == 201
 
-    serve(scenario, limits=replace(PATIENT, door=DoorLimits(connection_s=0.2)))
+    serve(scenario, limits=replace(PATIENT, door=ConnectionLimits(connection_s=0.2)))
 
 
 def test_a_handshake_that_is_never_made_is_ended_in_time(tmp_path: Path):
@@ -249,12 +249,12 @@ def test_a_handshake_that_is_never_made_is_ended_in_time(tmp_path: Path):
     serve(
         scenario,
         context=credentials.server_context(certificate, key),
-        limits=replace(PATIENT, door=DoorLimits(handshake_s=0.05)),
+        limits=replace(PATIENT, door=ConnectionLimits(handshake_s=0.05)),
     )
 
 
-@pytest.mark.parametrize("door", [DoorLimits(connections=2), DoorLimits(per_address=2)])
-def test_more_connections_than_there_is_room_for_are_hung_up_on(door: DoorLimits):
+@pytest.mark.parametrize("door", [ConnectionLimits(connections=2), ConnectionLimits(per_address=2)])
+def test_more_connections_than_there_is_room_for_are_hung_up_on(door: ConnectionLimits):
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         inside = [await knock(url) for _ in range(2)]
         reader, writer = await knock(url)
@@ -316,9 +316,9 @@ def test_the_rate_limit_forgives_with_time_and_forgets_addresses():
     assert [limit.allows("a", now) for now in (0.0, 0.0, 0.0, 0.5, 1.6)] == [
         *(True, True, False, False, True)
     ]
-    for number in range(5 * MOST_ADDRESSES):
+    for number in range(5 * MAX_ADDRESSES):
         limit.allows(str(number), 2.0)
-    assert len(limit) == MOST_ADDRESSES
+    assert len(limit) == MAX_ADDRESSES
 
 
 def hostile_requests(count: int) -> None:

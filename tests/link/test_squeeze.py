@@ -5,23 +5,23 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from encodec_rt.link.bandwidth import Estimator
-from encodec_rt.netsim.impairment import Channel, Network
+from encodec_rt.link.bandwidth import PathEstimator
+from encodec_rt.netsim.impairment import Channel, PathProfile
 from encodec_rt.netsim.simulate import Heard, simulate
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.streams import Audio
+from encodec_rt.types import Audio
 from encodec_rt.voice.bitrate import RateController
-from encodec_rt.voice.receiver import Listener, Turn
+from encodec_rt.voice.receiver import HopPlan, Receiver
 from tests.support.models import random_model, tiny_config
 
 FRAME_RATE_HZ = 75
 KBPS = 6.01
 
 
-class Deaf(Listener):
+class Deaf(Receiver):
     """Decodes nothing, as only packets matter here."""
 
-    def render(self, turn: Turn) -> Audio:
+    def render(self, planned: HopPlan) -> Audio:
         return np.zeros(self._config.hop_length, np.float32)
 
 
@@ -33,7 +33,7 @@ def codec() -> Codec:
     return Codec(random_model(config))
 
 
-def call(codec: Codec, network: Network, seconds: int, *, talkative: bool = True) -> Heard:
+def call(codec: Codec, network: PathProfile, seconds: int, *, talkative: bool = True) -> Heard:
     frames = seconds * FRAME_RATE_HZ
     codes = np.random.default_rng(0).integers(0, 1024, (frames, 8)).astype(np.uint16)
     return simulate(
@@ -43,12 +43,12 @@ def call(codec: Codec, network: Network, seconds: int, *, talkative: bool = True
         Deaf(codec, KBPS),
         controller=RateController(codebooks=8),
         active=[talkative or index % 300 < 200 for index in range(frames)],
-        estimator=Estimator(),
+        estimator=PathEstimator(),
     )
 
 
 def test_a_bottleneck_queues_little_and_the_full_rate_returns_after_it(codec: Codec):
-    network = Network(delay_ms=20, jitter_ms=3, rate_kbps=40, rate_span_s=(12, 28))
+    network = PathProfile(delay_ms=20, jitter_ms=3, rate_kbps=40, rate_span_s=(12, 28))
     heard = call(codec, network, 40)
     at_s, transits_ms = np.array(heard.transits_ms).T
     squeezed = transits_ms[(at_s >= 16) & (at_s < 28)]
@@ -62,6 +62,6 @@ def test_a_bottleneck_queues_little_and_the_full_rate_returns_after_it(codec: Co
 
 @pytest.mark.parametrize("talkative", [True, False])
 def test_jitter_without_a_queue_costs_no_bits(codec: Codec, talkative: bool):
-    network = Network(delay_ms=40, jitter_ms=8)
+    network = PathProfile(delay_ms=40, jitter_ms=8)
     heard = call(codec, network, 30, talkative=talkative)
     assert [(plan.frames, plan.codebooks) for _, plan in heard.plans] == [(1, 8)]

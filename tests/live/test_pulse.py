@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from encodec_rt.bitstream.ecdc import EcdcReader, read_header
-from encodec_rt.live.duplex import MOST_FRAMES, Duplex
+from encodec_rt.live.duplex import MAX_FRAMES, Duplex
 from encodec_rt.live.loop import CodecLoop
 from encodec_rt.sound.portaudio import PortAudio, list_devices
 from encodec_rt.streaming.codec import Codec
@@ -245,7 +245,7 @@ def check_recordings(wav, ecdc, model, kbps):
     samples, codes, header = read_recordings(wav, ecdc, model.config)
     assert len(samples) > RATE
     audio = Codec(model).stream_decoder(kbps).push(codes)[: header.samples]
-    assert abs(len(audio) - len(samples)) <= MOST_FRAMES * model.config.hop_length
+    assert abs(len(audio) - len(samples)) <= MAX_FRAMES * model.config.hop_length
     wanted = np.clip(np.rint(audio * 32768), -32768, 32767)
     shared = min(len(audio), len(samples))
     assert np.array_equal(samples[:shared], wanted[:shared])

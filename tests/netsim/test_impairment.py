@@ -4,23 +4,23 @@ import numpy as np
 import pytest
 
 from encodec_rt.errors import ConfigError
-from encodec_rt.netsim.impairment import Channel, Network
+from encodec_rt.netsim.impairment import Channel, PathProfile
 
 
-def arrivals(network: Network, count: int = 20_000, seed: int = 0, size: int = 100) -> list:
+def arrivals(network: PathProfile, count: int = 20_000, seed: int = 0, size: int = 100) -> list:
     channel = Channel(network, seed)
     return [channel.send(index * 0.01, size) for index in range(count)]
 
 
 def test_the_same_seed_gives_the_same_network_and_another_seed_another():
-    network = Network(delay_ms=10, jitter_ms=5, loss=0.1, burst=3, duplicate=0.1)
+    network = PathProfile(delay_ms=10, jitter_ms=5, loss=0.1, burst=3, duplicate=0.1)
     assert arrivals(network, 500) == arrivals(network, 500)
     assert arrivals(network, 500) != arrivals(network, 500, seed=1)
 
 
 @pytest.mark.parametrize("burst", [1.0, 4.0])
 def test_loss_has_the_mean_and_the_burst_length_asked_for(burst: float):
-    lost = np.array([not times for times in arrivals(Network(loss=0.1, burst=burst))])
+    lost = np.array([not times for times in arrivals(PathProfile(loss=0.1, burst=burst))])
     assert lost.mean() == pytest.approx(0.1, abs=0.015)
     runs = (np.diff(np.concatenate([[0], lost.astype(int)])) == 1).sum()
     # Independent losses come in runs of 1 / (1 - loss).
@@ -29,24 +29,24 @@ def test_loss_has_the_mean_and_the_burst_length_asked_for(burst: float):
 
 
 def test_duplicates_reordering_and_jitter_have_the_shares_asked_for():
-    times = arrivals(Network(delay_ms=20, duplicate=0.05, reorder=0.1, reorder_ms=30))
+    times = arrivals(PathProfile(delay_ms=20, duplicate=0.05, reorder=0.1, reorder_ms=30))
     assert np.mean([len(copies) == 2 for copies in times]) == pytest.approx(0.05, abs=0.01)
     delays = np.array([copies[0] - index * 0.01 for index, copies in enumerate(times)])
     assert np.mean(delays > 0.04) == pytest.approx(0.1, abs=0.01)
-    jitter = arrivals(Network(jitter_ms=8))
+    jitter = arrivals(PathProfile(jitter_ms=8))
     mean_ms = np.mean([copies[0] - index * 0.01 for index, copies in enumerate(jitter)]) * 1e3
     assert mean_ms == pytest.approx(8, rel=0.05)
 
 
 def test_a_spike_delivers_what_it_held_back_in_one_burst():
-    times = [copies[0] for copies in arrivals(Network(spike_every_s=2, spike_ms=100), 1000)]
+    times = [copies[0] for copies in arrivals(PathProfile(spike_every_s=2, spike_ms=100), 1000)]
     assert times[199] == pytest.approx(1.99)
     np.testing.assert_allclose(times[200:210], 2.1, atol=1e-9)
     assert times[211] == pytest.approx(2.11)
 
 
 def test_an_outage_loses_everything_and_a_step_stays():
-    network = Network(outages_s=((1, 2),), step_at_s=3, step_ms=50)
+    network = PathProfile(outages_s=((1, 2),), step_at_s=3, step_ms=50)
     times = arrivals(network, 500)
     assert all(times[:100])
     assert not any(times[100:200])
@@ -56,7 +56,7 @@ def test_an_outage_loses_everything_and_a_step_stays():
 
 def test_a_bottleneck_queues_what_exceeds_its_rate_and_drops_beyond_its_queue():
     # 100 bytes each 10 ms are 80 kbps.
-    network = Network(rate_kbps=40, rate_span_s=(1, 4), queue_ms=500)
+    network = PathProfile(rate_kbps=40, rate_span_s=(1, 4), queue_ms=500)
     times = arrivals(network, 600)
     assert times[99][0] == pytest.approx(0.99)
     assert times[109][0] - 1.09 == pytest.approx(0.11, abs=0.021)
@@ -69,4 +69,4 @@ def test_a_bottleneck_queues_what_exceeds_its_rate_and_drops_beyond_its_queue():
 @pytest.mark.parametrize("changes", [{"loss": 1.0}, {"duplicate": -0.1}, {"burst": 0.5}])
 def test_impossible_networks_are_refused(changes: dict[str, float]):
     with pytest.raises(ConfigError):
-        Network(**changes)
+        PathProfile(**changes)

@@ -8,7 +8,7 @@ import pytest
 
 from encodec_rt.errors import LinkError
 from encodec_rt.netsim import netns
-from encodec_rt.netsim.impairment import Network
+from encodec_rt.netsim.impairment import PathProfile
 from encodec_rt.netsim.netns import Rig, why_unavailable
 
 ANSWER = """
@@ -42,7 +42,7 @@ def _allowed() -> None:
         pytest.skip(reason)
 
 
-def ask(network: Network, count: int) -> tuple[list[str], Rig]:
+def ask(network: PathProfile, count: int) -> tuple[list[str], Rig]:
     """The round trips of ``count`` packets from one namespace to the other and back."""
     with Rig(network) as rig:
         there, here = rig.sides
@@ -70,16 +70,16 @@ def namespaces() -> str:
 
 @pytest.mark.usefixtures("_allowed")
 def test_packets_between_the_namespaces_are_delayed_and_lost_as_asked():
-    lines, rig = ask(Network(delay_ms=40), 5)
+    lines, rig = ask(PathProfile(delay_ms=40), 5)
     assert min(float(line) for line in lines if line != "lost") >= 0.08
     assert [channel.sent for channel in rig.channels] == [5, 5]
-    lost, _ = ask(Network(loss=0.999), 2)
+    lost, _ = ask(PathProfile(loss=0.999), 2)
     assert lost == ["lost", "lost"]
 
 
 @pytest.mark.usefixtures("_allowed")
 def test_nothing_is_left_behind():
-    with Rig(Network()) as rig:
+    with Rig(PathProfile()) as rig:
         names = [side.namespace for side in rig.sides]
         assert all(name in namespaces() for name in names)
     assert not any(name in namespaces() for name in names)
@@ -92,7 +92,7 @@ def test_a_machine_that_allows_no_devices_says_so_and_nothing_is_left_behind(mon
 
     monkeypatch.setattr(netns, "_open_tun", refuse)
     assert why_unavailable() == "network devices cannot be made here (Operation not permitted)"
-    rig = Rig(Network())
+    rig = Rig(PathProfile())
     with pytest.raises(LinkError, match="Operation not permitted"), rig:
         pass
     assert not any(side.namespace in namespaces() for side in rig.sides)
@@ -100,5 +100,5 @@ def test_a_machine_that_allows_no_devices_says_so_and_nothing_is_left_behind(mon
 
 @pytest.mark.usefixtures("_allowed")
 def test_the_time_of_a_network_begins_with_the_rig():
-    lost, _ = ask(Network(outages_s=((0.0, 60.0),)), 1)
+    lost, _ = ask(PathProfile(outages_s=((0.0, 60.0),)), 1)
     assert lost == ["lost"]

@@ -3,15 +3,15 @@ import pytest
 
 from encodec_rt.sound.drift import (
     CALM_S,
-    MOST_CORRECTION,
-    MOST_TARGET_MS,
+    MAX_CORRECTION,
+    MAX_TARGET_MS,
     SLACK_MS,
     START_MS,
     Converter,
     DriftLoop,
     Playout,
 )
-from encodec_rt.sound.streams import BLOCK_S, Sink
+from encodec_rt.sound.streams import BLOCK_S, OutputStream
 from tests.support.tolerances import bound
 from tests.support.virtual_audio import flags
 
@@ -23,7 +23,7 @@ class Speaker:
     """A sink whose clock is this test's: ``play_until`` calls back when blocks are due."""
 
     def __init__(self, rate_hz=RATE, ppm=0.0):
-        self.sink = Sink("speaker", rate_hz, 1)
+        self.sink = OutputStream("speaker", rate_hz, 1)
         self.heard = []
         self._block = round(BLOCK_S * rate_hz)
         self._block_s = self._block / (rate_hz * (1 + 1e-6 * ppm))
@@ -92,15 +92,15 @@ def test_the_correction_never_exceeds_half_a_per_cent():
     loop = DriftLoop()
     ratios = [loop.update(5000.0, 40.0, BLOCK_S) for _ in range(5000)]
     ratios += [loop.update(0.0, 5000.0, BLOCK_S) for _ in range(10_000)]
-    assert min(ratios) == 1 - MOST_CORRECTION
-    assert max(ratios) == 1 + MOST_CORRECTION
+    assert min(ratios) == 1 - MAX_CORRECTION
+    assert max(ratios) == 1 + MAX_CORRECTION
 
 
 def test_a_correction_at_its_limit_does_not_wind_up_the_drift():
     loop = DriftLoop()
     for _ in range(20_000):
         loop.update(5000.0, 40.0, BLOCK_S)
-    assert abs(loop.drift_ppm) < 1e6 * MOST_CORRECTION
+    assert abs(loop.drift_ppm) < 1e6 * MAX_CORRECTION
     before = loop.drift_ppm
     for _ in range(1000):
         loop.update(5000.0, 40.0, BLOCK_S)
@@ -181,7 +181,7 @@ def test_a_burst_beyond_the_slack_is_left_out_in_one_piece_and_counted():
 def test_starving_again_and_again_raises_the_target_up_to_a_limit():
     stalls = [(1.5 * n, 0.08 + 0.02 * n) for n in range(1, 30)]
     playout, _, _ = session(np.zeros(50 * RATE, np.float32), stalls=stalls)
-    assert START_MS < playout.target_ms <= MOST_TARGET_MS
+    assert START_MS < playout.target_ms <= MAX_TARGET_MS
 
 
 def test_a_stall_that_starves_in_pieces_raises_the_target_once():

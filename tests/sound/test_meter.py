@@ -5,24 +5,20 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from encodec_rt.cli.live_panel import Display, budget_table, panel, plain_line, status_json
 from encodec_rt.sound.meter import (
     SILENCE_DB,
     WINDOW_FRAMES,
-    Budget,
     ClockRate,
-    Display,
+    LatencyBudget,
     Level,
     QueueTime,
     Status,
     Timings,
-    budget_table,
-    panel,
-    plain_line,
-    status_json,
 )
 from tests.support.tolerances import bound
 
-BUDGET = Budget(10.0, 13.3, 1.0, 2.0, 3.0, 0.8, 40.0, 20.0)
+BUDGET = LatencyBudget(10.0, 13.3, 1.0, 2.0, 3.0, 0.8, 40.0, 20.0)
 
 
 def status(seconds=1.0, **counts):

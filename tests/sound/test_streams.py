@@ -3,18 +3,18 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from encodec_rt.sound.streams import FIFO_S, Sink, Source
+from encodec_rt.sound.streams import FIFO_S, InputStream, OutputStream
 from tests.support.virtual_audio import FLAGS, flags
 
 BLOCK = 320
 
 
 def source(channels=1):
-    return Source("microphone", 24_000, channels)
+    return InputStream("microphone", 24_000, channels)
 
 
 def sink(channels=1):
-    return Sink("speaker", 24_000, channels)
+    return OutputStream("speaker", 24_000, channels)
 
 
 def capture(end, samples, status=None):

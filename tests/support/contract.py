@@ -16,8 +16,8 @@ from torch import Tensor
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.engine import Engine
-from encodec_rt.streaming.streams import Audio, Codes
 from encodec_rt.streaming.weights import Start
+from encodec_rt.types import Audio, Codes
 from tests.support.models import snr_db
 from tests.support.tolerances import bound
 

@@ -18,7 +18,7 @@ from encodec_rt.model.encodec import EncodecModel, loudness
 if TYPE_CHECKING:
     import transformers
 
-SPEECH = Path(__file__).parent.parent / "encodec_rt" / "assets" / "speech_en.flac"
+SPEECH = Path(__file__).parents[2] / "encodec_rt" / "assets" / "speech_en.flac"
 
 
 def tiny_config(*, books: tuple[int, ...] = (1, 2, 4), **changes: Any) -> EncodecConfig:

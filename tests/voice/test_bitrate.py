@@ -4,12 +4,11 @@ import numpy as np
 import pytest
 
 from encodec_rt.errors import ConfigError
-from encodec_rt.netsim.impairment import HEADER_BYTES
-from encodec_rt.voice.bitrate import MOST_FRAMES, Plan, RateController
+from encodec_rt.voice.bitrate import HEADER_BYTES, MAX_FRAMES, PacketPlan, RateController
 from encodec_rt.voice.delay import StandingQueue
 
 
-def settle(controller: RateController, seconds: float = 5.0, begin_s: float = 0.0) -> Plan:
+def settle(controller: RateController, seconds: float = 5.0, begin_s: float = 0.0) -> PacketPlan:
     """The plan after sending for a while, a packet whenever one is due."""
     plan, due_s = controller.plan(begin_s), begin_s
     for step in range(int(seconds * 75)):
@@ -21,7 +20,7 @@ def settle(controller: RateController, seconds: float = 5.0, begin_s: float = 0.
     return plan
 
 
-def rate_kbps(plan: Plan) -> float:
+def rate_kbps(plan: PacketPlan) -> float:
     return plan.packet_bytes(10) * 8 * 75 / plan.frames / 1000
 
 
@@ -32,8 +31,8 @@ def test_an_unhindered_call_sends_each_frame_at_once_with_all_codebooks():
 
 
 def test_a_plan_knows_the_size_of_its_packets():
-    assert Plan(1, 8).packet_bytes(10) == HEADER_BYTES + 1 + 10
-    assert Plan(2, 8, 2, 2).packet_bytes(10) == HEADER_BYTES + 1 + 20 + 1 + 5
+    assert PacketPlan(1, 8).packet_bytes(10) == HEADER_BYTES + 1 + 10
+    assert PacketPlan(2, 8, 2, 2).packet_bytes(10) == HEADER_BYTES + 1 + 20 + 1 + 5
 
 
 def test_frames_per_packet_go_up_before_codebooks_go_down():
@@ -47,8 +46,8 @@ def test_frames_per_packet_go_up_before_codebooks_go_down():
         seen.append((plan.frames, -plan.codebooks))
     assert seen == sorted(seen)
     assert seen[0] == (1, -8)
-    assert seen[-1] == (MOST_FRAMES, -2)
-    assert all(codebooks == -8 for frames, codebooks in seen if frames < MOST_FRAMES)
+    assert seen[-1] == (MAX_FRAMES, -2)
+    assert all(codebooks == -8 for frames, codebooks in seen if frames < MAX_FRAMES)
 
 
 def test_less_is_sent_at_once_and_more_only_after_a_while():

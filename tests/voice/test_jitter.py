@@ -12,7 +12,7 @@ from benches.link.jitter import NETWORKS, Point, Speex, curve, point
 from benches.link.traces import HOP, HOP_S, SSRC, Sent
 from encodec_rt.bitstream.packet import Packet, Redundancy
 from encodec_rt.errors import ConfigError
-from encodec_rt.netsim.impairment import Network
+from encodec_rt.netsim.impairment import PathProfile
 from encodec_rt.voice.delay import TransitHistogram
 from encodec_rt.voice.jitter import BEHIND_FRAMES, JitterBuffer, Receipt
 
@@ -36,7 +36,7 @@ def longest_gap_s(outcome: traces.Outcome, begin_s: float, end_s: float) -> floa
 
 
 def test_a_perfect_network_plays_every_frame_in_order_without_concealment():
-    packets = traces.trace(Network(delay_ms=5), 10)
+    packets = traces.trace(PathProfile(delay_ms=5), 10)
     outcome = traces.play(packets)
     assert list(outcome.played_s) == sorted(outcome.played_s)
     assert outcome.late_share(packets) == 0
@@ -46,7 +46,7 @@ def test_a_perfect_network_plays_every_frame_in_order_without_concealment():
 
 
 def test_overtaken_packets_are_played_in_order():
-    packets = traces.trace(Network(delay_ms=20, jitter_ms=8, reorder=0.1, reorder_ms=25), 30)
+    packets = traces.trace(PathProfile(delay_ms=20, jitter_ms=8, reorder=0.1, reorder_ms=25), 30)
     assert [p.index for p in packets] != sorted(p.index for p in packets)
     outcome = traces.play(packets)
     assert list(outcome.played_s) == sorted(outcome.played_s)
@@ -77,7 +77,7 @@ def test_a_lost_frame_is_recovered_from_the_redundancy_of_a_later_packet():
 
 
 def test_sequence_number_and_timestamp_wrap_unnoticed():
-    sent = traces.trace(Network(delay_ms=20, jitter_ms=5), 20)
+    sent = traces.trace(PathProfile(delay_ms=20, jitter_ms=5), 20)
     plain = traces.play(sent)
     shifted = [Sent(p.arrival_s, p.sent_s, p.index, p.index + 65_000 & 0xFFFF) for p in sent]
     wrapped = traces.play(shifted, first_timestamp=(1 << 32) - 500 * HOP)
@@ -85,7 +85,7 @@ def test_sequence_number_and_timestamp_wrap_unnoticed():
 
 
 def test_after_a_delay_step_audio_resumes_soon_and_nothing_later_is_lost():
-    network = Network(delay_ms=30, jitter_ms=2, step_at_s=10, step_ms=60)
+    network = PathProfile(delay_ms=30, jitter_ms=2, step_at_s=10, step_ms=60)
     packets = traces.trace(network, 20, seed=3)
     outcome = traces.play(packets)
     assert longest_gap_s(outcome, 9, 20) < RESUME_S
@@ -94,7 +94,7 @@ def test_after_a_delay_step_audio_resumes_soon_and_nothing_later_is_lost():
 
 
 def test_spikes_are_not_paid_for_with_delay():
-    packets = traces.trace(Network(delay_ms=40, jitter_ms=2, spike_every_s=5), 40)
+    packets = traces.trace(PathProfile(delay_ms=40, jitter_ms=2, spike_every_s=5), 40)
     outcome = traces.play(packets)
     assert np.median(outcome.delays_ms(packets)) < 40 + 30
     assert longest_gap_s(outcome, 1, 39) < RESUME_S
@@ -102,7 +102,7 @@ def test_spikes_are_not_paid_for_with_delay():
 
 @pytest.mark.parametrize("changes", [{"reorder": 0.05}, {"duplicate": 0.2}])
 def test_neither_reordering_nor_duplicates_interrupt(changes: dict[str, float]):
-    network = Network(delay_ms=40, jitter_ms=3, reorder_ms=30, **changes)
+    network = PathProfile(delay_ms=40, jitter_ms=3, reorder_ms=30, **changes)
     packets = traces.trace(network, 30, seed=1)
     outcome = traces.play(packets)
     assert longest_gap_s(outcome, 1, 29.9) < 4 * HOP_S
@@ -113,7 +113,7 @@ def test_neither_reordering_nor_duplicates_interrupt(changes: dict[str, float]):
 
 
 def test_after_an_outage_audio_resumes_at_once_and_at_the_same_delay():
-    packets = traces.trace(Network(delay_ms=40, jitter_ms=3, outages_s=((10, 15),)), 30)
+    packets = traces.trace(PathProfile(delay_ms=40, jitter_ms=3, outages_s=((10, 15),)), 30)
     outcome = traces.play(packets)
     first_back = min(p.arrival_s for p in packets if p.sent_s >= 15)
     assert longest_gap_s(outcome, first_back, 29) < RESUME_S
@@ -125,7 +125,7 @@ def test_after_an_outage_audio_resumes_at_once_and_at_the_same_delay():
 
 @pytest.mark.parametrize("ppm", [-400, 400])
 def test_clock_drift_neither_grows_the_delay_nor_starves_the_playout(ppm: int):
-    packets = traces.trace(Network(delay_ms=40, jitter_ms=4), 120, ppm=ppm)
+    packets = traces.trace(PathProfile(delay_ms=40, jitter_ms=4), 120, ppm=ppm)
     outcome = traces.play(packets, quiet=lambda now_s: now_s % 4 < 1.5)
     assert outcome.late_share(packets) < 0.01
     parts = [p for p in packets if 5 < p.sent_s < 20], [p for p in packets if p.sent_s > 105]
@@ -135,7 +135,7 @@ def test_clock_drift_neither_grows_the_delay_nor_starves_the_playout(ppm: int):
 
 
 def test_delay_shrinks_in_quiet_before_it_cuts_speech():
-    network = Network(delay_ms=90, jitter_ms=2, step_at_s=5, step_ms=-60)
+    network = PathProfile(delay_ms=90, jitter_ms=2, step_at_s=5, step_ms=-60)
     packets = traces.trace(network, 40)
     quiet = traces.play(packets, quiet=lambda now_s: now_s % 3 < 1)
     skipped = [at for at, slot in quiet.slots if slot.skipped]
@@ -146,7 +146,7 @@ def test_delay_shrinks_in_quiet_before_it_cuts_speech():
 
 
 def test_delay_shrinks_in_endless_speech_too():
-    network = Network(delay_ms=90, jitter_ms=2, step_at_s=5, step_ms=-60)
+    network = PathProfile(delay_ms=90, jitter_ms=2, step_at_s=5, step_ms=-60)
     packets = traces.trace(network, 60)
     outcome = traces.play(packets)
     end = [p for p in packets if p.sent_s > 55]
@@ -154,13 +154,13 @@ def test_delay_shrinks_in_endless_speech_too():
 
 
 def test_delay_stays_between_floor_and_ceiling():
-    packets = traces.trace(Network(delay_ms=40, jitter_ms=60), 30)
+    packets = traces.trace(PathProfile(delay_ms=40, jitter_ms=60), 30)
     buffer = JitterBuffer(floor_ms=10, ceiling_ms=80)
     outcome = traces.play(packets, buffer)
     end = [p for p in packets if p.sent_s > 15]
     assert outcome.delays_ms(end).max() < 40 + 80 + 2 * HOP_S * 1e3
-    steady = traces.play(traces.trace(Network(), 10), JitterBuffer(floor_ms=50))
-    assert steady.delays_ms(traces.trace(Network(), 10)).min() > 50 - HOP_S * 1e3 / 2
+    steady = traces.play(traces.trace(PathProfile(), 10), JitterBuffer(floor_ms=50))
+    assert steady.delays_ms(traces.trace(PathProfile(), 10)).min() > 50 - HOP_S * 1e3 / 2
 
 
 def test_late_frames_are_told_once():
@@ -239,7 +239,7 @@ def test_a_transit_far_from_all_before_moves_the_histogram_and_loses_no_weight(j
 
 @pytest.mark.slow
 def test_an_hour_neither_grows_the_delay_nor_the_memory():
-    network = Network(delay_ms=40, jitter_ms=8, loss=0.02, spike_every_s=20)
+    network = PathProfile(delay_ms=40, jitter_ms=8, loss=0.02, spike_every_s=20)
     packets = traces.trace(network, 3600, ppm=50)
     buffer = JitterBuffer()
     outcome = traces.play(packets, buffer, quiet=lambda now_s: now_s % 4 < 1.5)

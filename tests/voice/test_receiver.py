@@ -6,12 +6,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from encodec_rt.bitstream.packet import Packet, encode_packet
-from encodec_rt.netsim.impairment import Channel, Network
+from encodec_rt.netsim.impairment import Channel, PathProfile
 from encodec_rt.netsim.simulate import Heard, simulate
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.voice.bitrate import RateController
 from encodec_rt.voice.jitter import BEHIND_FRAMES
-from encodec_rt.voice.receiver import Listener
+from encodec_rt.voice.receiver import Receiver
 from tests.support.models import random_model, speech, tiny_config
 
 SECONDS = 9
@@ -33,7 +33,7 @@ def codes(codec: Codec, kbps: float) -> np.ndarray:
 
 
 def call(codec, kbps, codes, network, *, seed=0, active=None, redundancy=True, **changes):
-    listener = Listener(codec, kbps, **changes)
+    listener = Receiver(codec, kbps, **changes)
     controller = RateController(
         codebooks=codes.shape[1],
         bits=codec.config.codebook_nbits,
@@ -55,7 +55,7 @@ def longest_mute_ms(heard: Heard, hop_ms: float) -> float:
 
 
 def test_a_perfect_network_gives_exactly_the_stream_decoders_audio(codec, kbps, codes):
-    heard, listener = call(codec, kbps, codes, Network(delay_ms=20))
+    heard, listener = call(codec, kbps, codes, PathProfile(delay_ms=20))
     wanted = codec.stream_decoder(kbps).push(codes)
     start = heard.kinds.index("frame") * codec.config.hop_length
     np.testing.assert_array_equal(heard.audio[start : start + len(wanted)], wanted)
@@ -64,7 +64,7 @@ def test_a_perfect_network_gives_exactly_the_stream_decoders_audio(codec, kbps, 
 
 
 def test_bursty_loss_mutes_speech_for_no_longer_than_a_word_survives(codec, kbps, codes):
-    network = Network(delay_ms=40, jitter_ms=8, loss=0.1, burst=2)
+    network = PathProfile(delay_ms=40, jitter_ms=8, loss=0.1, burst=2)
     heard, listener = call(codec, kbps, codes, network, seed=2)
     bare, _ = call(codec, kbps, codes, network, seed=2, redundancy=False)
     counts = listener.statistics
@@ -74,7 +74,7 @@ def test_bursty_loss_mutes_speech_for_no_longer_than_a_word_survives(codec, kbps
 
 
 def test_late_frames_repair_the_state(codec, kbps, codes):
-    network = Network(delay_ms=20, reorder=0.02, reorder_ms=45)
+    network = PathProfile(delay_ms=20, reorder=0.02, reorder_ms=45)
     _, listener = call(codec, kbps, codes, network, redundancy=False)
     _, without = call(codec, kbps, codes, network, redundancy=False, repairs=False)
     assert listener.statistics.repairedFrames > 0
@@ -83,8 +83,8 @@ def test_late_frames_repair_the_state(codec, kbps, codes):
 
 def test_silence_is_not_sent_and_not_counted_as_loss(codec, kbps, codes):
     active = [not 300 <= index < 650 for index in range(len(codes))]
-    full, _ = call(codec, kbps, codes, Network(delay_ms=20))
-    heard, listener = call(codec, kbps, codes, Network(delay_ms=20), active=active)
+    full, _ = call(codec, kbps, codes, PathProfile(delay_ms=20))
+    heard, listener = call(codec, kbps, codes, PathProfile(delay_ms=20), active=active)
     counts = listener.statistics
     assert heard.wire_bytes < 0.7 * full.wire_bytes
     assert counts.silentFrames == pytest.approx(350, abs=3)
@@ -96,9 +96,9 @@ def test_silence_is_not_sent_and_not_counted_as_loss(codec, kbps, codes):
 
 def test_fast_and_slow_clocks_keep_the_delay(codec, kbps, codes):
     for ppm in (-500, 500):
-        listener = Listener(codec, kbps)
+        listener = Receiver(codec, kbps)
         controller = RateController(codebooks=4, bits=4, frame_rate_hz=100)
-        channel = Channel(Network(delay_ms=30, jitter_ms=3), 0)
+        channel = Channel(PathProfile(delay_ms=30, jitter_ms=3), 0)
         heard = simulate(
             codec, codes, channel, listener, controller=controller, drift_ppm=float(ppm)
         )
@@ -106,14 +106,14 @@ def test_fast_and_slow_clocks_keep_the_delay(codec, kbps, codes):
         assert np.median(end) == pytest.approx(np.median(begin), abs=20)
 
 
-def receive(listener: Listener, payload: bytes, index: int, hop: int) -> bool:
+def receive(listener: Receiver, payload: bytes, index: int, hop: int) -> bool:
     return listener.receive(
         payload, sequence=index & 0xFFFF, timestamp=index * hop, ssrc=1, now_s=index * 0.01
     )
 
 
 def test_the_standards_names_are_used_for_statistics(codec, kbps, codes):
-    _, listener = call(codec, kbps, codes[:200], Network(delay_ms=20, loss=0.1))
+    _, listener = call(codec, kbps, codes[:200], PathProfile(delay_ms=20, loss=0.1))
     report = listener.statistics.as_dict()
     assert report["type"] == "inbound-rtp"
     for name in ("packetsReceived", "packetsLost", "concealedSamples", "jitterBufferDelay"):
@@ -123,7 +123,7 @@ def test_the_standards_names_are_used_for_statistics(codec, kbps, codes):
 
 def test_more_codebooks_than_agreed_or_codes_beyond_the_model_are_discarded(codec, kbps):
     hop = codec.config.hop_length
-    listener = Listener(codec, codec.config.target_bandwidths[0])
+    listener = Receiver(codec, codec.config.target_bandwidths[0])
     fine = encode_packet(Packet(np.zeros((1, 1), np.uint16)), bits=4)
     many = encode_packet(Packet(np.zeros((1, 4), np.uint16)), bits=4)
     assert receive(listener, fine, 0, hop)
@@ -131,11 +131,11 @@ def test_more_codebooks_than_agreed_or_codes_beyond_the_model_are_discarded(code
     assert listener.statistics.packetsDiscarded == 1
 
 
-def fuzz(codec: Codec, count: int, seed: int) -> Listener:
+def fuzz(codec: Codec, count: int, seed: int) -> Receiver:
     """A call into which ``count`` hostile payloads fall, with a genuine one now and then."""
     rng = np.random.default_rng(seed)
     hop = codec.config.hop_length
-    listener = Listener(codec, codec.config.target_bandwidths[-1])
+    listener = Receiver(codec, codec.config.target_bandwidths[-1])
     good = encode_packet(Packet(np.ones((1, 4), np.uint16)), bits=4)
     for index in range(count):
         kind = rng.integers(4)
@@ -179,7 +179,7 @@ def test_a_million_hostile_payloads_raise_nothing(codec):
 @given(st.binary(max_size=100))
 def test_any_bytes_are_taken_or_discarded(payload: bytes):
     codec = _CODEC
-    listener = Listener(codec, codec.config.target_bandwidths[-1])
+    listener = Receiver(codec, codec.config.target_bandwidths[-1])
     taken = receive(listener, payload, 0, codec.config.hop_length)
     assert listener.statistics.packetsReceived == taken
     assert listener.statistics.packetsDiscarded == (not taken)

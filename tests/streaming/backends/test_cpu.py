@@ -16,8 +16,9 @@ from encodec_rt.errors import BackendUnavailable, ConfigError
 from encodec_rt.streaming.backends.cpu.hugepages import in_huge_pages
 from encodec_rt.streaming.backends.cpu.ops import CPU, CPU_FAST
 from encodec_rt.streaming.backends.select import select
+from encodec_rt.streaming.backends.torch import TORCH
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.ops import TORCH, Ops, Packed
+from encodec_rt.streaming.ops import Ops, Packed
 from tests.support.contract import assert_codes_agree, offline_audio, offline_codes, pieces
 from tests.support.models import random_model, snr_db, speech
 from tests.support.tolerances import bound

@@ -13,9 +13,9 @@ from encodec_rt.errors import BackendUnavailable
 from encodec_rt.streaming import cuda_graph
 from encodec_rt.streaming.backends.cpu.ops import CPU
 from encodec_rt.streaming.backends.select import select
+from encodec_rt.streaming.backends.torch import TORCH
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.cuda_graph import Tick
-from encodec_rt.streaming.ops import TORCH
 from tests.support.models import random_model, tiny_config
 
 CPU_DEVICE = torch.device("cpu")

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from encodec_rt.streaming.backends.cpu.replay import Tape
+from encodec_rt.streaming.backends.cpu.replay import Replay
 from encodec_rt.streaming.backends.cpu.weights import LARGE, multiplies_first
 from encodec_rt.streaming.ops import Packed
 
@@ -36,21 +36,21 @@ _NARROW = 16
 
 
 def product(
-    tape: Tape, rows: Tensor, weight: Tensor, bias: Tensor, halved: Sequence[Tensor], y: Tensor
+    replay: Replay, rows: Tensor, weight: Tensor, bias: Tensor, halved: Sequence[Tensor], y: Tensor
 ) -> None:
     """rows [R, K] @ weight [K, N] + bias into y; one row takes ``halved`` if there is one."""
     if not halved or len(rows) > 1:
         few = 1 < len(rows) <= _FEW_ROWS and weight.numel() >= LARGE and weight.is_contiguous()
         height = max(1, _PANEL_FLOATS // len(bias)) if few else len(weight)
-        tape(torch.addmm, bias, rows[:, :height], weight[:height], out=y)
+        replay(torch.addmm, bias, rows[:, :height], weight[:height], out=y)
         for at in range(height, len(weight), height):
-            tape(y.addmm_, rows[:, at : at + height], weight[at : at + height])
+            replay(y.addmm_, rows[:, at : at + height], weight[at : at + height])
         return
     row, sums = rows[0].half(), y[0].half()
-    tape(row.copy_, rows[0])
-    tape(torch.mv, halved[0], row, out=sums)
-    tape(y[0].copy_, sums)
-    tape(y.add_, bias)
+    replay(row.copy_, rows[0])
+    replay(torch.mv, halved[0], row, out=sums)
+    replay(y[0].copy_, sums)
+    replay(y.add_, bias)
 
 
 def _pieces(slots: int, steps: int, floats: int, stride: int = 1) -> Iterator[tuple[int, int]]:
@@ -61,22 +61,22 @@ def _pieces(slots: int, steps: int, floats: int, stride: int = 1) -> Iterator[tu
 
 
 def _with_context(
-    tape: Tape, x: Tensor, context: Tensor, context_next: Tensor, elu: bool
+    replay: Replay, x: Tensor, context: Tensor, context_next: Tensor, elu: bool
 ) -> Tensor:
     """[S, P + T, C], the context and x, after its ELU; the last P are written to context_next."""
     slots, steps, channels = x.shape
     past = context.shape[1]
-    full = tape.empty(slots, past + steps, channels)
-    tape(torch.cat, [context, x], dim=1, out=full)
+    full = replay.empty(slots, past + steps, channels)
+    replay(torch.cat, [context, x], dim=1, out=full)
     if elu:
-        tape(functional.elu_, full.narrow(1, past, steps))
+        replay(functional.elu_, full.narrow(1, past, steps))
     if past:
-        tape(context_next.copy_, full.narrow(1, steps, past))
+        replay(context_next.copy_, full.narrow(1, steps, past))
     return full
 
 
 def _correlate(
-    tape: Tape,
+    replay: Replay,
     full: Tensor,
     packed: Sequence[Tensor],
     kernel: int,
@@ -88,7 +88,7 @@ def _correlate(
     weight, bias, *halved = packed
     slots, length, channels = full.shape
     if multiplies_first(len(bias), stride):
-        _shift_products(tape, full, weight, bias, dilation, y)
+        _shift_products(replay, full, weight, bias, dilation, y)
         return
     if stride > 1 and dilation == 1 and kernel % stride == 0 and length % stride == 0:
         kernel, length, channels = kernel // stride, length // stride, channels * stride
@@ -102,36 +102,36 @@ def _correlate(
             (full.stride(0), stride * channels, dilation * channels, 1),
         )
         if not windows.is_contiguous():
-            copied = tape.empty(*windows.shape)
-            tape(copied.copy_, windows)
+            copied = replay.empty(*windows.shape)
+            replay(copied.copy_, windows)
             windows = copied
         rows = windows.view(slots * steps, reach)
-        product(tape, rows, weight, bias, halved, y.view(slots * steps, -1))
+        product(replay, rows, weight, bias, halved, y.view(slots * steps, -1))
         return
     for rows, sums in zip(full.view(slots, length, channels), y, strict=True):
-        tape(torch.addmm, bias, rows[:steps], weight[:channels], out=sums)
+        replay(torch.addmm, bias, rows[:steps], weight[:channels], out=sums)
         for tap in range(1, kernel):
             start = tap * dilation
             part = weight[tap * channels : (tap + 1) * channels]
-            tape(sums.addmm_, rows[start : start + steps], part)
+            replay(sums.addmm_, rows[start : start + steps], part)
 
 
 def _shift_products(
-    tape: Tape, full: Tensor, weight: Tensor, bias: Tensor, dilation: int, y: Tensor
+    replay: Replay, full: Tensor, weight: Tensor, bias: Tensor, dilation: int, y: Tensor
 ) -> None:
     slots, length, channels = full.shape
     steps, outputs = y.shape[1:]
-    products = tape.empty(len(weight), slots * length)
-    tape(torch.mm, weight, full.view(slots * length, channels).t(), out=products)
+    products = replay.empty(len(weight), slots * length)
+    replay(torch.mm, weight, full.view(slots * length, channels).t(), out=products)
     taps = products.view(-1, outputs, slots, length).permute(0, 2, 3, 1)
     sums = taps[0, :, :steps]
     for tap in range(1, len(taps)):
-        tape(sums.add_, taps[tap, :, tap * dilation : tap * dilation + steps])
-    tape(torch.add, sums, bias, out=y)
+        replay(sums.add_, taps[tap, :, tap * dilation : tap * dilation + steps])
+    replay(torch.add, sums, bias, out=y)
 
 
 def conv1d(
-    tape: Tape,
+    replay: Replay,
     x: Tensor,
     context: Tensor,
     context_next: Tensor,
@@ -142,23 +142,23 @@ def conv1d(
     dilation: int,
     elu: bool,
 ) -> Tensor:
-    """The row ``conv1d`` of ``Ops``, on a tape."""
+    """The row ``conv1d`` of ``Ops``, on a replay."""
     slots, steps, channels = x.shape
     past = context.shape[1]
     # Where no step is left of a clip's end, a window may still be.
-    y = tape.empty(
+    y = replay.empty(
         slots, (past + steps - (kernel - 1) * dilation - 1) // stride + 1, len(packed[1])
     )
     for start, end in _pieces(slots, steps, max(channels, y.shape[2] // stride), stride):
-        full = _with_context(tape, x[:, start:end], context, context_next, elu)
+        full = _with_context(replay, x[:, start:end], context, context_next, elu)
         rows = y[:, start // stride : -(-end // stride)]
-        _correlate(tape, full, packed, kernel, stride, dilation, rows)
+        _correlate(replay, full, packed, kernel, stride, dilation, rows)
         context = context_next
     return y
 
 
 def resblock(
-    tape: Tape,
+    replay: Replay,
     x: Tensor,
     context: Tensor,
     context_next: Tensor,
@@ -167,29 +167,29 @@ def resblock(
     kernel: int,
     dilation: int,
 ) -> Tensor:
-    """The row ``resblock`` of ``Ops``, on a tape."""
+    """The row ``resblock`` of ``Ops``, on a replay."""
     weight_out, bias_out, *straight = packed[2:]
     slots, steps, channels = x.shape
-    y = tape.empty(*x.shape)
+    y = replay.empty(*x.shape)
     for start, end in _pieces(slots, steps, channels):
-        full = _with_context(tape, x[:, start:end], context, context_next, True)
-        hidden = tape.empty(slots, end - start, len(packed[1]))
-        _correlate(tape, full, packed[:2], kernel, 1, dilation, hidden)
-        tape(functional.elu_, hidden)
+        full = _with_context(replay, x[:, start:end], context, context_next, True)
+        hidden = replay.empty(slots, end - start, len(packed[1]))
+        _correlate(replay, full, packed[:2], kernel, 1, dilation, hidden)
+        replay(functional.elu_, hidden)
         rows, sums = (part[:, start:end].view(-1, channels) for part in (x, y))
         inner = hidden.view(len(rows), -1)
         if straight:
-            tape(torch.addmm, bias_out, rows, straight[0], out=sums)
-            tape(sums.addmm_, inner, weight_out)
+            replay(torch.addmm, bias_out, rows, straight[0], out=sums)
+            replay(sums.addmm_, inner, weight_out)
         else:
-            tape(torch.addmm, bias_out, inner, weight_out, out=sums)
-            tape(sums.add_, rows)
+            replay(torch.addmm, bias_out, inner, weight_out, out=sums)
+            replay(sums.add_, rows)
         context = context_next
     return y
 
 
 def conv_transpose1d(
-    tape: Tape,
+    replay: Replay,
     x: Tensor,
     tail: Tensor,
     tail_next: Tensor,
@@ -198,25 +198,25 @@ def conv_transpose1d(
     kernel: int,
     stride: int,
 ) -> Tensor:
-    """The row ``conv_transpose1d`` of ``Ops``, on a tape."""
+    """The row ``conv_transpose1d`` of ``Ops``, on a replay."""
     weight, bias, *halved = packed
     slots, steps, channels = x.shape
     width = stride * tail.shape[2]
-    y = tape.empty(slots, steps, width)
+    y = replay.empty(slots, steps, width)
     for start, end in _pieces(slots, steps, weight.shape[1]):
-        fresh = tape.empty(slots, end - start, channels)
-        tape(fresh.copy_, x[:, start:end])
-        tape(functional.elu_, fresh)
-        products = tape.empty(slots * (end - start), weight.shape[1])
-        product(tape, fresh.view(-1, channels), weight, bias, halved, products)
+        fresh = replay.empty(slots, end - start, channels)
+        replay(fresh.copy_, x[:, start:end])
+        replay(functional.elu_, fresh)
+        products = replay.empty(slots * (end - start), weight.shape[1])
+        product(replay, fresh.view(-1, channels), weight, bias, halved, products)
         blocks = products.view(slots, end - start, -1, width).unbind(2)
-        _overlap(tape, blocks, tail, tail_next, y[:, start:end])
+        _overlap(replay, blocks, tail, tail_next, y[:, start:end])
         tail = tail_next
     return y.view(slots, steps * stride, -1)
 
 
 def _overlap(
-    tape: Tape, blocks: Sequence[Tensor], tail: Tensor, tail_next: Tensor, y: Tensor
+    replay: Replay, blocks: Sequence[Tensor], tail: Tensor, tail_next: Tensor, y: Tensor
 ) -> None:
     """Adds blocks [S, T, W] that are each one step later than the one before, and the tail, to y.
 
@@ -224,17 +224,17 @@ def _overlap(
     """
     slots, steps, width = y.shape
     if tail.shape[1] * tail.shape[2] == width:
-        tape(torch.add, blocks[0][:, :1], tail.view(slots, 1, width), out=y[:, :1])
+        replay(torch.add, blocks[0][:, :1], tail.view(slots, 1, width), out=y[:, :1])
         if steps > 1:
-            tape(torch.add, blocks[0][:, 1:], blocks[1][:, :-1], out=y[:, 1:])
-        tape(tail_next.view(slots, width).copy_, blocks[1][:, -1])
+            replay(torch.add, blocks[0][:, 1:], blocks[1][:, :-1], out=y[:, 1:])
+        replay(tail_next.view(slots, width).copy_, blocks[1][:, -1])
         return
-    full = tape.empty(slots, steps + len(blocks) - 1, width)
-    tape(full.zero_)
+    full = replay.empty(slots, steps + len(blocks) - 1, width)
+    replay(full.zero_)
     for index, block in enumerate(blocks):
-        tape(full.narrow(1, index, steps).add_, block)
+        replay(full.narrow(1, index, steps).add_, block)
     samples = full.view(slots, -1, tail.shape[2])
-    tape(samples.narrow(1, 0, tail.shape[1]).add_, tail)
+    replay(samples.narrow(1, 0, tail.shape[1]).add_, tail)
     ready = steps * width // tail.shape[2]
-    tape(tail_next.copy_, samples.narrow(1, ready, tail.shape[1]))
-    tape(y.copy_, full.narrow(1, 0, steps))
+    replay(tail_next.copy_, samples.narrow(1, ready, tail.shape[1]))
+    replay(y.copy_, full.narrow(1, 0, steps))

@@ -1,6 +1,6 @@
 """The rows for a CPU: every layer as plain matrix products, and as few calls as that takes.
 
-Every call goes through a tape, over memory that is there already, so that the next frame repeats
+Every call goes through a replay, over memory that is there already, so that the next frame repeats
 the calls and nothing else.
 """
 
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from encodec_rt.streaming.backends.cpu.conv import conv1d, conv_transpose1d, product, resblock
-from encodec_rt.streaming.backends.cpu.replay import Tape
+from encodec_rt.streaming.backends.cpu.replay import Replay
 from encodec_rt.streaming.backends.cpu.weights import (
     pack_codebooks,
     pack_conv1d,
@@ -22,14 +22,15 @@ from encodec_rt.streaming.backends.cpu.weights import (
     pack_lstm,
     pack_resblock,
 )
-from encodec_rt.streaming.ops import TORCH, Ops, Packed
+from encodec_rt.streaming.backends.torch import TORCH
+from encodec_rt.streaming.ops import Ops, Packed
 
 _LONG = 32
 """Steps from which torch's own LSTM is faster: it first packs its weights, in some milliseconds."""
 
 
 def _lstm(
-    tape: Tape,
+    replay: Replay,
     x: Tensor,
     hidden: Tensor,
     cell: Tensor,
@@ -40,23 +41,23 @@ def _lstm(
     slots, steps, width = x.shape
     parts = len(packed) // hidden.shape[1]
     layers = [packed[at : at + parts] for at in range(0, len(packed), parts)]
-    y = tape.empty(*x.shape)
+    y = replay.empty(*x.shape)
     if steps >= _LONG:
         plain = [weight for layer in layers for weight in layer[2:6]]
-        tape(_lstm_at_once, x, (hidden, cell), (hidden_next, cell_next), plain, y)
+        replay(_lstm_at_once, x, (hidden, cell), (hidden_next, cell_next), plain, y)
         return y
-    both, gates = tape.empty(slots, 2 * width), tape.empty(slots, 4 * width)
-    shown = tape.empty(slots, width)
+    both, gates = replay.empty(slots, 2 * width), replay.empty(slots, 4 * width)
+    shown = replay.empty(slots, width)
     h_now, c_now = hidden.unbind(1), cell.unbind(1)
     h_next, c_next = hidden_next.unbind(1), cell_next.unbind(1)
     for frame, following in zip(x.unbind(1), y.unbind(1), strict=True):
         above = frame
         for layer, (weight, bias, *rest) in enumerate(layers):
-            tape(torch.cat, [above, h_now[layer]], dim=1, out=both)
-            product(tape, both, weight, bias, rest[4:], gates)
-            _lstm_cell(tape, gates, c_now[layer], h_next[layer], c_next[layer], shown)
+            replay(torch.cat, [above, h_now[layer]], dim=1, out=both)
+            product(replay, both, weight, bias, rest[4:], gates)
+            _lstm_cell(replay, gates, c_now[layer], h_next[layer], c_next[layer], shown)
             above = h_next[layer]
-        tape(torch.add, frame, above, out=following)
+        replay(torch.add, frame, above, out=following)
         h_now, c_now = h_next, c_next
     return y
 
@@ -77,44 +78,44 @@ def _lstm_at_once(
 
 
 def _lstm_cell(
-    tape: Tape, gates: Tensor, c: Tensor, h_next: Tensor, c_next: Tensor, shown: Tensor
+    replay: Replay, gates: Tensor, c: Tensor, h_next: Tensor, c_next: Tensor, shown: Tensor
 ) -> None:
     """From the gates [S, 4 * D], which are overwritten; ``c_next`` may be ``c``."""
     take, keep, show, new = gates.chunk(4, dim=1)
-    tape(gates[:, : 3 * c.shape[1]].sigmoid_)
-    tape(new.tanh_)
-    tape(torch.mul, c, keep, out=c_next)
-    tape(c_next.addcmul_, take, new)
-    tape(torch.tanh, c_next, out=shown)
-    tape(torch.mul, show, shown, out=h_next)
+    replay(gates[:, : 3 * c.shape[1]].sigmoid_)
+    replay(new.tanh_)
+    replay(torch.mul, c, keep, out=c_next)
+    replay(c_next.addcmul_, take, new)
+    replay(torch.tanh, c_next, out=shown)
+    replay(torch.mul, show, shown, out=h_next)
 
 
-def _rvq_encode(tape: Tape, latents: Tensor, packed: Packed, *, codebooks: int) -> Tensor:
+def _rvq_encode(replay: Replay, latents: Tensor, packed: Packed, *, codebooks: int) -> Tensor:
     slots, steps, width = latents.shape
     rows = slots * steps
-    residual, chosen = tape.empty(rows, width + 1), tape.empty(rows, width + 1)
-    tape(residual[:, :width].view(latents.shape).copy_, latents)
-    tape(residual[:, width:].fill_, 1.0)
-    distances = tape.empty(rows, packed[0].shape[1])
+    residual, chosen = replay.empty(rows, width + 1), replay.empty(rows, width + 1)
+    replay(residual[:, :width].view(latents.shape).copy_, latents)
+    replay(residual[:, width:].fill_, 1.0)
+    distances = replay.empty(rows, packed[0].shape[1])
     nearest = distances.numpy()
     codes = torch.empty(codebooks, rows, dtype=torch.int64)
     for stage, indices in enumerate(codes):
         if stage:
-            tape(torch.index_select, packed[2 * stage - 1], 0, codes[stage - 1], out=chosen)
-            tape(residual.sub_, chosen)
-        tape(torch.mm, residual, packed[2 * stage], out=distances)
+            replay(torch.index_select, packed[2 * stage - 1], 0, codes[stage - 1], out=chosen)
+            replay(residual.sub_, chosen)
+        replay(torch.mm, residual, packed[2 * stage], out=distances)
         # Several times as fast as torch's; the lowest index wins a tie here too.
-        tape(nearest.argmin, 1, indices.numpy())
+        replay(nearest.argmin, 1, indices.numpy())
     return codes.t().view(slots, steps, codebooks)
 
 
-def _rvq_decode(tape: Tape, codes: Tensor, packed: Packed) -> Tensor:
+def _rvq_decode(replay: Replay, codes: Tensor, packed: Packed) -> Tensor:
     slots, steps, books = codes.shape
     width = packed[1].shape[1]
-    latents, chosen = tape.empty(slots * steps, width), tape.empty(slots * steps, width)
+    latents, chosen = replay.empty(slots * steps, width), replay.empty(slots * steps, width)
     for stage, indices in enumerate(codes.view(-1, books).unbind(1)):
-        tape(torch.index_select, packed[2 * stage + 1], 0, indices, out=chosen)
-        tape((latents.add_ if stage else latents.copy_), chosen)
+        replay(torch.index_select, packed[2 * stage + 1], 0, indices, out=chosen)
+        replay((latents.add_ if stage else latents.copy_), chosen)
     return latents.view(slots, steps, width)[..., :-1]
 
 
@@ -125,10 +126,10 @@ def _commit(now: Tensor, proposed: Tensor, active: Tensor) -> None:
         now.copy_(proposed)
 
 
-def _taped(row: Callable[..., Tensor], tape: Tape) -> Callable[..., Tensor]:
+def _replayed(row: Callable[..., Tensor], replay: Replay) -> Callable[..., Tensor]:
     def layer(x: Tensor, *args: Tensor | Packed, **kwargs: int) -> Tensor:
-        tape.begin_layer(x)
-        return row(tape, x, *args, **kwargs)
+        replay.begin_layer(x)
+        return row(replay, x, *args, **kwargs)
 
     return layer
 
@@ -145,19 +146,19 @@ _PACKING = replace(
 )
 
 
-def _on_tape(tape: Tape) -> Ops:
+def _replaying(replay: Replay) -> Ops:
     return replace(
         _PACKING,
-        conv1d=_taped(conv1d, tape),
-        conv_transpose1d=_taped(conv_transpose1d, tape),
-        resblock=_taped(resblock, tape),
-        lstm=_taped(_lstm, tape),
-        rvq_encode=_taped(_rvq_encode, tape),
-        rvq_decode=_taped(_rvq_decode, tape),
+        conv1d=_replayed(conv1d, replay),
+        conv_transpose1d=_replayed(conv_transpose1d, replay),
+        resblock=_replayed(resblock, replay),
+        lstm=_replayed(_lstm, replay),
+        rvq_encode=_replayed(_rvq_encode, replay),
+        rvq_decode=_replayed(_rvq_decode, replay),
     )
 
 
-CPU = replace(_on_tape(Tape(keep=False)), on_tape=_on_tape)
+CPU = replace(_replaying(Replay(keep=False)), replaying=_replaying)
 """Every row as float32 matrix products, for one core and few slots."""
 
 CPU_FAST = replace(

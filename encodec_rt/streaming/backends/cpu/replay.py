@@ -1,4 +1,4 @@
-"""Calls over tensors that stay where they are: made once, and played again for every frame."""
+"""Calls over tensors that stay where they are: recorded once, and replayed for every frame."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ import torch
 from torch import Tensor
 
 
-class Tape:
+class Replay:
     """Makes every call that it is given at once, and keeps it to be played again.
 
-    Whoever writes a tape makes all views and buffers, which cost more than most calls, once. Calls
-    write into memory from ``empty`` or into tensors that live as long as the tape. With ``keep``
-    False nothing is kept and this is no more than a way to make calls.
+    Views and buffers, which cost more than most calls, are made once.
+    Calls write into memory from ``empty`` or into tensors that live as long as the replay. With
+    ``keep`` False nothing is kept and this is no more than a way to make calls.
     """
 
     def __init__(self, *, keep: bool = True) -> None:
-        """An empty tape."""
+        """An empty replay."""
         self._keep = keep
         self._calls: list[Callable[[], object]] = []
         self._taken: list[Tensor] = []
         self._free: list[Tensor] = []
 
     def __call__(self, call: Callable[..., object], *args: object, **kwargs: object) -> None:
-        """Make the call now, and again whenever the tape is played."""
+        """Make the call now, and again whenever the replay is played."""
         again = partial(call, *args, **kwargs)
         again()
         if self._keep:

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.nn import functional
 
 from encodec_rt.streaming.backends.cpu.hugepages import in_huge_pages
-from encodec_rt.streaming.ops import TORCH, Packed
+from encodec_rt.streaming.backends.torch import TORCH
+from encodec_rt.streaming.ops import Packed
 
 _TALL = 8
 """Weights with this many times more inputs than outputs are stored output by output: a product

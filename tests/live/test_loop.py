@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from encodec_rt.live.loopback import Loopback, loop_back
+from encodec_rt.live.loop import Loopback, loop_back
 from encodec_rt.streaming.codec import Codec
 from tests.support.models import random_model, speech, tiny_config
 
