@@ -9,15 +9,23 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
+from encodec_rt.config_base import Chunked, PretrainedConfig, as_float, as_tuple
 from encodec_rt.errors import ConfigError
-from encodec_rt.pretrained import CONFIG_NAME, find_file, read_json, write_json
+from encodec_rt.pretrained import (
+    CONFIG_NAME,
+    Source,
+    check_save_arguments,
+    read_json,
+    sort_arguments,
+    write_json,
+)
 
 NORM_TYPES = ("weight_norm", "time_group_norm")
 PAD_MODES = ("constant", "reflect", "replicate")
 
 
 @dataclass
-class EncodecConfig:
+class EncodecConfig(Chunked, PretrainedConfig):
     """Architecture of an EnCodec model; names, defaults and file format are Hugging Face's.
 
     The defaults are the 24 kHz model of the paper (arXiv 2210.13438). Bandwidths are in kbps,
@@ -51,19 +59,27 @@ class EncodecConfig:
 
     def __post_init__(self) -> None:
         """Normalise numbers and sequences, and check the whole."""
-        self.target_bandwidths = _as_tuple("target_bandwidths", self.target_bandwidths, float)
-        self.upsampling_ratios = _as_tuple("upsampling_ratios", self.upsampling_ratios, int)
-        self.trim_right_ratio = _as_float("trim_right_ratio", self.trim_right_ratio)
+        self.target_bandwidths = as_tuple("target_bandwidths", self.target_bandwidths, float)
+        self.upsampling_ratios = as_tuple("upsampling_ratios", self.upsampling_ratios, int)
+        self.trim_right_ratio = as_float("trim_right_ratio", self.trim_right_ratio)
         if self.chunk_length_s is not None:
-            self.chunk_length_s = _as_float("chunk_length_s", self.chunk_length_s)
+            self.chunk_length_s = as_float("chunk_length_s", self.chunk_length_s)
         if self.overlap is not None:
-            self.overlap = _as_float("overlap", self.overlap)
+            self.overlap = as_float("overlap", self.overlap)
         if self.codebook_dim is None:
             self.codebook_dim = self.hidden_size
         self.validate()
 
     def validate(self) -> None:
         """Raise ConfigError, in one sentence, if no model can have this configuration."""
+        self._validate_types()
+        self._validate_choices()
+        self._validate_trim()
+        self._validate_layers()
+        self._validate_bandwidths()
+        self._validate_chunks()
+
+    def _validate_types(self) -> None:
         for name, lowest in _LOWEST.items():
             value = getattr(self, name)
             if type(value) is not int or not lowest <= value <= _HIGHEST:
@@ -72,6 +88,8 @@ class EncodecConfig:
             value = getattr(self, name)
             if not isinstance(value, bool):
                 raise ConfigError(f"{name}={value!r}; it must be true or false")
+
+    def _validate_choices(self) -> None:
         if self.audio_channels not in (1, 2):
             raise ConfigError(f"audio_channels={self.audio_channels}; EnCodec has 1 or 2")
         if self.norm_type not in NORM_TYPES:
@@ -85,6 +103,8 @@ class EncodecConfig:
                 f"codebook_dim={self.codebook_dim} differs from hidden_size={self.hidden_size}; "
                 "the codebooks quantise the encoder's output as it is"
             )
+
+    def _validate_trim(self) -> None:
         if not 0.0 <= self.trim_right_ratio <= 1.0:
             raise ConfigError(f"trim_right_ratio={self.trim_right_ratio}; it lies in [0, 1]")
         if self.trim_right_ratio != 1.0 and not self.use_causal_conv:
@@ -92,9 +112,6 @@ class EncodecConfig:
                 f"trim_right_ratio={self.trim_right_ratio} with use_causal_conv=false; a centred "
                 "convolution is trimmed evenly, leave trim_right_ratio at 1.0"
             )
-        self._validate_layers()
-        self._validate_bandwidths()
-        self._validate_chunks()
 
     def _validate_layers(self) -> None:
         ratios = self.upsampling_ratios
@@ -153,20 +170,6 @@ class EncodecConfig:
             )
 
     @property
-    def chunk_length(self) -> int | None:
-        """Samples per chunk, or None for a model that takes a clip as a whole."""
-        if self.chunk_length_s is None:
-            return None
-        return int(self.chunk_length_s * self.sampling_rate)
-
-    @property
-    def chunk_stride(self) -> int | None:
-        """Samples from one chunk's start to the next one's."""
-        if self.chunk_length_s is None or self.overlap is None:
-            return None
-        return max(1, int((1.0 - self.overlap) * int(self.chunk_length_s * self.sampling_rate)))
-
-    @property
     def hop_length(self) -> int:
         """Samples per frame."""
         return math.prod(self.upsampling_ratios)
@@ -216,7 +219,7 @@ class EncodecConfig:
         values = asdict(self)
         values["target_bandwidths"] = list(self.target_bandwidths)
         values["upsampling_ratios"] = list(self.upsampling_ratios)
-        return {"architectures": ["EncodecModel"], "model_type": "encodec", **values}
+        return {"architectures": ["EncodecModel"], "model_type": self.model_type, **values}
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> EncodecConfig:
@@ -225,23 +228,44 @@ class EncodecConfig:
         Keys that describe no architecture (``transformers_version`` and the like) are passed over.
         Raises ConfigError when the file is of another kind of model or holds an impossible value.
         """
-        model_type = values.get("model_type", "encodec")
-        if model_type != "encodec":
+        model_type = values.get("model_type", cls.model_type)
+        if model_type != cls.model_type:
             raise ConfigError(f"model_type={model_type!r}; this package runs 'encodec' models")
         names = {field.name for field in fields(cls)}
-        return cls(**{name: value for name, value in values.items() if name in names})
+        config = cls(**{name: value for name, value in values.items() if name in names})
+        dtype = values.get("dtype", values.get("torch_dtype"))
+        config.dtype = dtype if isinstance(dtype, str) else None
+        return config
 
     @classmethod
-    def from_pretrained(cls, source: str | Path, *, revision: str | None = None) -> EncodecConfig:
-        """The configuration in ``source``: a config.json, or a folder or hub id that has one."""
-        path = Path(source)
-        if not path.is_file():
-            path = find_file(source, CONFIG_NAME, revision=revision)
-        return cls.from_dict(read_json(path))
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **arguments: Any
+    ) -> EncodecConfig:
+        """The configuration in a config.json, or in a folder or hub id that has one.
 
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write ``config.json`` into ``folder``, which is made if need be."""
-        write_json(Path(folder) / CONFIG_NAME, self.to_dict())
+        ``arguments`` are fields that replace the stored ones, and what ``pretrained.Source`` takes
+        (``revision``, ``subfolder``, ``cache_dir``, ``local_files_only``, ``token``, ...); other
+        arguments of ``transformers`` are accepted where they have no meaning here. Raises
+        ConfigError for the rest, and WeightsError where there is no file.
+        """
+        names = {field.name for field in fields(cls)} | {"dtype", "torch_dtype"}
+        places, changes = sort_arguments("EncodecConfig.from_pretrained", arguments, names)
+        path = Path(pretrained_model_name_or_path)
+        if not path.is_file():
+            path = Source(pretrained_model_name_or_path, **places).find(CONFIG_NAME)
+        # The type of the weights is the model's affair.
+        changes.pop("dtype", changes.pop("torch_dtype", None))
+        config = cls.from_dict({**read_json(path), **changes})
+        config.name_or_path = str(pretrained_model_name_or_path)
+        return config
+
+    def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> None:
+        """Write ``config.json`` into a folder, which is made if need be.
+
+        Of the other arguments of ``transformers``, ``push_to_hub`` is refused.
+        """
+        check_save_arguments("EncodecConfig.save_pretrained", arguments)
+        write_json(Path(save_directory) / CONFIG_NAME, self.file_content())
 
 
 _LOWEST: Mapping[str, int] = MappingProxyType(
@@ -263,25 +287,6 @@ _LOWEST: Mapping[str, int] = MappingProxyType(
 )
 _HIGHEST = 2**31 - 1
 _MAX_CODEBOOKS = 4096
-
-
-def _as_float(name: str, value: object) -> float:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise ConfigError(f"{name}={value!r}; it must be a number")
-    try:
-        return float(value)
-    except OverflowError:
-        raise ConfigError(f"{name} is a number too large to be one") from None
-
-
-def _as_tuple(name: str, values: object, kind: type[float] | type[int]) -> tuple[Any, ...]:
-    if not isinstance(values, (list, tuple)):
-        raise ConfigError(f"{name}={values!r}; it must be a list of numbers")
-    if kind is float:
-        return tuple(_as_float(name, value) for value in values)
-    if not all(type(value) is int for value in values):
-        raise ConfigError(f"{name}={values!r}; it must be a list of whole numbers")
-    return tuple(values)
 
 
 PRESETS: Mapping[str, EncodecConfig] = MappingProxyType(

@@ -2,54 +2,44 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import math
-from collections import UserDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
+from encodec_rt.batch import (
+    Array,
+    BatchFeature,
+    Padding,
+    columns,
+    converted,
+    padding_strategy,
+    stacked,
+)
 from encodec_rt.config import EncodecConfig
+from encodec_rt.config_base import Chunked
 from encodec_rt.errors import ConfigError, InputError
-from encodec_rt.pretrained import CONFIG_NAME, PREPROCESSOR_NAME, find_file, read_json, write_json
+from encodec_rt.pretrained import (
+    CONFIG_NAME,
+    PREPROCESSOR_NAME,
+    Source,
+    check_save_arguments,
+    read_json,
+    sort_arguments,
+    write_json,
+)
 
 logger = logging.getLogger(__name__)
-
-Array = npt.NDArray[Any]
 
 _TYPE = "EncodecFeatureExtractor"
 
 
-class BatchFeature(UserDict[str, Any]):
-    """``input_values`` and ``padding_mask``, by name and by attribute."""
-
-    def __getattr__(self, name: str) -> Any:
-        """An entry by attribute."""
-        # "data" itself is looked up here while an instance is being unpickled.
-        if name == "data" or name not in self.data:
-            raise AttributeError(name)
-        return self.data[name]
-
-    def to(self, *args: Any, **kwargs: Any) -> BatchFeature:
-        """Move every tensor to a device, or to a type if it is floating; changes this object."""
-        device = kwargs.get("device")
-        if device is None and args and not isinstance(args[0], torch.dtype):
-            device = args[0]
-        for name, value in self.data.items():
-            if not isinstance(value, torch.Tensor):
-                continue
-            if value.is_floating_point():
-                self.data[name] = value.to(*args, **kwargs)
-            elif device is not None:
-                self.data[name] = value.to(device, non_blocking=kwargs.get("non_blocking", False))
-        return self
-
-
-class EncodecFeatureExtractor:
+class EncodecFeatureExtractor(Chunked):
     """Makes the input of ``EncodecModel.encode`` from one clip or several.
 
     Names, defaults, results and file format are those of ``transformers``' class of this name.
@@ -89,20 +79,6 @@ class EncodecFeatureExtractor:
         self.padding_side = padding_side
         self.return_attention_mask = return_attention_mask
 
-    @property
-    def chunk_length(self) -> int | None:
-        """Samples per chunk, or None for a model that takes a clip as a whole."""
-        if self.chunk_length_s is None:
-            return None
-        return int(self.chunk_length_s * self.sampling_rate)
-
-    @property
-    def chunk_stride(self) -> int | None:
-        """Samples from one chunk's start to the next one's."""
-        if self.chunk_length is None or self.overlap is None:
-            return None
-        return max(1, int((1.0 - self.overlap) * self.chunk_length))
-
     def __call__(
         self,
         raw_audio: Array | Sequence[Any],
@@ -111,6 +87,10 @@ class EncodecFeatureExtractor:
         max_length: int | None = None,
         return_tensors: str | None = None,
         sampling_rate: int | None = None,
+        *,
+        return_attention_mask: bool = True,
+        device: str | torch.device | None = None,
+        **unknown: Any,
     ) -> BatchFeature:
         """``input_values`` [B, feature_size, L] and, if padded, ``padding_mask`` [B, L].
 
@@ -118,8 +98,119 @@ class EncodecFeatureExtractor:
         stereo. ``padding`` is True or "longest" (the default: to the longest clip, for a model
         with chunks up to whole chunks), "max_length", or False or "do_not_pad". ``truncation`` cuts
         to ``max_length``, or to whole chunks of the shortest clip. ``return_tensors`` is "pt", "np"
-        or None for lists of arrays. Raises InputError.
+        or None for lists of arrays; tensors go to ``device``. ``return_attention_mask`` False
+        leaves the mask out. Raises InputError.
         """
+        if unknown:
+            raise InputError(f"the extractor has no argument {min(unknown)!r}; check its spelling")
+        self._check_rate(sampling_rate)
+        if padding and truncation:
+            raise InputError("padding and truncation were both asked for; choose one")
+        if return_tensors not in (None, "pt", "np"):
+            raise InputError(f"return_tensors={return_tensors!r}; accepted: 'pt', 'np', None")
+        if device is not None and return_tensors != "pt":
+            raise InputError(f"device={device!r} is for tensors; pass return_tensors='pt'")
+        if padding is None:
+            padding = True
+        strategy = padding_strategy(padding)
+        clips = self._clips(raw_audio)
+        if max_length is None and (padding or truncation):
+            max_length = self._whole_chunks(clips, fewest=bool(truncation))
+            if max_length is not None and not truncation:
+                strategy = "max_length"
+        to_length = Padding(strategy, max_length, bool(truncation), self.padding_side)
+
+        batch = BatchFeature()
+        if padding and return_attention_mask:
+            masks = to_length.apply([np.ones(len(clip), np.int32) for clip in clips], 0)
+            batch["padding_mask"] = converted(stacked(masks), return_tensors)
+        padded = to_length.apply(clips, self.padding_value)
+        values = [clip[None] if clip.ndim == 1 else clip.T for clip in padded]
+        batch["input_values"] = converted(values, return_tensors)
+        return batch if device is None else batch.to(device)
+
+    def pad(
+        self,
+        processed_features: Mapping[str, Any] | Sequence[Mapping[str, Any]],
+        padding: bool | str = True,
+        max_length: int | None = None,
+        truncation: bool = False,
+        pad_to_multiple_of: int | None = None,
+        return_attention_mask: bool | None = None,
+        return_tensors: str | None = None,
+    ) -> BatchFeature:
+        """Clips of one batch -> ``input_values`` [B, L] or [B, L, 2] and ``attention_mask`` [B, L].
+
+        ``processed_features`` holds clips [L] or [L, 2] as ``input_values``, in a mapping of lists
+        or a list of mappings. The result is of tensors where the clips are, or as
+        ``return_tensors`` says. Raises InputError.
+        """
+        found = columns(processed_features)
+        if return_tensors is None:
+            is_tensor = isinstance(found["input_values"][0], torch.Tensor)
+            return_tensors = "pt" if is_tensor else "np"
+        to_length = Padding(
+            padding_strategy(padding),
+            max_length,
+            truncation,
+            self.padding_side,
+            pad_to_multiple_of or 1,
+        )
+        clips = [_as_float(clip) for clip in found["input_values"]]
+        masks = found.get("attention_mask") or [np.ones(len(clip), np.int32) for clip in clips]
+        batch = {"input_values": to_length.apply(clips, self.padding_value)}
+        if self.return_attention_mask if return_attention_mask is None else return_attention_mask:
+            batch["attention_mask"] = to_length.apply([np.asarray(mask) for mask in masks], 0)
+        as_is = None if return_tensors == "np" else return_tensors
+        return BatchFeature({name: converted(stacked(rows), as_is) for name, rows in batch.items()})
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | Path, **arguments: Any
+    ) -> EncodecFeatureExtractor:
+        """The extractor of a pretrained model: "default", a folder or a hub id.
+
+        It is read from preprocessor_config.json or, where a model was saved without one, follows
+        from its config.json. ``arguments`` are as in ``EncodecConfig.from_pretrained``. Raises
+        WeightsError if there is neither file, and ConfigError.
+        """
+        places, changes = sort_arguments(
+            "EncodecFeatureExtractor.from_pretrained", arguments, _SAVED
+        )
+        path = Source(pretrained_model_name_or_path, **places).find(PREPROCESSOR_NAME, CONFIG_NAME)
+        values = read_json(path)
+        if path.name == CONFIG_NAME:
+            config = EncodecConfig.from_dict(values)
+            values = {
+                "feature_size": config.audio_channels,
+                "sampling_rate": config.sampling_rate,
+                "chunk_length_s": config.chunk_length_s,
+                "overlap": config.overlap,
+            }
+        kind = values.get("feature_extractor_type", _TYPE)
+        if kind != _TYPE:
+            raise ConfigError(f"{path} is of a {kind}; this package has {_TYPE}")
+        values = {**values, **changes}
+        return cls(**{name: values[name] for name in _SAVED if name in values})
+
+    def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> None:
+        """Write preprocessor_config.json, which ``transformers`` reads too.
+
+        Of the other arguments of ``transformers``, ``push_to_hub`` is refused.
+        """
+        check_save_arguments("EncodecFeatureExtractor.save_pretrained", arguments)
+        write_json(Path(save_directory) / PREPROCESSOR_NAME, self.to_dict())
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of preprocessor_config.json."""
+        values = {name: getattr(self, name) for name in _SAVED}
+        return {"feature_extractor_type": _TYPE, **values}
+
+    def to_json_string(self) -> str:
+        """``to_dict`` as JSON."""
+        return json.dumps(self.to_dict(), indent=2, sort_keys=True) + "\n"
+
+    def _check_rate(self, sampling_rate: int | None) -> None:
         if sampling_rate is None:
             logger.warning(
                 "EncodecFeatureExtractor was called without sampling_rate; pass the audio's rate "
@@ -130,84 +221,17 @@ class EncodecFeatureExtractor:
                 f"audio sampled at {sampling_rate} Hz; this model takes {self.sampling_rate} Hz: "
                 "resample it first"
             )
-        if padding and truncation:
-            raise InputError("padding and truncation were both asked for; choose one")
-        if return_tensors not in (None, "pt", "np"):
-            raise InputError(f"return_tensors={return_tensors!r}; accepted: 'pt', 'np', None")
-        if padding is None:
-            padding = True
-        strategy = self._strategy(padding)
-        clips = self._clips(raw_audio)
-        if self.chunk_stride is not None and self.chunk_length is not None and max_length is None:
-            chunks = (min if truncation else max)(len(clip) for clip in clips) / self.chunk_stride
-            whole = math.floor(chunks) if truncation else math.ceil(chunks)
-            if truncation or padding:
-                max_length = (whole - 1) * self.chunk_stride + self.chunk_length
-            if padding and not truncation:
-                strategy = "max_length"
-        if max_length is None and (truncation or strategy == "max_length"):
-            raise InputError("truncation=True and padding='max_length' need max_length")
-        if truncation:
-            clips = [clip[:max_length] for clip in clips]
-        if strategy == "longest":
-            max_length = max(len(clip) for clip in clips)
-        wanted = 0 if strategy == "do_not_pad" or max_length is None else max_length
 
-        batch = BatchFeature()
-        if padding:
-            ones = [np.ones(len(clip), np.int32) for clip in clips]
-            masks = [self._pad(mask, wanted, 0) for mask in ones]
-            batch["padding_mask"] = _converted(_stacked(masks), return_tensors)
-        padded = [self._pad(clip, wanted, self.padding_value) for clip in clips]
-        values = [clip[None] if clip.ndim == 1 else clip.T for clip in padded]
-        batch["input_values"] = _converted(values, return_tensors)
-        return batch
-
-    @classmethod
-    def from_pretrained(
-        cls, source: str | Path, *, revision: str | None = None
-    ) -> EncodecFeatureExtractor:
-        """The extractor of a pretrained model: "default", a folder or a hub id.
-
-        It is read from preprocessor_config.json or, where a model was saved without one, follows
-        from its config.json. Raises WeightsError if there is neither, and ConfigError.
-        """
-        path = find_file(source, PREPROCESSOR_NAME, CONFIG_NAME, revision=revision)
-        values = read_json(path)
-        if path.name == CONFIG_NAME:
-            config = EncodecConfig.from_dict(values)
-            return cls(
-                feature_size=config.audio_channels,
-                sampling_rate=config.sampling_rate,
-                chunk_length_s=config.chunk_length_s,
-                overlap=config.overlap,
-            )
-        kind = values.get("feature_extractor_type", _TYPE)
-        if kind != _TYPE:
-            raise ConfigError(f"{path} is of a {kind}; this package has {_TYPE}")
-        return cls(**{name: values[name] for name in _SAVED if name in values})
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write preprocessor_config.json, which ``transformers`` reads too."""
-        write_json(Path(folder) / PREPROCESSOR_NAME, self.to_dict())
-
-    def to_dict(self) -> dict[str, Any]:
-        """The content of preprocessor_config.json."""
-        values = {name: getattr(self, name) for name in _SAVED}
-        return {"feature_extractor_type": _TYPE, **values}
-
-    def _strategy(self, padding: bool | str) -> str:
-        if padding is False:
-            return "do_not_pad"
-        if padding is True:
-            padding = "longest"
-        # Compared one by one: an enumeration's member may equal a name without being one.
-        for name in ("longest", "max_length", "do_not_pad"):
-            if padding == name:
-                return name
-        raise InputError(
-            f"padding={padding!r}; accepted: True, False, 'longest', 'max_length', 'do_not_pad'"
-        )
+    def _whole_chunks(self, clips: list[Array], *, fewest: bool) -> int | None:
+        """Samples of the chunks that the longest clip reaches, or that the shortest one fills."""
+        if self.chunk_stride is None or self.chunk_length is None:
+            return None
+        lengths = [len(clip) for clip in clips]
+        if fewest:
+            count = math.floor(min(lengths) / self.chunk_stride)
+        else:
+            count = math.ceil(max(lengths) / self.chunk_stride)
+        return (count - 1) * self.chunk_stride + self.chunk_length
 
     def _clips(self, raw_audio: Array | Sequence[Any]) -> list[Array]:
         """Each clip as [L], or [L, 2] for stereo."""
@@ -231,22 +255,16 @@ class EncodecFeatureExtractor:
                 raise InputError(f"audio of shape {clip.T.shape}; stereo is [2, length]")
         return clips
 
-    def _pad(self, clip: Array, length: int, value: float) -> Array:
-        missing = max(0, length - len(clip))
-        sides = (missing, 0) if self.padding_side == "left" else (0, missing)
-        widths = (sides, *((0, 0),) * (clip.ndim - 1))
-        return np.pad(clip, widths, constant_values=value)
-
 
 class AutoProcessor:
     """The name under which Hugging Face's example asks for a model's feature extractor."""
 
     @staticmethod
     def from_pretrained(
-        source: str | Path, *, revision: str | None = None
+        pretrained_model_name_or_path: str | Path, **arguments: Any
     ) -> EncodecFeatureExtractor:
         """The feature extractor of a pretrained model."""
-        return EncodecFeatureExtractor.from_pretrained(source, revision=revision)
+        return EncodecFeatureExtractor.from_pretrained(pretrained_model_name_or_path, **arguments)
 
 
 _SAVED = (
@@ -255,22 +273,6 @@ _SAVED = (
 )  # fmt: skip
 
 
-def _stacked(rows: list[Array]) -> Array:
-    """[B, L], or an array of arrays when they differ in length."""
-    if len({len(row) for row in rows}) == 1:
-        return np.stack(rows)
-    ragged = np.empty(len(rows), dtype=object)
-    ragged[:] = rows
-    return ragged
-
-
-def _converted(values: list[Array] | Array, return_tensors: str | None) -> Any:
-    if return_tensors is None:
-        return values
-    if len({value.shape for value in values}) > 1:
-        raise InputError(
-            "clips of different lengths do not make one tensor; use padding=True, or "
-            "return_tensors=None for a list"
-        )
-    array = np.asarray(values)
-    return torch.from_numpy(array) if return_tensors == "pt" else array
+def _as_float(clip: Any) -> Array:
+    array = np.asarray(clip)
+    return array.astype(np.float32) if array.dtype == np.float64 else array

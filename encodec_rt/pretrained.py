@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
+from concurrent.futures import Future, TimeoutError
+from dataclasses import dataclass, fields
+from functools import cached_property
 from importlib import resources
 from pathlib import Path
+from threading import Thread
+from types import MappingProxyType
 from typing import Any
 
 from encodec_rt.atomic import replacing
@@ -15,31 +20,139 @@ from encodec_rt.errors import ConfigError, WeightsError
 DEFAULT = "default"
 CONFIG_NAME = "config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
+HUB_TIMEOUT_S = 2.0
+"""How long the hub may take to answer at all before the cache has to do."""
 
 _ACCEPTED = (
     f'"{DEFAULT}", a folder with {CONFIG_NAME} and model.safetensors or pytorch_model.bin, '
     'a hub id "owner/name", or, for a model, an original .th file'
 )
-# A missing file is no hub id, however much its path looks like one.
+# A path to a missing file is not a hub id, however much it looks like one.
 _HUB_ID = re.compile(r"(?!.*\.(th|pt|bin|json|safetensors)$)[\w.-]*\w[\w.-]*/[\w.-]*\w[\w.-]*")
 
 
-def find_file(source: str | Path, *names: str, revision: str | None = None) -> Path:
-    """The first of the files ``names`` that ``source`` has.
+@dataclass(frozen=True)
+class Source:
+    """A pretrained model, and how the hub is asked for it if it is not here.
 
-    ``source`` is "default" (the embedded model), a folder, or a hub id, of which ``revision`` may
-    name a version. The network is used for a hub id alone. Raises WeightsError.
+    ``name`` is "default" (the embedded model), a folder, or a hub id, of which ``revision`` may
+    name a version; the files lie in its ``subfolder``. The rest is for the hub alone: the folder
+    of its cache, whether only the cache is read, an access token, and whether what is cached is
+    fetched again.
     """
-    folder = default_folder() if source == DEFAULT else Path(source)
-    if folder.is_dir():
+
+    name: str | Path
+    revision: str | None = None
+    subfolder: str | None = None
+    cache_dir: str | Path | None = None
+    local_files_only: bool = False
+    token: str | bool | None = None
+    force_download: bool = False
+
+    def find(self, *names: str) -> Path:
+        """The first of the files ``names`` that there is. Raises WeightsError.
+
+        The network is used for a hub id alone.
+        """
+        folder = default_folder() if self.name == DEFAULT else Path(self.name)
+        if folder.is_dir():
+            folder /= self.subfolder or ""
+            for name in names:
+                if (folder / name).is_file():
+                    return folder / name
+            raise WeightsError(f"the folder {folder} has no {_listed(names)}")
+        if not folder.exists() and _HUB_ID.fullmatch(str(self.name)):
+            return self._fetch(names)
+        given = "is a single file" if folder.exists() else "does not exist"
+        raise WeightsError(f"{str(self.name)!r} {given}; accepted: {_ACCEPTED}")
+
+    def _fetch(self, names: tuple[str, ...]) -> Path:
+        # Imported here because it takes longer than all the rest, and few need it.
+        try:
+            from huggingface_hub import hf_hub_download
+            from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+        except ImportError:
+            raise WeightsError(
+                f"{str(self.name)!r} is not a folder here, and models of the Hugging Face hub need "
+                "huggingface_hub: pip install 'encodec-rt[hub]', or pass a folder"
+            ) from None
+        reason = ""
         for name in names:
-            if (folder / name).is_file():
-                return folder / name
-        raise WeightsError(f"the folder {folder} has no {' and no '.join(names)}")
-    if not folder.exists() and _HUB_ID.fullmatch(str(source)):
-        return _fetch(str(source), names, revision)
-    given = "is a single file" if folder.exists() else "does not exist"
-    raise WeightsError(f"{str(source)!r} {given}; accepted: {_ACCEPTED}")
+            try:
+                return Path(
+                    hf_hub_download(
+                        str(self.name),
+                        name,
+                        subfolder=self.subfolder or None,
+                        revision=self.revision,
+                        cache_dir=self.cache_dir,
+                        token=self.token,
+                        force_download=self.force_download and self._online,
+                        local_files_only=not self._online,
+                    )
+                )
+            except Exception as error:  # noqa: BLE001 - the library's HTTP errors vary by version
+                reason = self._reason(error, names)
+                unreachable = self._online and isinstance(error, LocalEntryNotFoundError)
+                if unreachable or not isinstance(error, EntryNotFoundError):
+                    break
+        # The library's own chain of errors is long and says no more than this.
+        raise WeightsError(
+            f"{str(self.name)!r} is not a folder here, and as a hub id: {reason}; on a machine "
+            f"with a network run 'hf download {self.name} --local-dir FOLDER', and pass that folder"
+        )
+
+    @cached_property
+    def _online(self) -> bool:
+        """Whether to ask the hub; the library alone would retry, and log, for half a minute."""
+        return not self.local_files_only and _hub_answers()
+
+    def _reason(self, error: Exception, names: tuple[str, ...]) -> str:
+        from huggingface_hub import errors
+
+        if isinstance(error, errors.LocalEntryNotFoundError):
+            if self.local_files_only:
+                return "nothing is cached, and local_files_only forbids asking the hub"
+            return "the hub cannot be reached and nothing is cached"
+        if isinstance(error, errors.EntryNotFoundError):
+            return f"it has no {_listed(names)}"
+        if isinstance(error, errors.RevisionNotFoundError):
+            return f"the model has no revision {self.revision!r}"
+        if isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
+            return "the hub has no such public model"
+        return f"the download failed ({type(error).__name__})"
+
+
+def _listed(names: tuple[str, ...]) -> str:
+    """The names of whole files; those of an index of parts are not worth a mention."""
+    return " and no ".join(name for name in names if ".index." not in name)
+
+
+def _hub_answers() -> bool:
+    """Whether anything answers at the hub's address within HUB_TIMEOUT_S.
+
+    In a thread, since no timeout of a request covers the look-up of the address; the request goes
+    through the library's own session, which knows proxies and offline mode.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
+
+    answered: Future[None] = Future()
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=HUB_TIMEOUT_S)
+        except Exception as error:  # noqa: BLE001 - whichever library asks, it is unreachable
+            answered.set_exception(error)
+        else:
+            answered.set_result(None)
+
+    Thread(target=ask, name="hub-probe", daemon=True).start()
+    try:
+        error = answered.exception(HUB_TIMEOUT_S)
+    except TimeoutError:
+        return False
+    return error is None
 
 
 def default_folder() -> Path:
@@ -50,37 +163,84 @@ def default_folder() -> Path:
     return folder
 
 
-def _fetch(hub_id: str, names: tuple[str, ...], revision: str | None) -> Path:
-    # Imported here because it takes longer than all the rest, and few need it.
-    from huggingface_hub import hf_hub_download
-    from huggingface_hub.errors import (
-        EntryNotFoundError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
+# Arguments of transformers that tell it how to load, and cannot change what is loaded here.
+_WITHOUT_EFFECT = frozenset(
+    (
+        "_commit_hash", "_fast_init", "_from_auto", "_from_pipeline", "attn_implementation",
+        "code_revision", "disable_mmap", "experts_implementation", "generation_config",
+        "ignore_mismatched_sizes", "local_dir_use_symlinks", "low_cpu_mem_usage", "max_memory",
+        "mirror", "offload_buffers", "offload_folder", "offload_state_dict", "resume_download",
+        "trust_remote_code", "use_fast",
     )
+)  # fmt: skip
 
-    for name in names:
-        try:
-            return Path(hf_hub_download(hub_id, name, revision=revision))
-        except (RepositoryNotFoundError, HFValidationError):
-            reason = "the hub has no such public model"
-        except RevisionNotFoundError:
-            reason = f"the model has no revision {revision!r}"
-        except LocalEntryNotFoundError:
-            reason = "the hub cannot be reached and nothing is cached"
-        except EntryNotFoundError:
-            reason = f"it has no {' and no '.join(names)}"
-            continue
-        except OSError as error:
-            reason = f"the download failed ({type(error).__name__})"
-        break
-    # The library's own chain of errors is long and says no more than this.
-    raise WeightsError(
-        f"{hub_id!r} is no folder here, and as a hub id: {reason}; on a machine with a network "
-        f"run 'hf download {hub_id} --local-dir FOLDER', and pass that folder"
-    )
+# Arguments that would change the result, the value that asks for no change, and what to do instead.
+_REFUSED: Mapping[str, tuple[object, str]] = MappingProxyType(
+    {
+        "device_map": ("cpu", "a model loads on the CPU; move it with .to(device)"),
+        "output_loading_info": (False, "a model loads whole or is refused"),
+        "proxies": (None, "set the environment's HTTPS_PROXY"),
+        "quantization_config": (None, "weights are loaded in one of torch's floating types"),
+        "return_dict": (True, "pass it to encode, decode or forward"),
+        "return_unused_kwargs": (False, "an argument that is not used is refused"),
+        "state_dict": (None, "build EncodecModel(config) and call load_state_dict"),
+        "weights_only": (True, "nothing but tensors is ever unpickled"),
+    }
+)
+
+_WITHOUT_EFFECT_IN_SAVING = frozenset(
+    ("commit_message", "create_pr", "private", "repo_id", "save_original_format",
+     "save_peft_format", "token", "use_auth_token")
+)  # fmt: skip
+_REFUSED_IN_SAVING: Mapping[str, tuple[object, str]] = MappingProxyType(
+    {
+        "distributed_checkpoint": (False, "a model is saved from one process"),
+        "push_to_hub": (False, "save it, then run 'hf upload'"),
+        "safe_serialization": (True, "only safetensors are written, which need no unpickling"),
+        "save_function": (None, "only safetensors are written"),
+        "state_dict": (None, "load it into the model first"),
+    }
+)
+
+
+def sort_arguments(
+    caller: str, given: Mapping[str, Any], own: Collection[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Keyword arguments as transformers takes them -> (those of ``Source``, those in ``own``).
+
+    What has no meaning here is passed over. Raises ConfigError, naming the argument, for one that
+    would change the result or that nobody knows.
+    """
+    names = {field.name for field in fields(Source)} - {"name"}
+    for_source, for_caller = {}, {}
+    for name, value in given.items():
+        if name == "use_auth_token":
+            for_source["token"] = value
+        elif name in names:
+            for_source[name] = value
+        elif name in own:
+            for_caller[name] = value
+        elif name in _REFUSED:
+            accepted, instead = _REFUSED[name]
+            if value is not None and str(value) != str(accepted):
+                raise ConfigError(f"{caller} does not take {name}={value!r}: {instead}")
+        elif name not in _WITHOUT_EFFECT:
+            raise ConfigError(f"{caller} has no argument {name!r}; check how it is spelled")
+    return for_source, for_caller
+
+
+def check_save_arguments(caller: str, given: Mapping[str, Any]) -> None:
+    """Pass over what save_pretrained of transformers takes and has no meaning here.
+
+    Raises ConfigError, naming the argument, for one that asks for something else.
+    """
+    for name, value in given.items():
+        if name in _REFUSED_IN_SAVING:
+            accepted, instead = _REFUSED_IN_SAVING[name]
+            if value is not None and value != accepted:
+                raise ConfigError(f"{caller} does not take {name}={value!r}: {instead}")
+        elif name not in _WITHOUT_EFFECT_IN_SAVING:
+            raise ConfigError(f"{caller} has no argument {name!r}; check how it is spelled")
 
 
 def read_json(path: Path) -> dict[str, Any]:

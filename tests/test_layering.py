@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors", "types", "version"},
     {"atomic", "pcm"},
-    {"pretrained"},
+    {"pretrained", "config_base", "batch"},
     {"config"},
     {"features", "model", "weights"},
     {"streaming"},

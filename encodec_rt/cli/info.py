@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
@@ -88,7 +87,7 @@ def _config_of(header: EcdcHeader, model: str) -> EncodecConfig | None:
     """The configuration of the model that a file names, if it is at hand."""
     from encodec_rt.config import PRESETS
     from encodec_rt.model.encodec import EncodecModel
-    from encodec_rt.streaming.codec import model_name
+    from encodec_rt.model.identity import model_name
 
     if header.model in PRESETS:
         return PRESETS[header.model]
@@ -113,20 +112,20 @@ def _state(file: BinaryIO, header: EcdcHeader, config: EncodecConfig) -> str:
 
 def _checkpoint_facts(path: Path) -> Facts:
     from encodec_rt.model.encodec import EncodecModel
-    from encodec_rt.streaming.codec import fingerprint, model_name
+    from encodec_rt.model.identity import file_sha256, identify
 
     is_original = path.is_file() and path.suffix == ".th"
     folder = path.parent if path.is_file() and not is_original else path
     model = EncodecModel.from_pretrained(str(folder))
-    config = model.config
-    facts = {"kind": "checkpoint", "name": model_name(model), **_architecture(model)}
+    config, identity = model.config, identify(model)
+    facts = {"kind": "checkpoint", "name": identity.name, **_architecture(model)}
     facts["bandwidths"] = ", ".join(
         f"{bandwidth:g} kbps ({config.codebooks_for(bandwidth)})"
         for bandwidth in config.target_bandwidths
     )
-    facts["sha256 of weights"] = fingerprint(model)
+    facts["sha256 of weights"] = identity.weights_sha256
     if path.is_file():
-        facts["sha256 of file"] = _file_hash(path)
+        facts["sha256 of file"] = file_sha256(path)
     return facts
 
 
@@ -141,11 +140,3 @@ def _architecture(model: EncodecModel) -> Facts:
         "padding": config.pad_mode,
         "parameters": f"{count / 1e6:.2f} million",
     }
-
-
-def _file_hash(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()

@@ -20,7 +20,7 @@ from encodec_rt.link.admission import RateLimit
 from encodec_rt.link.endpoints import CallSink, CallSource
 from encodec_rt.link.sdp import Format, refusing
 from encodec_rt.sound.realtime import run_in_real_time
-from encodec_rt.streaming.codec import Codec, fingerprint, warm_up
+from encodec_rt.streaming.codec import Codec, warm_up
 from encodec_rt.types import Audio, Codes
 from encodec_rt.voice.activity import EnergyDetector
 from encodec_rt.voice.bitrate import RateController
@@ -67,7 +67,7 @@ class Call:
         self._codec, self._source, self._sink = codec, source, sink
         self._hop_s = config.hop_length / config.sampling_rate
         self._format = Format(
-            model=fingerprint(codec.model)[:16],
+            model=codec.weights_sha256[:16],
             rate_hz=config.sampling_rate,
             hop=config.hop_length,
             bits=config.codebook_nbits,

@@ -1,40 +1,40 @@
 """Checkpoints: every format in, ours (which is Hugging Face's) out.
 
-Read are folders with model.safetensors or pytorch_model.bin, with the weight norm under its new
-name, its old one, or folded away, and the original ``.th`` files of ``facebookresearch/encodec``.
-Nothing that is read can run code.
+Read are folders with model.safetensors or pytorch_model.bin, whole or in shards, with the weight
+norm under its new name, its old one, or folded away, and the original ``.th`` files of
+``facebookresearch/encodec``.
 """
 
 from __future__ import annotations
 
-import hashlib
-import pickle
 import re
-import struct
-import warnings
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
-from typing import TypeVar
+from types import MappingProxyType
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from encodec_rt.atomic import replacing
 from encodec_rt.config import PRESETS, EncodecConfig
-from encodec_rt.errors import WeightsError
-from encodec_rt.pretrained import CONFIG_NAME, find_file, read_json
+from encodec_rt.errors import ConfigError, WeightsError
+from encodec_rt.model import tensor_files
+from encodec_rt.model.identity import TRAINING_ONLY, file_sha256
+from encodec_rt.model.tensor_files import Tensors
+from encodec_rt.pretrained import (
+    CONFIG_NAME,
+    Source,
+    check_save_arguments,
+    read_json,
+    sort_arguments,
+)
 
-SAFE_NAME = "model.safetensors"
-PICKLED_NAME = "pytorch_model.bin"
-
-Tensors = dict[str, Tensor]
 Model = TypeVar("Model", bound=nn.Module)
 
 _MAGNITUDE = "parametrizations.weight.original0"
 _DIRECTION = "parametrizations.weight.original1"
-_TRAINING_ONLY = ("inited", "cluster_size", "embed_avg")
 
 # Names of facebookresearch/encodec on the left; the order matters.
 _ORIGINAL_NAMES = (
@@ -48,100 +48,107 @@ _ORIGINAL_NAMES = (
 )
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.th$")
 
-# What torch and its restricted unpickler have been seen to raise for damaged files.
-_UNREADABLE = (
-    RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
-    AssertionError, EOFError, MemoryError, OSError, pickle.UnpicklingError, struct.error,
-)  # fmt: skip
+_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def load(
     build: Callable[[EncodecConfig], Model],
-    source: str | Path,
-    config: EncodecConfig | None,
-    revision: str | None,
+    name: str | Path,
+    config: EncodecConfig | str | Path | None,
+    arguments: Mapping[str, Any],
 ) -> Model:
-    """What ``build`` makes of the configuration in ``source``, with its weights, in eval mode.
+    """What ``build`` makes of the configuration stored at ``name``, with its weights, in eval mode.
 
-    ``source`` is "default" (the embedded model), a folder, a hub id, or an original ``.th`` file.
-    ``config`` replaces the one that is stored; a ``.th`` file stores none, and is recognised as the
-    24 or the 48 kHz model. Raises WeightsError, and ConfigError for a bad config.json.
+    The arguments are those of ``PretrainedModel.from_pretrained``. A ``.th`` file stores no
+    configuration, and is recognised as the 24 or the 48 kHz model. Raises WeightsError, and
+    ConfigError for a bad config.json or argument.
     """
-    path = Path(source)
+    fields_of_config = [field.name for field in fields(EncodecConfig)]
+    places, own = sort_arguments(
+        "EncodecModel.from_pretrained",
+        arguments,
+        ["dtype", "torch_dtype", "use_safetensors", "variant", *fields_of_config],
+    )
+    changes = {field: own[field] for field in fields_of_config if field in own}
+    wanted = own.get("dtype") or own.get("torch_dtype")
+    if isinstance(config, (str, Path)):
+        config = EncodecConfig.from_pretrained(config)
+    chosen = config is not None or bool(changes)
+    source, path = Source(name, **places), Path(name)
     if path.suffix == ".th" and path.is_file():
         _check_hash(path)
-        tensors = _rename(path, _read_pickled(path))
+        tensors = _rename(path, tensor_files.read_pickled(path))
         config = config or _recognise(path, tensors)
     else:
-        if config is None:
-            file = find_file(source, CONFIG_NAME, revision=revision)
-            config = EncodecConfig.from_dict(read_json(file))
-        path = find_file(source, SAFE_NAME, PICKLED_NAME, revision=revision)
-        read = _read_safe if path.name == SAFE_NAME else _read_pickled
-        tensors = _rename(path, read(path))
-    return _fill(build, config, tensors, path)
+        config = config or EncodecConfig.from_dict(read_json(source.find(CONFIG_NAME)))
+        path = source.find(*tensor_files.candidates(own.get("use_safetensors"), own.get("variant")))
+        tensors = _rename(path, tensor_files.read(source, path))
+    dtype = _saved_dtype(config, tensors) if wanted == "auto" else as_dtype(wanted)
+    config = replace(config, **changes)
+    config.name_or_path, config.dtype = str(name), dtype
+    if chosen:
+        _drop_further_codebooks(tensors, config.num_quantizers)
+    # A model that is loaded in inference mode is used, and may be trained, outside it.
+    with torch.inference_mode(False):
+        return _fill(build, config, tensors, path, dtype)
 
 
-def save(model: nn.Module, config: EncodecConfig, folder: str | Path) -> None:
-    """Write config.json and model.safetensors; each appears whole or not at all."""
-    from safetensors.torch import save_file
+def save(
+    model: nn.Module,
+    config: EncodecConfig,
+    folder: str | Path,
+    max_shard_size: int | str | None = None,
+    variant: str | None = None,
+    arguments: Mapping[str, Any] = MappingProxyType({}),
+) -> None:
+    """Write config.json and model.safetensors; each appears whole or not at all.
 
+    The arguments are those of ``PretrainedModel.save_pretrained``. Raises ConfigError.
+    """
+    check_save_arguments("EncodecModel.save_pretrained", arguments)
     target = Path(folder)
     target.mkdir(parents=True, exist_ok=True)
     tensors = {name: value.detach().cpu().clone() for name, value in model.state_dict().items()}
-    with replacing(target / SAFE_NAME, force=True) as temporary:
-        save_file(tensors, temporary, metadata={"format": "pt"})
-    config.save_pretrained(target)
+    tensor_files.write(target, tensors, max_shard_size, variant)
+    saved = replace(config)
+    saved.dtype = next(model.parameters()).dtype
+    saved.save_pretrained(target)
 
 
-def sha256_of(path: str | Path) -> str:
-    """The file's SHA-256 in hexadecimal; original ``.th`` files carry its start in their name."""
-    with Path(path).open("rb") as file:
-        digest = hashlib.sha256()
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    """A floating type by name or as it is, float32 for None; raises ConfigError."""
+    if dtype is None:
+        return torch.float32
+    for known in _DTYPES:
+        if str(dtype).removeprefix("torch.") == str(known).removeprefix("torch."):
+            return known
+    accepted = ", ".join(str(known).removeprefix("torch.") for known in _DTYPES)
+    raise ConfigError(f"dtype={dtype!r}; accepted: {accepted}, or 'auto' for the saved one")
+
+
+def _saved_dtype(config: EncodecConfig, tensors: Tensors) -> torch.dtype:
+    held = (value.dtype for value in tensors.values() if value.dtype in _DTYPES)
+    return config.dtype if config.dtype in _DTYPES else next(held, torch.float32)
+
+
+def _drop_further_codebooks(tensors: Tensors, count: int) -> None:
+    """Leave out the codebooks after the first ``count``, which those do not need."""
+    for name in list(tensors):
+        found = re.match(r"quantizer\.layers\.(\d{1,9})\.", name)
+        if found and int(found[1]) >= count:
+            del tensors[name]
 
 
 def _check_hash(path: Path) -> None:
     named = _HASH_IN_NAME.search(path.name)
     if named is None:
         return
-    found = sha256_of(path)
+    found = file_sha256(path)
     if not found.startswith(named[1]):
         raise WeightsError(
             f"{path} has SHA-256 {found[:16]}..., but its name says {named[1]}; it is damaged or "
             "not the file it is named after: fetch it again, or rename it if this is meant"
         )
-
-
-def _read_safe(path: Path) -> Tensors:
-    from safetensors import SafetensorError
-    from safetensors.torch import load_file
-
-    try:
-        tensors: Tensors = load_file(path)
-    except (SafetensorError, *_UNREADABLE) as error:
-        raise WeightsError(f"{path} is not a readable safetensors file: {error}") from None
-    return tensors
-
-
-def _read_pickled(path: Path) -> Tensors:
-    try:
-        with warnings.catch_warnings():
-            # What torch says of odd protocols and storages is no news to the user, who gets either
-            # the model or a reason.
-            warnings.simplefilter("ignore")
-            tensors = torch.load(path, map_location="cpu", weights_only=True)
-    except _UNREADABLE as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise WeightsError(f"{path} is not a readable PyTorch checkpoint: {reason}") from None
-    if not isinstance(tensors, dict) or not all(isinstance(name, str) for name in tensors):
-        raise WeightsError(f"{path} holds a {type(tensors).__name__}, not tensors by name")
-    for name, value in tensors.items():
-        if not isinstance(value, Tensor):
-            raise WeightsError(f"{path}: {name} is a {type(value).__name__}, not a tensor")
-    return dict(tensors)
 
 
 def _rename(path: Path, tensors: Tensors) -> Tensors:
@@ -172,7 +179,11 @@ def _recognise(path: Path, tensors: Tensors) -> EncodecConfig:
 
 
 def _fill(
-    build: Callable[[EncodecConfig], Model], config: EncodecConfig, tensors: Tensors, path: Path
+    build: Callable[[EncodecConfig], Model],
+    config: EncodecConfig,
+    tensors: Tensors,
+    path: Path,
+    dtype: torch.dtype,
 ) -> Model:
     config.validate()
     numbers = sum(value.numel() for value in tensors.values())
@@ -184,7 +195,7 @@ def _fill(
             f"{path} holds {len(tensors)} tensors of {numbers} numbers in all, too few for the "
             "model that its configuration describes"
         )
-    model = build(config)
+    model = build(config).to(dtype)
     expected = model.state_dict()
     for name, value in tensors.items():
         if value.is_sparse or value.is_quantized or not value.is_floating_point():
@@ -236,8 +247,8 @@ def _fill_training_only(tensors: Tensors, expected: Tensors) -> None:
     for name, wanted in expected.items():
         prefix, _, last = name.rpartition(".")
         embed = tensors.get(f"{prefix}.embed")
-        if last in _TRAINING_ONLY and name not in tensors and embed is not None:
-            tensors[name] = embed if last == "embed_avg" else torch.ones(wanted.shape)
+        if last in TRAINING_ONLY and name not in tensors and embed is not None:
+            tensors[name] = embed if last == "embed_avg" else torch.ones_like(wanted)
 
 
 def _check_names_and_shapes(tensors: Tensors, expected: Tensors, path: Path) -> None:

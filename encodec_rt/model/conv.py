@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.parametrizations import weight_norm
 
 from encodec_rt.config import EncodecConfig
+from encodec_rt.model.numerics import FLOAT32_ON_CPU
 
 
 class EncodecConv1d(nn.Module):
@@ -33,10 +34,12 @@ class EncodecConv1d(nn.Module):
         self.pad_mode = config.pad_mode
         self.stride = stride
         self.padding_total = (kernel_size - 1) * dilation + 1 - stride
-        conv = nn.Conv1d(in_channels, out_channels, kernel_size, stride, dilation=dilation)
+        conv = nn.Conv1d(
+            in_channels, out_channels, kernel_size, stride, dilation=dilation, **FLOAT32_ON_CPU
+        )
         self.conv = weight_norm(conv) if config.norm_type == "weight_norm" else conv
         grouped = config.norm_type == "time_group_norm"
-        self.norm = nn.GroupNorm(1, out_channels) if grouped else None
+        self.norm = nn.GroupNorm(1, out_channels, **FLOAT32_ON_CPU) if grouped else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T] -> [B, C', ceil(T / stride)]."""
@@ -67,10 +70,10 @@ class EncodecConvTranspose1d(nn.Module):
         rounded = math.ceil if config.use_causal_conv else math.floor
         self.trim_right = rounded(trim_total * ratio)
         self.trim_left = trim_total - self.trim_right
-        conv = nn.ConvTranspose1d(in_channels, out_channels, kernel_size, stride)
+        conv = nn.ConvTranspose1d(in_channels, out_channels, kernel_size, stride, **FLOAT32_ON_CPU)
         self.conv = weight_norm(conv) if config.norm_type == "weight_norm" else conv
         grouped = config.norm_type == "time_group_norm"
-        self.norm = nn.GroupNorm(1, out_channels) if grouped else None
+        self.norm = nn.GroupNorm(1, out_channels, **FLOAT32_ON_CPU) if grouped else None
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T] -> [B, C', T * stride]; the norm sees the untrimmed output, as upstream."""

@@ -5,113 +5,40 @@ It is what is trained, and the oracle for the streaming engine.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields
-from pathlib import Path
-from typing import Any
+from collections.abc import Sequence
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import InputError
-from encodec_rt.model import checkpoint
+from encodec_rt.model.numerics import without_autocast
+from encodec_rt.model.outputs import (
+    EncodecDecoderOutput,
+    EncodecEncoderOutput,
+    EncodecOutput,
+    Scales,
+)
+from encodec_rt.model.pretrained_model import PretrainedModel
 from encodec_rt.model.quantizer import EncodecResidualVectorQuantizer
 from encodec_rt.model.seanet import EncodecDecoder, EncodecEncoder
 
-Scales = Sequence[Tensor | None]
 
+class EncodecModel(PretrainedModel):
+    """The EnCodec model, with the parameter names of ``transformers.EncodecModel``.
 
-class _Output(Mapping[str, Any]):
-    """A result by attribute, by name and by position; fields that are None have no position."""
-
-    def to_tuple(self) -> tuple[Any, ...]:
-        """The fields that are not None, in order."""
-        return tuple(self[name] for name in self)
-
-    def __getitem__(self, key: str | int | slice) -> Any:
-        """A field by name, or by position among those that are not None."""
-        if isinstance(key, str):
-            if key not in list(self):
-                raise KeyError(key)
-            return getattr(self, key)
-        return self.to_tuple()[key]
-
-    def __iter__(self) -> Iterator[str]:
-        """The names of the fields that are not None."""
-        names = (field.name for field in fields(self))  # type: ignore[arg-type]
-        return (name for name in names if getattr(self, name) is not None)
-
-    def __len__(self) -> int:
-        """How many fields are not None."""
-        return sum(1 for _ in self)
-
-
-@dataclass(eq=False)
-class EncodecEncoderOutput(_Output):
-    """Codes [chunks, B, Q, T] int64, a scale [B, 1] or None per chunk, and padding frames.
-
-    ``last_frame_pad_length`` counts the frames of the last chunk that are only padding.
+    It computes in the type of its weights, whatever autocast or default type a program has set.
     """
 
-    audio_codes: Tensor | None = None
-    audio_scales: Scales | None = None
-    last_frame_pad_length: int | None = None
-
-
-@dataclass(eq=False)
-class EncodecDecoderOutput(_Output):
-    """Audio [B, audio_channels, L]."""
-
-    audio_values: Tensor | None = None
-
-
-@dataclass(eq=False)
-class EncodecOutput(_Output):
-    """Codes [chunks, B, Q, T] int64 and audio [B, audio_channels, L]."""
-
-    audio_codes: Tensor | None = None
-    audio_values: Tensor | None = None
-
-
-class EncodecModel(nn.Module):
-    """The EnCodec model, with the parameter names of ``transformers.EncodecModel``."""
-
     def __init__(self, config: EncodecConfig) -> None:
-        """Build the model with random weights and zero codebooks."""
-        super().__init__()
-        config.validate()
-        self.config = config
+        """Build the model in float32 on the CPU, with random weights and zero codebooks."""
+        super().__init__(config)
         self.encoder = EncodecEncoder(config)
         self.decoder = EncodecDecoder(config)
         self.quantizer = EncodecResidualVectorQuantizer(config)
+        self.bits_per_codebook = config.codebook_nbits
 
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters are."""
-        return next(self.parameters()).device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The parameters' type."""
-        return next(self.parameters()).dtype
-
-    @classmethod
-    def from_pretrained(
-        cls, source: str | Path, config: EncodecConfig | None = None, *, revision: str | None = None
-    ) -> EncodecModel:
-        """The model stored in ``source``, in eval mode.
-
-        ``source`` is "default" (the embedded model), a folder with config.json and
-        model.safetensors or pytorch_model.bin, an original ``.th`` file, or a hub id, of which
-        ``revision`` may name a version. Raises WeightsError naming the tensor that does not fit.
-        """
-        return checkpoint.load(cls, source, config, revision)
-
-    def save_pretrained(self, folder: str | Path) -> None:
-        """Write config.json and model.safetensors, which ``transformers`` loads too."""
-        checkpoint.save(self, self.config, folder)
-
+    @without_autocast
     def encode(
         self,
         input_values: Tensor,
@@ -152,6 +79,7 @@ class EncodecModel(nn.Module):
             return audio_codes, scales, pad_length
         return EncodecEncoderOutput(audio_codes, scales, pad_length)
 
+    @without_autocast
     def decode(
         self,
         audio_codes: Tensor,
@@ -222,8 +150,11 @@ class EncodecModel(nn.Module):
             raise InputError(
                 f"audio of shape {shape}; this model takes [batch, {channels}, length]"
             )
-        if not input_values.is_floating_point():
-            raise InputError(f"audio of type {input_values.dtype}; float32 from -1 to 1 is taken")
+        if input_values.dtype != self.dtype:
+            raise InputError(
+                f"audio of type {input_values.dtype}; this model takes the type of its weights, "
+                f"{self.dtype}, from -1 to 1"
+            )
         if not bool(torch.isfinite(input_values).all()):
             raise InputError("the audio holds NaN or infinite samples")
         if padding_mask is None:
@@ -260,6 +191,11 @@ class EncodecModel(nn.Module):
         scale = None
         if self.config.normalize:
             scale = loudness(audio)
+            if audio.element_size() < 4 and not bool((scale > 0).all()):
+                raise InputError(
+                    f"the loudness of this audio is zero in {audio.dtype}, and audio is divided by "
+                    "it; use model.float() for silent or very quiet audio"
+                )
             audio = audio / scale
             scale = scale.view(-1, 1)
         codes = self.quantizer.encode(self.encoder(audio), bandwidth)
@@ -277,9 +213,19 @@ def loudness(audio: Tensor) -> Tensor:
 
 
 def triangle(length: int, *, like: Tensor) -> Tensor:
-    """The weight [length] of each sample of a chunk in the overlap-add; it is never zero."""
+    """The weight [length] of each sample of a chunk in the overlap-add; it is never zero.
+
+    Raises InputError where ``like`` is of a type too coarse for it: the first and the last sample
+    of a chunk would have no weight at all, and be divided by zero.
+    """
     time = torch.linspace(0, 1, length + 2, device=like.device, dtype=like.dtype)[1:-1]
-    return 0.5 - (time - 0.5).abs()
+    weight = 0.5 - (time - 0.5).abs()
+    if like.element_size() < 4 and not bool((weight > 0).all()):
+        raise InputError(
+            f"chunks of {length} samples cannot be overlapped in {like.dtype}, which rounds the "
+            "weights at their ends to zero; use model.float()"
+        )
+    return weight
 
 
 def overlap_add(chunks: Sequence[Tensor], stride: int) -> Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from encodec_rt.config import EncodecConfig
+from encodec_rt.model.numerics import FLOAT32_ON_CPU
 
 
 class EncodecLSTM(nn.Module):
@@ -13,7 +14,7 @@ class EncodecLSTM(nn.Module):
     def __init__(self, config: EncodecConfig, dimension: int) -> None:
         """Build ``config.num_lstm_layers`` layers of ``dimension`` units."""
         super().__init__()
-        self.lstm = nn.LSTM(dimension, dimension, config.num_lstm_layers)
+        self.lstm = nn.LSTM(dimension, dimension, config.num_lstm_layers, **FLOAT32_ON_CPU)
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, C, T] -> [B, C, T], from a zero state."""

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from encodec_rt.config import EncodecConfig
+from encodec_rt.model.numerics import FLOAT32_ON_CPU
 
 
 class EncodecEuclideanCodebook(nn.Module):
@@ -20,11 +21,11 @@ class EncodecEuclideanCodebook(nn.Module):
     def __init__(self, config: EncodecConfig) -> None:
         """Build a codebook of ``codebook_size`` zero vectors of ``hidden_size`` numbers."""
         super().__init__()
-        shape = (config.codebook_size, config.hidden_size)
-        self.register_buffer("inited", torch.ones(1))
-        self.register_buffer("cluster_size", torch.zeros(config.codebook_size))
-        self.register_buffer("embed", torch.zeros(shape))
-        self.register_buffer("embed_avg", torch.zeros(shape))
+        embed = torch.zeros(config.codebook_size, config.hidden_size, **FLOAT32_ON_CPU)
+        self.register_buffer("inited", torch.ones(1, **FLOAT32_ON_CPU))
+        self.register_buffer("cluster_size", embed.new_zeros(config.codebook_size))
+        self.register_buffer("embed", embed)
+        self.register_buffer("embed_avg", torch.zeros_like(embed))
 
     def encode(self, x: Tensor) -> Tensor:
         """[..., D] -> [...] int64, the nearest vector's index; the lowest index wins a tie.
@@ -67,6 +68,9 @@ class EncodecResidualVectorQuantizer(nn.Module):
         """Build ``config.num_quantizers`` codebooks."""
         super().__init__()
         self.config = config
+        self.codebook_size = config.codebook_size
+        self.frame_rate = config.frame_rate
+        self.num_quantizers = config.num_quantizers
         self.layers = nn.ModuleList(
             EncodecVectorQuantization(config) for _ in range(config.num_quantizers)
         )
@@ -94,7 +98,8 @@ class EncodecResidualVectorQuantizer(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes [Q, B, T] -> [B, D, T], summed in the order of the codebooks."""
-        quantized = torch.zeros((), device=codes.device)
+        # From zero, as upstream, since -0.0 would stay what it is.
+        quantized = self.stages[0].codebook.embed.new_zeros(())
         for layer, indices in zip(self.stages, codes, strict=False):
             quantized = quantized + layer.decode(indices)
         return quantized

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import hashlib
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from encodec_rt.config import PRESETS, EncodecConfig
+from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import ConfigError
 from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.model.identity import identify
 from encodec_rt.streaming.backends.select import select
 from encodec_rt.streaming.engine import Engine
 from encodec_rt.streaming.ops import Precision, Tuning
@@ -55,7 +55,8 @@ class Codec:
         self.device = torch.device(device)
         self.ops = select(backend, self.device, precision, tuned_for)
         self.segmented = not model.config.is_framewise
-        self.name = model_name(model)
+        identity = identify(model)
+        self.name, self.weights_sha256 = identity.name, identity.weights_sha256
         self.model = model.to(self.device) if self.segmented else model
         self._packed = None if self.segmented else pack(model, self.ops, self.device)
 
@@ -165,28 +166,6 @@ class Codec:
     def segment_decoder(self) -> SegmentDecoder:
         """A new stream of segments to audio."""
         return SegmentDecoder(self.model)
-
-
-def model_name(model: EncodecModel) -> str:
-    """The name that an ``.ecdc`` file gives the model.
-
-    A model of the paper's architecture has the paper's name, any other one the hash of its weights.
-    """
-    for name, preset in PRESETS.items():
-        if model.config == preset:
-            return name
-    return f"encodec_rt-{fingerprint(model)[:8]}"
-
-
-def fingerprint(model: EncodecModel) -> str:
-    """The sha256, in hex, of all parameters and codebooks in the order of their names."""
-    digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
-        if name.endswith((".inited", ".cluster_size", ".embed_avg")):
-            continue
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
-    return digest.hexdigest()
 
 
 def warm_up(codec: Codec, bandwidth_kbps: float, start: Start) -> None:

@@ -9,10 +9,9 @@ from torch import Tensor
 from torch.nn.utils.parametrize import is_parametrized
 
 from encodec_rt.atomic import replacing
-from encodec_rt.model.checkpoint import SAFE_NAME
 from encodec_rt.model.encodec import EncodecModel
-
-TRAINING_ONLY = ("inited", "cluster_size", "embed_avg")
+from encodec_rt.model.identity import TRAINING_ONLY
+from encodec_rt.model.tensor_files import SAFE_NAME
 
 
 def folded_tensors(model: EncodecModel) -> dict[str, Tensor]:

@@ -6,7 +6,6 @@ same audio. The licences are those of each package's own ``debian/copyright``.
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import re
 import shutil
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from encodec_rt.errors import ConfigError, InputError
+from encodec_rt.model.identity import file_sha256
 
 _log = logging.getLogger(__name__)
 
@@ -208,15 +208,6 @@ def by_name(names: Iterable[str]) -> tuple[Source, ...]:
     return tuple(table[name] for name in wanted)
 
 
-def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file, in hexadecimal."""
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        for block in iter(lambda: file.read(1 << 20), b""):
-            digest.update(block)
-    return digest.hexdigest()
-
-
 def apt_download(source: Source, folder: Path) -> Path:
     """The path of the package that ``apt-get download`` put into ``folder``."""
     _run(["apt-get", "download", f"{source.name}={source.version}"], folder)
@@ -241,7 +232,7 @@ def fetch_package(
     archive = _archive(source, debs)
     if not archive.is_file():
         archive = download(source, debs)
-    found = sha256_of(archive)
+    found = file_sha256(archive)
     if found != source.sha256:
         archive.unlink()
         raise InputError(

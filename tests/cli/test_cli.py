@@ -14,7 +14,7 @@ from encodec_rt import audio
 from encodec_rt.cli import app
 from encodec_rt.config import PRESETS
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.streaming.codec import model_name
+from encodec_rt.model.identity import model_name
 from tests.support.models import SPEECH, random_model, tiny_config
 
 RATE = 800

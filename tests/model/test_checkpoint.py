@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import io
 import json
 import pickle
 import random
 import shutil
+import sys
+import threading
 import zipfile
 from collections.abc import Callable
 from functools import partial
@@ -24,11 +25,11 @@ from safetensors.torch import load, save, save_file
 from torch import Tensor
 from torch.nn.utils.parametrize import remove_parametrizations
 
-from encodec_rt import pretrained
+from encodec_rt import EncodecFeatureExtractor, pretrained
 from encodec_rt.config import PRESETS, EncodecConfig
 from encodec_rt.errors import CodecError, ConfigError, WeightsError
-from encodec_rt.model.checkpoint import sha256_of
 from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.model.identity import file_sha256
 from tests.support.models import hf_twin, random_model, speech, tiny_config
 from tests.support.tolerances import bound
 from tests.support.upstream import upstream_model, upstream_twin
@@ -134,8 +135,7 @@ def test_a_hash_in_the_name_is_checked(tmp_path: Path) -> None:
     model = random_model(tiny_config())
     plain = tmp_path / "model.th"
     torch.save(upstream_twin(model).state_dict(), plain)
-    digest = sha256_of(plain)
-    assert digest == hashlib.sha256(plain.read_bytes()).hexdigest()
+    digest = file_sha256(plain)
     for length in (8, 64):
         right = shutil.copy(plain, tmp_path / f"encodec_24khz-{digest[:length]}.th")
         _assert_equal(EncodecModel.from_pretrained(right, model.config), model)
@@ -416,7 +416,8 @@ def test_a_hub_id_without_a_network_is_one_clear_sentence(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(tmp_path))
-    for kind in (EncodecModel, EncodecConfig):
+    monkeypatch.setattr(pretrained, "_hub_answers", lambda: False)
+    for kind in (EncodecModel, EncodecConfig, EncodecFeatureExtractor):
         with pytest.raises(WeightsError) as refused:
             kind.from_pretrained("facebook/encodec_24khz")
         message = str(refused.value)
@@ -435,17 +436,23 @@ def test_a_hub_model_is_fetched_with_its_revision(
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
     asked = []
 
-    def download(hub_id: str, name: str, *, revision: str | None) -> str:
+    def download(hub_id: str, name: str, *, revision: str | None, **_: object) -> str:
         asked.append((hub_id, name, revision))
         if not (folder / name).is_file():
             raise hub_errors.EntryNotFoundError(name)
         return str(folder / name)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(pretrained, "_hub_answers", lambda: True)
     _assert_equal(EncodecModel.from_pretrained("me/my_encodec", revision="v2"), model)
     assert asked == [
         ("me/my_encodec", name, "v2")
-        for name in ("config.json", "model.safetensors", "pytorch_model.bin")
+        for name in (
+            "config.json",
+            "model.safetensors",
+            "model.safetensors.index.json",
+            "pytorch_model.bin",
+        )
     ]
     (folder / "pytorch_model.bin").unlink()
     with pytest.raises(WeightsError, match=r"no model\.safetensors and no pytorch_model\.bin"):
@@ -462,6 +469,7 @@ def test_a_hub_model_is_fetched_with_its_revision(
         (hub_errors.LocalEntryNotFoundError, "cannot be reached"),
         (ConnectionResetError, "the download failed"),
         (PermissionError, "the download failed"),
+        (type("ReadTimeout", (Exception,), {}), r"the download failed \(ReadTimeout\)"),
     ],
 )
 def test_every_trouble_with_the_hub_is_told(
@@ -472,8 +480,334 @@ def test_every_trouble_with_the_hub_is_told(
         raise error.__new__(error)
 
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(pretrained, "_hub_answers", lambda: True)
     with pytest.raises(WeightsError, match=reason):
         EncodecModel.from_pretrained("me/my_encodec", revision="v2")
+
+
+def test_the_hub_is_asked_as_the_caller_says(
+    saved: tuple[EncodecModel, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    model, folder = saved
+    asked: list[dict[str, object]] = []
+
+    def download(hub_id: str, name: str, **arguments: object) -> str:
+        asked.append(arguments)
+        return str(folder / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
+    monkeypatch.setattr(pretrained, "_hub_answers", lambda: True)
+    given = {"subfolder": "small", "cache_dir": tmp_path, "token": "hf_x", "force_download": True}
+    _assert_equal(EncodecModel.from_pretrained("me/my_encodec", **given), model)
+    wanted = {**given, "revision": None, "local_files_only": False}
+    assert asked == [wanted] * 2
+    asked.clear()
+    # The cache alone is read where the caller says so, and where the hub does not answer.
+    EncodecConfig.from_pretrained("me/my_encodec", local_files_only=True, use_auth_token="hf_y")
+    monkeypatch.setattr(pretrained, "_hub_answers", lambda: False)
+    EncodecConfig.from_pretrained("me/my_encodec", force_download=True)
+    assert [arguments["local_files_only"] for arguments in asked] == [True, True]
+    assert [arguments["force_download"] for arguments in asked] == [False, False]
+    assert asked[0]["token"] == "hf_y"
+
+
+def test_the_cache_is_enough_for_a_pickled_model_without_a_network(
+    saved: tuple[EncodecModel, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model, folder = saved
+    (folder / "model.safetensors").unlink()
+    torch.save(model.state_dict(), folder / "pytorch_model.bin")
+
+    def cached(hub_id: str, name: str, *, local_files_only: bool, **_: object) -> str:
+        assert local_files_only
+        if not (folder / name).is_file():
+            raise hub_errors.LocalEntryNotFoundError(name)
+        return str(folder / name)
+
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", cached)
+    monkeypatch.setattr(pretrained, "_hub_answers", lambda: False)
+    _assert_equal(EncodecModel.from_pretrained("me/my_encodec"), model)
+
+
+@pytest.mark.parametrize("silent", [True, False], ids=["silent", "refused"])
+def test_a_hub_that_does_not_answer_is_found_out_by_one_request(
+    silent: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    requests: list[float] = []
+    release = threading.Event()
+
+    class Session:
+        def head(self, url: str, *, timeout: float) -> None:
+            requests.append(timeout)
+            if silent:
+                release.wait(60)
+            raise ConnectionError(url)
+
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", Session)
+    monkeypatch.setattr(pretrained, "HUB_TIMEOUT_S", 0.1)
+    assert not pretrained._hub_answers()
+    release.set()
+    assert requests == [0.1]
+
+
+def test_a_hub_that_answers_anything_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Session:
+        def head(self, url: str, *, timeout: float) -> str:
+            assert url == huggingface_hub.constants.ENDPOINT
+            return "403"
+
+    monkeypatch.setattr(huggingface_hub.utils, "get_session", Session)
+    assert pretrained._hub_answers()
+
+
+def test_without_the_hub_library_its_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(WeightsError, match=r"pip install 'encodec-rt\[hub\]'"):
+        EncodecModel.from_pretrained("facebook/encodec_24khz")
+
+
+@pytest.mark.parametrize("pickled", [False, True], ids=["safetensors", "pickles"])
+def test_shards_of_transformers_load_as_the_whole(
+    saved: tuple[EncodecModel, Path], tmp_path: Path, pickled: bool
+) -> None:
+    model, _ = saved
+    folder = tmp_path / "shards"
+    hf_twin(model).save_pretrained(folder, max_shard_size="10KB")
+    shards = sorted(folder.glob("model-*.safetensors"))
+    assert len(shards) > 2
+    if pickled:
+        index = json.loads((folder / "model.safetensors.index.json").read_text())
+        for path in shards:
+            torch.save(load(path.read_bytes()), path.with_suffix(".bin"))
+            path.unlink()
+        places = {key: f"{name[:-12]}.bin" for key, name in index["weight_map"].items()}
+        (folder / "model.safetensors.index.json").unlink()
+        (folder / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": places}))
+    _assert_equal(EncodecModel.from_pretrained(folder), model)
+
+
+@pytest.mark.parametrize(
+    ("places", "reason"),
+    [
+        ({}, "no weight_map"),
+        ([1], "no weight_map"),
+        ({"a": "../model.safetensors"}, r"names '\.\./model\.safetensors'"),
+        ({"a": 3}, "names 3"),
+        ({"a": "run.py"}, "names 'run.py'"),
+        ({"a": "absent.safetensors"}, r"has no absent\.safetensors"),
+        ({"a": "one.safetensors", "b": "two.safetensors"}, "another shard holds too"),
+        ({"a": "half.safetensors"}, r"index\.json has no "),
+    ],
+)
+def test_an_index_that_does_not_fit_its_shards_is_refused(
+    saved: tuple[EncodecModel, Path], places: object, reason: str
+) -> None:
+    _, folder = saved
+    tensors = load((folder / "model.safetensors").read_bytes())
+    save_file(tensors, folder / "one.safetensors")
+    save_file(dict(list(tensors.items())[:5]), folder / "half.safetensors")
+    (folder / "model.safetensors").rename(folder / "two.safetensors")
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": places}))
+    with pytest.raises(WeightsError, match=reason):
+        EncodecModel.from_pretrained(folder)
+    index.write_text("{")
+    with pytest.raises(WeightsError, match="not a readable JSON"):
+        EncodecModel.from_pretrained(folder)
+
+
+@pytest.mark.parametrize("size", ["10KB", 10_000])
+def test_a_model_saved_in_shards_loads_in_transformers_and_here(
+    saved: tuple[EncodecModel, Path], size: int | str
+) -> None:
+    model, folder = saved
+    other = random_model(tiny_config(), seed=5)
+    other.save_pretrained(folder, max_shard_size=size)
+    shards = sorted(path.name for path in folder.glob("model-*"))
+    assert len(shards) > 2
+    assert all(path.stat().st_size < 15_000 for path in folder.glob("model-*"))
+    # The whole file of the first save would have been read instead.
+    assert not (folder / "model.safetensors").exists()
+    _assert_equal(EncodecModel.from_pretrained(folder), other)
+    twin = transformers.EncodecModel.from_pretrained(folder)
+    for name, value in other.state_dict().items():
+        assert torch.equal(twin.state_dict()[name], value), name
+    model.save_pretrained(folder, max_shard_size="5GB")
+    assert {path.name for path in folder.iterdir()} == {"config.json", "model.safetensors"}
+    _assert_equal(EncodecModel.from_pretrained(folder), model)
+
+
+def test_a_variant_and_a_subfolder_are_read_and_written(
+    saved: tuple[EncodecModel, Path],
+) -> None:
+    model, folder = saved
+    other = random_model(tiny_config(), seed=5)
+    other.save_pretrained(folder / "sub", variant="fp16", is_main_process=False)
+    assert not (folder / "sub").exists()
+    for size in ("5GB", "10KB"):
+        other.save_pretrained(folder / "sub", variant="fp16", max_shard_size=size)
+        given = {"variant": "fp16", "subfolder": "sub"}
+        _assert_equal(EncodecModel.from_pretrained(folder, **given), other)
+        theirs = transformers.EncodecModel.from_pretrained(folder, **given)
+        assert torch.equal(theirs.state_dict()[EMBED], other.state_dict()[EMBED])
+        with pytest.raises(WeightsError, match=r"sub has no model\.safetensors"):
+            EncodecModel.from_pretrained(folder, subfolder="sub")
+    _assert_equal(EncodecModel.from_pretrained(folder, subfolder=""), model)
+
+
+def test_either_kind_of_file_can_be_asked_for(saved: tuple[EncodecModel, Path]) -> None:
+    model, folder = saved
+    other = random_model(tiny_config(), seed=5)
+    torch.save(other.state_dict(), folder / "pytorch_model.bin")
+    _assert_equal(EncodecModel.from_pretrained(folder), model)
+    _assert_equal(EncodecModel.from_pretrained(folder, use_safetensors=False), other)
+    (folder / "model.safetensors").unlink()
+    _assert_equal(EncodecModel.from_pretrained(folder, use_safetensors=None), other)
+    with pytest.raises(WeightsError, match=r"has no model\.safetensors$"):
+        EncodecModel.from_pretrained(folder, use_safetensors=True)
+
+
+@pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64, torch.float32])
+def test_a_model_loads_in_the_type_that_is_asked_for(
+    saved: tuple[EncodecModel, Path], name: str, dtype: torch.dtype
+) -> None:
+    model, folder = saved
+    wanted = copy.deepcopy(model).to(dtype).state_dict()
+    for value in (dtype, str(dtype).removeprefix("torch.")):
+        loaded = EncodecModel.from_pretrained(folder, **{name: value})
+        assert loaded.dtype == loaded.config.dtype == loaded.config.torch_dtype == dtype
+        assert all(torch.equal(held, wanted[key]) for key, held in loaded.state_dict().items())
+    # Here as in transformers "auto" is the type of the save, and a model keeps it.
+    loaded.save_pretrained(folder)
+    assert EncodecModel.from_pretrained(folder, dtype="auto").dtype == dtype
+    assert transformers.EncodecModel.from_pretrained(folder, dtype="auto").dtype == dtype
+    assert EncodecModel.from_pretrained(folder).dtype == torch.float32
+    assert EncodecConfig.from_pretrained(folder).dtype == dtype
+    loaded.config.save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(model.config.to_dict()))
+    assert EncodecModel.from_pretrained(folder, dtype="auto").dtype == dtype
+
+
+def test_weights_too_large_for_their_type_are_refused(saved: tuple[EncodecModel, Path]) -> None:
+    model, folder = saved
+    model.state_dict()[EMBED].mul_(1e6)
+    model.save_pretrained(folder)
+    with pytest.raises(WeightsError, match=rf"{EMBED} holds NaN, infinite or too large"):
+        EncodecModel.from_pretrained(folder, dtype=torch.float16)
+
+
+def test_a_field_of_the_configuration_replaces_the_stored_one(
+    saved: tuple[EncodecModel, Path],
+) -> None:
+    model, folder = saved
+    fewer = model.config.target_bandwidths[:2]
+    loaded = EncodecModel.from_pretrained(folder, target_bandwidths=list(fewer))
+    theirs = transformers.EncodecModel.from_pretrained(folder, target_bandwidths=list(fewer))
+    assert len(loaded.quantizer.layers) == len(theirs.quantizer.layers) == 2
+    audio = speech(1, 1, 200)
+    with torch.no_grad():
+        for bandwidth in fewer:
+            codes = loaded.encode(audio, bandwidth=bandwidth).audio_codes
+            assert torch.equal(codes, model.encode(audio, bandwidth=bandwidth).audio_codes)
+    with pytest.raises(WeightsError, match=r"has no quantizer\.layers\.4"):
+        EncodecModel.from_pretrained(folder, target_bandwidths=[*fewer, 9.0])
+    with pytest.raises(WeightsError, match="its configuration asks for"):
+        EncodecModel.from_pretrained(folder, num_filters=8)
+    # What is stored must fit itself: a file with more codebooks than it says is of another model.
+    (folder / "config.json").write_text(loaded.config.to_json_string())
+    with pytest.raises(WeightsError, match=r"holds quantizer\.layers\.2"):
+        EncodecModel.from_pretrained(folder)
+    _assert_equal(EncodecModel.from_pretrained(folder, model.config), model)
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"low_cpu_mem_usage": True},
+        {"trust_remote_code": False, "attn_implementation": "eager"},
+        {"ignore_mismatched_sizes": True},
+        {"device_map": "cpu"},
+        {"device_map": torch.device("cpu")},
+        {"device_map": None, "output_loading_info": False, "quantization_config": None},
+        {"weights_only": True, "state_dict": None, "proxies": None, "return_dict": True},
+        {"_fast_init": True, "resume_download": None, "max_memory": None},
+    ],
+    ids=str,
+)
+def test_arguments_of_transformers_without_a_meaning_here_are_accepted(
+    saved: tuple[EncodecModel, Path], arguments: dict[str, Any]
+) -> None:
+    model, folder = saved
+    _assert_equal(EncodecModel.from_pretrained(folder, **arguments), model)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"device_map": "auto"}, r"device_map='auto': .*\.to\(device\)"),
+        ({"device_map": {"": 0}}, "device_map="),
+        ({"output_loading_info": True}, "output_loading_info=True"),
+        ({"quantization_config": {}}, "quantization_config"),
+        ({"state_dict": {"a": torch.zeros(1)}}, "state_dict=.*load_state_dict"),
+        ({"weights_only": False}, "weights_only=False"),
+        ({"return_dict": False}, "return_dict=False"),
+        ({"proxies": {"https": "x"}}, "HTTPS_PROXY"),
+        ({"dtype": "int8"}, "dtype='int8'; accepted: float32, float16"),
+        ({"torch_dtype": torch.int64}, "dtype=torch.int64"),
+        ({"variant": "../x"}, "variant='../x'"),
+        ({"revison": "v2"}, "no argument 'revison'"),
+        ({"hidden_size": 0}, "hidden_size=0"),
+    ],
+)
+def test_arguments_that_would_change_the_result_are_refused_by_name(
+    saved: tuple[EncodecModel, Path], arguments: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason) as refused:
+        EncodecModel.from_pretrained(saved[1], **arguments)
+    assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"safe_serialization": False}, "safe_serialization=False: only safetensors"),
+        ({"push_to_hub": True}, "push_to_hub=True: .*hf upload"),
+        ({"save_function": torch.save}, "save_function"),
+        ({"max_shard_size": "many"}, "max_shard_size='many'"),
+        ({"max_shard_size": 0}, "max_shard_size=0"),
+        ({"variant": "a/b"}, "variant='a/b'"),
+        ({"colour": "red"}, "no argument 'colour'"),
+    ],
+)
+def test_saving_otherwise_is_refused_by_name(
+    saved: tuple[EncodecModel, Path], arguments: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    model, _ = saved
+    with pytest.raises(ConfigError, match=reason):
+        model.save_pretrained(tmp_path / "new", **arguments)
+    assert not list(tmp_path.glob("new/*"))
+    model.save_pretrained(
+        tmp_path / "new", safe_serialization=True, push_to_hub=False, token=None, repo_id="a/b"
+    )
+    _assert_equal(EncodecModel.from_pretrained(tmp_path / "new"), model)
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_what_torch_advises_about_unpickling_is_not_passed_on(zipped: bool, tmp_path: Path) -> None:
+    path = tmp_path / "model.th"
+    for content, reason in (
+        ({"a": _Trap(path)}, r"refers to [\w.]*(getattr|Path\.touch)"),
+        (torch.nn.Linear(2, 2), r"refers to torch\.nn\.modules\.linear\.Linear"),
+        ({"config": tiny_config()}, r"refers to encodec_rt\.config\.EncodecConfig"),
+    ):
+        torch.save(content, path, _use_new_zipfile_serialization=zipped)
+        with pytest.raises(WeightsError, match=reason) as refused:
+            EncodecModel.from_pretrained(path)
+        message = str(refused.value)
+        assert "only tensors are unpickled; save its state_dict()" in message
+        for advice in ("weights_only", "Weights only", "add_safe_globals", "trust"):
+            assert advice not in message
 
 
 def test_the_default_model_is_the_embedded_folder(

@@ -16,7 +16,7 @@ from encodec_rt.training.data import (
     load_index,
 )
 from encodec_rt.training.sampler import MixConfig, Sampler
-from encodec_rt.training.sources import PACKAGES, Source, by_name, fetch_package, sha256_of
+from encodec_rt.training.sources import PACKAGES, Source, by_name, fetch_package
 
 ASSETS = Path(__file__).parents[2] / "encodec_rt" / "assets"
 RATE = 24_000
@@ -187,8 +187,3 @@ def test_the_bundled_recordings_are_held_out() -> None:
         english.held_out_files
     )
     assert italian.speaker_of("any/path.g722") in italian.held_out_speakers
-
-
-def test_the_checksum_of_a_file_is_its_sha256(tmp_path: Path) -> None:
-    (tmp_path / "abc").write_bytes(b"abc")
-    assert sha256_of(tmp_path / "abc").startswith("ba7816bf8f01cfea414140de5dae2223")
