@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import transformers
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -243,3 +244,43 @@ def test_a_bad_file_is_refused(content: bytes, reason: str, tmp_path: Path) -> N
 def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"has no config\.json"):
         EncodecConfig.from_pretrained(tmp_path)
+
+
+def test_fields_given_at_loading_replace_the_stored_ones(tmp_path: Path) -> None:
+    tiny_config().save_pretrained(tmp_path / "sub")
+    given = {"pad_mode": "constant", "num_filters": 2, "subfolder": "sub"}
+    ours = EncodecConfig.from_pretrained(tmp_path, **given, cache_dir=None, trust_remote_code=True)
+    assert ours == tiny_config(pad_mode="constant", num_filters=2)
+    theirs = transformers.EncodecConfig.from_pretrained(tmp_path, **given)
+    assert (theirs.pad_mode, theirs.num_filters) == (ours.pad_mode, ours.num_filters)
+    assert EncodecConfig.from_pretrained(tmp_path / "sub" / "config.json") == tiny_config()
+    for arguments, reason in (
+        ({"pad_mod": "constant"}, "no argument 'pad_mod'"),
+        ({"pad_mode": "mirror"}, "pad_mode='mirror'"),
+        ({"return_unused_kwargs": True}, "return_unused_kwargs=True"),
+    ):
+        with pytest.raises(ConfigError, match=reason):
+            EncodecConfig.from_pretrained(tmp_path / "sub", **arguments)
+    with pytest.raises(ConfigError, match="push_to_hub=True"):
+        tiny_config().save_pretrained(tmp_path, push_to_hub=True)
+
+
+def test_the_type_of_the_weights_is_kept_and_is_no_part_of_the_architecture() -> None:
+    for written in ({"dtype": "bfloat16"}, {"torch_dtype": "bfloat16"}):
+        config = EncodecConfig.from_dict({**HUB_STYLE, **written, "torch_dtype": "bfloat16"})
+        assert config.dtype == config.torch_dtype == torch.bfloat16
+        assert config == EncodecConfig()
+        again = EncodecConfig.from_dict(json.loads(config.to_json_string()))
+        assert again.dtype == torch.bfloat16
+        theirs = transformers.EncodecConfig.from_dict(json.loads(config.to_json_string()))
+        assert str(theirs.dtype).removeprefix("torch.") == "bfloat16"
+    for nonsense in ("load", "", 3, None, ["float32"]):
+        assert EncodecConfig.from_dict({"dtype": nonsense}).dtype is None
+    assert "dtype" not in EncodecConfig().to_json_string()
+
+
+def test_attributes_of_every_configuration_are_those_of_transformers() -> None:
+    ours, theirs = EncodecConfig(), transformers.EncodecConfig()
+    for name in ("model_type", "is_encoder_decoder", "output_hidden_states", "return_dict"):
+        assert getattr(ours, name) == getattr(theirs, name), name
+    assert (ours.name_or_path, theirs.name_or_path) == ("", "")

@@ -223,6 +223,126 @@ def test_an_impossible_saved_extractor_is_refused(
         EncodecFeatureExtractor.from_pretrained(tmp_path)
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        {"chunk_length_s": 1.0, "overlap": 0.1},
+        {"padding_side": "left", "use_fast": True},
+        {"local_files_only": True, "token": None, "cache_dir": "x", "revision": "main"},
+        {"feature_size": 2, "trust_remote_code": False},
+    ],
+)
+def test_arguments_replace_what_is_stored_as_in_transformers(
+    arguments: dict[str, Any], tmp_path: Path
+) -> None:
+    EncodecFeatureExtractor(**WHOLE).save_pretrained(tmp_path, push_to_hub=False)
+    theirs = transformers.EncodecFeatureExtractor.from_pretrained(tmp_path, **arguments)
+    ours = AutoProcessor.from_pretrained(tmp_path, **arguments)
+    assert {name: theirs.to_dict()[name] for name in ours.to_dict()} == ours.to_dict()
+    assert ours.chunk_stride == theirs.chunk_stride
+    assert json.loads(ours.to_json_string()) == ours.to_dict()
+    tiny_config().save_pretrained(tmp_path / "model")
+    followed = AutoProcessor.from_pretrained(tmp_path, subfolder="model", **arguments)
+    assert followed.to_dict() == ours.to_dict()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        ({"return_unused_kwargs": True}, "return_unused_kwargs=True"),
+        ({"padding_sid": "left"}, "no argument 'padding_sid'"),
+        ({"feature_size": 5}, "feature_size=5"),
+    ],
+)
+def test_other_arguments_are_refused_by_name(
+    arguments: dict[str, Any], reason: str, tmp_path: Path
+) -> None:
+    EncodecFeatureExtractor(**WHOLE).save_pretrained(tmp_path)
+    with pytest.raises(ConfigError, match=reason):
+        AutoProcessor.from_pretrained(tmp_path, **arguments)
+    with pytest.raises(ConfigError, match="push_to_hub=True"):
+        EncodecFeatureExtractor().save_pretrained(tmp_path, push_to_hub=True)
+    with pytest.raises(InputError, match="no argument 'colour'"):
+        EncodecFeatureExtractor()(np.zeros(3), sampling_rate=24_000, colour="red")
+
+
+def test_tensors_go_to_a_device_and_a_mask_can_be_left_out() -> None:
+    extractor = EncodecFeatureExtractor()
+    given = {"sampling_rate": 24_000, "return_tensors": "pt"}
+    batch = extractor(np.zeros(10), device="meta", **given)
+    assert batch.input_values.device.type == batch.padding_mask.device.type == "meta"
+    assert list(extractor(np.zeros(10), return_attention_mask=False, **given)) == ["input_values"]
+    with pytest.raises(InputError, match="device='cpu' is for tensors"):
+        extractor(np.zeros(10), sampling_rate=24_000, device="cpu")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_batches_are_padded_as_transformers_pads_them(kind: str) -> None:
+    ours = EncodecFeatureExtractor(**KINDS[kind])
+    theirs = transformers.EncodecFeatureExtractor(**KINDS[kind])
+    seen = set()
+    for padding, truncation, max_length, multiple, mask, kind_of_tensor in product(
+        (True, False, "longest", "max_length"),
+        (False, True),
+        (None, 50),
+        (None, 32),
+        (None, False),
+        (None, "np", "pt"),
+    ):
+        arguments = {
+            "padding": padding,
+            "truncation": truncation,
+            "max_length": max_length,
+            "pad_to_multiple_of": multiple,
+            "return_attention_mask": mask,
+            "return_tensors": kind_of_tensor,
+        }
+        for lengths in ((70,), (70, 31), (40, 40)):
+            clips = [clip.T for clip in _clips(ours.feature_size, lengths)]
+            examples = [{"input_values": clip} for clip in clips]
+            verdict, mine = _call(ours.pad, {"input_values": list(clips)}, **arguments)
+            wanted_verdict, wanted = _call(theirs.pad, {"input_values": clips}, **arguments)
+            assert verdict == wanted_verdict, (arguments, lengths, mine, wanted)
+            seen.add(verdict)
+            if verdict == "refused":
+                assert isinstance(mine, InputError)
+                continue
+            for found in (mine, ours.pad(examples, **arguments)):
+                assert set(found) == set(wanted), arguments
+                for name in wanted:
+                    _assert_same(found[name], wanted[name])
+    assert seen == {"result", "refused"}
+
+
+def test_a_batch_of_tensors_and_masks_is_padded_to_tensors() -> None:
+    ours, theirs = EncodecFeatureExtractor(**WHOLE), transformers.EncodecFeatureExtractor(**WHOLE)
+    batch = {
+        "input_values": [torch.arange(3.0), torch.arange(5.0)],
+        "attention_mask": [torch.ones(3).int(), torch.tensor([1, 1, 0, 1, 1]).int()],
+    }
+    mine, wanted = ours.pad(batch), theirs.pad(dict(batch))
+    assert set(mine) == set(wanted)
+    for name in wanted:
+        _assert_same(mine[name], wanted[name])
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        {},
+        [],
+        {"input_values": []},
+        {"audio": [np.zeros(3)]},
+        {"input_values": [np.zeros(3)], "labels": [np.zeros(3)]},
+        {"input_values": [np.zeros(3)], "attention_mask": []},
+    ],
+    ids=str,
+)
+def test_what_is_not_a_batch_is_refused(batch: Any) -> None:
+    with pytest.raises(InputError):
+        EncodecFeatureExtractor().pad(batch)
+
+
 def test_a_folder_without_any_configuration_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match=r"no preprocessor_config.json and no config.json"):
         EncodecFeatureExtractor.from_pretrained(tmp_path)

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
-from functools import cache
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from functools import cache, partial
+from operator import attrgetter
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +15,7 @@ import torch
 import transformers
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers.models.encodec import modeling_encodec
 
@@ -404,3 +410,192 @@ def test_overlap_add_takes_a_last_chunk_that_ends_before_the_others() -> None:
         audio = model(_audio(model, 1, length)).audio_values
     assert audio.shape[-1] == length
     assert bool(audio.isfinite().all())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("name", ["default", "stereo", "normalised", "the 48 kHz kind"])
+def test_another_type_gives_what_transformers_gives(name: str, dtype: torch.dtype) -> None:
+    model, twin = (copy.deepcopy(half).to(dtype) for half in _pair(name))
+    audio = _audio(model, 1, 300).to(dtype)
+    with torch.no_grad():
+        encoded, wanted = model.encode(audio), twin.encode(audio)
+        assert torch.equal(encoded.audio_codes, wanted.audio_codes)
+        ours = model.decode(*encoded.to_tuple()[:2])[0]
+        theirs = twin.decode(wanted.audio_codes, wanted.audio_scales)[0]
+    assert ours.dtype == theirs.dtype == dtype
+    assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_chunks_too_long_for_a_coarse_type_are_refused_as_transformers_does(
+    dtype: torch.dtype,
+) -> None:
+    for length in (100, 100_000):
+        chunk = torch.ones(1, 1, length, dtype=dtype)
+        try:
+            wanted = transformers.EncodecModel._linear_overlap_add([chunk], length)
+        except ValueError:
+            assert length == 100_000
+            with pytest.raises(InputError, match=rf"in {dtype}, .*; use model\.float\(\)"):
+                overlap_add([chunk], length)
+        else:
+            assert length == 100
+            assert torch.equal(overlap_add([chunk], length), wanted)
+    overlap_add([torch.ones(1, 1, 100_000)], 100_000)
+
+
+def test_silence_is_refused_where_its_loudness_is_zero() -> None:
+    model = copy.deepcopy(_pair("normalised")[0])
+    silence = torch.zeros(1, 1, 100)
+    assert model(silence).audio_values.isfinite().all()
+    assert model.bfloat16()(silence.bfloat16()).audio_values.isfinite().all()
+    with pytest.raises(InputError, match=r"loudness .* zero in torch\.float16"):
+        model.half().encode(silence.half())
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_audio_of_another_type_than_the_weights_is_refused(dtype: torch.dtype) -> None:
+    model, _ = _pair("default")
+    with pytest.raises(InputError, match=rf"type {dtype}; .* torch\.float32"):
+        model.encode(_audio(model, 1, 100).to(dtype))
+
+
+@contextmanager
+def _default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+@contextmanager
+def _default_device(device: str) -> Iterator[None]:
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+AROUND: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "default float64": partial(_default_dtype, torch.float64),
+    "default bfloat16": partial(_default_dtype, torch.bfloat16),
+    "default device": partial(_default_device, "meta"),
+    "autocast": partial(torch.autocast, "cpu", dtype=torch.bfloat16),
+    "inference mode": torch.inference_mode,
+}
+
+
+@pytest.mark.parametrize("around", AROUND)
+@pytest.mark.parametrize("name", ["default", "the 48 kHz kind"])
+def test_what_a_program_sets_for_itself_changes_nothing(
+    around: str, name: str, tmp_path: Path
+) -> None:
+    model, _ = _pair(name)
+    config = model.config
+    model.save_pretrained(tmp_path / "whole")
+    model.save_pretrained(tmp_path / "shards", max_shard_size="10KB")
+    (tmp_path / "pickled").mkdir()
+    config.save_pretrained(tmp_path / "pickled")
+    torch.save(model.state_dict(), tmp_path / "pickled" / "pytorch_model.bin")
+    needed = {
+        key: value
+        for key, value in model.state_dict().items()
+        if not key.endswith(("inited", "cluster_size", "embed_avg"))
+    }
+    (tmp_path / "needed").mkdir()
+    config.save_pretrained(tmp_path / "needed")
+    save_file(needed, tmp_path / "needed" / "model.safetensors")
+    audio = _audio(model, 2, 150)
+    extractor = EncodecFeatureExtractor(config.audio_channels, config.sampling_rate)
+    clips = [clip.squeeze(0).numpy() for clip in audio]
+    with torch.no_grad():
+        wanted = model(audio)
+    with AROUND[around](), torch.no_grad():
+        batch = extractor(clips, sampling_rate=config.sampling_rate, return_tensors="pt")
+        given = model(batch.input_values, batch.padding_mask)
+        encoded = model.encode(audio)
+        again = model.decode(*encoded[:2], last_frame_pad_length=encoded[-1]).audio_values
+        loaded = [EncodecModel.from_pretrained(path) for path in sorted(tmp_path.iterdir())]
+        fresh = EncodecModel(config)
+        given_loaded = loaded[0](audio)
+    assert torch.equal(batch.input_values, audio)
+    for values in (given, given_loaded):
+        assert torch.equal(values.audio_codes, wanted.audio_codes)
+        assert values.audio_values.dtype == torch.float32
+        assert torch.equal(values.audio_values, wanted.audio_values)
+    assert torch.equal(again[..., :150], wanted.audio_values)
+    for made in (*loaded, fresh):
+        for key, value in made.state_dict().items():
+            assert (value.dtype, value.device.type) == (torch.float32, "cpu"), key
+            assert made is fresh or not value.is_inference(), key
+    for path, made in zip(sorted(tmp_path.iterdir()), loaded, strict=True):
+        for key, value in needed.items():
+            assert torch.equal(made.state_dict()[key], value), (path.name, key)
+
+
+def test_a_model_is_trained_in_full_precision_under_autocast() -> None:
+    model = random_model(tiny_config()).train()
+    audio = _audio(model, 1, 160)
+    gradients = []
+    for enabled in (False, True):
+        model.zero_grad()
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
+            model(audio).audio_values.pow(2).mean().backward()
+        gradients.append([parameter.grad.clone() for parameter in model.decoder.parameters()])
+    for one, other in zip(*gradients, strict=True):
+        assert torch.equal(one, other)
+
+
+ATTRIBUTES = (
+    "base_model_prefix", "bits_per_codebook", "can_generate", "config.chunk_length",
+    "config.codebook_nbits", "config.codebook_size", "config.frame_rate", "config.hop_length",
+    "config.is_encoder_decoder", "config.model_type", "config.num_quantizers",
+    "config.output_hidden_states", "config.return_dict", "config.sampling_rate", "decoder.layers",
+    "device", "dtype", "encoder.layers", "get_decoder", "get_encoder", "main_input_name",
+    "num_parameters", "quantizer.codebook_size", "quantizer.frame_rate", "quantizer.layers",
+    "quantizer.num_quantizers", "supports_gradient_checkpointing",
+)  # fmt: skip
+
+
+def test_attributes_that_programs_read_are_those_of_transformers() -> None:
+    model, twin = _pair("default")
+    for path in ATTRIBUTES:
+        ours, theirs = attrgetter(path)(model), attrgetter(path)(twin)
+        if callable(ours) and not isinstance(ours, nn.Module):
+            ours, theirs = ours(), theirs()
+        if isinstance(ours, nn.Module):
+            assert len(list(ours.parameters())) == len(list(theirs.parameters())), path
+        else:
+            assert ours == theirs, path
+    frozen, twin_of_it = copy.deepcopy(model), copy.deepcopy(twin)
+    for half in (frozen, twin_of_it):
+        half.get_encoder().requires_grad_(False)
+    assert frozen.num_parameters(only_trainable=True) == twin_of_it.num_parameters(True)
+    assert frozen.num_parameters(only_trainable=True) < frozen.num_parameters()
+    assert frozen.config.use_return_dict
+
+
+def test_a_model_knows_where_it_came_from(tmp_path: Path) -> None:
+    model, _ = _pair("default")
+    assert (model.name_or_path, model.config.dtype) == ("", None)
+    model.save_pretrained(tmp_path)
+    loaded = EncodecModel.from_pretrained(tmp_path)
+    theirs = transformers.EncodecModel.from_pretrained(tmp_path)
+    assert loaded.name_or_path == theirs.name_or_path == str(tmp_path)
+    assert loaded.config.name_or_path == str(tmp_path)
+    assert loaded.config == model.config
+    assert EncodecModel.from_pretrained("default").name_or_path == "default"
+
+
+def test_what_only_transformers_does_is_refused_in_one_sentence() -> None:
+    model, _ = _pair("default")
+    with pytest.raises(ConfigError, match="gradient checkpointing"):
+        model.gradient_checkpointing_enable()
+    with pytest.raises(ConfigError, match="hf upload me/model"):
+        model.push_to_hub("me/model")
+    for dtype in (None, torch.float16, "bfloat16"):
+        built = EncodecModel._from_config(model.config, dtype=dtype)
+        built.post_init()
+        assert str(built.dtype) == f"torch.{str(dtype or 'float32').removeprefix('torch.')}"
