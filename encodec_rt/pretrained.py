@@ -69,38 +69,58 @@ class Source:
     def _fetch(self, names: tuple[str, ...]) -> Path:
         # Imported here because it takes longer than all the rest, and few need it.
         try:
-            from huggingface_hub import hf_hub_download
-            from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+            import huggingface_hub
         except ImportError:
             raise WeightsError(
                 f"{str(self.name)!r} is not a folder here, and models of the Hugging Face hub need "
                 "huggingface_hub: pip install 'encodec-rt[hub]', or pass a folder"
             ) from None
-        reason = ""
+        reason, look = "", self._download if self._online else self._cached
         for name in names:
             try:
-                return Path(
-                    hf_hub_download(
-                        str(self.name),
-                        name,
-                        subfolder=self.subfolder or None,
-                        revision=self.revision,
-                        cache_dir=self.cache_dir,
-                        token=self.token,
-                        force_download=self.force_download and self._online,
-                        local_files_only=not self._online,
-                    )
-                )
+                return look(name)
             except Exception as error:  # noqa: BLE001 - the library's HTTP errors vary by version
                 reason = self._reason(error, names)
-                unreachable = self._online and isinstance(error, LocalEntryNotFoundError)
-                if unreachable or not isinstance(error, EntryNotFoundError):
+                if not isinstance(error, huggingface_hub.errors.EntryNotFoundError):
                     break
         # The library's own chain of errors is long and says no more than this.
         raise WeightsError(
             f"{str(self.name)!r} is not a folder here, and as a hub id: {reason}; on a machine "
             f"with a network run 'hf download {self.name} --local-dir FOLDER', and pass that folder"
         )
+
+    def _download(self, name: str) -> Path:
+        from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        try:
+            return Path(
+                hf_hub_download(
+                    str(self.name),
+                    name,
+                    subfolder=self.subfolder or None,
+                    revision=self.revision,
+                    cache_dir=self.cache_dir,
+                    token=self.token,
+                    force_download=self.force_download,
+                )
+            )
+        except LocalEntryNotFoundError as error:
+            # Which is an EntryNotFoundError, yet says nothing of what the hub has.
+            raise ConnectionError from error
+
+    def _cached(self, name: str) -> Path:
+        """Without the network, which hf_hub_download would use even for local files alone."""
+        from huggingface_hub import try_to_load_from_cache
+        from huggingface_hub.errors import LocalEntryNotFoundError
+
+        path = f"{self.subfolder}/{name}" if self.subfolder else name
+        found = try_to_load_from_cache(
+            str(self.name), path, cache_dir=self.cache_dir, revision=self.revision
+        )
+        if not isinstance(found, str):
+            raise LocalEntryNotFoundError(path)
+        return Path(found)
 
     @cached_property
     def _online(self) -> bool:
@@ -110,7 +130,7 @@ class Source:
     def _reason(self, error: Exception, names: tuple[str, ...]) -> str:
         from huggingface_hub import errors
 
-        if isinstance(error, errors.LocalEntryNotFoundError):
+        if isinstance(error, (errors.LocalEntryNotFoundError, ConnectionError)):
             if self.local_files_only:
                 return "nothing is cached, and local_files_only forbids asking the hub"
             return "the hub cannot be reached and nothing is cached"

@@ -467,7 +467,8 @@ def test_a_hub_model_is_fetched_with_its_revision(
         (hub_errors.GatedRepoError, "no such public model"),
         (hub_errors.HFValidationError, "no such public model"),
         (hub_errors.LocalEntryNotFoundError, "cannot be reached"),
-        (ConnectionResetError, "the download failed"),
+        (ConnectionResetError, "cannot be reached"),
+        (ConnectionError, "cannot be reached"),
         (PermissionError, "the download failed"),
         (type("ReadTimeout", (Exception,), {}), r"the download failed \(ReadTimeout\)"),
     ],
@@ -499,34 +500,39 @@ def test_the_hub_is_asked_as_the_caller_says(
     monkeypatch.setattr(pretrained, "_hub_answers", lambda: True)
     given = {"subfolder": "small", "cache_dir": tmp_path, "token": "hf_x", "force_download": True}
     _assert_equal(EncodecModel.from_pretrained("me/my_encodec", **given), model)
-    wanted = {**given, "revision": None, "local_files_only": False}
-    assert asked == [wanted] * 2
+    assert asked == [{**given, "revision": None}] * 2
     asked.clear()
-    # The cache alone is read where the caller says so, and where the hub does not answer.
-    EncodecConfig.from_pretrained("me/my_encodec", local_files_only=True, use_auth_token="hf_y")
-    monkeypatch.setattr(pretrained, "_hub_answers", lambda: False)
-    EncodecConfig.from_pretrained("me/my_encodec", force_download=True)
-    assert [arguments["local_files_only"] for arguments in asked] == [True, True]
-    assert [arguments["force_download"] for arguments in asked] == [False, False]
+    EncodecConfig.from_pretrained("me/my_encodec", use_auth_token="hf_y")
     assert asked[0]["token"] == "hf_y"
 
 
-def test_the_cache_is_enough_for_a_pickled_model_without_a_network(
-    saved: tuple[EncodecModel, Path], monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("subfolder", [None, "small"])
+def test_the_cache_is_enough_without_a_network_and_is_all_that_is_read_on_demand(
+    saved: tuple[EncodecModel, Path],
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    subfolder: str | None,
 ) -> None:
     model, folder = saved
     (folder / "model.safetensors").unlink()
     torch.save(model.state_dict(), folder / "pytorch_model.bin")
-
-    def cached(hub_id: str, name: str, *, local_files_only: bool, **_: object) -> str:
-        assert local_files_only
-        if not (folder / name).is_file():
-            raise hub_errors.LocalEntryNotFoundError(name)
-        return str(folder / name)
-
-    monkeypatch.setattr(huggingface_hub, "hf_hub_download", cached)
-    monkeypatch.setattr(pretrained, "_hub_answers", lambda: False)
-    _assert_equal(EncodecModel.from_pretrained("me/my_encodec"), model)
+    cache = tmp_path / "models--me--my_encodec"
+    for place, text in (("main", "0" * 40), ("v2", "1" * 40)):
+        (cache / "refs").mkdir(parents=True, exist_ok=True)
+        (cache / "refs" / place).write_text(text)
+    shutil.copytree(folder, cache / "snapshots" / ("0" * 40) / (subfolder or ""))
+    monkeypatch.setattr(huggingface_hub, "hf_hub_download", _hub_must_not_be_asked)
+    given = {"cache_dir": tmp_path, "subfolder": subfolder}
+    only = {**given, "local_files_only": True}
+    with monkeypatch.context() as patched:
+        patched.setattr(pretrained, "_hub_answers", lambda: False)
+        _assert_equal(EncodecModel.from_pretrained("me/my_encodec", **given), model)
+        with pytest.raises(WeightsError, match="cannot be reached and nothing is cached"):
+            EncodecModel.from_pretrained("me/my_encodec", revision="v2", **given)
+    monkeypatch.setattr(pretrained, "_hub_answers", _hub_must_not_be_asked)
+    _assert_equal(EncodecModel.from_pretrained("me/my_encodec", **only), model)
+    with pytest.raises(WeightsError, match="local_files_only forbids asking the hub"):
+        EncodecModel.from_pretrained("me/my_encodec", revision="v2", **only)
 
 
 @pytest.mark.parametrize("silent", [True, False], ids=["silent", "refused"])
