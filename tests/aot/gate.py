@@ -170,8 +170,7 @@ def launch_all(slots: int) -> None:
 
     # Kernels are compiled from shapes and alignments; no weight is ever read.
     config, nowhere = EncodecConfig(), torch.device("meta")
-    with nowhere:
-        model = EncodecModel(config).eval()
+    model = EncodecModel(config).to(nowhere).eval()
     rows = {
         field.name: getattr(encodec_rt_kernels, field.name)
         for field in fields(TORCH)

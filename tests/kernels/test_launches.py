@@ -81,8 +81,7 @@ def test_every_launch_has_a_name_with_its_layers_sizes(launches: list[dict[str, 
 
 
 def test_a_state_has_the_same_strides_for_one_slot_as_for_many() -> None:
-    with torch.device("meta"):
-        model = EncodecModel(EncodecConfig())
+    model = EncodecModel(EncodecConfig()).to("meta")
     for part in (model.encoder, model.decoder):
         one, many = (
             StreamState.allocate(plan(part, "part"), slots, torch.device("meta"))
