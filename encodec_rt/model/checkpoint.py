@@ -71,8 +71,7 @@ def load(
     )
     changes = {field: own[field] for field in fields_of_config if field in own}
     wanted = own.get("dtype") or own.get("torch_dtype")
-    if isinstance(config, (str, Path)):
-        config = EncodecConfig.from_pretrained(config)
+    config = _given_config(config)
     chosen = config is not None or bool(changes)
     source, path = Source(name, **places), Path(name)
     if path.suffix == ".th" and path.is_file():
@@ -124,6 +123,17 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
             return known
     accepted = ", ".join(str(known).removeprefix("torch.") for known in _DTYPES)
     raise ConfigError(f"dtype={dtype!r}; accepted: {accepted}, or 'auto' for the saved one")
+
+
+def _given_config(config: object) -> EncodecConfig | None:
+    if isinstance(config, (str, Path)):
+        return EncodecConfig.from_pretrained(config)
+    if config is None or isinstance(config, EncodecConfig):
+        return config
+    raise ConfigError(
+        f"config of type {type(config).__name__}; pass an EncodecConfig, such as "
+        "EncodecConfig.from_dict(config.to_dict()), or where one lies"
+    )
 
 
 def _saved_dtype(config: EncodecConfig, tensors: Tensors) -> torch.dtype:

@@ -217,6 +217,11 @@ def test_a_given_config_replaces_the_stored_one(saved: tuple[EncodecModel, Path]
     model, folder = saved
     (folder / "config.json").unlink()
     _assert_equal(EncodecModel.from_pretrained(folder, model.config), model)
+    model.config.save_pretrained(folder / "elsewhere")
+    _assert_equal(EncodecModel.from_pretrained(folder, folder / "elsewhere"), model)
+    theirs = transformers.EncodecConfig()
+    with pytest.raises(ConfigError, match=r"from_dict\(config\.to_dict\(\)\)"):
+        EncodecModel.from_pretrained(folder, theirs)  # type: ignore[arg-type]
     with pytest.raises(WeightsError, match=r"has no encoder\.layers\.2"):
         EncodecModel.from_pretrained(folder, tiny_config(num_residual_layers=2))
 
