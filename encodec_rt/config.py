@@ -9,7 +9,14 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from encodec_rt.config_base import Chunked, PretrainedConfig, as_float, as_tuple
+from encodec_rt.config_base import (
+    HIGHEST,
+    LOWEST,
+    Chunked,
+    PretrainedConfig,
+    as_float,
+    as_tuple,
+)
 from encodec_rt.errors import ConfigError
 from encodec_rt.pretrained import (
     CONFIG_NAME,
@@ -22,6 +29,7 @@ from encodec_rt.pretrained import (
 
 NORM_TYPES = ("weight_norm", "time_group_norm")
 PAD_MODES = ("constant", "reflect", "replicate")
+MAX_CODEBOOKS = 4096
 
 
 @dataclass
@@ -80,10 +88,10 @@ class EncodecConfig(Chunked, PretrainedConfig):
         self._validate_chunks()
 
     def _validate_types(self) -> None:
-        for name, lowest in _LOWEST.items():
+        for name, lowest in LOWEST.items():
             value = getattr(self, name)
-            if type(value) is not int or not lowest <= value <= _HIGHEST:
-                raise ConfigError(f"{name}={value!r}; a whole number from {lowest} to {_HIGHEST}")
+            if type(value) is not int or not lowest <= value <= HIGHEST:
+                raise ConfigError(f"{name}={value!r}; a whole number from {lowest} to {HIGHEST}")
         for name in ("normalize", "use_causal_conv", "use_conv_shortcut"):
             value = getattr(self, name)
             if not isinstance(value, bool):
@@ -115,15 +123,15 @@ class EncodecConfig(Chunked, PretrainedConfig):
 
     def _validate_layers(self) -> None:
         ratios = self.upsampling_ratios
-        if not ratios or min(ratios) < 1 or len(ratios) > 30 or math.prod(ratios) > _HIGHEST:
+        if not ratios or min(ratios) < 1 or len(ratios) > 30 or math.prod(ratios) > HIGHEST:
             raise ConfigError(
                 f"upsampling_ratios={ratios}; one or more whole numbers >= 1 whose product is at "
-                f"most {_HIGHEST}"
+                f"most {HIGHEST}"
             )
-        if self.num_filters << len(ratios) > _HIGHEST:
+        if self.num_filters << len(ratios) > HIGHEST:
             raise ConfigError(
                 f"num_filters={self.num_filters}, doubled at each of {len(ratios)} "
-                f"upsampling_ratios, is more than {_HIGHEST} channels"
+                f"upsampling_ratios, is more than {HIGHEST} channels"
             )
         if self.num_residual_layers == 0:
             return
@@ -134,10 +142,10 @@ class EncodecConfig(Chunked, PretrainedConfig):
             )
         # In logarithms, since the power itself may be too long a number to write down.
         reach = (self.num_residual_layers - 1) * math.log2(self.dilation_growth_rate)
-        if reach + math.log2(self.residual_kernel_size) > math.log2(_HIGHEST):
+        if reach + math.log2(self.residual_kernel_size) > math.log2(HIGHEST):
             raise ConfigError(
                 f"dilation_growth_rate={self.dilation_growth_rate} over num_residual_layers="
-                f"{self.num_residual_layers} is a dilation of more than {_HIGHEST} samples"
+                f"{self.num_residual_layers} is a dilation of more than {HIGHEST} samples"
             )
 
     def _validate_bandwidths(self) -> None:
@@ -147,11 +155,11 @@ class EncodecConfig(Chunked, PretrainedConfig):
         if list(bandwidths) != sorted(set(bandwidths)):
             raise ConfigError(f"target_bandwidths={bandwidths}; they must rise")
         one = self.frame_rate * self.codebook_nbits / 1000
-        if not 1 <= self.num_quantizers <= _MAX_CODEBOOKS:
+        if not 1 <= self.num_quantizers <= MAX_CODEBOOKS:
             raise ConfigError(
                 f"target_bandwidths={bandwidths} take {self.num_quantizers} codebooks at {one:g} "
                 f"kbps each, {self.frame_rate} frames per second; a model has 1 to "
-                f"{_MAX_CODEBOOKS}"
+                f"{MAX_CODEBOOKS}"
             )
 
     def _validate_chunks(self) -> None:
@@ -164,9 +172,9 @@ class EncodecConfig(Chunked, PretrainedConfig):
                 f"chunk_length_s={self.chunk_length_s} without overlap; give the share of a chunk "
                 "that the next one repeats, such as 0.01"
             )
-        if not 1 <= self.chunk_length_s * self.sampling_rate <= _HIGHEST:
+        if not 1 <= self.chunk_length_s * self.sampling_rate <= HIGHEST:
             raise ConfigError(
-                f"chunk_length_s={self.chunk_length_s}; a chunk is 1 to {_HIGHEST} samples long"
+                f"chunk_length_s={self.chunk_length_s}; a chunk is 1 to {HIGHEST} samples long"
             )
 
     @property
@@ -266,27 +274,6 @@ class EncodecConfig(Chunked, PretrainedConfig):
         """
         check_save_arguments("EncodecConfig.save_pretrained", arguments)
         write_json(Path(save_directory) / CONFIG_NAME, self.file_content())
-
-
-_LOWEST: Mapping[str, int] = MappingProxyType(
-    {
-        "sampling_rate": 1,
-        "audio_channels": 1,
-        "hidden_size": 1,
-        "num_filters": 1,
-        "num_residual_layers": 0,
-        "kernel_size": 1,
-        "last_kernel_size": 1,
-        "residual_kernel_size": 1,
-        "dilation_growth_rate": 1,
-        "compress": 1,
-        "num_lstm_layers": 1,
-        "codebook_size": 2,
-        "codebook_dim": 1,
-    }
-)
-_HIGHEST = 2**31 - 1
-_MAX_CODEBOOKS = 4096
 
 
 PRESETS: Mapping[str, EncodecConfig] = MappingProxyType(

@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from encodec_rt.errors import ConfigError
 
 if TYPE_CHECKING:
     import torch
+
+LOWEST: Mapping[str, int] = MappingProxyType(
+    {
+        "sampling_rate": 1,
+        "audio_channels": 1,
+        "hidden_size": 1,
+        "num_filters": 1,
+        "num_residual_layers": 0,
+        "kernel_size": 1,
+        "last_kernel_size": 1,
+        "residual_kernel_size": 1,
+        "dilation_growth_rate": 1,
+        "compress": 1,
+        "num_lstm_layers": 1,
+        "codebook_size": 2,
+        "codebook_dim": 1,
+    }
+)
+HIGHEST = 2**31 - 1
+"""What a configuration's whole numbers may be at least, by name, and at most."""
 
 
 class Chunked:

@@ -28,6 +28,12 @@ LAYERS = (
     {"__main__"},
 )
 INSIDE: dict[str, tuple[set[str], ...]] = {
+    "model": (
+        {"identity", "numerics", "outputs", "tensor_files"},
+        {"checkpoint", "conv", "lstm", "quantizer"},
+        {"pretrained_model", "seanet"},
+        {"encodec"},
+    ),
     "streaming": (
         {"backends.cpu.replay", "backends.cpu.hugepages", "cuda_graph"},
         {"plan"},

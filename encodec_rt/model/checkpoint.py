@@ -22,6 +22,7 @@ from encodec_rt.config import PRESETS, EncodecConfig
 from encodec_rt.errors import ConfigError, WeightsError
 from encodec_rt.model import tensor_files
 from encodec_rt.model.identity import TRAINING_ONLY, file_sha256
+from encodec_rt.model.numerics import DTYPES, as_dtype
 from encodec_rt.model.tensor_files import Tensors
 from encodec_rt.pretrained import (
     CONFIG_NAME,
@@ -47,8 +48,6 @@ _ORIGINAL_NAMES = (
     (re.compile(r"\.weight_v$"), f".{_DIRECTION}"),
 )
 _HASH_IN_NAME = re.compile(r"-([0-9a-f]{8,64})\.th$")
-
-_DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 
 def load(
@@ -114,17 +113,6 @@ def save(
     saved.save_pretrained(target)
 
 
-def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
-    """A floating type by name or as it is, float32 for None; raises ConfigError."""
-    if dtype is None:
-        return torch.float32
-    for known in _DTYPES:
-        if str(dtype).removeprefix("torch.") == str(known).removeprefix("torch."):
-            return known
-    accepted = ", ".join(str(known).removeprefix("torch.") for known in _DTYPES)
-    raise ConfigError(f"dtype={dtype!r}; accepted: {accepted}, or 'auto' for the saved one")
-
-
 def _given_config(config: object) -> EncodecConfig | None:
     if isinstance(config, (str, Path)):
         return EncodecConfig.from_pretrained(config)
@@ -137,8 +125,8 @@ def _given_config(config: object) -> EncodecConfig | None:
 
 
 def _saved_dtype(config: EncodecConfig, tensors: Tensors) -> torch.dtype:
-    held = (value.dtype for value in tensors.values() if value.dtype in _DTYPES)
-    return config.dtype if config.dtype in _DTYPES else next(held, torch.float32)
+    held = (value.dtype for value in tensors.values() if value.dtype in DTYPES)
+    return config.dtype if config.dtype in DTYPES else next(held, torch.float32)
 
 
 def _drop_further_codebooks(tensors: Tensors, count: int) -> None:

@@ -5,15 +5,23 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
-from encodec_rt.config import PRESETS
+from encodec_rt.config import PRESETS, EncodecConfig
 
 if TYPE_CHECKING:
-    from encodec_rt.model.encodec import EncodecModel
+    from torch import Tensor
 
 TRAINING_ONLY = ("inited", "cluster_size", "embed_avg")
 """Buffers of a codebook that only training reads; no code and no sample depends on them."""
+
+
+class Model(Protocol):
+    """As much of EncodecModel as names it."""
+
+    config: EncodecConfig
+
+    def state_dict(self) -> dict[str, Any]: ...
 
 
 @dataclass(frozen=True)
@@ -24,7 +32,7 @@ class Identity:
     weights_sha256: str
 
 
-def identify(model: EncodecModel) -> Identity:
+def identify(model: Model) -> Identity:
     """Both names of ``model``, from one pass over its weights.
 
     Hashing takes 25 ms for the embedded model and 70 ms for the paper's, so whoever holds a model
@@ -37,23 +45,24 @@ def identify(model: EncodecModel) -> Identity:
     return Identity(f"encodec_rt-{digest[:8]}", digest)
 
 
-def model_name(model: EncodecModel) -> str:
+def model_name(model: Model) -> str:
     """The paper's name for a model of the paper's architecture, else the hash of the weights."""
     return identify(model).name
 
 
-def weights_sha256(model: EncodecModel) -> str:
+def weights_sha256(model: Model) -> str:
     """The SHA-256, in hex, of all parameters and codebooks in the order of their names.
 
     Hashed are their values as float32, in which streams compute, so that a model has one hash
     whatever type it is held in.
     """
     digest = hashlib.sha256()
-    for name, tensor in sorted(model.state_dict().items()):
+    tensors: dict[str, Tensor] = model.state_dict()
+    for name, tensor in sorted(tensors.items()):
         if name.rpartition(".")[2] in TRAINING_ONLY:
             continue
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().float().contiguous().numpy())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

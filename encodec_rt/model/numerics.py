@@ -1,4 +1,4 @@
-"""What keeps a host program's settings out: default type, default device and autocast."""
+"""Types of weights, and what keeps a program's default type, device and autocast out."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
 
+from encodec_rt.errors import ConfigError
+
 
 class _OnDevice(Protocol):
     @property
@@ -20,10 +22,23 @@ Self = TypeVar("Self", bound=_OnDevice)
 P = ParamSpec("P")
 Result = TypeVar("Result")
 
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+"""The types that weights may have."""
 FLOAT32_ON_CPU: Mapping[str, Any] = MappingProxyType(
     {"dtype": torch.float32, "device": torch.device("cpu")}
 )
 """How every weight is made: ``torch.set_default_dtype`` and ``set_default_device`` change none."""
+
+
+def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
+    """A floating type by name or as it is, float32 for None; raises ConfigError."""
+    if dtype is None:
+        return torch.float32
+    for known in DTYPES:
+        if str(dtype).removeprefix("torch.") == str(known).removeprefix("torch."):
+            return known
+    accepted = ", ".join(str(known).removeprefix("torch.") for known in DTYPES)
+    raise ConfigError(f"dtype={dtype!r}; accepted: {accepted}, or 'auto' for the saved one")
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:

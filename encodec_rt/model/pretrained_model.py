@@ -11,6 +11,7 @@ from torch import nn
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import ConfigError
 from encodec_rt.model import checkpoint
+from encodec_rt.model.numerics import as_dtype
 
 Model = TypeVar("Model", bound="PretrainedModel")
 
@@ -75,7 +76,7 @@ class PretrainedModel(nn.Module):
         cls: type[Model], config: EncodecConfig, *, dtype: torch.dtype | str | None = None
     ) -> Model:
         """A new model with random weights, as ``transformers`` calls it."""
-        return cls(config).to(checkpoint.as_dtype(dtype))
+        return cls(config).to(as_dtype(dtype))
 
     def save_pretrained(
         self,
