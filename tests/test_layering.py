@@ -50,9 +50,10 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
         {"codec"},
     ),
     "voice": (
-        {"activity", "bitrate", "delay", "statistics"},
+        {"activity", "bitrate", "delay", "statistics", "token_bucket"},
         {"conceal", "jitter", "packetizer"},
-        {"receiver"},
+        {"receiver", "sender", "transport"},
+        {"call"},
     ),
     "sound": (
         {"chirp", "fifo", "meter", "realtime"},
@@ -60,11 +61,12 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
         {"drift", "portaudio", "supervision"},
     ),
     "live": ({"mouth_to_ear", "recording"}, {"loop"}, {"duplex"}),
-    "netsim": ({"impairment"}, {"netns", "simulate"}),
+    "netsim": ({"impairment"}, {"netns", "simulate", "transport"}),
     "link": (
         {"admission", "bandwidth", "credentials", "datagrams", "endpoints", "sdp"},
         {"device_endpoints", "rtp", "signalling"},
-        {"call", "device_pair"},
+        {"device_pair", "rtp_transport"},
+        {"call"},
     ),
 }
 """The order inside a room; a module imports from the levels before its own."""
