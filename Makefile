@@ -34,8 +34,14 @@ aot: $(STAMP) $(TRITON_36)/installed
 	PYTHONPATH=.:kernels $(BIN)/python tests/aot/gate.py
 	PYTHONPATH=$(TRITON_36):.:kernels $(BIN)/python tests/aot/gate.py --arch 80 90
 
+# Every CPU record that the README cites, from a clean tree; wants the machine to itself.
 bench: $(STAMP)
+	$(BIN)/python -m benches.cpu live paced slots startup
+	$(BIN)/python -m benches.cpu startup --model default
+	$(BIN)/python -m benches.cpu_files
 	$(BIN)/python -m benches.stream
+	$(BIN)/python -m benches.stream --model default
+	$(BIN)/python -m benches.numerics
 
 # For a machine with a CUDA device whose Python has torch, triton, numpy, safetensors and pytest;
 # installs nothing. The benches refuse to time what is not right. Each part has its own time, 525 s in

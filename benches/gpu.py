@@ -30,7 +30,7 @@ from torch import Tensor
 from triton.errors import TritonError
 
 from benches.kernels import NotRight, finish, ieee_products, require_cuda
-from benches.record import Json, Record
+from benches.record import RESULTS, Json, Record
 from benches.rows import LATENCY, RIVALS, STREAMS, Contender, Row, bandwidth_kbps, torch_engine
 from benches.workload import frames, noise, random_24khz
 from encodec_rt.model.encodec import EncodecModel
@@ -373,11 +373,12 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("part", choices=["latency", "rivals", "streams"])
     parser.add_argument("--budget", type=float, default=100.0, help="seconds for all of it")
+    parser.add_argument("--out", default=RESULTS, help="another folder than benches/results")
     options = parser.parse_args()
     device = require_cuda()
     ieee_products()
     budget = Budget(options.budget)
-    record = Record(f"gpu-{options.part}", device=device.type)
+    record = Record(f"gpu-{options.part}", device=device.type, folder=options.out)
     measure(options.part, record, random_24khz(), device, Limits(), budget)
     return finish(record)
 

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from triton.errors import TritonError
 
-from benches.record import Json, Record
+from benches.record import RESULTS, Json, Record
 from benches.workload import OneLayer, layers, random_24khz, steps_per_frame
 from encodec_rt.streaming.backends.triton import triton_ops
 from encodec_rt.streaming.cuda_graph import capture
@@ -124,7 +124,7 @@ def ieee_products() -> None:
 
 def finish(record: Record) -> int:
     """Say where the record is; 1 if something in it was wrong."""
-    print(record.save().name)
+    print(record.write().name)
     return int(any(case.values.get("wrong") is True for case in record.cases))
 
 
@@ -167,11 +167,12 @@ def main() -> int:
         "--precision", nargs="+", default=["exact", "fast"], choices=["exact", "fast"]
     )
     parser.add_argument("--budget", type=float, default=60.0, help="seconds for all of it")
+    parser.add_argument("--out", default=RESULTS, help="another folder than benches/results")
     options = parser.parse_args()
     device = require_cuda()
     end = time.perf_counter() + options.budget
     ieee_products()
-    record = Record("kernels", device=device.type)
+    record = Record("kernels", device=device.type, folder=options.out)
     limits = ceilings(device)
     record.add({"ceilings": "measured"}, values=dict(limits))
     model = random_24khz()

@@ -16,7 +16,7 @@ import torch
 
 from benches import gpu, kernels
 from benches.kernels import NotRight, Work, require_right, work
-from benches.record import ROOT, Record
+from benches.record import ROOT
 from benches.rows import LATENCY, RIVALS, CompiledSteps, Row, torch_engine, triton_engine
 from benches.workload import OneLayer, frames, inputs_of, layers, noise, steps_per_frame
 from encodec_rt.config import EncodecConfig
@@ -137,8 +137,6 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> torch.device:
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr("encodec_rt.streaming.cuda_graph.capture", lambda device, *runs: runs)
     monkeypatch.setattr("benches.kernels.capture", lambda device, *runs: runs)
-    monkeypatch.setattr("benches.record.RESULTS", tmp_path)
-    monkeypatch.setattr(Record.save, "__defaults__", (tmp_path,))
     for bench in (gpu, kernels):
         monkeypatch.setattr(bench, "require_cuda", lambda: CPU)
         monkeypatch.setattr(bench, "ieee_products", lambda: None)
@@ -157,7 +155,7 @@ def small_model() -> EncodecModel:
 
 def ran(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
     """The cases of the one record that ``bench`` leaves."""
-    monkeypatch.setattr("sys.argv", ["bench", *arguments])
+    monkeypatch.setattr("sys.argv", ["bench", *arguments, "--out", str(tmp_path)])
     assert bench.main() == 0
     (path,) = tmp_path.glob("*.json")
     return json.loads(path.read_text())["cases"]
