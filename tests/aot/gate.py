@@ -112,12 +112,16 @@ class CompilingDriver:
 
 
 def compile_all(
-    arch: int, share: int = 0, shares: int = 1, only: str | None = None
+    arch: int,
+    share: int = 0,
+    shares: int = 1,
+    only: str | None = None,
+    filters: Sequence[int] = (32,),
 ) -> list[Compiled]:
     """Compile the kernels of both directions and precisions for ``arch``.
 
     With ``shares`` > 1 every ``shares``-th of the distinct kernels, from ``share`` on; with
-    ``only`` the kernel of that name.
+    ``only`` the kernel of that name. Of the models with that many ``filters``.
     """
     import torch
     from triton.runtime import driver
@@ -141,8 +145,8 @@ def compile_all(
 
     run, JITFunction.run = JITFunction.run, record
     try:
-        for slots in SLOTS:
-            launch_all(slots)
+        for slots, width in itertools.product(SLOTS, filters):
+            launch_all(slots, width)
     finally:
         JITFunction.run = run
     found = []
@@ -155,8 +159,11 @@ def compile_all(
     return found
 
 
-def launch_all(slots: int) -> None:
-    """One step of each direction of the 24 kHz model and a commit, by all rules."""
+def launch_all(slots: int, filters: int = 32) -> None:
+    """One step of each direction of the 24 kHz model and a commit, by all rules.
+
+    The embedded model has 16 ``filters`` and is otherwise the same.
+    """
     import torch
 
     import encodec_rt_kernels
@@ -169,7 +176,7 @@ def launch_all(slots: int) -> None:
     from encodec_rt.streaming.weights import pack_layers
 
     # Kernels are compiled from shapes and alignments; no weight is ever read.
-    config, nowhere = EncodecConfig(), torch.device("meta")
+    config, nowhere = EncodecConfig(num_filters=filters), torch.device("meta")
     model = EncodecModel(config).to(nowhere).eval()
     rows = {
         field.name: getattr(encodec_rt_kernels, field.name)
@@ -249,7 +256,7 @@ def _tool(name: str, *args: str) -> str:
     return subprocess.run([path, *args], capture_output=True, text=True, check=True).stdout
 
 
-def _compile_share(task: tuple[int, int, int, str | None]) -> list[Compiled]:
+def _compile_share(task: tuple[int, int, int, str | None, tuple[int, ...]]) -> list[Compiled]:
     return compile_all(*task)
 
 
@@ -259,6 +266,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 86, 90, 100, 120])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", help="one kernel, such as conv1d")
+    parser.add_argument(
+        "--cache", help="keep the kernels in this Triton cache, those of the embedded model too"
+    )
     options = parser.parse_args(arguments)
     unknown = set(options.arch) - set(SHARED_LIMIT)
     if unknown:
@@ -266,18 +276,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     # Interpreted functions cannot be compiled, and a cached one says nothing of compile time.
     os.environ.pop("TRITON_INTERPRET", None)
-    cache = tempfile.mkdtemp(prefix="aot-")
+    cache = options.cache or tempfile.mkdtemp(prefix="aot-")
     os.environ["TRITON_CACHE_DIR"] = cache
+    filters = (32, 16) if options.cache else (32,)
     import triton
 
     shares = range(options.jobs)
-    tasks = [(arch, share, options.jobs, options.only) for arch in options.arch for share in shares]
+    tasks = [
+        (arch, share, options.jobs, options.only, filters)
+        for arch in options.arch
+        for share in shares
+    ]
     started = time.perf_counter()
     try:
         with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
             found = [one for share in pool.imap(_compile_share, tasks) for one in share]
     finally:
-        shutil.rmtree(cache)
+        if not options.cache:
+            shutil.rmtree(cache)
     if not found:
         parser.error(f"--only {options.only}: no kernel has that name")
     found.sort(key=lambda one: (one.kernel, one.dot, one.shape, one.arch))

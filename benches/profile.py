@@ -1,0 +1,66 @@
+"""Every kernel and copy of one replay on the device: how long each runs, and the gap before it."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+import torch
+
+from benches.checks import note
+from benches.record import Record
+from benches.rows import Row, Runner
+
+REPLAYS = 20
+
+
+def timeline(replay: Any, device: torch.device) -> list[tuple[str, float, float]]:
+    """Name, microseconds and gap of each launch of ``replay``, medians over several replays.
+
+    Empty where the profiler saw no replay whole.
+    """
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    for _ in range(3):
+        replay()
+    torch.cuda.synchronize()
+    with torch.profiler.profile(activities=activities) as profiler:
+        for _ in range(REPLAYS):
+            replay()
+            torch.cuda.synchronize()
+    events = sorted(
+        (event.time_range.start, event.time_range.end, event.name)
+        for event in profiler.events() or ()
+        if event.device_type.name == "CUDA" and event.name != "Activity Buffer Request"
+    )
+    count, rest = divmod(len(events), REPLAYS)
+    if not count or rest:
+        return []
+    found = []
+    for at in range(count):
+        runs = events[at::count]
+        before = [events[index - 1][1] for index in range(at, len(events), count)]
+        gaps = [run[0] - end for run, end in zip(runs, before, strict=True)] if at else [0.0]
+        took = statistics.median(end - begin for begin, end, _ in runs)
+        found.append((runs[0][2], took, statistics.median(gaps)))
+    return found
+
+
+def profile(record: Record, row: Row, runner: Runner, device: torch.device) -> None:
+    """Note the launches of both directions of a row, in order."""
+    for name, tick in runner.ticks.items():
+        if tick.eager_because is not None:
+            continue
+        launches = timeline(tick.again, device)
+        rows = [
+            f"{at:2} {each[0][:40]:40} {each[1]:7.2f} {each[2]:6.2f}"
+            for at, each in enumerate(launches)
+        ]
+        print("\n".join(rows))
+        note(
+            record,
+            {"profile": name, "slots": 1, **row.case},
+            launches=len(launches),
+            kernels_us=sum(took for _, took, _ in launches),
+            gaps_us=sum(gap for *_, gap in launches),
+            order=[[each, round(took, 2), round(gap, 2)] for each, took, gap in launches],
+        )
