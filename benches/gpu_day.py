@@ -38,6 +38,8 @@ TESTS = (
     "tests/kernels/test_rvq.py",
 )
 SANITIZER = "tests/gpu/test_sanitizer.py"
+GRACE_S = 5.0
+"""For what is interrupted to write its last lines."""
 MOST_PRINTED = 4000
 """Characters of the table at the end: what may come back of a long output."""
 
@@ -102,7 +104,7 @@ def run(
             stopped = f"stopped after {limit:.0f} s"
             _signal(process, signal.SIGINT)
             with suppress(subprocess.TimeoutExpired):
-                process.wait(3)
+                process.wait(GRACE_S)
         finally:
             # Also what a part has left behind: a compiler's workers, a sanitizer's child.
             _signal(process, signal.SIGKILL)
