@@ -50,6 +50,7 @@ class Limits:
     frames: int = 3000
     live_frames: int = 500
     device_frames: int = 300
+    device_s: float = 1.0
 
 
 class OneStream:
@@ -81,11 +82,11 @@ class OneStream:
     def ready(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Runner]]:
         """Each row that can be made and is right; of the others the record tells.
 
-        None may take more than half as much again as its share of the time that is left.
+        None may take more to get ready than its share of the time that is left, plus a fifth.
         """
         for index, row in enumerate(rows):
             expected = self._alone if row.stateless else self._wanted
-            share_s = 1.5 * self.budget.left() / (len(rows) - index + 0.5)
+            share_s = 1.2 * self.budget.left() / (len(rows) - index + 0.5)
             begun = time.perf_counter()
             try:
                 with time_limit(min(share_s, self.limits.row_s)):
@@ -103,7 +104,9 @@ class OneStream:
     def device_time(self, row: Row, runner: Runner) -> None:
         """A replay of each direction, where a graph holds it."""
         timings = {
-            f"{name} device": replay_ms(tick.again, self.limits.device_frames)
+            f"{name} device": replay_ms(
+                tick.again, self.limits.device_frames, self.budget.left(self.limits.device_s)
+            )
             for name, tick in runner.ticks.items()
             if tick.eager_because is None
         }
@@ -120,6 +123,7 @@ class OneStream:
         )
         flush = torch.zeros(FLUSH_BYTES // 4, device=self.device) if cold else None
         most_s = 1.1e-3 * FRAME_MS * self.limits.live_frames if paced else self.limits.run_s
+        most_s = min(most_s, self.budget.left() / 4)
         limit_s = self.budget.left(most_s)
         encoding, decoding = wall_ms(
             runner, audio, self.hop, paced=paced, flush=flush, limit_s=limit_s

@@ -90,10 +90,14 @@ def wall_ms(
     return encoding, decoding
 
 
-def replay_ms(replay: Callable[[], None], count: int) -> list[float]:
-    """Milliseconds on the device of each of ``count`` replays that follow others."""
-    times = []
-    for _ in range(count):
+def replay_ms(replay: Callable[[], None], count: int, limit_s: float = float("inf")) -> list[float]:
+    """Milliseconds on the device of each of ``count`` replays that follow others.
+
+    Fewer once ``limit_s`` have passed.
+    """
+    times: list[float] = []
+    begun = time.perf_counter()
+    while len(times) < count and (not times or time.perf_counter() - begun < limit_s):
         begin, end = (torch.cuda.Event(True) for _ in range(2))  # type: ignore[no-untyped-call]
         for _ in range(AT_ONCE):
             replay()
