@@ -32,13 +32,24 @@ from benches.checks import FAILURES, codes_of, note, offline_codes, require_same
 from benches.kernels import finish, ieee_products, require_cuda
 from benches.profile import profile
 from benches.record import RESULTS, Record
-from benches.rows import FLIPS, LATENCY, MAX_AUTOTUNE, RIVALS, SMOKE, Row, Runner, torch_engine
+from benches.rows import (
+    FLIPS,
+    LATENCY,
+    MAX_AUTOTUNE,
+    RIVALS,
+    SMOKE,
+    STREAMS,
+    Row,
+    Runner,
+    torch_engine,
+)
 from benches.timing import FRAME_MS, Budget, replay_ms, time_limit, wall_ms
 from benches.workload import noise, random_24khz, speech
 from encodec_rt.model.encodec import EncodecModel
 
 FLUSH_BYTES = 256 << 20
 CHECKED_FRAMES = 300
+PROFILED_STREAMS = 1024
 
 
 @dataclass(frozen=True)
@@ -212,8 +223,10 @@ def measure(
         return
     bench = OneStream(record, model, device, limits, budget)
     if part == "profile":
-        for row, runner in bench.ready(SMOKE):
-            profile(record, row, runner, device)
+        for row, runner in bench.ready((*SMOKE, *STREAMS)):
+            if row in STREAMS:
+                runner = row.make(model, PROFILED_STREAMS, device)
+            profile(record, row, runner, PROFILED_STREAMS if row in STREAMS else 1, device)
         return
     chosen: Mapping[str, Sequence[Row]] = {"smoke": SMOKE, "latency": LATENCY, "rivals": RIVALS}
     latency(bench, (*chosen[part], MAX_AUTOTUNE) if max_autotune else chosen[part])

@@ -72,10 +72,11 @@ PARTS = (
     Part("streams", ("benches.gpu", "streams"), 80),
     Part("rivals", ("benches.gpu", "rivals"), 65),
     Part("kernels", ("benches.kernels",), 30),
+    Part("variants", ("benches.variants",), 75),
     Part("flips", ("benches.gpu", "flips"), 20),
     Part("sanitizer", ("pytest", SANITIZER), 55),
 )
-"""In the order of what would be missed most; 10 minutes if each takes all its time."""
+"""In the order of what would be missed most; 11.5 minutes if each takes all its time."""
 
 
 def run(
@@ -171,9 +172,12 @@ def summary(out: Path) -> Iterator[str]:
                 )
             elif "launches" in values:
                 yield (
-                    f"  {what['row']} {what['profile']}: {values['launches']} launches, kernels "
-                    f"{values['kernels_us']:.1f} us, gaps {values['gaps_us']:.1f} us"
+                    f"  {what['row']} S={what['slots']} {what['profile']}: {values['launches']} "
+                    f"launches, kernels {values['kernels_us']:.1f} us, gaps {values['gaps_us']:.1f} us"
                 )
+            elif "variant" in what and case["ms"]:
+                times = (1e3 * case["ms"][f"{way} device"]["p50"] for way in ("encode", "decode"))
+                yield "  {}, {}: {:.1f} / {:.1f} us".format(what["rules"], what["variant"], *times)
         yield from _layers(record)
 
 

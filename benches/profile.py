@@ -45,7 +45,7 @@ def timeline(replay: Any, device: torch.device) -> list[tuple[str, float, float]
     return found
 
 
-def profile(record: Record, row: Row, runner: Runner, device: torch.device) -> None:
+def profile(record: Record, row: Row, runner: Runner, slots: int, device: torch.device) -> None:
     """Note the launches of both directions of a row, in order."""
     for name, tick in runner.ticks.items():
         if tick.eager_because is not None:
@@ -58,7 +58,7 @@ def profile(record: Record, row: Row, runner: Runner, device: torch.device) -> N
         print("\n".join(rows))
         note(
             record,
-            {"profile": name, "slots": 1, **row.case},
+            {"profile": name, "slots": slots, **row.case},
             launches=len(launches),
             kernels_us=sum(took for _, took, _ in launches),
             gaps_us=sum(gap for *_, gap in launches),

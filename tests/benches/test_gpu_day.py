@@ -83,8 +83,8 @@ except KeyboardInterrupt:
     assert (out / "part.log").read_text() == "begun\nsaved\n"
 
 
-def test_all_parts_together_fit_ten_minutes() -> None:
-    assert sum(15 + part.seconds for part in PARTS) <= 600
+def test_all_parts_together_fit_half_of_the_half_hour() -> None:
+    assert sum(15 + part.seconds for part in PARTS) <= 720
     assert PARTS[0].name == "smoke"
     assert PARTS[-1].name == "sanitizer"
 

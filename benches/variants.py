@@ -1,0 +1,218 @@
+"""Other tiles than the rules give, each beside them: what a person with a GPU tries in minutes.
+
+    python -m benches.variants [--only few many] [--jobs 8] [--budget 60]
+
+A process per variant compiles what it asks for, all at once; then one after the other measures, so
+that nothing else runs on the device. For few slots it is the device's time of one stream's frame,
+for many that of 1024. The unchanged rules come first and last: a variant that gains less than those
+two differ gains nothing. A variant must give the codes of the rules' own kernels, near-ties aside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from benches.checks import FAILURES, codes_of, require_same_codes
+from benches.kernels import finish, ieee_products, require_cuda
+from benches.record import RESULTS, Json, Record
+from benches.rows import triton_engine
+from benches.timing import Budget, replay_ms
+from benches.workload import noise, random_24khz
+from encodec_rt_kernels import configs
+from encodec_rt_kernels.configs import Tile
+
+Change = Callable[[], None]
+SLOTS = {"few": 1, "many": 1024}
+FRAMES = 30
+REPLAYS = {"few": 300, "many": 60}
+
+
+def product(deep: dict[str, int] | None = None, broad: dict[str, int] | None = None) -> None:
+    """Convolutions with these fields of a tile; deep ones are those with megabytes of weights."""
+    rule = configs._product
+
+    def changed(arch: int, rules: configs.Rules, inputs: int, outputs: int, taps: int) -> Tile:
+        tile = rule(arch, rules, inputs, outputs, taps)
+        is_deep = max(inputs, outputs) >= configs.DEEP_CHANNELS
+        fields = dict((deep if is_deep else broad) or {})
+        for name, size in (("cols", outputs), ("depth", inputs * taps)):
+            if name in fields:
+                fields[name] = max(16, min(fields[name], 1 << (size - 1).bit_length()))
+        return replace(tile, **fields)  # type: ignore[arg-type]
+
+    configs._product = changed
+
+
+def tile_of(name: str, **fields: int) -> None:
+    """Another kernel's rule with these fields of its tile."""
+    rule = getattr(configs, name)
+
+    def changed(*arguments: Any) -> Tile:
+        tile: Tile = rule(*arguments)
+        return replace(tile, **fields)  # type: ignore[arg-type]
+
+    setattr(configs, name, changed)
+
+
+def constants(**values: int) -> None:
+    """Constants of the rules."""
+    for name, value in values.items():
+        assert hasattr(configs, name)
+        setattr(configs, name, value)
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A change of the rules for few or for many slots."""
+
+    rules: str
+    name: str
+    change: Change
+
+
+def _few(name: str, change: Change) -> Variant:
+    return Variant("few", name, change)
+
+
+def _many(name: str, change: Change) -> Variant:
+    return Variant("many", name, change)
+
+
+VARIANTS = (
+    _few("rules", lambda: None),
+    _few("deep, 2 stages 256 deep", partial(product, deep={"depth": 256, "stages": 2})),
+    _few("deep, 3 stages", partial(product, deep={"stages": 3})),
+    _few("deep, 8 warps", partial(product, deep={"warps": 8})),
+    _few("deep, 2 warps", partial(product, deep={"warps": 2})),
+    _few("deep, 8 rows", partial(product, deep={"rows": 8})),
+    _few("broad, 64 deep", partial(product, broad={"depth": 64})),
+    _few("broad, 128 deep", partial(product, broad={"depth": 128, "stages": 3})),
+    _few("broad, 2 warps", partial(product, broad={"warps": 2})),
+    _few("lstm, 8 rows", partial(tile_of, "lstm", rows=8)),
+    _few("lstm, 128 deep", partial(tile_of, "lstm", depth=128)),
+    _few("lstm, 8 warps", partial(tile_of, "lstm", warps=8)),
+    _few("more parts", partial(constants, SPLIT_PROGRAMS=256, PART_DEPTH=128)),
+    _few("splits from 512 deep", partial(constants, SPLIT_DEPTH=512, PART_DEPTH=128)),
+    _few("rules again", lambda: None),
+    _many("rules", lambda: None),
+    _many(
+        "deep 64x64x32", partial(product, deep={"rows": 64, "cols": 64, "depth": 32, "stages": 3})
+    ),
+    _many(
+        "deep 32x64x32", partial(product, deep={"rows": 32, "cols": 64, "depth": 32, "stages": 3})
+    ),
+    _many(
+        "deep 64x32x32", partial(product, deep={"rows": 64, "cols": 32, "depth": 32, "stages": 3})
+    ),
+    _many(
+        "deep 128x64x32, 8 warps",
+        partial(product, deep={"rows": 128, "cols": 64, "depth": 32, "warps": 8, "stages": 3}),
+    ),
+    _many("broad 128x64x32, 8 warps", partial(product, broad={"rows": 128, "warps": 8})),
+    _many("broad 64x64x16", partial(product, broad={"depth": 16, "stages": 4})),
+    _many("lstm 32 rows", partial(tile_of, "lstm", rows=32, depth=32)),
+    _many("lstm 64 rows", partial(tile_of, "lstm", rows=64, depth=32)),
+    _many("resblock 64 rows", partial(tile_of, "resblock", rows=64)),
+    _many("search 16 frames", partial(tile_of, "rvq_encode", rows=16)),
+    _many("search 32 frames", partial(tile_of, "rvq_encode", rows=32)),
+    _many("rules again", lambda: None),
+)
+
+
+def try_out(index: int, folder: str) -> None:
+    """In a process of its own: compile, wait for the device, measure, and write what was found."""
+    variant = VARIANTS[index]
+    found: dict[str, Any] = {}
+    try:
+        variant.change()
+        device = require_cuda()
+        ieee_products()
+        few = variant.rules == "few"
+        model, slots = random_24khz(), SLOTS[variant.rules]
+        begun = time.perf_counter()
+        engine = triton_engine(model, slots, device, few=few, chained=few)
+        found["seconds_to_make"] = time.perf_counter() - begun
+        with open(os.path.join(folder, "device"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            codes = codes_of(engine, noise(slots, FRAMES * model.config.hop_length), 320)
+            found["codes"] = codes[:, : min(slots, 64)].tolist()
+            for name, tick in engine.ticks.items():
+                found[f"{name} device"] = replay_ms(tick.again, REPLAYS[variant.rules])
+    except FAILURES as error:
+        found["reason"] = f"{type(error).__name__}: {error}"[:300]
+    with open(os.path.join(folder, f"{index}.json"), "w") as file:
+        json.dump(found, file)
+
+
+def main() -> int:
+    """Try every variant and write one JSON file; 1 if one was not right."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only", nargs="+", choices=["few", "many"], default=["few", "many"])
+    parser.add_argument("--jobs", type=int, default=8)
+    parser.add_argument("--budget", type=float, default=90.0, help="seconds for all of it")
+    parser.add_argument("--out", default=RESULTS, help="another folder than benches/results")
+    options = parser.parse_args()
+    budget = Budget(options.budget)
+    record = Record("gpu-variants", device=require_cuda().type, folder=options.out)
+    chosen = [at for at, variant in enumerate(VARIANTS) if variant.rules in options.only]
+    with tempfile.TemporaryDirectory() as folder:
+        context = multiprocessing.get_context("spawn")
+        waiting = list(chosen)
+        running: list[multiprocessing.context.SpawnProcess] = []
+        while (waiting or running) and budget.left() > 0:
+            running = [each for each in running if each.is_alive()]
+            while waiting and len(running) < options.jobs:
+                running.append(context.Process(target=try_out, args=(waiting.pop(0), folder)))
+                running[-1].start()
+            time.sleep(0.05)
+        for each in running:
+            each.kill()
+        codes: dict[str, torch.Tensor] = {}
+        for at in chosen:
+            path = os.path.join(folder, f"{at}.json")
+            if os.path.exists(path):
+                with open(path) as file:
+                    _note(record, VARIANTS[at], json.load(file), codes)
+            else:
+                record.add({"skipped": VARIANTS[at].name}, values={"reason": "no time was left"})
+    return finish(record)
+
+
+def _note(
+    record: Record, variant: Variant, found: dict[str, Any], codes: dict[str, torch.Tensor]
+) -> None:
+    case: dict[str, Json] = {
+        "rules": variant.rules,
+        "variant": variant.name,
+        "slots": SLOTS[variant.rules],
+    }
+    if "reason" in found:
+        record.add({"skipped": variant.name}, values={"reason": found["reason"]})
+        return
+    given = torch.tensor(found.pop("codes"))
+    try:
+        flips = require_same_codes(given, codes.setdefault(variant.rules, given), "exact")
+    except RuntimeError as error:
+        record.add(case, values={"reason": str(error), "wrong": True})
+        return
+    made = found.pop("seconds_to_make")
+    timings: dict[str, list[float]] = found
+    added = record.add(case, timings, values={"flips": flips, "seconds_to_make": made})
+    print(record.table([added]), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
