@@ -173,7 +173,7 @@ def summary(out: Path) -> Iterator[str]:
             elif "launches" in values:
                 yield (
                     f"  {what['row']} S={what['slots']} {what['profile']}: {values['launches']} "
-                    f"launches, kernels {values['kernels_us']:.1f} us, gaps {values['gaps_us']:.1f} us"
+                    f"launches in {values['replay_us']:.1f} us"
                 )
             elif "variant" in what and case["ms"]:
                 times = (1e3 * case["ms"][f"{way} device"]["p50"] for way in ("encode", "decode"))

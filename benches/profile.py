@@ -1,4 +1,8 @@
-"""Every kernel and copy of one replay on the device: how long each runs, and the gap before it."""
+"""Every kernel and copy of one replay on the device: how long it runs, and what it adds.
+
+A chained kernel starts long before the one before it has ended, and waits. What a launch adds is the
+time from the end of the launch before it to its own.
+"""
 
 from __future__ import annotations
 
@@ -15,7 +19,7 @@ REPLAYS = 20
 
 
 def timeline(replay: Any, device: torch.device) -> list[tuple[str, float, float]]:
-    """Name, microseconds and gap of each launch of ``replay``, medians over several replays.
+    """Name, microseconds it runs, and those it adds, of each launch: medians of several replays.
 
     Empty where the profiler saw no replay whole.
     """
@@ -38,10 +42,10 @@ def timeline(replay: Any, device: torch.device) -> list[tuple[str, float, float]
     found = []
     for at in range(count):
         runs = events[at::count]
+        took = [end - begin for begin, end, _ in runs]
         before = [events[index - 1][1] for index in range(at, len(events), count)]
-        gaps = [run[0] - end for run, end in zip(runs, before, strict=True)] if at else [0.0]
-        took = statistics.median(end - begin for begin, end, _ in runs)
-        found.append((runs[0][2], took, statistics.median(gaps)))
+        adds = [run[1] - end for run, end in zip(runs, before, strict=True)] if at else took
+        found.append((runs[0][2], statistics.median(took), statistics.median(adds)))
     return found
 
 
@@ -60,7 +64,6 @@ def profile(record: Record, row: Row, runner: Runner, slots: int, device: torch.
             record,
             {"profile": name, "slots": slots, **row.case},
             launches=len(launches),
-            kernels_us=sum(took for _, took, _ in launches),
-            gaps_us=sum(gap for *_, gap in launches),
-            order=[[each, round(took, 2), round(gap, 2)] for each, took, gap in launches],
+            replay_us=sum(adds for *_, adds in launches),
+            order=[[each, round(took, 2), round(adds, 2)] for each, took, adds in launches],
         )

@@ -31,6 +31,7 @@ from benches.record import RESULTS, Json, Record
 from benches.rows import triton_engine
 from benches.timing import Budget, replay_ms
 from benches.workload import noise, random_24khz
+from encodec_rt.model.encodec import EncodecModel
 from encodec_rt_kernels import configs
 from encodec_rt_kernels.configs import Tile
 
@@ -134,6 +135,7 @@ VARIANTS = (
 
 def try_out(index: int, folder: str) -> None:
     """In a process of its own: compile, wait for the device, measure, and write what was found."""
+    torch.set_num_threads(1)
     variant = VARIANTS[index]
     found: dict[str, Any] = {}
     try:
@@ -141,7 +143,7 @@ def try_out(index: int, folder: str) -> None:
         device = require_cuda()
         ieee_products()
         few = variant.rules == "few"
-        model, slots = random_24khz(), SLOTS[variant.rules]
+        model, slots = EncodecModel.from_pretrained(folder), SLOTS[variant.rules]
         begun = time.perf_counter()
         engine = triton_engine(model, slots, device, few=few, chained=few)
         found["seconds_to_make"] = time.perf_counter() - begun
@@ -169,6 +171,7 @@ def main() -> int:
     record = Record("gpu-variants", device=require_cuda().type, folder=options.out)
     chosen = [at for at, variant in enumerate(VARIANTS) if variant.rules in options.only]
     with tempfile.TemporaryDirectory() as folder:
+        random_24khz().save_pretrained(folder)
         context = multiprocessing.get_context("spawn")
         waiting = list(chosen)
         running: list[multiprocessing.context.SpawnProcess] = []
