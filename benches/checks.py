@@ -9,7 +9,7 @@ from torch import Tensor
 from triton.errors import TritonError
 
 from benches.record import Json, Record
-from benches.rows import Row, Runner, bandwidth_kbps
+from benches.rows import Contender, Row, bandwidth_kbps
 from benches.timing import FRAME_MS
 from benches.workload import frames
 from encodec_rt.model.encodec import EncodecModel
@@ -36,7 +36,7 @@ FAILURES = (
 """What somebody else's compiler, or a launch that the device refuses, may raise: noted, and on."""
 
 
-def codes_of(runner: Runner, audio: Tensor, hop: int) -> Tensor:
+def codes_of(runner: Contender, audio: Tensor, hop: int) -> Tensor:
     """Codes [frames, S, Q] of [S, n] audio."""
     return torch.stack([runner.encode(pcm).cpu().clone() for pcm in frames(audio, hop)])
 

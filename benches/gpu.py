@@ -39,8 +39,8 @@ from benches.rows import (
     RIVALS,
     SMOKE,
     STREAMS,
+    Contender,
     Row,
-    Runner,
     torch_engine,
 )
 from benches.timing import FRAME_MS, Budget, replay_ms, time_limit, wall_ms
@@ -90,7 +90,7 @@ class OneStream:
         with torch.inference_mode():
             return offline_codes(self.model, self.audio)
 
-    def ready(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Runner]]:
+    def ready(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Contender]]:
         """Each row that can be made and is right; of the others the record tells.
 
         None may take more to get ready than its share of the time that is left, plus a fifth.
@@ -112,7 +112,7 @@ class OneStream:
             note(self.record, {"check": "codes", **row.case}, flips=flips, seconds_to_make=seconds)
             yield row, runner
 
-    def device_time(self, row: Row, runner: Runner) -> None:
+    def device_time(self, row: Row, runner: Contender) -> None:
         """A replay of each direction, where a graph holds it."""
         timings = {
             f"{name} device": replay_ms(
@@ -125,7 +125,7 @@ class OneStream:
             note(self.record, {"slots": 1, **row.case}, timings)
 
     def wall_time(
-        self, row: Row, runner: Runner, *, paced: bool = False, cold: bool = False, turn: int = 0
+        self, row: Row, runner: Contender, *, paced: bool = False, cold: bool = False, turn: int = 0
     ) -> None:
         """Frames on the host: flat out, at a microphone's pace, or with a cold cache."""
         few = paced or cold
@@ -166,7 +166,7 @@ def no_collection() -> Iterator[None]:
 
 def latency(bench: OneStream, rows: Sequence[Row] = LATENCY) -> None:
     """Every row as it gets ready, then the live ones paced and cold, then all of them once more."""
-    runners: dict[Row, Runner] = {}
+    runners: dict[Row, Contender] = {}
     for row, runner in bench.ready(rows):
         runners[row] = runner
         bench.device_time(row, runner)

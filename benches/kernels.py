@@ -25,7 +25,7 @@ from benches.checks import NotRight
 from benches.record import RESULTS, Json, Record
 from benches.workload import OneLayer, layers, random_24khz, steps_per_frame
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.streaming.backends.select import triton_ops
+from encodec_rt.streaming.backends.triton import triton_ops
 from encodec_rt.streaming.cuda_graph import capture
 from encodec_rt.streaming.plan import ConvSpec, ConvTransposeSpec, LayerSpec, LstmSpec
 

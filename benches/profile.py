@@ -1,7 +1,7 @@
 """Every kernel and copy of one replay on the device: how long it runs, and what it adds.
 
-A chained kernel starts long before the one before it has ended, and waits. What a launch adds is the
-time from the end of the launch before it to its own.
+A chained kernel starts long before the one before it has ended, and waits. What a launch adds is
+the time from the end of the launch before it to its own.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from benches.checks import note
 from benches.record import Record
-from benches.rows import Row, Runner
+from benches.rows import Contender, Row
 
 REPLAYS = 20
 
@@ -49,7 +49,7 @@ def timeline(replay: Any, device: torch.device) -> list[tuple[str, float, float]
     return found
 
 
-def profile(record: Record, row: Row, runner: Runner, slots: int, device: torch.device) -> None:
+def profile(record: Record, row: Row, runner: Contender, slots: int, device: torch.device) -> None:
     """Note the launches of both directions of a row, in order."""
     for name, tick in runner.ticks.items():
         if tick.eager_because is not None:

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from benches.checks import FAILURES, codes_of, note, require_same_codes, skip
 from benches.record import Record
-from benches.rows import STREAMS, Row, Runner, torch_engine
+from benches.rows import STREAMS, Contender, Row, torch_engine
 from benches.timing import FRAME_MS, Budget, wait_until
 from benches.workload import frames, noise
 from encodec_rt.model.encodec import EncodecModel
@@ -138,7 +138,7 @@ def share_over(times: list[float], limit: float) -> float:
     return sum(each > limit for each in times) / len(times)
 
 
-def flat_out(runner: Runner, audio: Tensor, hop: int, count: int, limit_s: float) -> list[float]:
+def flat_out(runner: Contender, audio: Tensor, hop: int, count: int, limit_s: float) -> list[float]:
     """Milliseconds of ``count`` whole ticks, audio in to audio out, one after the other."""
     inputs = frames(audio, hop)
     times: list[float] = []
@@ -150,7 +150,7 @@ def flat_out(runner: Runner, audio: Tensor, hop: int, count: int, limit_s: float
     return times
 
 
-def paced(runner: Runner, audio: Tensor, hop: int, seconds: float) -> tuple[list[float], int]:
+def paced(runner: Contender, audio: Tensor, hop: int, seconds: float) -> tuple[list[float], int]:
     """Milliseconds from when each frame was due until it was heard, and how many were planned.
 
     A tick that is late makes the next one late as well. Stops once too many are.

@@ -11,7 +11,7 @@ from types import FrameType
 import torch
 from torch import Tensor
 
-from benches.rows import Runner
+from benches.rows import Contender
 from benches.workload import frames
 
 FRAME_MS = 1000 / 75
@@ -57,7 +57,7 @@ def wait_until(due: float) -> None:
 
 
 def wall_ms(
-    runner: Runner,
+    runner: Contender,
     audio: Tensor,
     hop: int,
     *,
