@@ -42,6 +42,7 @@ START_S = 15.0
 """For a part to import torch and find its device, before its own time; and to write its end."""
 GRACE_S = 5.0
 """For what is interrupted to write its last lines."""
+MOST_SKIPPED = 6
 MOST_PRINTED = 4000
 """Characters of the table at the end: what may come back of a long output."""
 
@@ -153,10 +154,16 @@ def summary(out: Path) -> Iterator[str]:
     for record in records(out):
         yield f"{record['bench']}, {record['device'].get('gpu') or record['device']['cpu']}"
         yield from _one_stream(record)
+        skipped = [case for case in record["cases"] if "skipped" in case["case"]]
+        for case in skipped[:MOST_SKIPPED]:
+            reason = str(case["values"].get("reason"))[:90]
+            yield f"  not timed: {case['case']['skipped']}: {reason}"
+        if skipped[MOST_SKIPPED:]:
+            yield f"  and {len(skipped) - MOST_SKIPPED} more not timed"
         for case in record["cases"]:
             what, values = case["case"], case["values"]
-            if "skipped" in what:
-                yield f"  not timed: {what['skipped']}: {str(values.get('reason'))[:90]}"
+            if values.get("wrong"):
+                yield f"  WRONG: {what}: {str(values.get('reason'))[:90]}"
             elif "streams" in values and (what["paced"] or values["kept"]):
                 pace = "paced" if what["paced"] else "flat out"
                 tick = case["ms"]["tick"]

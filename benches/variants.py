@@ -61,9 +61,9 @@ def tile_of(name: str, **fields: int) -> None:
     """Another kernel's rule with these fields of its tile."""
     rule = getattr(configs, name)
 
-    def changed(*arguments: Any) -> Tile:
-        tile: Tile = rule(*arguments)
-        return replace(tile, **fields)  # type: ignore[arg-type]
+    def changed(*arguments: Any) -> Tile | None:
+        tile: Tile | None = rule(*arguments)
+        return tile and replace(tile, **fields)  # type: ignore[arg-type]
 
     setattr(configs, name, changed)
 
@@ -73,6 +73,19 @@ def constants(**values: int) -> None:
     for name, value in values.items():
         assert hasattr(configs, name)
         setattr(configs, name, value)
+
+
+def option(name: str, **values: int) -> None:
+    """A rule that gives launch options with these values."""
+    rule = getattr(configs, name)
+    setattr(configs, name, lambda *arguments: {**rule(*arguments), **values})
+
+
+def precision(dot: str) -> None:
+    """Products of matrices in this arithmetic; the search stays as it is."""
+    product(deep={"dot": dot}, broad={"dot": dot})  # type: ignore[dict-item]
+    for name in ("resblock", "lstm"):
+        tile_of(name, dot=dot)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -92,43 +105,40 @@ def _many(name: str, change: Change) -> Variant:
     return Variant("many", name, change)
 
 
+WIDE = {"rows": 64, "cols": 64, "depth": 32, "stages": 3}
+NARROW = {"rows": 16, "cols": 16, "depth": 128, "stages": 4}
 VARIANTS = (
     _few("rules", lambda: None),
-    _few("deep, 2 stages 256 deep", partial(product, deep={"depth": 256, "stages": 2})),
-    _few("deep, 3 stages", partial(product, deep={"stages": 3})),
-    _few("deep, 8 warps", partial(product, deep={"warps": 8})),
-    _few("deep, 2 warps", partial(product, deep={"warps": 2})),
     _few("deep, 8 rows", partial(product, deep={"rows": 8})),
+    _few("deep, 8 warps", partial(product, deep={"warps": 8})),
+    _few("deep, 2 stages 256 deep", partial(product, deep={"depth": 256, "stages": 2})),
     _few("broad, 64 deep", partial(product, broad={"depth": 64})),
+    _few("broad, 64 deep, 8 warps", partial(product, broad={"depth": 64, "warps": 8})),
     _few("broad, 128 deep", partial(product, broad={"depth": 128, "stages": 3})),
     _few("broad, 2 warps", partial(product, broad={"warps": 2})),
-    _few("lstm, 8 rows", partial(tile_of, "lstm", rows=8)),
-    _few("lstm, 128 deep", partial(tile_of, "lstm", depth=128)),
-    _few("lstm, 8 warps", partial(tile_of, "lstm", warps=8)),
-    _few("more parts", partial(constants, SPLIT_PROGRAMS=256, PART_DEPTH=128)),
+    _few("resblock, 8 rows", partial(tile_of, "resblock", rows=8)),
+    _few("resblock, 8 warps", partial(tile_of, "resblock", warps=8)),
     _few("splits from 512 deep", partial(constants, SPLIT_DEPTH=512, PART_DEPTH=128)),
+    _few("no vectors", partial(constants, VECTOR_CHANNELS=1024, VECTOR_DEPTH=1)),
+    _few("vectors from 256", partial(constants, VECTOR_CHANNELS=256)),
+    _few("vector parts of 256", partial(constants, VECTOR_DEPTH=512, SPLIT_PROGRAMS=512)),
+    _few("choose, 16 warps", partial(option, "rvq_choose", num_warps=16)),
     _few("rules again", lambda: None),
     _many("rules", lambda: None),
-    _many(
-        "deep 64x64x32", partial(product, deep={"rows": 64, "cols": 64, "depth": 32, "stages": 3})
-    ),
-    _many(
-        "deep 32x64x32", partial(product, deep={"rows": 32, "cols": 64, "depth": 32, "stages": 3})
-    ),
-    _many(
-        "deep 64x32x32", partial(product, deep={"rows": 64, "cols": 32, "depth": 32, "stages": 3})
-    ),
-    _many(
-        "deep 128x64x32, 8 warps",
-        partial(product, deep={"rows": 128, "cols": 64, "depth": 32, "warps": 8, "stages": 3}),
-    ),
-    _many("broad 128x64x32, 8 warps", partial(product, broad={"rows": 128, "warps": 8})),
-    _many("broad 64x64x16", partial(product, broad={"depth": 16, "stages": 4})),
-    _many("lstm 32 rows", partial(tile_of, "lstm", rows=32, depth=32)),
-    _many("lstm 64 rows", partial(tile_of, "lstm", rows=64, depth=32)),
+    _many("deep 16x16x128", partial(product, deep=NARROW)),
+    _many("deep 32x64x32", partial(product, deep={**WIDE, "rows": 32})),
+    _many("deep 64x32x32", partial(product, deep={**WIDE, "cols": 32})),
+    _many("all 128x64x32, 8 warps", partial(product, *[{**WIDE, "rows": 128, "warps": 8}] * 2)),
+    _many("all 64x64x16", partial(product, *[{**WIDE, "depth": 16, "stages": 4}] * 2)),
+    _many("all 2 stages", partial(product, *[{**WIDE, "stages": 2}] * 2)),
+    _many("lstm 16 rows, 64 deep", partial(tile_of, "lstm", rows=16, depth=64)),
+    _many("lstm 32 rows", partial(tile_of, "lstm", rows=32)),
     _many("resblock 64 rows", partial(tile_of, "resblock", rows=64)),
-    _many("search 16 frames", partial(tile_of, "rvq_encode", rows=16)),
-    _many("search 32 frames", partial(tile_of, "rvq_encode", rows=32)),
+    _many("resblock 16 rows", partial(tile_of, "resblock", rows=16)),
+    _many("one output, 128 rows", partial(tile_of, "conv1d_single", rows=128)),
+    _many("one output, 32 rows", partial(tile_of, "conv1d_single", rows=32)),
+    _many("books, not tables", partial(constants, TABLE_BOOKS=0)),
+    _many("tf32x3", partial(precision, "tf32x3")),
     _many("rules again", lambda: None),
 )
 

@@ -48,13 +48,16 @@ def launch_metadata(
 
 @triton.jit
 def follow(CHAINED: tl.constexpr):
-    """Let the next launch be prepared, and wait until all that the one before wrote can be read.
+    """Wait until all that the launch before wrote can be read, and let the next one be prepared.
 
-    Every chained kernel begins with it. As each waits for the one before, it waits for all before.
+    Every chained kernel calls it before it reads what another wrote; weights may be read earlier.
+    As each waits for the one before, it waits for all before. In this order two launches are on the
+    device at a time: were the next one let in before the wait, the launches of a whole tick would
+    stand in each other's way there, and crowd onto few multiprocessors.
     """
     if CHAINED:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()
 
 
 @triton.jit
@@ -106,19 +109,20 @@ def load_window(
     PAST: tl.constexpr,
     ELU: tl.constexpr,
 ):
-    """The tile (row, k) of the windows of (context, x), k counting (tap, channel).
+    """The windows of (context, x) of rows, at places ``k`` that count (tap, channel).
 
     A row's window begins at step ``first`` of x, which lies in the context where it is below 0;
-    ``context_row`` points behind a slot's last step.
+    ``context_row`` points behind a slot's last step. Rows and places are broadcast: [R, 1] and
+    [1, D] give a tile, a scalar and [D] a vector.
     """
-    step = first[:, None] + (k // CHANNELS * DILATION)[None, :]
-    offset = step * CHANNELS + (k % CHANNELS)[None, :]
-    valid = row_valid[:, None] & (k < TAPS * CHANNELS)[None, :]
-    value = tl.load(x_row[:, None] + offset, mask=valid & (step >= 0), other=0.0)
+    step = first + k // CHANNELS * DILATION
+    offset = step * CHANNELS + k % CHANNELS
+    valid = row_valid & (k < TAPS * CHANNELS)
+    value = tl.load(x_row + offset, mask=valid & (step >= 0), other=0.0)
     if ELU:
         value = elu(value)
     if PAST > 0:
-        old = tl.load(context_row[:, None] + offset, mask=valid & (step < 0), other=0.0)
+        old = tl.load(context_row + offset, mask=valid & (step < 0), other=0.0)
         value = tl.where(step < 0, old, value)
     return value
 

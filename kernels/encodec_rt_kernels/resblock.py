@@ -89,7 +89,16 @@ def _resblock_kernel(
         for start in range(0, TAPS * CHANNELS, DEPTH):
             k = start + tl.arange(0, DEPTH)
             value = load_window(
-                x_row, context_row, row_valid, first, k, CHANNELS, TAPS, DILATION, PAST, True
+                x_row[:, None],
+                context_row[:, None],
+                row_valid[:, None],
+                first[:, None],
+                k[None, :],
+                CHANNELS,
+                TAPS,
+                DILATION,
+                PAST,
+                True,
             )
             weight = load_tile(weight_in_ptr, k, k < TAPS * CHANNELS, h, h_valid, HIDDEN)
             hidden = tl.dot(value, weight, hidden, input_precision=DOT)

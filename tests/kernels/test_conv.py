@@ -52,6 +52,8 @@ CONVS = [
     pytest.param(3, 4, 5, 6, 1, 1, 1, True, id="one tap, no context"),
     pytest.param(2, 4, 20, 70, 3, 1, 1, True, id="more channels than a tile"),
     pytest.param(23, 3, 3, 1, 7, 1, 1, True, id="last layer, odd number of slots"),
+    pytest.param(2, 9, 70, 1, 7, 1, 2, True, id="one output of more channels than its kernel has"),
+    pytest.param(2, 90, 32, 1, 7, 1, 2, False, id="one output, more steps than a tile"),
     pytest.param(1, 5, 128, 256, 10, 5, 1, True, id="full size"),
 ]
 
@@ -138,6 +140,47 @@ def test_a_split_product_equals_float64(
     assert gaps_are_untouched(following)
 
 
+@pytest.mark.parametrize(
+    ("slots", "steps", "inputs", "outputs", "kernel", "stride", "dilation"),
+    [
+        pytest.param(2, 2, 8, 20, 4, 2, 1, id="one part"),
+        pytest.param(3, 1, 40, 5, 7, 1, 1, id="parts, context longer than the frame"),
+        pytest.param(1, 3, 9, 17, 3, 1, 2, id="dilated, odd channels"),
+        pytest.param(2, 2, 8, 4, 1, 1, 1, id="one tap, no context"),
+    ],
+)
+def test_a_matrix_times_a_vector_equals_float64(
+    slots: int,
+    steps: int,
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int,
+    dilation: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(configs, "VECTOR_CHANNELS", 8)
+    monkeypatch.setattr(configs, "VECTOR_DEPTH", 128)
+    assert configs.conv1d_vector(80, FEW, inputs, outputs, kernel)
+    past = (kernel - 1) * dilation + 1 - stride
+    x, context = randn(slots, steps, inputs), state(slots, past, inputs)
+    weight = randn(outputs, inputs, kernel, scale=(inputs * kernel) ** -0.5)
+    bias = randn(outputs)
+    packed = pack_conv1d(weight, bias, stride=stride, dilation=dilation)
+    layer = {"kernel": kernel, "stride": stride, "dilation": dilation, "elu": True}
+
+    def run() -> tuple[Tensor, Tensor]:
+        following = poisoned(context)
+        return conv1d(x, context, following, packed, **layer, rules=FEW), following
+
+    y, following = in_any_order(run)
+    wanted_next = context.double()
+    wanted = TORCH.conv1d(x.double(), context.double(), wanted_next, double(weight, bias), **layer)
+    assert error(y, wanted) <= bound("conv1d", "float32")
+    assert error(following, wanted_next) <= bound("elu", "float32")
+    assert gaps_are_untouched(following)
+
+
 TRANSPOSED = [
     pytest.param(3, 4, 8, 4, 4, 2, id="overlap of one step"),
     pytest.param(2, 1, 8, 4, 16, 8, id="one step"),
@@ -149,10 +192,21 @@ TRANSPOSED = [
 ]
 
 
+@pytest.mark.parametrize("few", [False, True], ids=["many slots", "few slots"])
 @pytest.mark.parametrize(("slots", "steps", "inputs", "outputs", "kernel", "stride"), TRANSPOSED)
 def test_conv_transpose1d_equals_float64(
-    slots: int, steps: int, inputs: int, outputs: int, kernel: int, stride: int
+    slots: int,
+    steps: int,
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int,
+    few: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # By the rules for few slots those of two taps are a matrix times a vector.
+    monkeypatch.setattr(configs, "VECTOR_CHANNELS", 4)
+    rules = Rules(few=few)
     x, tail = randn(slots, steps, inputs), state(slots, kernel - stride, outputs)
     weight = randn(inputs, outputs, kernel, scale=(inputs * kernel / stride) ** -0.5)
     bias = randn(outputs)
@@ -160,7 +214,8 @@ def test_conv_transpose1d_equals_float64(
 
     def run() -> tuple[Tensor, Tensor]:
         following = poisoned(tail)
-        return conv_transpose1d(x, tail, following, packed, kernel=kernel, stride=stride), following
+        y = conv_transpose1d(x, tail, following, packed, kernel=kernel, stride=stride, rules=rules)
+        return y, following
 
     y, following = run() if inputs * outputs > 10_000 else in_any_order(run)
     wanted_next = tail.double()
