@@ -101,13 +101,16 @@ FUSED_CHANNELS = 64
 DEEP_CHANNELS = 256
 """From this width on a layer has at most a few rows per slot, and its weights are megabytes."""
 
-SPLIT_DEPTH = 1024
+SPLIT_DEPTH = 512
 """Products at least this deep are split where ``Rules.few``."""
+
+LONGEST_DEPTH = 2048
+"""Products at least this deep have one row per slot, and get smaller tiles, for more programs."""
 
 SPLIT_PROGRAMS = 128
 """Programs that a split shares a layer out to at most: what an H100 runs at once, rounded down."""
 
-PART_DEPTH = 256
+PART_DEPTH = 128
 """Least depth of a part; a thinner one would write and read about as much as it multiplies."""
 
 TABLE_BOOKS = 8
@@ -199,10 +202,12 @@ def conv1d_single(arch: int, rules: Rules, inputs: int, outputs: int) -> Tile | 
 def _product(arch: int, rules: Rules, inputs: int, outputs: int, taps: int) -> Tile:
     """``conv1d`` before any split."""
     deep, exact = max(inputs, outputs) >= DEEP_CHANNELS, rules.precision == "exact"
+    roomy = _roomy(arch)
     if rules.few:
         most = (128 if exact else 64) if deep else 32
         return Tile(
-            rows=16,
+            # A tensor core multiplies 16 rows, whatever there is in them.
+            rows=8 if exact else 16,
             cols=_power_of_two(outputs, 16, 16),
             depth=_power_of_two(inputs * taps, 16, most),
             warps=4,
@@ -210,9 +215,10 @@ def _product(arch: int, rules: Rules, inputs: int, outputs: int, taps: int) -> T
             dot=rules.dot,
             chained=rules.chains(arch),
         )
+    longest = inputs * taps >= LONGEST_DEPTH
     return Tile(
-        rows=64 if _roomy(arch) else 32,
-        cols=_power_of_two(outputs, 16, 64),
+        rows=64 if roomy and not longest else 32,
+        cols=_power_of_two(outputs, 16, 32 if longest and outputs <= 128 else 64),
         depth=_power_of_two(inputs * taps, 16, 32),
         warps=4,
         stages=3 if _roomy(arch) else 2,
@@ -229,7 +235,7 @@ def conv_transpose1d(arch: int, rules: Rules, inputs: int, width: int) -> Tile:
 def resblock(arch: int, rules: Rules, channels: int) -> Tile:
     """Tile of a residual block in one launch."""
     return Tile(
-        rows=16 if rules.few else 32,
+        rows=32 if not rules.few else 8 if rules.precision == "exact" else 16,
         cols=_power_of_two(channels, 16, FUSED_CHANNELS),
         depth=_power_of_two(channels, 16, 32),
         warps=4,
@@ -278,11 +284,12 @@ def rvq_encode(arch: int, rules: Rules, width: int, size: int) -> Tile:
 
 def rvq_score(arch: int, rules: Rules, width: int, size: int) -> Tile:
     """Tile of the products of latents with the vectors of a book, in float32 in both precisions."""
-    depth = _power_of_two(width, 16, 1 << 20)
+    cols = _power_of_two(size, 16, 64)
     if rules.few:
-        return _vector(arch, rules, _power_of_two(size, 16, 64), depth, 4)
-    rows = 64 if _roomy(arch) else 32
-    return Tile(rows, _power_of_two(size, 16, 64), depth, 4, 1, "ieee", rules.chains(arch))
+        return _vector(arch, rules, cols, _power_of_two(width, 16, 1 << 20), 4)
+    roomy = _roomy(arch)
+    rows, stages, depth = 64 if roomy else 32, 3 if roomy else 2, _power_of_two(width, 16, 32)
+    return Tile(rows, cols, depth, 4, stages, "ieee", rules.chains(arch))
 
 
 def rvq_choose(arch: int, rules: Rules) -> Options:

@@ -61,16 +61,20 @@ def _rvq_score_kernel(
     book = tl.program_id(1).to(tl.int64)
     v = tl.program_id(2) * COLS + tl.arange(0, COLS)
     v_valid = v < SIZE
-    d = tl.arange(0, DEPTH)
-    d_valid = d < WIDTH
-    latent = load_tile(latents_ptr, frame, frame < frames, d, d_valid, WIDTH)
-    vector = tl.load(
-        vectors_ptr + book * SIZE * WIDTH + v[None, :] * WIDTH + d[:, None],
-        mask=v_valid[None, :] & d_valid[:, None],
-        other=0.0,
-    )
+    vectors_ptr += book * SIZE * WIDTH
+    acc = tl.zeros((ROWS, COLS), tl.float32)
+    for start in range(0, WIDTH, DEPTH):
+        d = start + tl.arange(0, DEPTH)
+        d_valid = d < WIDTH
+        latent = load_tile(latents_ptr, frame, frame < frames, d, d_valid, WIDTH)
+        vector = tl.load(
+            vectors_ptr + v[None, :] * WIDTH + d[:, None],
+            mask=v_valid[None, :] & d_valid[:, None],
+            other=0.0,
+        )
+        acc = tl.dot(latent, vector, acc, input_precision=DOT)
     norm = tl.load(norms_ptr + book * SIZE + v, mask=v_valid, other=0.0)
-    score = norm[None, :] - 2.0 * tl.dot(latent, vector, input_precision=DOT)
+    score = norm[None, :] - 2.0 * acc
     tl.store(
         scores_ptr + (frame * books + book)[:, None] * SIZE + v[None, :],
         score,

@@ -127,7 +127,7 @@ def test_a_device_without_a_gpu_counts_as_8_0() -> None:
 
 @pytest.mark.parametrize(
     ("inputs", "outputs", "taps", "splits"),
-    [(256, 512, 16, 4), (512, 128, 7, 8), (128, 256, 10, 4), (256, 128, 3, 1), (64, 128, 8, 1)],
+    [(256, 512, 16, 4), (512, 128, 7, 16), (128, 256, 10, 8), (64, 128, 8, 4), (32, 64, 4, 1)],
 )
 def test_a_deep_product_of_few_slots_is_shared_out_further(
     inputs: int, outputs: int, taps: int, splits: int
