@@ -101,16 +101,16 @@ FUSED_CHANNELS = 64
 DEEP_CHANNELS = 256
 """From this width on a layer has at most a few rows per slot, and its weights are megabytes."""
 
-SPLIT_DEPTH = 512
+SPLIT_DEPTH = 256
 """Products at least this deep are split where ``Rules.few``."""
 
-LONGEST_DEPTH = 2048
-"""Products at least this deep have one row per slot, and get smaller tiles, for more programs."""
+LONGEST_DEPTH = 1280
+"""Products at least this deep have 1 to 8 rows per slot: smaller tiles, for more programs."""
 
 SPLIT_PROGRAMS = 128
 """Programs that a split shares a layer out to at most: what an H100 runs at once, rounded down."""
 
-PART_DEPTH = 128
+PART_DEPTH = 64
 """Least depth of a part; a thinner one would write and read about as much as it multiplies."""
 
 TABLE_BOOKS = 8
