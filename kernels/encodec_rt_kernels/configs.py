@@ -211,7 +211,7 @@ def _product(arch: int, rules: Rules, inputs: int, outputs: int, taps: int) -> T
             cols=_power_of_two(outputs, 16, 16),
             depth=_power_of_two(inputs * taps, 16, most),
             warps=4,
-            stages=4 if _roomy(arch) else 3,
+            stages=4 if roomy else 3,
             dot=rules.dot,
             chained=rules.chains(arch),
         )
@@ -221,7 +221,7 @@ def _product(arch: int, rules: Rules, inputs: int, outputs: int, taps: int) -> T
         cols=_power_of_two(outputs, 16, 32 if longest and outputs <= 128 else 64),
         depth=_power_of_two(inputs * taps, 16, 32),
         warps=4,
-        stages=3 if _roomy(arch) else 2,
+        stages=3 if roomy and not exact else 2,
         dot=rules.dot,
         chained=rules.chains(arch),
     )
@@ -239,7 +239,7 @@ def resblock(arch: int, rules: Rules, channels: int) -> Tile:
         cols=_power_of_two(channels, 16, FUSED_CHANNELS),
         depth=_power_of_two(channels, 16, 32),
         warps=4,
-        stages=3 if _roomy(arch) else 2,
+        stages=3 if _roomy(arch) and (rules.few or rules.precision == "fast") else 2,
         dot=rules.dot,
         chained=rules.chains(arch),
     )

@@ -204,6 +204,8 @@ def launch_all(slots: int, filters: int = 32) -> None:
         packed = ops.pack_codebooks((torch.zeros(shape, device=nowhere),))
         latents = torch.zeros(slots, 1, config.hidden_size, device=nowhere)
         ops.rvq_decode(ops.rvq_encode(latents, packed, codebooks=8), packed)
+        # More codebooks than there are tables for are searched in the books.
+        ops.rvq_encode(latents, packed, codebooks=config.num_quantizers)
 
 
 _RULELESS = ("pack_conv1d", "pack_conv_transpose1d", "pack_resblock", "pack_lstm")

@@ -101,8 +101,8 @@ def test_a_vector_of_a_book_is_one_tile_deep() -> None:
 
 def test_cards_with_less_shared_memory_get_a_shorter_pipeline() -> None:
     for small, large in ((86, 80), (120, 90)):
-        less = configs.conv1d(small, MANY, 256, 512, 16)
-        more = configs.conv1d(large, MANY, 256, 512, 16)
+        less = configs.conv1d(small, Rules(few=True), 256, 512, 16)
+        more = configs.conv1d(large, Rules(few=True), 256, 512, 16)
         assert less.stages < more.stages
 
 
@@ -127,7 +127,7 @@ def test_a_device_without_a_gpu_counts_as_8_0() -> None:
 
 @pytest.mark.parametrize(
     ("inputs", "outputs", "taps", "splits"),
-    [(256, 512, 16, 4), (512, 128, 7, 16), (128, 256, 10, 8), (64, 128, 8, 4), (32, 64, 4, 1)],
+    [(256, 512, 16, 4), (512, 128, 7, 16), (128, 256, 10, 8), (64, 128, 8, 8), (32, 64, 4, 1)],
 )
 def test_a_deep_product_of_few_slots_is_shared_out_further(
     inputs: int, outputs: int, taps: int, splits: int
