@@ -28,6 +28,8 @@ from encodec_rt_kernels.device import (
     launch_metadata,
     load_tile,
     load_window,
+    rounded,
+    to_dot,
 )
 
 Packed = tuple[Tensor, ...]
@@ -98,7 +100,7 @@ def _conv1d_kernel(
             ELU,
         )
         weight = load_tile(weight_ptr, k, k < TAPS * INPUTS, col, col < OUTPUTS, OUTPUTS)
-        acc = tl.dot(value, weight, acc, input_precision=DOT)
+        acc = tl.dot(rounded(value, DOT), weight, acc, input_precision=DOT)
     if SPLITS == 1:
         acc += tl.load(bias_ptr + col, mask=col < OUTPUTS, other=0.0)[None, :]
     else:
@@ -283,10 +285,25 @@ def _sum_kernel(
     tl.store(y_ptr + index, acc, mask=valid)
 
 
-def pack_conv1d(weight: Tensor, bias: Tensor, *, stride: int, dilation: int) -> Packed:
+def tile_of(arch: int, rules: configs.Rules, inputs: int, outputs: int, taps: int) -> configs.Tile:
+    """The tile of whichever kernel a convolution has."""
+    single = configs.conv1d_single(arch, rules, inputs, outputs)
+    vector = configs.conv1d_vector(arch, rules, inputs, outputs, taps)
+    return single or vector or configs.conv1d(arch, rules, inputs, outputs, taps)
+
+
+def pack_conv1d(
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    stride: int,
+    dilation: int,
+    rules: configs.Rules = configs.MANY,
+) -> Packed:
     """Weight [C', C, K] and bias -> ([K * C, C'], bias)."""
-    outputs = weight.shape[0]
-    return weight.permute(2, 1, 0).reshape(-1, outputs).contiguous(), bias.contiguous()
+    outputs, inputs, taps = weight.shape
+    dot = tile_of(configs.architecture(weight.device), rules, inputs, outputs, taps).dot
+    return to_dot(weight.permute(2, 1, 0).reshape(-1, outputs), dot), bias.contiguous()
 
 
 def conv1d(
@@ -311,7 +328,7 @@ def conv1d(
     y = torch.empty(slots, steps_out, outputs, device=x.device)
     single = configs.conv1d_single(arch, rules, inputs, outputs)
     vector = configs.conv1d_vector(arch, rules, inputs, outputs, kernel)
-    tile = single or vector or configs.conv1d(arch, rules, inputs, outputs, kernel)
+    tile = tile_of(arch, rules, inputs, outputs, kernel)
     split = tile.splits > 1
     parts = torch.empty(tile.splits, *y.shape, device=x.device) if split else y
     row_tiles = 1 if vector else triton.cdiv(slots * steps_out, tile.rows)

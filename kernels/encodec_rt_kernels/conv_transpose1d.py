@@ -19,7 +19,15 @@ import triton.language as tl
 from torch import Tensor
 
 from encodec_rt_kernels import configs
-from encodec_rt_kernels.device import Arguments, elu, follow, launch_metadata, load_tile
+from encodec_rt_kernels.device import (
+    Arguments,
+    elu,
+    follow,
+    launch_metadata,
+    load_tile,
+    rounded,
+    to_dot,
+)
 
 Packed = tuple[Tensor, ...]
 
@@ -80,7 +88,7 @@ def _conv_transpose1d_kernel(
         offset = step * INPUTS + (k % INPUTS)[None, :]
         value = elu(tl.load(x_row[:, None] + offset, mask=valid, other=0.0))
         weight = load_tile(weight_ptr, k, k_valid, col, col_valid, WIDTH)
-        acc = tl.dot(value, weight, acc, input_precision=DOT)
+        acc = tl.dot(rounded(value, DOT), weight, acc, input_precision=DOT)
     valid = row_valid[:, None] & col_valid[None, :]
     place = block[:, None] * WIDTH + col[None, :]
     tail = tl.load(
@@ -146,14 +154,29 @@ def _conv_transpose1d_vector_kernel(
         tl.store(tail_next_ptr + slot * tail_next_stride + col, rest, mask=overlaps)
 
 
-def pack_conv_transpose1d(weight: Tensor, bias: Tensor, *, stride: int, dilation: int) -> Packed:
+def tile_of(arch: int, rules: configs.Rules, inputs: int, width: int, taps: int) -> configs.Tile:
+    """The tile of whichever kernel a transposed convolution has."""
+    vector = configs.conv_transpose1d_vector(arch, rules, inputs, taps)
+    return vector or configs.conv_transpose1d(arch, rules, inputs, width)
+
+
+def pack_conv_transpose1d(
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    stride: int,
+    dilation: int,
+    rules: configs.Rules = configs.MANY,
+) -> Packed:
     """Weight [C, C', K] and bias -> ([U * C, stride * C'], bias), U = ceil(K / stride)."""
     assert dilation == 1, "no transposed convolution of the model is dilated"
     inputs, outputs, kernel = weight.shape
     taps = -(-kernel // stride)
     padded = torch.nn.functional.pad(weight, (0, taps * stride - kernel))
     blocks = padded.reshape(inputs, outputs, taps, stride).permute(2, 0, 3, 1)
-    return blocks.reshape(taps * inputs, stride * outputs).contiguous(), bias.contiguous()
+    width = stride * outputs
+    dot = tile_of(configs.architecture(weight.device), rules, inputs, width, taps).dot
+    return to_dot(blocks.reshape(taps * inputs, width), dot), bias.contiguous()
 
 
 def conv_transpose1d(
@@ -174,7 +197,7 @@ def conv_transpose1d(
     taps = -(-kernel // stride)
     arch = configs.architecture(x.device)
     vector = configs.conv_transpose1d_vector(arch, rules, inputs, taps)
-    tile = vector or configs.conv_transpose1d(arch, rules, inputs, stride * outputs)
+    tile = tile_of(arch, rules, inputs, stride * outputs, taps)
     y = torch.empty(slots, steps * stride, outputs, device=x.device)
     rows = triton.cdiv(slots * steps, tile.rows) + triton.cdiv(slots * (taps - 1), tile.rows)
     grid = (rows, triton.cdiv(stride * outputs, tile.cols))

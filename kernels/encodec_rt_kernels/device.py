@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -84,6 +85,23 @@ def tanh(x):
     e = expm1(-2.0 * tl.abs(x))
     magnitude = -e / (e + 2.0)
     return tl.where(x < 0.0, -magnitude, magnitude)
+
+
+def to_dot(weight: Tensor, dot: str) -> Tensor:
+    """A packed weight as products in ``dot`` arithmetic take it: for TF32 rounded to nearest."""
+    if dot != "tf32":
+        return weight.contiguous()
+    bits = weight.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & -0x2000).view(torch.float32)
+
+
+@triton.jit
+def rounded(value, DOT: tl.constexpr):
+    """A factor of a product: for TF32 rounded to nearest, since a tensor core cuts digits off."""
+    if DOT == "tf32":
+        bits = value.to(tl.int32, bitcast=True)
+        value = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return value
 
 
 @triton.jit

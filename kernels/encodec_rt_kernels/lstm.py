@@ -17,7 +17,15 @@ import triton.language as tl
 from torch import Tensor
 
 from encodec_rt_kernels import configs
-from encodec_rt_kernels.device import Arguments, follow, launch_metadata, load_tile, tanh
+from encodec_rt_kernels.device import (
+    Arguments,
+    follow,
+    launch_metadata,
+    load_tile,
+    rounded,
+    tanh,
+    to_dot,
+)
 
 Packed = tuple[Tensor, ...]
 
@@ -79,7 +87,7 @@ def _lstm_kernel(
         )
         value = tl.where((k < UNITS)[None, :], x, hidden)
         weight = load_tile(weight_ptr, k, k_valid, col, col_valid, 4 * UNITS)
-        acc = tl.dot(value, weight, acc, input_precision=DOT)
+        acc = tl.dot(rounded(value, DOT), weight, acc, input_precision=DOT)
     acc += tl.load(bias_ptr + col, mask=col_valid, other=0.0)[None, :]
     valid = slot_valid[:, None] & unit_valid[None, :]
     cell = load_tile(cell_ptr, slot, slot_valid, unit, unit_valid, cell_stride)
@@ -144,7 +152,7 @@ def _lstm_vector_kernel(
             tl.store(y_ptr + slot * y_stride + unit, hidden, mask=unit_valid)
 
 
-def pack_lstm(weights: Packed) -> Packed:
+def pack_lstm(weights: Packed, *, rules: configs.Rules = configs.MANY) -> Packed:
     """Per layer (w_ih [4D, D], w_hh [4D, D], b_ih, b_hh) -> ([2D, 4D], the sum of the biases).
 
     The four gates of a unit lie side by side.
@@ -155,7 +163,9 @@ def pack_lstm(weights: Packed) -> Packed:
         gates, units = torch.cat([weight_ih, weight_hh], 1), weight_hh.shape[1]
         gates = gates.unflatten(0, (4, units)).transpose(0, 1).flatten(0, 1)
         bias = (bias_ih + bias_hh).unflatten(0, (4, units)).t().flatten()
-        packed += [gates.t().contiguous(), bias.contiguous()]
+        arch = configs.architecture(gates.device)
+        tile = configs.lstm_vector(arch, rules, units) or configs.lstm(arch, rules, units)
+        packed += [to_dot(gates.t(), tile.dot), bias.contiguous()]
     return tuple(packed)
 
 

@@ -185,10 +185,7 @@ def launch_all(slots: int, filters: int = 32) -> None:
     }
     for precision, few in itertools.product(("exact", "fast"), (False, True)):
         rules = encodec_rt_kernels.Rules(precision, few, chained=few)
-        with_rules = {
-            name: row if name in _RULELESS else functools.partial(row, rules=rules)
-            for name, row in rows.items()
-        }
+        with_rules = {name: functools.partial(row, rules=rules) for name, row in rows.items()}
         ops = replace(TORCH, **with_rules)
         for part, prefix, frame in (
             (model.encoder, "encoder", (slots, config.hop_length, config.audio_channels)),
@@ -206,9 +203,6 @@ def launch_all(slots: int, filters: int = 32) -> None:
         ops.rvq_decode(ops.rvq_encode(latents, packed, codebooks=8), packed)
         # More codebooks than there are tables for are searched in the books.
         ops.rvq_encode(latents, packed, codebooks=config.num_quantizers)
-
-
-_RULELESS = ("pack_conv1d", "pack_conv_transpose1d", "pack_resblock", "pack_lstm")
 
 
 def _short(kernel: Any) -> str:

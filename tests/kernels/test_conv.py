@@ -181,6 +181,37 @@ def test_a_matrix_times_a_vector_equals_float64(
     assert gaps_are_untouched(following)
 
 
+def to_tf32(values: Tensor) -> Tensor:
+    """The nearest of the numbers that TF32 has, halves away from zero, as float64."""
+    fraction, exponent = torch.frexp(values.double())
+    steps = fraction * 2048
+    return torch.ldexp(torch.trunc(steps + 0.5 * steps.sign()) / 2048, exponent)
+
+
+def test_fast_products_round_their_factors_to_nearest() -> None:
+    fast = Rules("fast")
+    x, context, tail = randn(2, 6, 9), state(2, 2, 9), state(2, 2, 5)
+    weight, bias = randn(7, 9, 3), torch.zeros(7, device=DEVICE)
+    packed = pack_conv1d(weight, bias, stride=1, dilation=1, rules=fast)
+    layer = {"kernel": 3, "stride": 1, "dilation": 1, "elu": False}
+    y = conv1d(x, context, poisoned(context), packed, **layer, rules=fast)
+    factors = to_tf32(x), to_tf32(context), context.double()
+    wanted = TORCH.conv1d(*factors, (to_tf32(weight), bias.double()), **layer)
+    # On a device the sums, too, are those of a tensor core.
+    assert error(y, wanted) <= (bound("conv1d", "float32") if DEVICE.type == "cpu" else 2e-5)
+    assert (
+        error(y, TORCH.conv1d(*double(x, context, context), double(weight, bias), **layer)) > 1e-5
+    )
+    up = randn(9, 5, 4)
+    packed = pack_conv_transpose1d(up, bias[:5], stride=2, dilation=1, rules=fast)
+    y = conv_transpose1d(x.abs(), tail, poisoned(tail), packed, kernel=4, stride=2, rules=fast)
+    # The ELU of a positive number is that number.
+    given = to_tf32(x.abs()), tail.double(), tail.double()
+    rounded = to_tf32(up), bias[:5].double()
+    wanted = TORCH.conv_transpose1d(*given, rounded, kernel=4, stride=2)
+    assert error(y, wanted) <= (bound("conv1d", "float32") if DEVICE.type == "cpu" else 2e-5)
+
+
 TRANSPOSED = [
     pytest.param(3, 4, 8, 4, 4, 2, id="overlap of one step"),
     pytest.param(2, 1, 8, 4, 16, 8, id="one step"),
