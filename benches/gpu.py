@@ -16,11 +16,9 @@ ready, and the record is written after every case, so that a run that dies keeps
 from __future__ import annotations
 
 import argparse
-import gc
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -43,7 +41,14 @@ from benches.rows import (
     Row,
     torch_engine,
 )
-from benches.timing import FRAME_MS, Budget, replay_ms, time_limit, wall_ms
+from benches.timing import (
+    FRAME_MS,
+    Budget,
+    no_collection,
+    replay_ms,
+    time_limit,
+    wall_ms,
+)
 from benches.workload import noise, random_24khz, speech
 from encodec_rt.model.encodec import EncodecModel
 
@@ -149,19 +154,6 @@ class OneStream:
             {"encode wall": encoding, "decode wall": decoding},
             whole=whole,
         )
-
-
-@contextmanager
-def no_collection() -> Iterator[None]:
-    """No garbage collection inside, which would be timed."""
-    gc.collect()
-    gc.freeze()
-    gc.disable()
-    try:
-        yield
-    finally:
-        gc.enable()
-        gc.unfreeze()
 
 
 def latency(bench: OneStream, rows: Sequence[Row] = LATENCY) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 from benches.checks import FAILURES, codes_of, note, require_same_codes, skip
 from benches.record import Record
 from benches.rows import STREAMS, Contender, Row, torch_engine
-from benches.timing import FRAME_MS, Budget, wait_until
+from benches.timing import FRAME_MS, Budget, no_collection, wait_until
 from benches.workload import frames, noise
 from encodec_rt.model.encodec import EncodecModel
 
@@ -80,9 +80,9 @@ def many_streams(
 
     def keeps_up(slots: int) -> bool:
         runner = row.make(model, slots, device)
-        times = flat_out(
-            runner, noise(slots, 4 * hop), hop, limits.ticks, budget.left(limits.flat_out_s)
-        )
+        audio = noise(slots, 4 * hop)
+        with no_collection():
+            times = flat_out(runner, audio, hop, limits.ticks, budget.left(limits.flat_out_s))
         kept = share_over(times, FRAME_MS) <= 0.01
         values = {"streams": slots if kept else 0, "kept": kept}
         note(record, {"slots": slots, "paced": False, **row.case}, {"tick": times}, **values)
@@ -94,7 +94,9 @@ def many_streams(
         slots = candidates[best]
         seconds = budget.left(limits.paced_s)
         runner = row.make(model, slots, device)
-        times, planned = paced(runner, noise(slots, 4 * hop), hop, seconds)
+        audio = noise(slots, 4 * hop)
+        with no_collection():
+            times, planned = paced(runner, audio, hop, seconds)
         late = sum(each > FRAME_MS for each in times)
         kept = len(times) == planned and late <= LATE_ALLOWED * planned
         note(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -47,6 +48,19 @@ def time_limit(seconds: float) -> Iterator[None]:
         signal.signal(signal.SIGALRM, handler)
         left = left and max(1e-3, left - (time.perf_counter() - begun))
         signal.setitimer(signal.ITIMER_REAL, left, interval)
+
+
+@contextmanager
+def no_collection() -> Iterator[None]:
+    """No garbage collection inside, which would be timed."""
+    gc.collect()
+    gc.freeze()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
+        gc.unfreeze()
 
 
 def wait_until(due: float) -> None:
