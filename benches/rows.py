@@ -21,7 +21,7 @@ from encodec_rt.streaming.backends.select import select
 from encodec_rt.streaming.backends.triton import triton_ops
 from encodec_rt.streaming.cuda_graph import Tick
 from encodec_rt.streaming.engine import Engine
-from encodec_rt.streaming.ops import Precision
+from encodec_rt.streaming.ops import Precision, Step
 from encodec_rt.streaming.runner import Runner
 from encodec_rt.streaming.weights import pack
 
@@ -41,7 +41,7 @@ class Contender(Protocol):
         """Codes [S, Q] -> audio [S, hop], readable where the codes are."""
 
     @property
-    def ticks(self) -> Mapping[str, Tick]:
+    def ticks(self) -> Mapping[str, Step]:
         """Both steps on the device alone, "encode" and "decode", if they are apart."""
 
 
@@ -151,7 +151,7 @@ class TransformersFrames:
         twin.load_state_dict(model.state_dict())
         self._model = twin.eval().to(device)
         self._device, self._kbps = device, bandwidth_kbps(model)
-        self.ticks: Mapping[str, Tick] = {}
+        self.ticks: Mapping[str, Step] = {}
 
     @torch.inference_mode()
     def encode(self, pcm: Tensor) -> Tensor:

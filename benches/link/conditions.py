@@ -90,10 +90,9 @@ def call(codec: Codec, condition: Condition, seed: int) -> Heard:
     frames = round(condition.seconds * codec.config.frame_rate)
     codes = np.random.default_rng(seed).integers(0, 1024, (frames, 8)).astype(np.uint16)
     return simulate(
-        codec,
         codes,
         Channel(condition.network, seed),
-        Silent(codec, SMALL_KBPS),
+        Silent(codec.stream_decoder(SMALL_KBPS)),
         controller=RateController(codebooks=8),
         drift_ppm=condition.drift_ppm,
         estimator=PathEstimator(),
@@ -150,10 +149,9 @@ def cuts(codec: Codec, kbps: float, network: PathProfile, seed: int) -> dict[str
     codes = np.concatenate([codec.stream_encoder(kbps).push(clip)] * CLIPS)
     buffer = Watched()
     simulate(
-        codec,
         codes,
         Channel(network, seed),
-        Receiver(codec, kbps, buffer=buffer),
+        Receiver(codec.stream_decoder(kbps), buffer=buffer),
         controller=RateController(codebooks=codes.shape[1]),
     )
     seconds = len(codes) / codec.config.frame_rate

@@ -25,8 +25,8 @@ from encodec_rt.link.bandwidth import PathEstimator
 from encodec_rt.netsim.impairment import Channel, PathProfile
 from encodec_rt.netsim.simulate import Heard, simulate
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.streaming.streams import CONCEALMENT_GAINS
 from encodec_rt.voice.bitrate import RateController
-from encodec_rt.voice.conceal import GAINS
 from encodec_rt.voice.jitter import JitterBuffer
 from encodec_rt.voice.receiver import Receiver
 
@@ -47,7 +47,7 @@ class Defence:
 
     name: str
     redundancy: bool
-    gains: tuple[float, ...] = GAINS
+    gains: tuple[float, ...] = CONCEALMENT_GAINS
     repairs: bool = True
 
 
@@ -97,10 +97,9 @@ def run(
     seed: int,
 ) -> tuple[Heard, Receiver]:
     """One call."""
-    listener = Receiver(codec, kbps, gains=defence.gains, repairs=defence.repairs)
+    listener = Receiver(codec.stream_decoder(kbps), gains=defence.gains, repairs=defence.repairs)
     controller = RateController(codebooks=codes.shape[1], redundancy=defence.redundancy)
     heard = simulate(
-        codec,
         codes,
         Channel(network, seed),
         listener,
@@ -114,10 +113,9 @@ def squeeze(codec: Codec, codes: NDArray[np.uint16], kbps: float) -> dict[str, J
     """A bottleneck of 40 kbit/s from second 12 to 28: delay of packets, and the way back."""
     looped = np.concatenate([codes] * 6)
     network = PathProfile(delay_ms=20, jitter_ms=3, rate_kbps=40, rate_span_s=(12, 28))
-    listener = Silent(codec, kbps)
+    listener = Silent(codec.stream_decoder(kbps))
     controller = RateController(codebooks=codes.shape[1])
     heard = simulate(
-        codec,
         looped,
         Channel(network, 0),
         listener,
@@ -153,14 +151,13 @@ class Silent(Receiver):
 
     def render(self, planned: object) -> NDArray[np.float32]:
         """A hop of zeros."""
-        return np.zeros(self._config.hop_length, np.float32)
+        return np.zeros(self.config.hop_length, np.float32)
 
 
 def budget(codec: Codec, codes: NDArray[np.uint16], kbps: float) -> dict[str, Json]:
     """What a perfect network costs: from the end of a frame to its playout."""
-    listener = Silent(codec, kbps, buffer=JitterBuffer())
+    listener = Silent(codec.stream_decoder(kbps), buffer=JitterBuffer())
     heard = simulate(
-        codec,
         codes,
         Channel(PathProfile(delay_ms=0.5), 0),
         listener,

@@ -50,9 +50,8 @@ def hour(model: Model, *, hours: float, parts: int = 6) -> list[dict[str, Json]]
     codec, kbps = model.load(), model.kbps
     config, audio = codec.config, speech(codec.config.sampling_rate)
     count = int(hours * 3600 * config.frame_rate)
-    listener = Receiver(codec, kbps)
+    listener = Receiver(codec.stream_decoder(kbps))
     direction = Direction(
-        codec,
         _frames(codec, kbps, audio, count),
         Channel(HOUR, 0),
         listener,

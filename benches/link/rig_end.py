@@ -30,6 +30,7 @@ from encodec_rt.link.call import Call, CallOptions
 from encodec_rt.link.endpoints import NullSink
 from encodec_rt.netsim.netns import Side
 from encodec_rt.streaming.codec import Codec, warm_up
+from encodec_rt.streaming.frames import FrameDecoder
 from encodec_rt.types import Audio
 from encodec_rt.voice.jitter import Kind, PlayoutSlot
 from encodec_rt.voice.receiver import HopPlan, Receiver
@@ -58,9 +59,9 @@ class Mouth(Talker):
 class Ear(Receiver):
     """A listener that remembers packets and slots."""
 
-    def __init__(self, codec: Codec, kbps: float) -> None:
+    def __init__(self, decoder: FrameDecoder) -> None:
         """As a call makes its own."""
-        super().__init__(codec, kbps)
+        super().__init__(decoder)
         self.packets: list[tuple[float, ...]] = []
         self.turns: list[tuple[float, PlayoutSlot]] = []
 
@@ -69,7 +70,7 @@ class Ear(Receiver):
     ) -> bool:
         """As ever."""
         if payload:
-            packet = parse_packet(payload, bits=self._config.codebook_nbits)
+            packet = parse_packet(payload, bits=self.config.codebook_nbits)
             copies = packet.redundancy.codes.shape if packet.redundancy is not None else (0, 0)
             self.packets.append((now_s, timestamp, len(payload), *packet.codes.shape, *copies))
         return super().receive(
@@ -105,7 +106,7 @@ async def end(codec: Codec, side: str, kbps: float) -> None:
         return dict(json.loads(line or "{}"))
 
     while (order := await told()).get("frames"):
-        mouth, ear = Mouth(codec, clip, order["frames"]), Ear(codec, kbps)
+        mouth, ear = Mouth(codec, clip, order["frames"]), Ear(codec.stream_decoder(kbps))
         recorder = Recorder(codec)
         is_caller = order["offer"] is None
         # A goodbye may get lost, and nobody signals here: each side ends the call by itself.

@@ -196,12 +196,12 @@ def _simulate(
             blocks = list(reader.blocks(config.sampling_rate, config.audio_channels))
         encoder = codec.stream_encoder(bandwidth)
         codes = np.concatenate([encoder.push(np.concatenate(blocks, axis=1)), encoder.flush()])
-        listener = Receiver(codec, bandwidth)
+        listener = Receiver(codec.stream_decoder(bandwidth))
         controller = RateController(
             codebooks=codes.shape[1], bits=config.codebook_nbits, frame_rate_hz=config.frame_rate
         )
         channel = Channel(network, seed + at)
-        heard = simulate(codec, codes, channel, listener, controller=controller)
+        heard = simulate(codes, channel, listener, controller=controller)
         with AudioWriter(
             _heard(folder, side),
             rate_hz=config.sampling_rate,

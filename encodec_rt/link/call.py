@@ -73,7 +73,7 @@ class Call:
             bits=config.codebook_nbits,
             codebooks=config.codebooks_for(kbps),
         )
-        self.listener = Receiver(codec, kbps)
+        self.listener = Receiver(codec.stream_decoder(kbps))
         self._encoder = codec.stream_encoder(kbps)
         self._packetizer = Packetizer(hop=config.hop_length, bits=config.codebook_nbits)
         self._detector = EnergyDetector(frame_s=self._hop_s)

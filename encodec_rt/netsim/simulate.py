@@ -13,7 +13,6 @@ from typing import Protocol
 import numpy as np
 
 from encodec_rt.netsim.impairment import Channel
-from encodec_rt.streaming.codec import Codec
 from encodec_rt.types import Audio, Codes
 from encodec_rt.voice.bitrate import HEADER_BYTES, PacketPlan, RateController
 from encodec_rt.voice.jitter import PlayoutSlot
@@ -151,7 +150,6 @@ class Direction:
 
     def __init__(
         self,
-        codec: Codec,
         frames: Iterable[tuple[Codes, bool]],
         channel: Channel,
         listener: Receiver,
@@ -171,10 +169,12 @@ class Direction:
         self._frames = iter(frames)
         self._listener = listener
         self._controller = controller
-        self._packetizer = Packetizer(hop=codec.config.hop_length, bits=codec.config.codebook_nbits)
+        self._packetizer = Packetizer(
+            hop=listener.config.hop_length, bits=listener.config.codebook_nbits
+        )
         self._feedback = _Feedback(controller, channel, estimator, on_transit)
         self._wire = _Wire(channel, self._feedback)
-        self._hop_s = codec.config.hop_length / codec.config.sampling_rate
+        self._hop_s = listener.config.hop_length / listener.config.sampling_rate
         self._sender_hop_s = self._hop_s / (1 + drift_ppm * 1e-6)
         self._on_plan = on_plan
         self._plan: PacketPlan | None = None
@@ -216,7 +216,6 @@ class Direction:
 
 
 def simulate(
-    codec: Codec,
     codes: Codes,
     channel: Channel,
     listener: Receiver,
@@ -233,7 +232,6 @@ def simulate(
     plans: list[tuple[float, PacketPlan]] = []
     transits_ms: list[tuple[float, float]] = []
     direction = Direction(
-        codec,
         zip(codes, [True] * len(codes) if active is None else active, strict=True),
         channel,
         listener,

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import ArrayLike
+from torch import Tensor
 
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import ConfigError
@@ -14,12 +19,14 @@ from encodec_rt.model.identity import identify
 from encodec_rt.streaming.backends.select import select
 from encodec_rt.streaming.engine import Engine
 from encodec_rt.streaming.ops import Precision, Tuning
-from encodec_rt.streaming.runner import Runner
 from encodec_rt.streaming.segments import SegmentDecoder, SegmentEncoder
 from encodec_rt.streaming.streams import StreamDecoder, StreamEncoder
 from encodec_rt.streaming.weights import CodecWeights, Start, pack
+from encodec_rt.types import Audio, Codes
 
 WARM_UP_FRAMES = 20
+BLOCK = 256
+"""Frames at once where a whole clip is there: 3.4 s of the 24 kHz model."""
 MAX_CODEBOOK_SIZE = 1 << 16
 
 
@@ -55,10 +62,39 @@ class Codec:
         self.device = torch.device(device)
         self.ops = select(backend, self.device, precision, tuned_for)
         self.segmented = not model.config.is_framewise
-        identity = identify(model)
-        self.name, self.weights_sha256 = identity.name, identity.weights_sha256
-        self.model = model.to(self.device) if self.segmented else model
-        self._packed = None if self.segmented else pack(model, self.ops, self.device)
+        self.model = model
+        self._choices = {
+            "device": str(self.device),
+            "backend": backend,
+            "precision": precision,
+            "tuned_for": tuned_for,
+        }
+        # Now, and not when it is first asked for: that may be on an event loop.
+        self._identity = identify(model)
+        if self.segmented and (model.device, model.dtype) != (self.device, torch.float32):
+            self.model = copy.deepcopy(model).to(self.device, torch.float32)
+        self._packed = (
+            None if self.segmented else pack(model, self.ops, self.device, self.weights_sha256)
+        )
+
+    @property
+    def name(self) -> str:
+        """The name that an ``.ecdc`` file gives the model."""
+        return self._identity.name
+
+    @property
+    def weights_sha256(self) -> str:
+        """The SHA-256 of the weights, in hex."""
+        return self._identity.weights_sha256
+
+    @property
+    def sampling_rate(self) -> int:
+        """Samples per second and channel."""
+        return self.config.sampling_rate
+
+    def start_frames(self, start: Start = "primed") -> int:
+        """Frames of audio that a stream's first codes need: its algorithmic delay in frames."""
+        return self.packed.encoder_start_frames if start == "exact" else 1
 
     @property
     def packed(self) -> CodecWeights:
@@ -102,16 +138,9 @@ class Codec:
         several times faster per frame: for files. ``graph`` is as in ``engine``; a stream's
         ``eager_because`` says why it has none. Raises ConfigError and BackendUnavailable.
         """
-        packed, codebooks = self.packed, self.config.codebooks_for(bandwidth_kbps)
-        runner = Runner(packed.encoder, 1, self.device, live=block_frames == 1)
-        runner.now.load_(0, packed.start_state(start, codebooks)[0])
+        codebooks = self.config.codebooks_for(bandwidth_kbps)
         return StreamEncoder(
-            packed,
-            runner,
-            codebooks,
-            begun=start != "exact",
-            block_frames=block_frames,
-            graph=graph,
+            self.packed, codebooks, start=start, block_frames=block_frames, graph=graph
         )
 
     def stream_decoder(
@@ -126,20 +155,30 @@ class Codec:
 
         The other arguments are as in ``stream_encoder``; ``block_frames`` need not be the same.
         """
-        packed, codebooks = self.packed, self.config.codebooks_for(bandwidth_kbps)
-        runner = Runner(packed.decoder, 1, self.device, live=block_frames == 1)
-        runner.now.load_(0, packed.start_state(start, codebooks)[1])
-        begun = start != "exact"
-        drop = packed.decoder_lag if begun else 0
+        codebooks = self.config.codebooks_for(bandwidth_kbps)
         return StreamDecoder(
-            packed,
-            runner,
-            codebooks,
-            begun=begun,
-            drop=drop,
-            block_frames=block_frames,
-            graph=graph,
+            self.packed, codebooks, start=start, block_frames=block_frames, graph=graph
         )
+
+    def encode(self, audio: ArrayLike | Tensor, bandwidth_kbps: float = 6.0) -> Codes:
+        """A whole clip [n] or [channels, n] -> the offline model's codes uint16 [frames, Q].
+
+        Memory does not grow with the clip but for its codes. Raises InputError, and ConfigError for
+        a model that streams in segments.
+        """
+        with self.stream_encoder(bandwidth_kbps, start="exact", block_frames=BLOCK) as stream:
+            return np.concatenate([stream.push(audio), stream.flush()])
+
+    def decode(self, codes: ArrayLike | Tensor, samples: int | None = None) -> Audio:
+        """Codes [frames, Q] of a whole clip -> the offline model's audio [n] or [channels, n].
+
+        n is ``samples``, or all that the frames hold. Q is any number of the model's codebooks.
+        Raises InputError and ConfigError as ``encode`` does.
+        """
+        bandwidth_kbps = self.config.target_bandwidths[-1]
+        with self.stream_decoder(bandwidth_kbps, start="exact", block_frames=BLOCK) as stream:
+            audio = np.concatenate([stream.push(codes), stream.flush(samples)], axis=-1)
+        return audio[..., :samples]
 
     def engine(
         self,
@@ -147,9 +186,12 @@ class Codec:
         bandwidth_kbps: float = 6.0,
         *,
         start: Start = "primed",
+        frames: int = 1,
         graph: bool | None = None,
     ) -> Engine:
         """An engine of that many slots; ``start`` is what a new slot begins with.
+
+        Each tick steps ``frames`` frames of every slot, as ``block_frames`` of a stream.
 
         On a CUDA device a tick is one CUDA graph if it can be captured, which ``describe`` says;
         ``graph`` True raises BackendUnavailable if it cannot, False does without.
@@ -157,7 +199,7 @@ class Codec:
         A slot of an engine with start="exact" begins with ``begin_encoder`` and ``begin_decoder``,
         unless ``pad_mode`` is "constant": then "exact" and "zero" are the same.
         """
-        return Engine(self.packed, slots, bandwidth_kbps, start=start, graph=graph)
+        return Engine(self.packed, slots, bandwidth_kbps, start=start, frames=frames, graph=graph)
 
     def segment_encoder(self, bandwidth_kbps: float = 6.0) -> SegmentEncoder:
         """A new stream of audio to segments, for a model that is not causal frame by frame."""
@@ -166,6 +208,21 @@ class Codec:
     def segment_decoder(self) -> SegmentDecoder:
         """A new stream of segments to audio."""
         return SegmentDecoder(self.model)
+
+    def __repr__(self) -> str:
+        kbps = ", ".join(f"{kbps:g}" for kbps in self.config.target_bandwidths)
+        return (
+            f"<Codec {self.name}, {self.config.sampling_rate} Hz, {kbps} kbps, "
+            f"backend {self.ops.name!r} on {self.device}>"
+        )
+
+    def __reduce__(self) -> tuple[Callable[..., Codec], tuple[object, ...]]:
+        """Pickled, a codec is its model and how it was made ready; the weights travel once."""
+        return _from_parts, (self.model, self._choices)
+
+
+def _from_parts(model: EncodecModel, choices: dict[str, Any]) -> Codec:
+    return Codec(model, **choices)
 
 
 def warm_up(codec: Codec, bandwidth_kbps: float, start: Start) -> None:

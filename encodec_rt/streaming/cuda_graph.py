@@ -1,16 +1,17 @@
-"""One tick of an engine over fixed buffers, so that a CUDA graph can replay all of it."""
+"""One step over fixed buffers, so that a CUDA graph can replay all of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from encodec_rt.errors import BackendUnavailable
-
-Step = Callable[[Tensor, Tensor], Tensor]
-"""Input [S, ...] and active [S] bool -> output [S, ...]; changes the state of active slots only."""
+from encodec_rt.streaming.ops import Ops, Work
 
 WARM_UP = 3
 """Runs before a capture: kernels compile, libraries allocate their workspaces."""
@@ -25,43 +26,56 @@ class Tick:
     """
 
     @torch.no_grad()
-    def __init__(self, step: Step, x: Tensor, *, graph: bool | None) -> None:
+    def __init__(
+        self, step: Callable[[Tensor, Tensor], Tensor], x: Tensor, *, graph: bool | None
+    ) -> None:
         """Prepare for inputs shaped like ``x``, on the device of ``x``.
 
+        ``step`` takes x [S, ...] and active [S] bool, and moves the state of active slots only.
         ``graph`` True raises BackendUnavailable if there cannot be one, None does without.
         """
         self._step = step
         self._x = x
         self._active = torch.zeros(len(x), dtype=torch.bool, device=x.device)
-        # No slot is active, so this moves no state.
-        self._y = step(x, self._active).clone()
-        self._on_device = self._run
-        self._on_host = self._run_from_host
-        if x.device.type == "cuda":
-            self._x_host, self._active_host, self._y_host = (
-                torch.zeros(buffer.shape, dtype=buffer.dtype, pin_memory=True)
-                for buffer in (x, self._active, self._y)
-            )
-        self.eager_because = self._capture() if graph is not False else "graph=False"
+        # No method of its own is kept here: such a cycle would leave graphs to the collector, and
+        # one that is destroyed during another's capture spoils that capture.
+        self._replays: tuple[Callable[[], None], ...] | None = None
+        with self._on_its_device():
+            # No slot is active, so this moves no state.
+            self._y = step(x, self._active).clone()
+            if x.device.type == "cuda":
+                self._x_host, self._active_host, self._y_host = (
+                    torch.zeros(buffer.shape, dtype=buffer.dtype, device="cpu", pin_memory=True)
+                    for buffer in (x, self._active, self._y)
+                )
+            self.eager_because = self._capture() if graph is not False else "graph=False"
         if graph and self.eager_because is not None:
             raise BackendUnavailable(f"graph=True: {self.eager_because}; use graph=None")
 
     def __call__(self, x: Tensor, active: Tensor | None) -> Tensor:
         """The step's result for ``x``, valid until the next call; ``active`` None means all."""
-        if x.device == self._x.device:
-            self._x.copy_(x)
-            _set_active(self._active, active)
-            self._on_device()
-            return self._y
-        self._x_host.copy_(x)
-        _set_active(self._active_host, active)
-        self._on_host()
-        torch.cuda.current_stream(self._x.device).synchronize()
-        return self._y_host
+        with self._on_its_device():
+            if x.device == self._x.device:
+                self._x.copy_(x)
+                _set_active(self._active, active)
+                self._run_on_device()
+                return self._y
+            self._x_host.copy_(x)
+            _set_active(self._active_host, active)
+            self._run_on_host()
+            torch.cuda.current_stream(self._x.device).synchronize()
+            return self._y_host
 
     def again(self) -> None:
         """Step once more on what the buffers hold, on the device and without waiting for it."""
-        self._on_device()
+        with self._on_its_device():
+            self._run_on_device()
+
+    def _run_on_device(self) -> None:
+        (self._run if self._replays is None else self._replays[0])()
+
+    def _run_on_host(self) -> None:
+        (self._run_from_host if self._replays is None else self._replays[1])()
 
     def _run(self) -> None:
         self._y.copy_(self._step(self._x, self._active))
@@ -75,12 +89,22 @@ class Tick:
     def _capture(self) -> str | None:
         """Put graphs in the place of both runs; returns None, or why there are none."""
         try:
-            runs = capture(self._x.device, self._run, self._run_from_host)
-            self._on_device, self._on_host = runs
+            self._replays = capture(self._x.device, self._run, self._run_from_host)
         except RuntimeError as error:
-            self._on_device, self._on_host = self._run, self._run_from_host
             return str(error)
         return None
+
+    def _on_its_device(self) -> AbstractContextManager[None]:
+        """Kernels go to the current device, which may be another one than the buffers'."""
+        device = self._x.device
+        if device.type != "cuda" or device.index == torch.cuda.current_device():
+            return nullcontext()
+        return torch.cuda.device(device)
+
+
+def capture_graph(ops: Ops, work: Work, x: Tensor, *, graph: bool | None, live: bool) -> Tick:
+    """``Ops.capture`` of a CUDA device."""
+    return Tick(partial(work, ops), x, graph=graph)
 
 
 def _set_active(buffer: Tensor, active: Tensor | None) -> None:
@@ -106,9 +130,23 @@ def capture(device: torch.device, *runs: Callable[[], None]) -> tuple[Callable[[
                 run()
     torch.cuda.current_stream(device).wait_stream(stream)
     graphs: list[torch.cuda.CUDAGraph] = []
-    for run in runs:
-        graphs.append(torch.cuda.CUDAGraph())
-        pool = graphs[0].pool() if len(graphs) > 1 else None
-        with torch.cuda.graph(graphs[-1], pool=pool, stream=stream):
-            run()
+    with _no_collection():
+        for run in runs:
+            graphs.append(torch.cuda.CUDAGraph())
+            pool = graphs[0].pool() if len(graphs) > 1 else None
+            with torch.cuda.graph(graphs[-1], pool=pool, stream=stream):
+                run()
     return tuple(graph.replay for graph in graphs)
+
+
+@contextmanager
+def _no_collection() -> Iterator[None]:
+    """Collect garbage first and none meanwhile: a graph destroyed now would end the capture."""
+    gc.collect()
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()

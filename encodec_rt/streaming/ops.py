@@ -13,8 +13,6 @@ from typing import Literal, Protocol
 
 from torch import Tensor
 
-from encodec_rt.streaming.backends.cpu.replay import Replay
-
 Packed = tuple[Tensor, ...]
 
 Precision = Literal["exact", "fast"]
@@ -121,7 +119,11 @@ class RvqEncode(Protocol):
 
 
 class RvqDecode(Protocol):
-    """Codes [S, T, Q] int64 -> latents [S, T, D], summed in the order of the codebooks."""
+    """Codes [S, T, Q] int64 -> latents [S, T, D], summed in the order of the codebooks.
+
+    A code of -1 stands for a codebook that is absent and adds nothing, so that every slot has a
+    bandwidth and losses of its own.
+    """
 
     def __call__(self, codes: Tensor, packed: Packed) -> Tensor: ...
 
@@ -132,11 +134,45 @@ class Commit(Protocol):
     def __call__(self, now: Tensor, proposed: Tensor, active: Tensor) -> None: ...
 
 
+Work = Callable[["Ops", Tensor, Tensor], Tensor]
+"""(ops, x [S, ...], active [S] bool) -> y [S, ...]: one step of a network over its own state.
+
+It calls nothing but ops and makes views, and moves the state of the active slots only.
+"""
+
+
+class Step(Protocol):
+    """A piece of work over inputs of one shape, however its backend repeats it.
+
+    ``eager_because`` is None where one CUDA graph holds all of it, else why none does.
+    """
+
+    eager_because: str | None
+
+    def __call__(self, x: Tensor, active: Tensor | None) -> Tensor:
+        """The result for ``x``, where ``x`` lies; valid until the next call. None means all."""
+
+    def again(self) -> None:
+        """Step once more on the last input, on the device and without waiting for it."""
+
+
+class Capture(Protocol):
+    """Makes a ``Step`` of work, for inputs shaped like ``x``, which lies on the device.
+
+    ``graph`` True raises BackendUnavailable where there can be no CUDA graph, False asks for none.
+    ``live`` is False for long steps, where repeating gains nothing and would hold memory.
+    """
+
+    def __call__(
+        self, ops: Ops, work: Work, x: Tensor, *, graph: bool | None, live: bool
+    ) -> Step: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Ops:
     """One backend: the functions a step calls, and the packing of the weights they read.
 
-    ``replaying``, of a backend that has it, gives the same ops with each of their calls recorded.
+    ``capture`` is how the backend repeats a step: a CUDA graph, a replay of calls, or nothing.
     """
 
     name: str
@@ -152,4 +188,4 @@ class Ops:
     rvq_encode: RvqEncode
     rvq_decode: RvqDecode
     commit: Commit
-    replaying: Callable[[Replay], Ops] | None = None
+    capture: Capture

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from encodec_rt.errors import InputError, StateError
 from encodec_rt.model.encodec import EncodecModel, loudness, triangle
-from encodec_rt.streaming.streams import as_audio, as_codes, to_numpy
+from encodec_rt.streaming.arrays import as_audio, as_codes, to_audio
 from encodec_rt.types import Audio, Codes
 
 
@@ -28,6 +28,10 @@ class Segment:
     samples: int
 
 
+def _no_audio(model: EncodecModel) -> Tensor:
+    return torch.zeros(0, model.config.audio_channels, dtype=torch.float32, device="cpu")
+
+
 class SegmentEncoder:
     """Audio pushed in pieces of any size -> segments, each encoded as the offline model does."""
 
@@ -36,7 +40,9 @@ class SegmentEncoder:
         self._model = model
         self._bandwidth = bandwidth_kbps
         self.codebooks = model.config.codebooks_for(bandwidth_kbps)
-        self._waiting = torch.zeros(0, model.config.audio_channels)
+        self._waiting = torch.zeros(
+            0, model.config.audio_channels, dtype=torch.float32, device="cpu"
+        )
         self.samples_in = 0
         self.closed = False
 
@@ -86,8 +92,10 @@ class SegmentDecoder:
     def __init__(self, model: EncodecModel) -> None:
         """Use Codec.segment_decoder."""
         self._model = model
-        self._summed = torch.zeros(0, model.config.audio_channels)
-        self._weights = torch.zeros(0)
+        self._summed = torch.zeros(
+            0, model.config.audio_channels, dtype=torch.float32, device="cpu"
+        )
+        self._weights = torch.zeros(0, dtype=torch.float32, device="cpu")
         self._triangle: Tensor | None = None
         self._decoded = 0
         self.samples_out = 0
@@ -147,4 +155,4 @@ class SegmentDecoder:
 
     def _emit(self, audio: Tensor) -> Audio:
         self.samples_out += len(audio)
-        return to_numpy(audio)
+        return to_audio(audio)

@@ -35,7 +35,7 @@ class StreamState:
             for name, shape in spec.state.items():
                 layout[name] = (offset, shape)
                 offset += -(-math.prod(shape) // _ALIGN) * _ALIGN
-        arena = torch.zeros(slots, offset, device=device)
+        arena = torch.zeros(slots, offset, dtype=torch.float32, device=device)
         # Not ``view``, which gives a single slot another stride: kernels are compiled for strides.
         views = {}
         for name, (start, shape) in layout.items():

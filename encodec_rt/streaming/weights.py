@@ -13,6 +13,7 @@ from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import ConfigError
 from encodec_rt.model.conv import EncodecConv1d, EncodecConvTranspose1d
 from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.model.identity import weights_sha256
 from encodec_rt.model.lstm import EncodecLSTM
 from encodec_rt.model.seanet import EncodecResnetBlock
 from encodec_rt.streaming.ops import Ops, Packed
@@ -27,7 +28,7 @@ from encodec_rt.streaming.plan import (
     plan,
     start_frames,
 )
-from encodec_rt.streaming.runner import CachedStep, Runner
+from encodec_rt.streaming.runner import Runner
 from encodec_rt.streaming.steps import PackedLayers
 
 Start = Literal["primed", "exact", "zero"]
@@ -40,7 +41,8 @@ PRIME_FRAMES = 16
 class CodecWeights:
     """Both networks and the codebooks, and how many frames each direction needs to start.
 
-    ``decoder_lag`` counts the samples that the decoder's output is behind the frames pushed.
+    ``decoder_lag`` counts the samples that the decoder's output is behind the frames pushed, and
+    ``sha256`` names the weights.
     """
 
     config: EncodecConfig
@@ -52,6 +54,7 @@ class CodecWeights:
     encoder_start_frames: int
     decoder_start_frames: int
     decoder_lag: int
+    sha256: str
     _primed: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     @property
@@ -70,22 +73,12 @@ class CodecWeights:
             self._primed[codebooks] = self._after_silence(codebooks)
         return self._primed[codebooks]
 
-    def search(self, codebooks: int) -> CachedStep:
-        """Latents [S, T, D] -> codes [S, T, codebooks] int64, which the next call may overwrite."""
-        return CachedStep(
-            self.ops, lambda ops, x: ops.rvq_encode(x, self.codebooks, codebooks=codebooks)
-        )
-
-    def look_up(self) -> CachedStep:
-        """Codes [S, T, Q] int64 -> latents [S, T, D], which the next call may overwrite."""
-        return CachedStep(self.ops, lambda ops, codes: ops.rvq_decode(codes, self.codebooks))
-
     @torch.inference_mode()
     def _after_silence(self, codebooks: int) -> tuple[Tensor, Tensor]:
         hop, frames = self.config.hop_length, self.prime_frames
         shape = (1, frames * hop, self.config.audio_channels)
         encoder = Runner(self.encoder, 1, self.device)
-        silence = torch.zeros(shape, device=self.device)
+        silence = torch.zeros(shape, dtype=torch.float32, device=self.device)
         latents = encoder.run_from_start(silence, self.encoder_start_frames * hop, hop)
         codes = self.ops.rvq_encode(latents, self.codebooks, codebooks=codebooks)
         decoder = Runner(self.decoder, 1, self.device)
@@ -95,7 +88,12 @@ class CodecWeights:
         return encoder.now.row(0), decoder.now.row(0)
 
 
-def pack(model: EncodecModel, ops: Ops, device: torch.device) -> CodecWeights:
+def pack(
+    model: EncodecModel,
+    ops: Ops,
+    device: torch.device,
+    sha256: str | None = None,
+) -> CodecWeights:
     """Fold, move and pack the weights of a causal model, once."""
     config = model.config
     encoder, decoder = plan(model.encoder, "encoder"), plan(model.decoder, "decoder")
@@ -110,6 +108,7 @@ def pack(model: EncodecModel, ops: Ops, device: torch.device) -> CodecWeights:
         encoder_start_frames=start_frames(encoder, config.pad_mode, config.hop_length),
         decoder_start_frames=start_frames(decoder, config.pad_mode, 1),
         decoder_lag=output_lag(decoder),
+        sha256=sha256 or weights_sha256(model),
     )
 
 

@@ -9,9 +9,10 @@ import numpy as np
 
 from encodec_rt.bitstream.packet import Packet, parse_packet
 from encodec_rt.errors import PacketError
-from encodec_rt.streaming.codec import Codec
+from encodec_rt.streaming.frames import FrameDecoder
+from encodec_rt.streaming.streams import CONCEALMENT_GAINS
 from encodec_rt.types import Audio, Codes
-from encodec_rt.voice.conceal import GAINS, Concealer
+from encodec_rt.voice.conceal import Concealer
 from encodec_rt.voice.jitter import JitterBuffer, PlayoutSlot
 from encodec_rt.voice.statistics import ArrivalCounter, InboundStatistics
 
@@ -32,22 +33,21 @@ class Receiver:
 
     def __init__(
         self,
-        codec: Codec,
-        bandwidth_kbps: float,
+        decoder: FrameDecoder,
         *,
         buffer: JitterBuffer | None = None,
-        gains: Sequence[float] = GAINS,
+        gains: Sequence[float] = CONCEALMENT_GAINS,
         repairs: bool = True,
     ) -> None:
-        """``bandwidth_kbps`` bounds the codebooks that are accepted in a packet."""
-        config = codec.config
-        self._config = config
-        self._codebooks = config.codebooks_for(bandwidth_kbps)
+        """A packet of more codebooks than ``decoder`` has is refused."""
+        config = decoder.config
+        self.config = config
+        self._codebooks = decoder.codebooks
         self._repairs = repairs
         self.buffer = buffer or JitterBuffer(
             hop=config.hop_length, sampling_rate_hz=config.sampling_rate
         )
-        self._concealer = Concealer(codec, bandwidth_kbps, gains=gains)
+        self._concealer = Concealer(decoder, gains=gains)
         self._arrivals = ArrivalCounter(config.sampling_rate)
         self._late: list[tuple[int, Codes]] = []
         self._concealing = False
@@ -92,7 +92,7 @@ class Receiver:
         slot, counts = planned.slot, self.statistics
         if slot.kind == "idle":
             # The decoder starts with the first frame, as the encoder did.
-            channels, hop = self._config.audio_channels, self._config.hop_length
+            channels, hop = self.config.audio_channels, self.config.hop_length
             return np.zeros((channels, hop) if channels > 1 else hop, np.float32)
         if planned.late:
             counts.repairedFrames += self._concealer.repair(planned.late)
@@ -107,16 +107,16 @@ class Receiver:
 
     def _parse(self, payload: bytes) -> Packet:
         packet = parse_packet(
-            payload, bits=self._config.codebook_nbits, max_codebooks=self._codebooks
+            payload, bits=self.config.codebook_nbits, max_codebooks=self._codebooks
         )
-        size = self._config.codebook_size
+        size = self.config.codebook_size
         copies = packet.redundancy.codes if packet.redundancy is not None else packet.codes
         if packet.codes.max() >= size or copies.max() >= size:
             raise PacketError(f"a code beyond the model's {size}")
         return packet
 
     def _count(self, slot: PlayoutSlot) -> None:
-        counts, hop = self.statistics, self._config.hop_length
+        counts, hop = self.statistics, self.config.hop_length
         counts.removedSamplesForAcceleration += slot.skipped * hop
         counts.totalSamplesReceived += hop
         lost = slot.kind == "lost"

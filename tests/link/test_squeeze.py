@@ -22,7 +22,7 @@ class Deaf(Receiver):
     """Decodes nothing, as only packets matter here."""
 
     def render(self, planned: HopPlan) -> Audio:
-        return np.zeros(self._config.hop_length, np.float32)
+        return np.zeros(self.config.hop_length, np.float32)
 
 
 @pytest.fixture(scope="module")
@@ -37,10 +37,9 @@ def call(codec: Codec, network: PathProfile, seconds: int, *, talkative: bool = 
     frames = seconds * FRAME_RATE_HZ
     codes = np.random.default_rng(0).integers(0, 1024, (frames, 8)).astype(np.uint16)
     return simulate(
-        codec,
         codes,
         Channel(network, 0),
-        Deaf(codec, KBPS),
+        Deaf(codec.stream_decoder(KBPS)),
         controller=RateController(codebooks=8),
         active=[talkative or index % 300 < 200 for index in range(frames)],
         estimator=PathEstimator(),

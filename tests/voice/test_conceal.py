@@ -36,19 +36,19 @@ def run(concealer: Concealer, codes: np.ndarray, lost: set[int]) -> np.ndarray:
 
 
 def test_without_loss_the_output_is_that_of_a_stream_decoder(codec, kbps, codes):
-    heard = run(Concealer(codec, kbps), codes, set())
+    heard = run(Concealer(codec.stream_decoder(kbps)), codes, set())
     np.testing.assert_array_equal(heard.reshape(-1), codec.stream_decoder(kbps).push(codes))
 
 
 def test_every_lost_frame_gives_one_hop_of_finite_audio(codec, kbps, codes):
-    heard = run(Concealer(codec, kbps), codes, set(range(20, 90)))
+    heard = run(Concealer(codec.stream_decoder(kbps)), codes, set(range(20, 90)))
     assert heard.shape == (FRAMES, codec.config.hop_length)
     assert np.isfinite(heard).all()
 
 
 def test_the_state_converges_back_after_a_loss(codec, kbps, codes):
-    whole = run(Concealer(codec, kbps), codes, set())
-    torn = run(Concealer(codec, kbps), codes, {20, 21, 22, 23, 24})
+    whole = run(Concealer(codec.stream_decoder(kbps)), codes, set())
+    torn = run(Concealer(codec.stream_decoder(kbps)), codes, {20, 21, 22, 23, 24})
     errors = np.sqrt(np.square(whole - torn).mean(axis=1) / np.square(whole).mean())
     assert errors[20:25].max() > 0.1
     assert errors[25 + 40 :].max() < bound("concealment", "converged")
@@ -60,7 +60,7 @@ def test_a_long_loss_fades_to_the_background_heard_before(codec, kbps):
     talk = speech(20 * hop, seed=3).numpy()
     encoder = codec.stream_encoder(kbps)
     quiet_codes, talk_codes = encoder.push(background), encoder.push(talk)
-    concealer = Concealer(codec, kbps)
+    concealer = Concealer(codec.stream_decoder(kbps))
     # Random weights need not decode the background as quietly as it was, so the test says which.
     verdicts = [False] * 3 + [True] * len(talk_codes)
     concealer._detector.is_active = lambda pcm: verdicts.pop(0)
@@ -76,8 +76,8 @@ def test_a_long_loss_fades_to_the_background_heard_before(codec, kbps):
 
 
 def test_a_frame_that_comes_late_makes_what_follows_exact_again(codec, kbps, codes):
-    whole = run(Concealer(codec, kbps), codes, set())
-    concealer = Concealer(codec, kbps)
+    whole = run(Concealer(codec.stream_decoder(kbps)), codes, set())
+    concealer = Concealer(codec.stream_decoder(kbps))
     heard = list(run(concealer, codes[:22], {20}))
     assert concealer.repair([(20, codes[20:21])]) == 1
     heard += [concealer.play(codes[i : i + 1], i) for i in range(22, FRAMES)]
@@ -88,9 +88,9 @@ def test_a_frame_that_comes_late_makes_what_follows_exact_again(codec, kbps, cod
 
 
 def test_late_frames_of_one_gap_are_repaired_together_or_in_turn(codec, kbps, codes):
-    whole = run(Concealer(codec, kbps), codes, set())
+    whole = run(Concealer(codec.stream_decoder(kbps)), codes, set())
     for calls in ([[20, 21]], [[20], [21]], [[21], [20]]):
-        concealer = Concealer(codec, kbps)
+        concealer = Concealer(codec.stream_decoder(kbps))
         run(concealer, codes[:22], {20, 21})
         for late in calls:
             assert concealer.repair([(i, codes[i : i + 1]) for i in late]) == len(late)
@@ -99,7 +99,7 @@ def test_late_frames_of_one_gap_are_repaired_together_or_in_turn(codec, kbps, co
 
 
 def test_a_frame_that_comes_too_late_or_was_played_changes_nothing(codec, kbps, codes):
-    plain, asked = Concealer(codec, kbps), Concealer(codec, kbps)
+    plain, asked = Concealer(codec.stream_decoder(kbps)), Concealer(codec.stream_decoder(kbps))
     lost = {20}
     end = 21 + REPAIR_FRAMES
     run(plain, codes[:end], lost)
@@ -111,7 +111,7 @@ def test_a_frame_that_comes_too_late_or_was_played_changes_nothing(codec, kbps, 
 
 
 def test_the_return_from_a_repair_is_faded_in(codec, kbps, codes):
-    concealer, other = Concealer(codec, kbps), Concealer(codec, kbps)
+    concealer, other = Concealer(codec.stream_decoder(kbps)), Concealer(codec.stream_decoder(kbps))
     run(concealer, codes[:22], {20, 21})
     run(other, codes[:22], {20, 21})
     concealer.repair([(20, codes[20:21])])
@@ -122,7 +122,10 @@ def test_the_return_from_a_repair_is_faded_in(codec, kbps, codes):
 @pytest.mark.parametrize("lost", [FADE_AFTER, 12])
 def test_the_return_from_a_loss_is_faded_in_without_a_step(codec, kbps, codes, lost: int):
     end = 20 + lost
-    concealer, gone_on = Concealer(codec, kbps), Concealer(codec, kbps)
+    concealer, gone_on = (
+        Concealer(codec.stream_decoder(kbps)),
+        Concealer(codec.stream_decoder(kbps)),
+    )
     for each in (concealer, gone_on):
         run(each, codes[:end], set(range(20, end)))
     before = concealer._decoder.snapshot()
@@ -145,7 +148,7 @@ def test_the_return_from_a_loss_is_faded_in_without_a_step(codec, kbps, codes, l
 
 
 def test_one_lost_frame_is_bridged_by_the_decoder_alone(codec, kbps, codes):
-    concealer = Concealer(codec, kbps)
+    concealer = Concealer(codec.stream_decoder(kbps))
     run(concealer, codes[:21], {20})
     bare = codec.stream_decoder(kbps)
     bare.restore(concealer._decoder.snapshot())
@@ -153,11 +156,11 @@ def test_one_lost_frame_is_bridged_by_the_decoder_alone(codec, kbps, codes):
 
 
 def test_fewer_codebooks_are_decoded_like_any_frame(codec, kbps, codes):
-    concealer = Concealer(codec, kbps)
+    concealer = Concealer(codec.stream_decoder(kbps))
     coarse = concealer.play(codes[:1, :2], 0)
     np.testing.assert_array_equal(coarse, codec.stream_decoder(kbps).push(codes[:1, :2]))
 
 
 def test_codes_that_the_model_does_not_have_are_refused(codec, kbps):
     with pytest.raises(InputError, match="codes"):
-        Concealer(codec, kbps).play(np.full((1, 2), 999, np.uint16))
+        Concealer(codec.stream_decoder(kbps)).play(np.full((1, 2), 999, np.uint16))

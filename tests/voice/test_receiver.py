@@ -33,7 +33,7 @@ def codes(codec: Codec, kbps: float) -> np.ndarray:
 
 
 def call(codec, kbps, codes, network, *, seed=0, active=None, redundancy=True, **changes):
-    listener = Receiver(codec, kbps, **changes)
+    listener = Receiver(codec.stream_decoder(kbps), **changes)
     controller = RateController(
         codebooks=codes.shape[1],
         bits=codec.config.codebook_nbits,
@@ -41,7 +41,7 @@ def call(codec, kbps, codes, network, *, seed=0, active=None, redundancy=True, *
         redundancy=redundancy,
     )
     channel = Channel(network, seed)
-    heard = simulate(codec, codes, channel, listener, controller=controller, active=active)
+    heard = simulate(codes, channel, listener, controller=controller, active=active)
     return heard, listener
 
 
@@ -96,12 +96,10 @@ def test_silence_is_not_sent_and_not_counted_as_loss(codec, kbps, codes):
 
 def test_fast_and_slow_clocks_keep_the_delay(codec, kbps, codes):
     for ppm in (-500, 500):
-        listener = Receiver(codec, kbps)
+        listener = Receiver(codec.stream_decoder(kbps))
         controller = RateController(codebooks=4, bits=4, frame_rate_hz=100)
         channel = Channel(PathProfile(delay_ms=30, jitter_ms=3), 0)
-        heard = simulate(
-            codec, codes, channel, listener, controller=controller, drift_ppm=float(ppm)
-        )
+        heard = simulate(codes, channel, listener, controller=controller, drift_ppm=float(ppm))
         begin, end = heard.delays_ms[100:300], heard.delays_ms[-200:]
         assert np.median(end) == pytest.approx(np.median(begin), abs=20)
 
@@ -123,7 +121,7 @@ def test_the_standards_names_are_used_for_statistics(codec, kbps, codes):
 
 def test_more_codebooks_than_agreed_or_codes_beyond_the_model_are_discarded(codec, kbps):
     hop = codec.config.hop_length
-    listener = Receiver(codec, codec.config.target_bandwidths[0])
+    listener = Receiver(codec.stream_decoder(codec.config.target_bandwidths[0]))
     fine = encode_packet(Packet(np.zeros((1, 1), np.uint16)), bits=4)
     many = encode_packet(Packet(np.zeros((1, 4), np.uint16)), bits=4)
     assert receive(listener, fine, 0, hop)
@@ -135,7 +133,7 @@ def fuzz(codec: Codec, count: int, seed: int) -> Receiver:
     """A call into which ``count`` hostile payloads fall, with a genuine one now and then."""
     rng = np.random.default_rng(seed)
     hop = codec.config.hop_length
-    listener = Receiver(codec, codec.config.target_bandwidths[-1])
+    listener = Receiver(codec.stream_decoder(codec.config.target_bandwidths[-1]))
     good = encode_packet(Packet(np.ones((1, 4), np.uint16)), bits=4)
     for index in range(count):
         kind = rng.integers(4)
@@ -179,7 +177,7 @@ def test_a_million_hostile_payloads_raise_nothing(codec):
 @given(st.binary(max_size=100))
 def test_any_bytes_are_taken_or_discarded(payload: bytes):
     codec = _CODEC
-    listener = Receiver(codec, codec.config.target_bandwidths[-1])
+    listener = Receiver(codec.stream_decoder(codec.config.target_bandwidths[-1]))
     taken = receive(listener, payload, 0, codec.config.hop_length)
     assert listener.statistics.packetsReceived == taken
     assert listener.statistics.packetsDiscarded == (not taken)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Literal, get_args
 
 import torch
@@ -10,6 +11,7 @@ from encodec_rt.errors import BackendUnavailable
 from encodec_rt.streaming.backends.cpu.ops import CPU, CPU_FAST
 from encodec_rt.streaming.backends.torch import TORCH
 from encodec_rt.streaming.backends.triton import triton_ops
+from encodec_rt.streaming.cuda_graph import capture_graph
 from encodec_rt.streaming.ops import Ops, Precision, Tuning
 
 BackendName = Literal["auto", "torch", "cpu", "triton"]
@@ -65,4 +67,4 @@ def select(
             "which changes codes; set torch.backends.cudnn.conv.fp32_precision = 'ieee', or use "
             "backend='triton'"
         )
-    return TORCH
+    return TORCH if device.type != "cuda" else replace(TORCH, capture=capture_graph)

@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from encodec_rt.streaming.ops import Ops, Packed
+from encodec_rt.errors import BackendUnavailable
+from encodec_rt.streaming.ops import Ops, Packed, Step, Work
 
 
 def with_context(x: Tensor, context: Tensor, context_next: Tensor) -> Tensor:
@@ -119,15 +120,51 @@ def _rvq_encode(latents: Tensor, packed: Packed, *, codebooks: int) -> Tensor:
 
 
 def _rvq_decode(codes: Tensor, packed: Packed) -> Tensor:
-    books = packed[0]
-    latents = books[0][codes[..., 0]]
-    for stage in range(1, codes.shape[-1]):
-        latents = latents + books[stage][codes[..., stage]]
+    latents = torch.zeros((), dtype=packed[0].dtype, device=codes.device)
+    for book, indices in zip(packed[0], codes.unbind(-1), strict=False):
+        absent = (indices < 0)[..., None]
+        latents = latents + book[indices.clamp(min=0)].masked_fill(absent, 0.0)
     return latents
 
 
 def _commit(now: Tensor, proposed: Tensor, active: Tensor) -> None:
     torch.where(active[:, None], proposed, now, out=now)
+
+
+class EagerStep:
+    """Does its work anew each time, on the device and back where the input was."""
+
+    def __init__(self, ops: Ops, work: Work, x: Tensor, eager_because: str) -> None:
+        """For inputs shaped like ``x``, which lies on the device."""
+        self._ops, self._work, self._x = ops, work, x
+        self._all = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        self._active = self._all
+        self.eager_because: str | None = eager_because
+
+    def __call__(self, x: Tensor, active: Tensor | None) -> Tensor:
+        """The result for ``x``; ``active`` None means all."""
+        self._x = x.to(self._all.device)
+        self._active = self._all if active is None else active.to(self._all.device)
+        return self._work(self._ops, self._x, self._active).to(x.device)
+
+    def again(self) -> None:
+        """Step once more on the last input."""
+        self._work(self._ops, self._x, self._active)
+
+
+def why_no_graph(device: torch.device, graph: bool | None) -> str:
+    """Why a step is not a CUDA graph, on a device without; BackendUnavailable if one was asked."""
+    if graph is False:
+        return "graph=False"
+    reason = f"device {str(device)!r} has no CUDA graphs"
+    if graph:
+        raise BackendUnavailable(f"graph=True: {reason}; use graph=None")
+    return reason
+
+
+def capture_eagerly(ops: Ops, work: Work, x: Tensor, *, graph: bool | None, live: bool) -> Step:
+    """``Ops.capture`` of a device without graphs."""
+    return EagerStep(ops, work, x, why_no_graph(x.device, graph))
 
 
 TORCH = Ops(
@@ -144,5 +181,6 @@ TORCH = Ops(
     rvq_encode=_rvq_encode,
     rvq_decode=_rvq_decode,
     commit=_commit,
+    capture=capture_eagerly,
 )
-"""Every row in plain torch: complete, on any device, and the reference of the other tables."""
+"""Every op in plain torch: complete, on any device, and the reference of the other tables."""

@@ -8,7 +8,8 @@ from functools import partial
 import torch
 
 from encodec_rt.errors import BackendUnavailable
-from encodec_rt.streaming.backends.torch import TORCH
+from encodec_rt.streaming.backends.torch import TORCH, capture_eagerly
+from encodec_rt.streaming.cuda_graph import capture_graph
 from encodec_rt.streaming.ops import Ops, Precision
 
 
@@ -51,4 +52,5 @@ def triton_ops(
         rvq_encode=partial(kernels.rvq_encode, rules=rules),
         rvq_decode=partial(kernels.rvq_decode, rules=rules),
         commit=partial(kernels.commit, rules=rules),
+        capture=capture_graph if device.type == "cuda" else capture_eagerly,
     )

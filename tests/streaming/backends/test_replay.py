@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 from torch import Tensor
 
 from encodec_rt.streaming.backends.cpu.ops import CPU
-from encodec_rt.streaming.backends.cpu.replay import Replay
+from encodec_rt.streaming.backends.cpu.replay import Replay, ReplayedStep
 from encodec_rt.streaming.backends.torch import TORCH
 from encodec_rt.streaming.ops import Ops
-from encodec_rt.streaming.runner import CachedStep
 
 
-def test_a_tape_plays_what_it_was_given_in_order() -> None:
+def test_a_replay_makes_its_calls_in_order() -> None:
     x, replay = torch.ones(2), Replay()
     replay(x.add_, 1)
     replay(x.mul_, 3)
@@ -21,7 +21,7 @@ def test_a_tape_plays_what_it_was_given_in_order() -> None:
     assert x.tolist() == [21, 21]
 
 
-def test_a_tape_that_keeps_nothing_plays_nothing() -> None:
+def test_a_replay_that_keeps_nothing_replays_nothing() -> None:
     x, replay = torch.ones(2), Replay(keep=False)
     replay(x.add_, 1)
     replay.play()
@@ -39,26 +39,60 @@ def test_memory_is_reused_once_nobody_reads_it() -> None:
     assert replay.empty(2).data_ptr() in (result.data_ptr(), inside.data_ptr())
 
 
-def search(ops: Ops, x: Tensor) -> Tensor:
+def search(ops: Ops, x: Tensor, active: Tensor) -> Tensor:
     book = torch.randn(2, 16, 4, generator=torch.Generator().manual_seed(0))
     return ops.rvq_encode(x, CPU.pack_codebooks((book,)), codebooks=2)
 
 
-def test_repeated_work_is_bitwise_the_same_replaying() -> None:
-    work = CachedStep(CPU, search)
-    for steps in (1, 1, 1, 3, 3, 3, 1, 1, 1):
-        x = torch.randn(1, steps, 4)
-        assert torch.equal(work(x), search(CPU, x))
+def test_a_replayed_step_is_bitwise_the_work_done_anew() -> None:
+    example = torch.zeros(1, 3, 4)
+    step = CPU.capture(CPU, search, example, graph=None, live=True)
+    assert isinstance(step, ReplayedStep)
+    everyone = torch.ones(1, dtype=torch.bool)
+    for _ in range(4):
+        x = torch.randn(1, 3, 4)
+        assert torch.equal(step(x, None), search(CPU, x, everyone))
 
 
-def test_work_is_done_each_time_by_rows_without_a_tape() -> None:
+def test_a_step_moves_the_active_slots_alone_when_it_is_replayed() -> None:
+    state = torch.zeros(3, 2)
+
+    def work(ops: Ops, x: Tensor, active: Tensor) -> Tensor:
+        ops.commit(state, x, active)
+        return x
+
+    step = CPU.capture(CPU, work, torch.zeros(3, 2), graph=None, live=True)
+    for value, active in ((1.0, [1, 0, 0]), (2.0, [0, 1, 0]), (3.0, [0, 1, 1])):
+        step(torch.full((3, 2), value), torch.tensor(active, dtype=torch.bool))
+    assert state[:, 0].tolist() == [1.0, 3.0, 3.0]
+    step(torch.full((3, 2), 4.0), None)
+    assert state.unique().item() == 4.0
+
+
+def test_an_interrupted_recording_is_not_replayed() -> None:
+    interrupts = [KeyboardInterrupt, None]
+
+    def work(ops: Ops, x: Tensor, active: Tensor) -> Tensor:
+        if (interrupt := interrupts.pop(0)) is not None:
+            raise interrupt
+        return search(ops, x, active)
+
+    step = CPU.capture(CPU, work, torch.zeros(1, 2, 4), graph=None, live=True)
+    x = torch.randn(1, 2, 4)
+    with pytest.raises(KeyboardInterrupt):
+        step(x, None)
+    assert torch.equal(step(x, None), search(CPU, x, torch.ones(1, dtype=torch.bool)))
+
+
+@pytest.mark.parametrize("ops", [TORCH, CPU], ids=["torch", "cpu"])
+def test_work_that_is_not_repeated_is_done_each_time_by_the_ops_themselves(ops: Ops) -> None:
     done: list[Ops] = []
 
-    def work(ops: Ops, x: Tensor) -> Tensor:
+    def work(ops: Ops, x: Tensor, active: Tensor) -> Tensor:
         done.append(ops)
         return x + 1
 
-    repeated = CachedStep(TORCH, work)
+    step = ops.capture(ops, work, torch.zeros(1), graph=None, live=False)
     for value in range(4):
-        assert repeated(torch.tensor([value])).item() == value + 1
-    assert done == [TORCH] * 4
+        assert step(torch.tensor([value]), None).item() == value + 1
+    assert done == [ops] * 4

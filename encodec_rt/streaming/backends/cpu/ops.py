@@ -1,4 +1,4 @@
-"""The rows for a CPU: every layer as plain matrix products, and as few calls as that takes.
+"""The ops of a CPU: every layer as plain matrix products, and as few calls as that takes.
 
 Every call goes through a replay, over memory that is there already, so that the next frame repeats
 the calls and nothing else.
@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from encodec_rt.streaming.backends.cpu.conv import conv1d, conv_transpose1d, product, resblock
-from encodec_rt.streaming.backends.cpu.replay import Replay
+from encodec_rt.streaming.backends.cpu.replay import Replay, ReplayedStep
 from encodec_rt.streaming.backends.cpu.weights import (
     pack_codebooks,
     pack_conv1d,
@@ -22,8 +23,8 @@ from encodec_rt.streaming.backends.cpu.weights import (
     pack_lstm,
     pack_resblock,
 )
-from encodec_rt.streaming.backends.torch import TORCH
-from encodec_rt.streaming.ops import Ops, Packed
+from encodec_rt.streaming.backends.torch import TORCH, EagerStep, why_no_graph
+from encodec_rt.streaming.ops import Ops, Packed, Step, Work
 
 _LONG = 32
 """Steps from which torch's own LSTM is faster: it first packs its weights, in some milliseconds."""
@@ -98,7 +99,7 @@ def _rvq_encode(replay: Replay, latents: Tensor, packed: Packed, *, codebooks: i
     replay(residual[:, width:].fill_, 1.0)
     distances = replay.empty(rows, packed[0].shape[1])
     nearest = distances.numpy()
-    codes = torch.empty(codebooks, rows, dtype=torch.int64)
+    codes = torch.empty(codebooks, rows, dtype=torch.int64, device=latents.device)
     for stage, indices in enumerate(codes):
         if stage:
             replay(torch.index_select, packed[2 * stage - 1], 0, codes[stage - 1], out=chosen)
@@ -113,7 +114,10 @@ def _rvq_decode(replay: Replay, codes: Tensor, packed: Packed) -> Tensor:
     slots, steps, books = codes.shape
     width = packed[1].shape[1]
     latents, chosen = replay.empty(slots * steps, width), replay.empty(slots * steps, width)
-    for stage, indices in enumerate(codes.view(-1, books).unbind(1)):
+    # The row behind the last vector is zero: what an absent codebook, -1, adds.
+    places = torch.empty(books, slots * steps, dtype=torch.int64, device=codes.device)
+    replay(torch.remainder, codes.reshape(-1, books).t(), len(packed[1]), out=places)
+    for stage, indices in enumerate(places):
         replay(torch.index_select, packed[2 * stage + 1], 0, indices, out=chosen)
         replay((latents.add_ if stage else latents.copy_), chosen)
     return latents.view(slots, steps, width)[..., :-1]
@@ -126,15 +130,25 @@ def _commit(now: Tensor, proposed: Tensor, active: Tensor) -> None:
         now.copy_(proposed)
 
 
-def _replayed(row: Callable[..., Tensor], replay: Replay) -> Callable[..., Tensor]:
-    def layer(x: Tensor, *args: Tensor | Packed, **kwargs: int) -> Tensor:
-        replay.begin_layer(x)
-        return row(replay, x, *args, **kwargs)
-
-    return layer
+def _recorded_commit(replay: Replay, now: Tensor, proposed: Tensor, active: Tensor) -> None:
+    replay(_commit, now, proposed, active)
 
 
-_PACKING = replace(
+def _capture(ops: Ops, work: Work, x: Tensor, *, graph: bool | None, live: bool) -> Step:
+    reason = why_no_graph(x.device, graph)
+    if not live:
+        return EagerStep(ops, work, x, reason)
+    return ReplayedStep(partial(_recording, ops), work, reason)
+
+
+def _layer(
+    row: Callable[..., Tensor], replay: Replay, x: Tensor, *args: Any, **kwargs: int
+) -> Tensor:
+    replay.begin_layer(x)
+    return row(replay, x, *args, **kwargs)
+
+
+_PLAIN = replace(
     TORCH,
     name="cpu",
     pack_conv1d=pack_conv1d,
@@ -142,24 +156,28 @@ _PACKING = replace(
     pack_resblock=pack_resblock,
     pack_lstm=pack_lstm,
     pack_codebooks=pack_codebooks,
-    commit=_commit,
+    capture=_capture,
 )
 
 
-def _replaying(replay: Replay) -> Ops:
-    return replace(
-        _PACKING,
-        conv1d=_replayed(conv1d, replay),
-        conv_transpose1d=_replayed(conv_transpose1d, replay),
-        resblock=_replayed(resblock, replay),
-        lstm=_replayed(_lstm, replay),
-        rvq_encode=_replayed(_rvq_encode, replay),
-        rvq_decode=_replayed(_rvq_decode, replay),
-    )
+_ROWS: dict[str, Callable[..., Tensor]] = {
+    "conv1d": conv1d,
+    "conv_transpose1d": conv_transpose1d,
+    "resblock": resblock,
+    "lstm": _lstm,
+    "rvq_encode": _rvq_encode,
+    "rvq_decode": _rvq_decode,
+}
 
 
-CPU = replace(_replaying(Replay(keep=False)), replaying=_replaying)
-"""Every row as float32 matrix products, for one core and few slots."""
+def _recording(ops: Ops, replay: Replay) -> Ops:
+    """``ops`` with each of their calls made through ``replay``."""
+    rows: dict[str, Any] = {name: partial(_layer, row, replay) for name, row in _ROWS.items()}
+    return replace(ops, commit=partial(_recorded_commit, replay), **rows)
+
+
+CPU = replace(_recording(_PLAIN, Replay(keep=False)), commit=_commit)
+"""Every op as float32 matrix products, for one core and few slots."""
 
 CPU_FAST = replace(
     CPU,

@@ -9,6 +9,10 @@ from functools import partial
 import torch
 from torch import Tensor
 
+from encodec_rt.streaming.ops import Ops, Work
+
+_CPU = torch.device("cpu")
+
 
 class Replay:
     """Makes every call that it is given at once, and keeps it to be played again.
@@ -40,13 +44,13 @@ class Replay:
     def empty(self, *shape: int) -> Tensor:
         """Memory for a tensor, the layer's until the end of the next layer if it is its result."""
         if not self._keep:
-            return torch.empty(shape)
+            return torch.empty(shape, dtype=torch.float32, device=_CPU)
         size = math.prod(shape)
         fitting = [at for at, block in enumerate(self._free) if len(block) >= size]
         if fitting:
             block = self._free.pop(min(fitting, key=lambda at: len(self._free[at])))
         else:
-            block = torch.empty(size)
+            block = torch.empty(size, dtype=torch.float32, device=_CPU)
         self._taken.append(block)
         return block[:size].view(shape)
 
@@ -56,3 +60,41 @@ class Replay:
         taken, self._taken = self._taken, []
         for block in taken:
             (self._taken if block.data_ptr() == kept else self._free).append(block)
+
+
+class ReplayedStep:
+    """Records the calls that its work makes of the first input, and replays them for the others."""
+
+    def __init__(self, record: Callable[[Replay], Ops], work: Work, eager_because: str) -> None:
+        """``record`` gives ops that make each of their calls through a replay."""
+        self._record, self._work = record, work
+        self._made: tuple[Replay, Tensor, Tensor, Tensor] | None = None
+        self.eager_because: str | None = eager_because
+
+    def __call__(self, x: Tensor, active: Tensor | None) -> Tensor:
+        """The result for ``x``, which is like every other; ``active`` None means all."""
+        if self._made is None:
+            return self._first(x, active)
+        replay, given, mask, y = self._made
+        given.copy_(x)
+        if active is None:
+            mask.fill_(True)
+        else:
+            mask.copy_(active)
+        replay.play()
+        return y
+
+    def again(self) -> None:
+        """Step once more on the last input."""
+        assert self._made is not None, "a step comes before its repetition"
+        self._made[0].play()
+
+    def _first(self, x: Tensor, active: Tensor | None) -> Tensor:
+        replay, given = Replay(), x.clone(memory_format=torch.contiguous_format)
+        mask = torch.ones(len(x), dtype=torch.bool, device=x.device)
+        if active is not None:
+            mask.copy_(active)
+        y = self._work(self._record(replay), given, mask)
+        # Kept only now: an interrupted recording would replay half of a step.
+        self._made = replay, given, mask, y
+        return y

@@ -97,12 +97,12 @@ def _new_last(rows: Tensor) -> Tensor:
 
 
 def pack_codebooks(weights: Packed) -> Packed:
-    """Per codebook: -2 * vectors over their squared norms [D + 1, V], and vectors | 0 [V, D + 1].
+    """Per codebook: -2 * vectors over squared norms [D + 1, V], and vectors | 0 [V + 1, D + 1].
 
     A latent followed by a 1 then gives the distances in one product, and stays so when a vector
-    is taken from it.
+    is taken from it. The last of the vectors is zero.
     """
     books, norms = TORCH.pack_codebooks(weights)
     searches = _stored(torch.cat([-2 * books.transpose(1, 2), norms[:, None]], dim=1))
-    vectors = functional.pad(books, (0, 1))
+    vectors = functional.pad(books, (0, 1, 0, 1))
     return tuple(part for pair in zip(searches, vectors, strict=True) for part in pair)

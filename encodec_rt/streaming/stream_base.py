@@ -1,0 +1,149 @@
+"""What both directions of a stream share: one slot, snapshots, and pushes that happen whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, Concatenate, ParamSpec, TypeVar
+
+import torch
+
+from encodec_rt.config import EncodecConfig
+from encodec_rt.errors import ConfigError, StateError
+from encodec_rt.model.numerics import no_autocast
+from encodec_rt.streaming.ops import Step
+from encodec_rt.streaming.runner import Runner
+from encodec_rt.streaming.snapshot import Kind, Origin, Snapshot
+from encodec_rt.streaming.weights import CodecWeights, Start
+
+P = ParamSpec("P")
+R = TypeVar("R")
+S = TypeVar("S", bound="Stream")
+
+
+def whole(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+    """A method of an open stream that happens whole or not at all, whatever interrupts it.
+
+    It computes without gradients, and in float32 whatever autocast the program has set.
+    """
+
+    @wraps(method)
+    def call(stream: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+        if stream.closed:
+            raise StateError("this stream was flushed; open a new one")
+        before = stream._save()
+        try:
+            with torch.inference_mode(), no_autocast(stream.device):
+                return method(stream, *args, **kwargs)
+        except BaseException:
+            stream._load(before)
+            raise
+
+    return call
+
+
+class Stream:
+    """What both directions share: a single slot, and being open or closed."""
+
+    kind: Kind
+    _HELD: tuple[str, ...]
+    """The attributes that change from push to push, besides the runner's state."""
+
+    def __init__(
+        self,
+        weights: CodecWeights,
+        codebooks: int,
+        start: Start,
+        block_frames: int,
+        graph: bool | None,
+    ) -> None:
+        if block_frames < 1:
+            raise ConfigError(f"block_frames={block_frames}; a block has at least one frame")
+        self.codebooks = codebooks
+        self.device = weights.device
+        self.config: EncodecConfig = weights.config
+        self.block_frames = block_frames
+        self.closed = False
+        self._weights, self._graph = weights, graph
+        self._origin = Origin(self.kind, start, codebooks, weights.sha256)
+        layers = weights.encoder if self.kind == "encoder" else weights.decoder
+        self.runner = Runner(layers, 1, weights.device)
+        self.runner.now.load_(0, weights.start_state(start, codebooks)[self.kind == "decoder"])
+        self._backup = self.runner.now.row(0)
+        self._step = self._capture()
+
+    @property
+    def eager_because(self) -> str | None:
+        """None where a block of frames is one CUDA graph, else why it is not."""
+        return self._step.eager_because
+
+    def snapshot(self) -> Snapshot:
+        """The whole state of the stream, as a value."""
+        held = {name: getattr(self, name) for name in ("closed", *self._HELD)}
+        return Snapshot(self.runner.now.row(0), held, self._origin)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Continue from ``snapshot``, bit for bit.
+
+        Raises StateError if it is of another model, direction, start policy or bandwidth.
+        """
+        self._origin.check(snapshot.origin)
+        with torch.inference_mode():
+            self.runner.now.load_(0, snapshot.row)
+        for name, value in snapshot.fields.items():
+            setattr(self, name, value)
+
+    def __deepcopy__(self: S, memo: dict[int, Any]) -> S:
+        """An independent stream that goes on, bit for bit, as this one does."""
+        other = type(self)(
+            self._weights,
+            self.codebooks,
+            start=self._origin.start,  # type: ignore[arg-type]
+            block_frames=self.block_frames,
+            graph=self._graph,
+        )
+        other.restore(self.snapshot())
+        return other
+
+    def __copy__(self: S) -> S:
+        """As ``copy.deepcopy``: two streams never share a state."""
+        return self.__deepcopy__({})
+
+    def __reduce__(self) -> Any:
+        """Refused: a stream belongs to its codec, and its snapshot is what travels."""
+        raise StateError(
+            f"a {type(self).__name__} cannot be pickled; pickle its snapshot() and restore it "
+            "into a stream of the same codec"
+        )
+
+    def __enter__(self: S) -> S:
+        """Self."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close the stream; what was not flushed is dropped."""
+        self.closed = True
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open"
+        return (
+            f"<{type(self).__name__} of {self.codebooks} codebooks, start={self._origin.start!r}, "
+            f"{self._progress()}, {state}>"
+        )
+
+    def _progress(self) -> str:
+        raise AssertionError("of each direction its own")
+
+    def _capture(self) -> Step:
+        raise AssertionError("of each direction its own")
+
+    def _save(self) -> tuple[object, ...]:
+        with torch.inference_mode():
+            self._backup.copy_(self.runner.now.arena[0])
+        return self.closed, *(getattr(self, name) for name in self._HELD)
+
+    def _load(self, held: tuple[object, ...]) -> None:
+        with torch.inference_mode():
+            self.runner.now.load_(0, self._backup)
+        for name, value in zip(("closed", *self._HELD), held, strict=True):
+            setattr(self, name, value)
