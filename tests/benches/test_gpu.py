@@ -24,6 +24,7 @@ from benches.workload import OneLayer, frames, inputs_of, layers, noise, steps_p
 from encodec_rt.config import EncodecConfig
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.backends.torch import TORCH
+from encodec_rt.streaming.cuda_graph import capture_graph
 from encodec_rt.streaming.plan import ResBlockSpec
 from tests.support.models import random_model, tiny_config
 from tests.support.tolerances import bound
@@ -138,6 +139,7 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> torch.device:
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr("encodec_rt.streaming.cuda_graph.capture", lambda device, *runs: runs)
+    monkeypatch.setattr("encodec_rt.streaming.backends.triton.capture_eagerly", capture_graph)
     monkeypatch.setattr("benches.kernels.capture", lambda device, *runs: runs)
     for bench in (gpu, kernels):
         monkeypatch.setattr(bench, "require_cuda", lambda: CPU)

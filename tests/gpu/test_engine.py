@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import weakref
 from functools import cache
 
 import numpy as np
@@ -131,6 +133,33 @@ def test_a_stream_has_the_bits_of_an_engine_s_slot() -> None:
         given = encoder.push(audio[0])
         assert np.array_equal(given, codes[:, 0].numpy())
         assert np.array_equal(decoder.push(given), heard[:, 0].flatten().numpy())
+
+
+def test_a_dropped_engine_frees_its_memory_at_once() -> None:
+    gc.collect()
+    gc.disable()
+    try:
+        before = torch.cuda.memory_allocated()
+        one = engine(64, graph=True)
+        tick = weakref.ref(one.ticks["encode"])
+        assert torch.cuda.memory_allocated() > before
+        del one
+        assert tick() is None
+        torch.cuda.synchronize()
+        assert torch.cuda.memory_allocated() == before
+    finally:
+        gc.enable()
+
+
+def test_an_engine_that_is_dropped_while_others_are_made_spoils_no_capture() -> None:
+    audio = noise(2, 3 * HOP)
+    wanted = ticks(engine(2, graph=True), audio)
+    ring: list[object] = []
+    for _ in range(5):
+        # In a cycle of its own, so that only the collector can free it, at a time of its choosing.
+        ring = [engine(2, graph=True), ring[-1:]]
+        ring.append(ring)
+        assert_equal(ticks(engine(2, graph=True), audio), wanted)
 
 
 @pytest.mark.parametrize("few", [False, True])

@@ -12,6 +12,7 @@ import importlib
 import os
 import sys
 import time
+from dataclasses import replace
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
@@ -40,6 +41,7 @@ def stand_in(module: Any) -> None:
     """Put small things in the place of large ones, and the host in that of the device."""
     from benches import kernels, profile, rows, streams, workload
     from encodec_rt.streaming.backends.select import select
+    from encodec_rt.streaming.cuda_graph import capture_graph
     from tests.support.models import tiny_config
 
     torch.set_num_threads(1)
@@ -49,10 +51,11 @@ def stand_in(module: Any) -> None:
     for each in captures:
         if hasattr(each, "capture"):
             each.capture = lambda device, *runs: runs
-    plain = select("torch", torch.device("cpu"))
+    plain = replace(select("torch", torch.device("cpu")), capture=capture_graph)
     for each in (rows, module):
-        if hasattr(each, "triton_ops"):
-            each.triton_ops = lambda *_, **__: plain
+        for name in ("triton_ops", "select"):
+            if hasattr(each, name):
+                setattr(each, name, lambda *_, **__: plain)
     workload.EncodecConfig = lambda pad_mode: tiny_config(pad_mode=pad_mode)
     small = workload.random_24khz()
     changes: dict[str, Any] = {
