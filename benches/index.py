@@ -65,10 +65,13 @@ HEADLINES = {
         (*WALL, "encode device p50", "decode device p50"), ("row", "paced", "cold")
     ),
     "gpu-rivals": Headline(WALL, ("row", "paced", "cold")),
+    "gpu-profile": Headline(("launches", "replay_us"), ("row", "slots", "profile")),
+    "gpu-variants": Headline(("encode device p50", "decode device p50"), ("rules", "variant")),
+    "gpu-flips": Headline(("frames_that_differ", "codes_that_differ"), ("row",)),
     "gpu-streams": Headline(("streams", "tick p99.9"), ("row", "paced")),
     "kernels": Headline(("percent_of_floor",), ("rules", "slots", "precision")),
 }
-"""Of a bench that is not named here: the median of every timing, and every number, by its case."""
+"""Of a bench that is not named here: three medians, or the first three numbers, of every case."""
 
 
 def figures_of(case: Mapping[str, Any]) -> dict[str, float]:
@@ -91,7 +94,8 @@ def rows_of(record: Mapping[str, Any], name: str) -> Iterator[dict[str, str]]:
         found = figures_of(case)
         keys = case["case"] if headline is None else headline.by
         label = " ".join(f"{key}={case['case'][key]}" for key in keys if key in case["case"])
-        wanted = headline.figures if headline else [each for each in found if "p50" in each][:3]
+        medians = [each for each in found if "p50" in each]
+        wanted = headline.figures if headline else (medians or list(found))[:3]
         for figure in wanted:
             if figure in found:
                 groups[label, figure].append(found[figure])

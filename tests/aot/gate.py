@@ -24,68 +24,23 @@ import tempfile
 import time
 from collections import Counter, defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-SHARED_LIMIT = {80: 166_912, 86: 101_376, 89: 101_376, 90: 232_448, 100: 232_448, 120: 101_376}
-"""Bytes of shared memory that one program may have (CUDA programming guide, table 27)."""
+from tests.aot.compiled import HEADER, SHARED_LIMIT, Compiled
+from tests.aot.loops import Key, Loop, main_loop, worsened
+from tests.aot.loops import read as read_baseline
+from tests.aot.loops import write as write_baseline
 
-COMPILE_LIMIT_S = 10.0
+BASELINE_ARCH = 90
+"""Of which the loops are held to a baseline."""
+
+UNHELD = ("commit", "sum", "rvq_decode", "rvq_choose")
+"""Kernels that multiply nothing."""
+
 SLOTS = (3, 1, 1024)
 """Numbers of slots that must be served by the same binary: another one may have other bits."""
-
-_MATRIX_OPCODE = re.compile(r"\b(HMMA|HGMMA|UTC[A-Z]*MMA)\b")
-
-
-@dataclass(frozen=True, slots=True)
-class Compiled:
-    """What came out of one compilation."""
-
-    kernel: str
-    shape: str
-    dot: str
-    arch: int
-    registers: int
-    spilled_bytes: int
-    shared_bytes: int
-    opcodes: str
-    seconds: float
-    variants: int = 1
-    waits: bool = True
-
-    def violations(self) -> list[str]:
-        """Every rule that this kernel breaks, in words."""
-        found = []
-        if self.spilled_bytes:
-            found.append(f"{self.spilled_bytes} bytes of registers spilled")
-        if self.shared_bytes > SHARED_LIMIT[self.arch]:
-            found.append(f"{self.shared_bytes} bytes shared, {SHARED_LIMIT[self.arch]} allowed")
-        matrix = _MATRIX_OPCODE.search(self.opcodes)
-        if self.dot == "ieee" and (matrix or "FFMA" not in self.opcodes):
-            found.append(f"float32 products as {self.opcodes}, not FFMA")
-        if self.dot == "tf32" and not matrix:
-            found.append(f"TF32 products as {self.opcodes}, not a tensor core's")
-        if self.seconds > COMPILE_LIMIT_S:
-            found.append(f"{self.seconds:.1f} CPU s to compile, {COMPILE_LIMIT_S:g} allowed")
-        if not self.waits:
-            found.append("chained, and does not wait for the launch before it")
-        if self.variants > 1:
-            found.append(f"{self.variants} binaries, where slots must not make a difference")
-        return found
-
-    def row(self) -> str:
-        """One line of the table."""
-        return (
-            f"| {self.kernel} | {self.shape} | {self.dot} | {self.arch} | {self.registers} | "
-            f"{self.spilled_bytes} | {self.shared_bytes} | {self.opcodes} | {self.seconds:.1f} |"
-        )
-
-
-HEADER = (
-    "| kernel | shape | products | sm | registers | spilled | shared | opcodes | s |\n"
-    "|---|---|---|---|---|---|---|---|---|"
-)
 
 
 class CompilingDriver:
@@ -242,6 +197,8 @@ def _inspect(
         opcodes=" ".join(f"{opcode} {count}" for opcode, count in sorted(found.items())),
         seconds=seconds,
         waits=not options["CHAINED"] or "griddepcontrol.wait" in binary.asm["ptx"],
+        rules="few" if options["CHAINED"] else "many",
+        loop=main_loop(listing),
     )
 
 
@@ -262,6 +219,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 86, 90, 100, 120])
     parser.add_argument("--jobs", type=int, default=2)
     parser.add_argument("--only", help="one kernel, such as conv1d")
+    parser.add_argument(
+        "--baseline", action="store_true", help="make the loops of now what later ones are held to"
+    )
     parser.add_argument(
         "--cache", help="keep the kernels in this Triton cache, those of the embedded model too"
     )
@@ -295,6 +255,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     found.sort(key=lambda one: (one.kernel, one.dot, one.shape, one.arch))
     bad = [(one, broken) for one in found if (broken := one.violations())]
     print(HEADER, *(one.row() for one in found), sep="\n")
+    worse = _hold_to_baseline(found, triton.__version__, write=options.baseline)
     print(
         f"\ntriton {triton.__version__}: {len(found)} kernels for sm {options.arch} in "
         f"{time.perf_counter() - started:.0f} s, {len(bad)} in violation"
@@ -302,7 +263,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     for one, broken in bad:
         where = f"{one.kernel} {one.shape} {one.dot} sm_{one.arch}"
         print(f"{where}: {'; '.join(broken)}", file=sys.stderr)
-    return min(len(bad), 1)
+    print(*worse, sep="\n", end="\n" if worse else "", file=sys.stderr)
+    return min(len(bad) + len(worse), 1)
+
+
+def _hold_to_baseline(found: Sequence[Compiled], triton: str, *, write: bool) -> list[str]:
+    """What got worse; ``write`` makes what there is now the baseline."""
+    # Rules are told apart by chained launches, which only these architectures have.
+    loops: dict[Key, Loop] = {}
+    for one in found:
+        if one.arch == BASELINE_ARCH and one.kernel not in UNHELD:
+            key = (triton, str(one.arch), one.kernel, one.shape, one.dot, one.rules)
+            # A kernel may have variants by a constant that is not one of its sizes: the worst.
+            loops[key] = min(loops.get(key, one.loop), one.loop, key=lambda each: each.useful)
+    if write:
+        write_baseline(loops)
+        return []
+    return list(worsened(loops, read_baseline()))
 
 
 if __name__ == "__main__":
