@@ -21,17 +21,17 @@ from encodec_rt.atomic import replacing
 from encodec_rt.errors import ConfigError
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import MAX_CODEBOOK_SIZE, fingerprint, model_name
-from encodec_rt.streaming.ops import TORCH
 from encodec_rt.streaming.plan import (
     ConvSpec,
     ConvTransposeSpec,
     LayerSpec,
     LstmSpec,
     ResBlockSpec,
-    is_framewise,
-    layer_weights,
+    output_lag,
+    plan,
+    start_frames,
 )
-from encodec_rt.streaming.weights import pack
+from encodec_rt.streaming.weights import PRIME_FRAMES, layer_weights
 
 MAGIC = 0x57545245
 VERSION = 1
@@ -55,24 +55,27 @@ def blob(model: EncodecModel, *, half: bool = False) -> bytes:
     run: one that is not causal frame by frame, or beyond a limit of the format.
     """
     config = model.config
-    if not is_framewise(config):
+    if not config.is_framewise:
         raise ConfigError(
             "this model is not causal frame by frame (centred convolutions, a norm over time, "
             "loudness normalisation or chunks); only causal models can be exported"
         )
-    packed = pack(model, TORCH, torch.device("cpu"))
-    encoder, decoder = packed.encoder.plan, packed.decoder.plan
+    encoder, decoder = plan(model.encoder, "encoder"), plan(model.decoder, "decoder")
+    first = (
+        start_frames(encoder, config.pad_mode, config.hop_length),
+        start_frames(decoder, config.pad_mode, 1),
+    )
+    silent = max(PRIME_FRAMES, *first)
     for specs in (encoder, decoder):
         _check_state(specs)
     _check_limit("codebook_size", config.codebook_size, MAX_CODEBOOK_SIZE)
     _check_limit("layers", max(len(encoder), len(decoder)), MAX_LAYERS)
-    _check_limit("frames before the first output", packed.prime_frames, MAX_START_FRAMES)
+    _check_limit("frames before the first output", silent, MAX_START_FRAMES)
     meta = json.dumps(_meta(model)).encode()
     header = HEADER.pack(
         MAGIC, VERSION, len(meta), len(encoder), len(decoder), config.audio_channels,
         config.hop_length, config.hidden_size, config.num_quantizers, config.codebook_size,
-        _PAD_MODES.index(config.pad_mode), packed.encoder_start_frames,
-        packed.decoder_start_frames, packed.decoder_lag, packed.prime_frames, 0,
+        _PAD_MODES.index(config.pad_mode), *first, output_lag(decoder), silent, 0,
     )  # fmt: skip
     parts = [header, _padded(meta)]
     parts += [RECORD.pack(*_record(spec)) for spec in (*encoder, *decoder)]

@@ -52,7 +52,7 @@ def from_portable(
     snapshot.check(
         "encoder" if encodes else "decoder",
         fingerprint(codec.model),
-        stream.lane.now.arena.shape[1],
+        stream.runner.now.arena.shape[1],
         config.audio_channels if encodes else config.hidden_size,
     )
     device = torch.device("cpu") if encodes else codec.device

@@ -6,14 +6,12 @@ import weakref
 from pathlib import Path
 
 import numpy as np
-from numpy.typing import ArrayLike, NDArray
+from numpy.typing import ArrayLike
 
 from encodec_rt.errors import ConfigError, InputError, StateError, WeightsError
 from encodec_rt.portable.module import DECODER, ENCODER, LEFT, RIGHT, Description, Module
 from encodec_rt.portable.snapshot import PortableSnapshot
-
-Audio = NDArray[np.float32]
-Codes = NDArray[np.uint16]
+from encodec_rt.types import Audio, Codes
 
 STARTS = ("primed", "exact", "zero")
 CONCEALMENT_GAINS = (1.0, 0.8, 0.5, 0.2)
