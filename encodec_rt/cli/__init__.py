@@ -17,6 +17,7 @@ from encodec_rt.cli.data import fetch, index
 from encodec_rt.cli.decode import decode
 from encodec_rt.cli.demo import demo
 from encodec_rt.cli.encode import encode
+from encodec_rt.cli.export import onnx as export_onnx
 from encodec_rt.cli.export import web as export_web
 from encodec_rt.cli.info import info
 from encodec_rt.cli.link import call, listen, token
@@ -69,7 +70,7 @@ app = _group(
 )
 app.add_typer(_group("Fetch and index the audio to train on.", fetch, index), name="data")
 app.add_typer(_group("Call another machine.", listen, call, token, link_demo), name="link")
-app.add_typer(_group("Write a model for other runtimes.", export_web), name="export")
+app.add_typer(_group("Write a model for other runtimes.", export_web, export_onnx), name="export")
 
 
 def main() -> None:

@@ -10,22 +10,20 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from encodec_rt.atomic import replacing
 from encodec_rt.errors import ConfigError
+from encodec_rt.export.products import products
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import MAX_CODEBOOK_SIZE, fingerprint, model_name
 from encodec_rt.streaming.plan import (
     ConvSpec,
     ConvTransposeSpec,
     LayerSpec,
-    LstmSpec,
     ResBlockSpec,
     output_lag,
     plan,
@@ -80,7 +78,7 @@ def blob(model: EncodecModel, *, half: bool = False) -> bytes:
     parts = [header, _padded(meta)]
     parts += [RECORD.pack(*_record(spec)) for spec in (*encoder, *decoder)]
     for spec in (*encoder, *decoder):
-        for matrix, bias in _products(spec, layer_weights(model, spec)):
+        for matrix, bias in products(spec, layer_weights(model, spec)):
             parts += [_tensor(matrix, half=half), _tensor(bias, half=False)]
     parts += [_tensor(stage.codebook.embed, half=half) for stage in model.quantizer.stages]
     return b"".join(parts)
@@ -146,25 +144,6 @@ def _record(spec: LayerSpec) -> tuple[int, ...]:
         sides.kind, sides.inputs, sides.outputs, sides.kernel, sides.stride, sides.dilation,
         sides.hidden, int(sides.option),
     )  # fmt: skip
-
-
-def _products(spec: LayerSpec, weights: tuple[Tensor, ...]) -> Iterator[tuple[Tensor, Tensor]]:
-    """The layer's matrix products: weight [K, N], where y = x @ weight + bias, and bias [N]."""
-    if isinstance(spec, LstmSpec):
-        for layer in range(spec.layers):
-            from_input, from_hidden, bias, bias_hidden = weights[4 * layer : 4 * layer + 4]
-            yield torch.cat([from_input, from_hidden], 1).t(), bias + bias_hidden
-        return
-    weight, bias = weights[:2]
-    if isinstance(spec, ConvTransposeSpec):
-        yield weight.permute(0, 2, 1).flatten(1), bias
-        return
-    yield weight.permute(2, 1, 0).flatten(0, 1), bias
-    if isinstance(spec, ResBlockSpec):
-        out, bias_out, *shortcut = weights[2:]
-        straight = [shortcut[0][:, :, 0]] if shortcut else []
-        total = bias_out + shortcut[1] if shortcut else bias_out
-        yield torch.cat([out[:, :, 0], *straight], 1).t(), total
 
 
 def _tensor(values: Tensor, *, half: bool) -> bytes:

@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from encodec_rt.cli import app
+from encodec_rt.export.onnx import FILES, STATES
 from encodec_rt.portable import PortableCodec
 from tests.support.models import random_model, tiny_config
 
@@ -42,3 +43,17 @@ def test_a_model_that_is_not_causal_is_refused_in_one_sentence(tmp_path: Path) -
     assert (status, len(said.splitlines())) == (2, 1)
     assert "only causal models" in said
     assert not (tmp_path / "model.bin").exists()
+
+
+def test_onnx_graphs_are_written_checked_and_reported(folder: Path, tmp_path: Path) -> None:
+    status, said = run("onnx", folder, tmp_path / "graphs")
+    assert status == 0, said
+    assert said.count("0 of 800 codes differ") == 2
+    written = {path.name for path in (tmp_path / "graphs").iterdir()}
+    assert written == {*FILES, STATES}
+    status, said = run("onnx", folder, tmp_path / "graphs")
+    assert (status, len(said.splitlines())) == (2, 1)
+    assert run("onnx", folder, tmp_path / "graphs", "--force", "--float16")[0] == 0
+    status, said = run("onnx", folder, tmp_path / "others", "-b", "7")
+    assert (status, len(said.splitlines())) == (2, 1)
+    assert "this model has" in said
