@@ -26,6 +26,7 @@ from encodec_rt.cli.live import devices, live
 from encodec_rt.cli.quality import quality
 from encodec_rt.cli.roundtrip import roundtrip
 from encodec_rt.cli.train import train
+from encodec_rt.cli.web import web
 from encodec_rt.errors import CodecError
 
 EXIT_ERROR = 2
@@ -66,7 +67,17 @@ def _group(help_text: str, *commands: Callable[..., None]) -> typer.Typer:
 
 
 app = _group(
-    "EnCodec as a live codec.", encode, decode, roundtrip, info, demo, live, devices, quality, train
+    "EnCodec as a live codec.",
+    encode,
+    decode,
+    roundtrip,
+    info,
+    demo,
+    live,
+    devices,
+    web,
+    quality,
+    train,
 )
 app.add_typer(_group("Fetch and index the audio to train on.", fetch, index), name="data")
 app.add_typer(_group("Call another machine.", listen, call, token, link_demo), name="link")
