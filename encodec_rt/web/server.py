@@ -20,6 +20,7 @@ from aiohttp.typedefs import Handler
 from encodec_rt.errors import LinkError
 from encodec_rt.link.admission import Admission, ConnectionLimits, RateLimit
 from encodec_rt.link.credentials import check_token, is_authorized, is_loopback
+from encodec_rt.web.meeting import Meeting
 
 REQUESTS_PER_S = 10.0
 BURST = 60
@@ -79,6 +80,7 @@ class PageServer:
             check_token(token)
         self._token = token
         self._files = _files(model)
+        self._meeting = Meeting(token)
         self._rate = RateLimit(REQUESTS_PER_S, BURST)
         self._hosts: frozenset[str] = frozenset()
         self._runner: web.AppRunner | None = None
@@ -93,6 +95,7 @@ class PageServer:
         if not is_loopback(host) and (context is None or self._token is None):
             raise LinkError(f"serving on {host} needs TLS and a token; use 127.0.0.1, or give both")
         application = web.Application(client_max_size=0, middlewares=[self._check])
+        application.router.add_get("/meet", self._meeting.join)
         application.router.add_get("/{path:.*}", self._get)
         self._runner = web.AppRunner(
             application, access_log=None, keepalive_timeout=15.0, shutdown_timeout=1.0,
@@ -114,6 +117,7 @@ class PageServer:
 
     async def close(self) -> None:
         """Stop serving."""
+        await self._meeting.close()
         if self._admission is not None:
             await self._admission.close()
         if self._runner is not None:
@@ -149,7 +153,8 @@ class PageServer:
         except web.HTTPException as refusal:
             refusal.headers.update(HEADERS)
             raise
-        response.headers.update(HEADERS)
+        if not response.prepared:
+            response.headers.update(HEADERS)
         return response
 
 

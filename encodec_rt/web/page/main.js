@@ -1,4 +1,5 @@
 // The page: buttons, what they start, and what is drawn. The audio thread is worklet.js.
+import { Call } from "./call.js";
 import { describe, isSupported } from "./codec.js";
 import { levelDb } from "./conceal.js";
 import { Spectrogram } from "./spectrogram.js";
@@ -17,9 +18,10 @@ function say(text, wrong = false) {
   element("status").classList.toggle("wrong", wrong);
 }
 
+const token = () => new URLSearchParams(location.hash.slice(1)).get("token");
+
 async function bytes(url) {
-  const token = new URLSearchParams(location.hash.slice(1)).get("token");
-  const headers = token ? { Authorization: `Bearer ${token}` } : {};
+  const headers = token() ? { Authorization: `Bearer ${token()}` } : {};
   const response = await fetch(url, { headers });
   if (!response.ok) throw new Error(`the server refused ${url} (${response.status})`);
   return response.arrayBuffer();
@@ -39,7 +41,7 @@ async function load() {
     label.append(input, ` ${kbps} kbps`);
     element("bandwidths").append(label);
   });
-  for (const id of ["microphone", "clip", "file"]) element(id).disabled = false;
+  for (const id of ["microphone", "clip", "file", "call", "send-clip"]) element(id).disabled = false;
   page.ready = performance.now();
   say(`Ready: ${page.about.model}, ${page.about.sampling_rate / 1000} kHz. ${micHint()}`);
 }
@@ -71,6 +73,7 @@ async function openNode() {
       if (data.failed) { fail(new Error(data.failed)); say(`The codec stopped: ${data.failed}`, true); }
       if (data.ready) { Object.assign(page, data.ready); done(); }
       if (data.hop) draw(data.hop);
+      if (data.packet) page.call?.send(data.packet);
     };
   });
   const books = Number(document.querySelector("input[name=kbps]:checked").value);
@@ -109,6 +112,28 @@ function explain(error) {
   return `That did not work: ${error.message}`;
 }
 
+// Sound first, then the network: the click that starts a call is the one that may start audio.
+async function converse(connect) {
+  await start(connect);
+  if (!page.node) return;
+  const books = Number(document.querySelector("input[name=kbps]:checked").value);
+  const { node } = page;
+  const receive = (packet) => node.port.postMessage({ packet }, [packet.buffer]);
+  const call = (page.call = new Call(page.about, books, receive, (why) => page.call === call && stop().then(() => say(why, true))));
+  say("Waiting for another browser to open this page and call…");
+  try {
+    await call.connect(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/meet`, token());
+  } catch (error) {
+    if (page.call !== call) return;
+    await stop();
+    say(`No call: ${error.message}.`, true);
+    return;
+  }
+  page.saved = [];
+  node.port.postMessage({ call: { ssrc: crypto.getRandomValues(new Uint32Array(1))[0] } });
+  say("In a call. Use headphones.");
+}
+
 async function microphone() {
   if (!navigator.mediaDevices) throw new Error(micHint());
   const audio = { channelCount: 1, echoCancellation: true, noiseSuppression: false, autoGainControl: false };
@@ -127,8 +152,9 @@ async function playing(content) {
 
 // Everything is let go at once; what is awaited is the device's own end.
 async function stop() {
-  const { source, node, stream, context } = page;
-  Object.assign(page, { context: null, node: null, source: null, stream: null, last: null });
+  const { source, node, stream, context, call } = page;
+  Object.assign(page, { context: null, node: null, source: null, stream: null, call: null, last: null });
+  call?.end("You hung up.");
   element("stop").hidden = true;
   for (const id of ["ear", "mute"]) element(id).disabled = true;
   source?.disconnect();
@@ -157,17 +183,20 @@ function latency(hop) {
   const rows = [
     ["Microphone, as the browser says", page.stream?.getAudioTracks()[0].getSettings().latency],
     ["One frame", page.frame / page.about.sampling_rate],
-    ["Waiting to be played", hop.waiting],
+    [page.call ? "Held against jitter" : "Waiting to be played", hop.waiting],
     ["Browser's mixer", context.baseLatency],
     ["Device, as the browser says", context.outputLatency],
   ].filter(([, seconds]) => Number.isFinite(seconds));
   page.latency = rows.reduce((sum, [, seconds]) => sum + seconds, 0);
-  rows.push(["Together", page.latency], ["Gaps so far", hop.underruns]);
+  rows.push(["Together, without the network", page.latency]);
+  const counted = hop.counts ? Object.entries(hop.counts) : [["Gaps so far", hop.underruns]];
+  rows.push(...counted);
   element("latency").tBodies[0].replaceChildren(
     ...rows.map(([name, value], i) => {
       const row = document.createElement("tr");
-      if (i === rows.length - 2) row.className = "total";
-      const text = i === rows.length - 1 ? String(value) : `${(1000 * value).toFixed(1)} ms`;
+      const counts = i >= rows.length - counted.length;
+      if (i === rows.length - counted.length - 1) row.className = "total";
+      const text = counts ? String(value) : `${(1000 * value).toFixed(1)} ms`;
       row.append(...[name, text].map((words) => Object.assign(document.createElement("td"), { textContent: words })));
       return row;
     }),
@@ -199,6 +228,8 @@ document.addEventListener("keydown", (event) => {
 });
 element("microphone").addEventListener("click", () => start(microphone));
 element("clip").addEventListener("click", () => start(async () => playing(await bytes(clipUrl))));
+element("call").addEventListener("click", () => converse(microphone));
+element("send-clip").addEventListener("click", () => converse(async () => playing(await bytes(clipUrl))));
 element("file").addEventListener("change", ({ target }) => target.files[0] && start(async () => playing(await target.files[0].arrayBuffer())));
 element("stop").addEventListener("click", () => { stop(); say("Stopped."); });
 element("loss").addEventListener("input", ({ target }) => {
