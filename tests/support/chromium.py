@@ -71,7 +71,7 @@ class Chromium:
         async with self._http.put(where) as response:
             target = await response.json()
         socket = await self._http.ws_connect(target["webSocketDebuggerUrl"], max_msg_size=0)
-        page = Page(socket, self.problems)
+        page = Page(socket, self.problems, self)
         for domain in ("Page", "Runtime", "Log"):
             await page.send(f"{domain}.enable")
         if before:
@@ -83,8 +83,11 @@ class Chromium:
 class Page:
     """One tab."""
 
-    def __init__(self, socket: aiohttp.ClientWebSocketResponse, problems: list[str]) -> None:
+    def __init__(
+        self, socket: aiohttp.ClientWebSocketResponse, problems: list[str], browser: Chromium
+    ) -> None:
         self._socket = socket
+        self._browser = browser
         self._problems = problems
         self._numbers = itertools.count(1)
         self._answers: dict[int, asyncio.Future[Any]] = {}
@@ -134,6 +137,11 @@ class Page:
         """Press and release a letter."""
         for kind in ("keyDown", "keyUp"):
             await self.send("Input.dispatchKeyEvent", type=kind, key=key, text=key)
+
+    async def cover(self) -> None:
+        """Open another tab in front of this one."""
+        other = await self._browser.open("about:blank")
+        await other.send("Page.bringToFront")
 
     async def screenshot(self, path: Path) -> None:
         """Write a picture of the page."""

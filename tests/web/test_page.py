@@ -150,6 +150,31 @@ def test_a_browser_without_simd_is_told_so_in_one_sentence() -> None:
     on_page(work, before="WebAssembly.validate = () => false")
 
 
+def test_a_large_model_computes_in_a_worker_with_the_same_bits(microphone: str) -> None:
+    async def work(page: Page, address: str, server: PageServer) -> None:
+        await page.click("#microphone")
+        await page.until(RUNNING)
+        assert await page.run("encodec.worker !== null")
+        assert_heard_is_what_python_makes(await page.run(RECORDED))
+        await page.click("#stop")
+        await page.until("encodec.worker === null")
+
+    on_page(work, microphone, before="globalThis.encodecMaxInsideBytes = 0")
+
+
+def test_a_hidden_page_keeps_playing(microphone: str) -> None:
+    async def work(page: Page, address: str, server: PageServer) -> None:
+        await page.click("#microphone")
+        await page.until("globalThis.encodec?.last?.hops > 20")
+        await page.cover()
+        await page.until("document.hidden")
+        before = await page.run("encodec.last.hops")
+        await page.until(f"encodec.last.hops > {before} + 75")
+        assert_heard_is_what_python_makes(await page.run(RECORDED))
+
+    on_page(work, microphone)
+
+
 def test_a_context_that_refuses_the_rate_is_resampled() -> None:
     async def work(page: Page, address: str, server: PageServer) -> None:
         await page.click("#clip")

@@ -9,7 +9,10 @@ const KEPT_HOPS = 75 * 600;
 const element = (id) => document.getElementById(id);
 const { folder, model: modelUrl, clip: clipUrl } = document.body.dataset;
 
-const page = { context: null, node: null, source: null, stream: null, ear: "codec", muted: false, saved: [], about: null };
+// A model's file beyond this takes more of the audio thread's time than is safe.
+const MAX_INSIDE_BYTES = globalThis.encodecMaxInsideBytes ?? 16e6;
+
+const page = { worker: null, context: null, node: null, source: null, stream: null, ear: "codec", muted: false, saved: [], about: null };
 // What tests ask of the page.
 globalThis.encodec = page;
 
@@ -37,7 +40,7 @@ async function load() {
   rates.forEach((kbps, i) => {
     const label = document.createElement("label");
     const input = Object.assign(document.createElement("input"), { type: "radio", name: "kbps", value: codebooks[i], checked: kbps === chosen });
-    input.addEventListener("change", () => page.node?.port.postMessage({ books: codebooks[i] }));
+    input.addEventListener("change", () => codecPort()?.postMessage({ books: codebooks[i] }));
     label.append(input, ` ${kbps} kbps`);
     element("bandwidths").append(label);
   });
@@ -64,23 +67,43 @@ function openContext() {
 
 async function openNode() {
   await page.context.audioWorklet.addModule(`${folder}/worklet.js`);
-  page.node = new AudioWorkletNode(page.context, "encodec-loop", {
+  page.node = new AudioWorkletNode(page.context, "encodec", {
     numberOfInputs: 1, numberOfOutputs: 1, outputChannelCount: [1],
     channelCount: 1, channelCountMode: "explicit", channelInterpretation: "speakers",
   });
-  const ready = new Promise((done, fail) => {
-    page.node.port.onmessage = ({ data }) => {
+  const books = Number(document.querySelector("input[name=kbps]:checked").value);
+  const start = { model: page.model, books, loss: element("loss").value / 100 };
+  if (page.model.blob.byteLength > MAX_INSIDE_BYTES) await openWorker(start);
+  else await answered(page.node.port, start);
+  page.node.port.postMessage({ ear: page.muted ? "mute" : page.ear });
+  page.node.connect(page.context.destination);
+}
+
+// A large model computes beside the audio thread, at the price of a longer queue.
+async function openWorker(start) {
+  const { port1, port2 } = new MessageChannel();
+  page.worker = new Worker(`${folder}/worker.js`, { type: "module" });
+  page.worker.onerror = ({ message }) => say(`The codec stopped: ${message}`, true);
+  const { frame } = await answered(page.worker, { ...start, port: port1 }, [port1]);
+  await answered(page.node.port, { worker: port2, rate: page.about.sampling_rate, frame }, [port2]);
+}
+
+// Posts a message and resolves when the other side is ready; goes on taking what it says.
+function answered(port, message, transfer = []) {
+  return new Promise((done, fail) => {
+    port.onmessage = ({ data }) => {
       if (data.failed) { fail(new Error(data.failed)); say(`The codec stopped: ${data.failed}`, true); }
-      if (data.ready) { Object.assign(page, data.ready); done(); }
+      if (data.ready) { Object.assign(page, data.ready); done(data.ready); }
       if (data.hop) draw(data.hop);
       if (data.packet) page.call?.send(data.packet);
     };
+    port.postMessage(message, transfer);
   });
-  const books = Number(document.querySelector("input[name=kbps]:checked").value);
-  page.node.port.postMessage({ model: page.model, books });
-  page.node.port.postMessage({ ear: page.muted ? "mute" : page.ear, loss: element("loss").value / 100 });
-  await ready;
-  page.node.connect(page.context.destination);
+}
+
+// Where the codec is told what changes.
+function codecPort() {
+  return page.worker ?? page.node?.port;
 }
 
 async function start(connect) {
@@ -117,8 +140,8 @@ async function converse(connect) {
   await start(connect);
   if (!page.node) return;
   const books = Number(document.querySelector("input[name=kbps]:checked").value);
-  const { node } = page;
-  const receive = (packet) => node.port.postMessage({ packet }, [packet.buffer]);
+  const port = codecPort();
+  const receive = (packet) => port.postMessage({ packet }, [packet.buffer]);
   const call = (page.call = new Call(page.about, books, receive, (why) => page.call === call && stop().then(() => say(why, true))));
   say("Waiting for another browser to open this page and call…");
   try {
@@ -130,7 +153,7 @@ async function converse(connect) {
     return;
   }
   page.saved = [];
-  node.port.postMessage({ call: { ssrc: crypto.getRandomValues(new Uint32Array(1))[0] } });
+  port.postMessage({ call: { ssrc: crypto.getRandomValues(new Uint32Array(1))[0] } });
   say("In a call. Use headphones.");
 }
 
@@ -152,8 +175,9 @@ async function playing(content) {
 
 // Everything is let go at once; what is awaited is the device's own end.
 async function stop() {
-  const { source, node, stream, context, call } = page;
-  Object.assign(page, { context: null, node: null, source: null, stream: null, call: null, last: null });
+  const { source, node, stream, context, call, worker } = page;
+  Object.assign(page, { context: null, node: null, source: null, stream: null, call: null, worker: null, last: null });
+  worker?.terminate();
   call?.end("You hung up.");
   element("stop").hidden = true;
   for (const id of ["ear", "mute"]) element(id).disabled = true;
@@ -183,7 +207,8 @@ function latency(hop) {
   const rows = [
     ["Microphone, as the browser says", page.stream?.getAudioTracks()[0].getSettings().latency],
     ["One frame", page.frame / page.about.sampling_rate],
-    [page.call ? "Held against jitter" : "Waiting to be played", hop.waiting],
+    ["Held against jitter", hop.held],
+    ["Waiting to be played", hop.waiting],
     ["Browser's mixer", context.baseLatency],
     ["Device, as the browser says", context.outputLatency],
   ].filter(([, seconds]) => Number.isFinite(seconds));
@@ -234,7 +259,7 @@ element("file").addEventListener("change", ({ target }) => target.files[0] && st
 element("stop").addEventListener("click", () => { stop(); say("Stopped."); });
 element("loss").addEventListener("input", ({ target }) => {
   element("loss-text").textContent = `${target.value} %`;
-  page.node?.port.postMessage({ loss: target.value / 100 });
+  codecPort()?.postMessage({ loss: target.value / 100 });
 });
 
 load().catch((error) => say(error.message, true));
