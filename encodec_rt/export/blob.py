@@ -19,7 +19,8 @@ from encodec_rt.atomic import replacing
 from encodec_rt.errors import ConfigError
 from encodec_rt.export.products import products
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.streaming.codec import MAX_CODEBOOK_SIZE, fingerprint, model_name
+from encodec_rt.model.identity import identify
+from encodec_rt.streaming.codec import MAX_CODEBOOK_SIZE
 from encodec_rt.streaming.plan import (
     ConvSpec,
     ConvTransposeSpec,
@@ -95,10 +96,10 @@ def write_blob(
 
 
 def _meta(model: EncodecModel) -> dict[str, object]:
-    config = model.config
+    config, identity = model.config, identify(model)
     return {
-        "model": model_name(model),
-        "weights_sha256": fingerprint(model),
+        "model": identity.name,
+        "weights_sha256": identity.weights_sha256,
         "sampling_rate": config.sampling_rate,
         "bandwidths_kbps": list(config.target_bandwidths),
         "codebooks": [config.codebooks_for(kbps) for kbps in config.target_bandwidths],

@@ -20,7 +20,7 @@ from encodec_rt.export.graph import import_onnx
 from encodec_rt.export.onnx_clip import clip_decoder, clip_encoder
 from encodec_rt.export.onnx_step import decoder_step, encoder_step
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.streaming.codec import Codec, fingerprint, model_name
+from encodec_rt.streaming.codec import Codec
 from encodec_rt.types import Audio, Codes
 
 FILES = ("encoder_step.onnx", "decoder_step.onnx", "encoder_clip.onnx", "decoder_clip.onnx")
@@ -68,7 +68,7 @@ def export_onnx(
     for name in (*FILES, STATES):
         check_target(target / name, force=force)
     codec = Codec(model, backend="torch")
-    meta = _meta(model, books, codec.packed.decoder_lag)
+    meta = _meta(codec, books)
     built: tuple[Callable[[], Any], ...] = (
         lambda: encoder_step(model, books, meta, half=half),
         lambda: decoder_step(model, meta, half=half),
@@ -91,16 +91,16 @@ def export_onnx(
     return reports
 
 
-def _meta(model: EncodecModel, books: int, lag: int) -> dict[str, str]:
-    config = model.config
+def _meta(codec: Codec, books: int) -> dict[str, str]:
+    config = codec.config
     values = {
-        "model": model_name(model),
-        "weights_sha256": fingerprint(model),
+        "model": codec.name,
+        "weights_sha256": codec.weights_sha256,
         "sampling_rate": config.sampling_rate,
         "hop_length": config.hop_length,
         "codebooks": books,
         "codebook_size": config.codebook_size,
-        "decoder_lag": lag,
+        "decoder_lag": codec.packed.decoder_lag,
     }
     return {name: json.dumps(value).strip('"') for name, value in values.items()}
 

@@ -6,30 +6,30 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from encodec_rt.errors import StateError
 from encodec_rt.portable.snapshot import PortableSnapshot
-from encodec_rt.streaming.codec import Codec, fingerprint
-from encodec_rt.streaming.streams import Snapshot, StreamDecoder, StreamEncoder
+from encodec_rt.streaming.snapshot import Origin, Snapshot
+from encodec_rt.types import Audio
 
 
-def to_portable(codec: Codec, stream: StreamEncoder | StreamDecoder) -> PortableSnapshot:
-    """The state of ``stream``, which ``codec`` opened, as a portable snapshot.
+def to_portable(snapshot: Snapshot, hop_length: int) -> PortableSnapshot:
+    """The portable form of ``snapshot``, of a stream of a model with that hop.
 
     Raises StateError for a stream of blocks that holds back whole frames: the WebAssembly codec
     steps frame by frame and never does.
     """
-    snapshot = stream.snapshot()
-    fields: dict[str, Any] = dict(zip(_names(stream), snapshot.fields, strict=True))
-    encodes = isinstance(stream, StreamEncoder)
+    origin, fields = snapshot.origin, dict[str, Any](snapshot.fields)
+    encodes = origin.kind == "encoder"
     waiting = _array(fields["_waiting"])
-    unit = codec.config.hop_length if encodes else 1
-    if fields["_begun"] and len(waiting) >= unit:
+    if fields["_begun"] and len(waiting) >= (hop_length if encodes else 1):
         raise StateError("this stream holds whole frames back for a block; use block_frames=1")
     return PortableSnapshot(
-        direction="encoder" if encodes else "decoder",
-        weights_sha256=fingerprint(codec.model),
-        codebooks=stream.codebooks,
+        direction=origin.kind,
+        weights_sha256=origin.weights_sha256,
+        start=origin.start,
+        codebooks=origin.codebooks,
         state=_array(snapshot.row),
         waiting=waiting,
         begun=fields["_begun"],
@@ -40,43 +40,31 @@ def to_portable(codec: Codec, stream: StreamEncoder | StreamDecoder) -> Portable
     )
 
 
-def from_portable(
-    codec: Codec, stream: StreamEncoder | StreamDecoder, snapshot: PortableSnapshot
-) -> None:
-    """Let ``stream``, which ``codec`` opened, go on from ``snapshot``.
-
-    Raises StateError if the snapshot is of another model or of the other direction.
-    """
-    encodes = isinstance(stream, StreamEncoder)
-    config = codec.config
-    snapshot.check(
-        "encoder" if encodes else "decoder",
-        fingerprint(codec.model),
-        stream.runner.now.arena.shape[1],
-        config.audio_channels if encodes else config.hidden_size,
-    )
-    device = torch.device("cpu") if encodes else codec.device
-    fields: dict[str, Any] = {
+def from_portable(snapshot: PortableSnapshot, device: str | torch.device = "cpu") -> Snapshot:
+    """The snapshot for ``restore`` of a stream on ``device``, which checks whose it is."""
+    fields: dict[str, object] = {
         "closed": snapshot.closed,
-        "_waiting": _tensor(snapshot.waiting).to(device),
+        "_waiting": _tensor(snapshot.waiting),
         "_begun": snapshot.begun,
     }
-    if encodes:
+    if snapshot.direction == "encoder":
         fields |= {"samples_in": snapshot.consumed, "frames_out": snapshot.produced}
     else:
         fields |= {
+            "_waiting": _tensor(snapshot.waiting).to(device),
             "_drop": snapshot.drop,
             "_last_latent": _tensor(snapshot.last_latent)[None].to(device),
             "_lost": snapshot.lost,
             "frames_in": snapshot.consumed,
             "samples_out": snapshot.produced,
         }
-    row = _tensor(snapshot.state).to(codec.device)
-    stream.restore(Snapshot(row, tuple(fields[name] for name in _names(stream))))
-
-
-def _names(stream: StreamEncoder | StreamDecoder) -> tuple[str, ...]:
-    return ("closed", *stream._SAVED)
+    origin = Origin(
+        "encoder" if snapshot.direction == "encoder" else "decoder",
+        snapshot.start,
+        snapshot.codebooks,
+        snapshot.weights_sha256,
+    )
+    return Snapshot(_tensor(snapshot.state).to(device), fields, origin)
 
 
 def _decoder_only(fields: dict[str, Any]) -> dict[str, Any]:
@@ -87,10 +75,10 @@ def _decoder_only(fields: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _array(values: Any) -> np.ndarray[Any, np.dtype[np.float32]]:
-    array: np.ndarray[Any, np.dtype[np.float32]] = values.detach().cpu().numpy().copy()
+def _array(values: Tensor) -> Audio:
+    array: Audio = values.detach().cpu().numpy().copy()
     return array
 
 
-def _tensor(values: np.ndarray[Any, np.dtype[np.float32]]) -> torch.Tensor:
+def _tensor(values: Audio) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(values, np.float32).copy())

@@ -17,6 +17,7 @@ _HEADER = struct.Struct("<4sBBBBIIIIIIQQ32s")
 _MAGIC = b"ERTS"
 _VERSION = 1
 _DIRECTIONS = ("encoder", "decoder")
+STARTS = ("primed", "exact", "zero")
 
 Floats = NDArray[np.float32]
 
@@ -32,6 +33,7 @@ class PortableSnapshot:
 
     direction: str
     weights_sha256: str
+    start: str
     codebooks: int
     state: Floats
     waiting: Floats
@@ -48,8 +50,8 @@ class PortableSnapshot:
         width = self.waiting.shape[1]
         header = _HEADER.pack(
             _MAGIC, _VERSION, _DIRECTIONS.index(self.direction),
-            self.begun | self.closed << 1, 0, self.codebooks, len(self.state), len(self.waiting),
-            width, self.drop, self.lost, self.consumed, self.produced,
+            self.begun | self.closed << 1, STARTS.index(self.start), self.codebooks,
+            len(self.state), len(self.waiting), width, self.drop, self.lost, self.consumed, self.produced,
             bytes.fromhex(self.weights_sha256),
         )  # fmt: skip
         arrays = (self.state, self.waiting, self.last_latent)
@@ -60,9 +62,9 @@ class PortableSnapshot:
         """The snapshot that ``to_bytes`` wrote. Raises StateError for anything else."""
         if len(content) < _HEADER.size:
             raise StateError(f"{len(content)} bytes are not a snapshot of a stream")
-        (magic, version, direction, flags, zero, codebooks, state, waiting, width, drop, lost,
+        (magic, version, direction, flags, start, codebooks, state, waiting, width, drop, lost,
          consumed, produced, sha256) = _HEADER.unpack_from(content)  # fmt: skip
-        if magic != _MAGIC or version != _VERSION or direction > 1 or flags > 3 or zero:
+        if magic != _MAGIC or version != _VERSION or max(direction, start // 2, flags // 2) > 1:
             raise StateError("these bytes are not a snapshot of a stream, or of another version")
         floats = state + waiting * width + (width if direction else 0)
         if len(content) != _HEADER.size + 4 * floats:
@@ -77,6 +79,7 @@ class PortableSnapshot:
         return PortableSnapshot(
             direction=_DIRECTIONS[direction],
             weights_sha256=sha256.hex(),
+            start=STARTS[start],
             codebooks=codebooks,
             state=row,
             waiting=rest.reshape(waiting, width),
@@ -89,8 +92,21 @@ class PortableSnapshot:
             last_latent=last,
         )
 
-    def check(self, direction: str, weights_sha256: str, floats: int, width: int) -> None:
+    def check(
+        self,
+        direction: str,
+        start: str,
+        codebooks: int,
+        weights_sha256: str,
+        state: int,
+        width: int,
+    ) -> None:
         """Raise StateError unless the snapshot is of such a stream."""
-        given = (self.direction, len(self.state), self.waiting.shape[1])
-        if given != (direction, floats, width) or self.weights_sha256 != weights_sha256:
+        given = (self.direction, self.weights_sha256, len(self.state), self.waiting.shape[1])
+        if given != (direction, weights_sha256, state, width):
             raise StateError("this snapshot is of another model or of the other direction")
+        if (self.start, self.codebooks) != (start, codebooks):
+            raise StateError(
+                f"this snapshot is of start={self.start!r} and {self.codebooks} codebooks, and "
+                f"this stream of start={start!r} and {codebooks}"
+            )

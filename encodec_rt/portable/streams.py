@@ -10,11 +10,10 @@ from numpy.typing import ArrayLike
 
 from encodec_rt.errors import ConfigError, InputError, StateError, WeightsError
 from encodec_rt.portable.module import DECODER, ENCODER, LEFT, RIGHT, Description, Module
-from encodec_rt.portable.snapshot import PortableSnapshot
+from encodec_rt.portable.snapshot import STARTS, PortableSnapshot
 from encodec_rt.types import Audio, Codes
 
-STARTS = ("primed", "exact", "zero")
-CONCEALMENT_GAINS = (1.0, 0.8, 0.5, 0.2)
+CONCEALMENT_GAINS = (1.0, 1.0, 1.0, 1.0, 1.0, 0.67, 0.33)
 """Those of ``streaming.streams``, which a test compares."""
 
 
@@ -66,6 +65,7 @@ class _Stream:
         self._finalizer = weakref.finalize(self, module.call, "close", handle)
         self._module = module
         self._handle = handle
+        self.start = start
         self.codebooks = codebooks
         self.closed = False
         self._begun = start != "exact"
@@ -81,9 +81,8 @@ class _Stream:
 
     def _set(self, snapshot: PortableSnapshot) -> None:
         state = self._module.state(self._handle)
-        snapshot.check(
-            self.direction, self._module.describes.weights_sha256, len(state), self._width
-        )
+        sha256 = self._module.describes.weights_sha256
+        snapshot.check(self.direction, self.start, self.codebooks, sha256, len(state), self._width)
         state[:] = snapshot.state
         self._waiting = snapshot.waiting.copy()
         self._begun, self.closed = snapshot.begun, snapshot.closed
@@ -137,6 +136,7 @@ class PortableEncoder(_Stream):
         return PortableSnapshot(
             direction=self.direction,
             weights_sha256=self._module.describes.weights_sha256,
+            start=self.start,
             codebooks=self.codebooks,
             state=self._module.state(self._handle).copy(),
             waiting=self._waiting,
@@ -227,6 +227,7 @@ class PortableDecoder(_Stream):
         return PortableSnapshot(
             direction=self.direction,
             weights_sha256=self._module.describes.weights_sha256,
+            start=self.start,
             codebooks=self.codebooks,
             state=self._module.state(self._handle).copy(),
             waiting=self._waiting,

@@ -160,10 +160,10 @@ def test_a_stream_goes_on_in_the_other_runtime(name: str, start: str, pushed: in
 
     there = codec.stream_encoder(bandwidth, start=start)  # type: ignore[arg-type]
     codes = [there.push(audio[..., :pushed])]
-    here = portable.stream_encoder(bandwidth)
-    here.restore(PortableSnapshot.from_bytes(to_portable(codec, there).to_bytes()))
+    here = portable.stream_encoder(bandwidth, start=start)
+    here.restore(PortableSnapshot.from_bytes(to_portable(there.snapshot(), hop).to_bytes()))
     codes.append(here.push(audio[..., pushed : 2 * pushed]))
-    from_portable(codec, there, PortableSnapshot.from_bytes(here.snapshot().to_bytes()))
+    there.restore(from_portable(PortableSnapshot.from_bytes(here.snapshot().to_bytes())))
     codes.append(there.push(audio[..., 2 * pushed :]))
     assert np.array_equal(np.concatenate(codes), whole)
     assert there.samples_in == audio.shape[-1]
@@ -172,10 +172,10 @@ def test_a_stream_goes_on_in_the_other_runtime(name: str, start: str, pushed: in
     heard = np.concatenate([reference.push(whole[:20]), reference.push(None)], -1)
     decoder = codec.stream_decoder(bandwidth, start=start)  # type: ignore[arg-type]
     parts = [decoder.push(whole[:4])]
-    mine = portable.stream_decoder(bandwidth)
-    mine.restore(PortableSnapshot.from_bytes(to_portable(codec, decoder).to_bytes()))
+    mine = portable.stream_decoder(bandwidth, start=start)
+    mine.restore(PortableSnapshot.from_bytes(to_portable(decoder.snapshot(), hop).to_bytes()))
     parts.append(mine.push(whole[4:12]))
-    from_portable(codec, decoder, PortableSnapshot.from_bytes(mine.snapshot().to_bytes()))
+    decoder.restore(from_portable(PortableSnapshot.from_bytes(mine.snapshot().to_bytes())))
     parts += [decoder.push(whole[12:20]), decoder.push(None)]
     result = np.concatenate(parts, -1)
     assert result.shape == heard.shape

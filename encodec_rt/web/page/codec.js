@@ -7,6 +7,8 @@ const ENCODER = 1;
 const DECODER = 2;
 const HEADER_BYTES = 64;
 const SNAPSHOT_BYTES = 80;
+const MAGIC = [0x45, 0x52, 0x54, 0x53];
+const STARTS = ["primed", "exact", "zero"];
 const REFUSALS = {
   "-3": "its header is of another kind or version",
   "-4": "its layers do not fit one another",
@@ -96,6 +98,7 @@ class Stream {
   constructor(codec, direction, books, start) {
     if (!["primed", "zero"].includes(start)) throw new Error(`start ${start}; primed or zero`);
     this.codec = codec;
+    this.start = start;
     this.books = books;
     this.handle = codec.open(direction, start === "primed" ? books : 0);
     this.consumed = 0;
@@ -187,7 +190,7 @@ function writeSnapshot(stream, direction, drop, lost, last, width) {
   const state = stream.state;
   const bytes = new Uint8Array(SNAPSHOT_BYTES + 4 * (state.length + last.length));
   const view = new DataView(bytes.buffer);
-  bytes.set([0x45, 0x52, 0x54, 0x53, 1, direction, 1, 0]);
+  bytes.set([...MAGIC, 1, direction, 1, STARTS.indexOf(stream.start)]);
   [stream.books, state.length, 0, width, drop, lost].forEach((n, i) => view.setUint32(8 + 4 * i, n, true));
   view.setBigUint64(32, BigInt(stream.consumed), true);
   view.setBigUint64(40, BigInt(stream.produced), true);
@@ -203,11 +206,12 @@ function readSnapshot(stream, bytes, direction) {
   const state = stream.state;
   const rest = direction ? stream.codec.latent : 0;
   if (bytes.length !== SNAPSHOT_BYTES + 4 * (state.length + rest)) throw new Error("not a snapshot of such a stream");
-  const head = [0x45, 0x52, 0x54, 0x53, 1, direction, 1, 0];
+  const head = [...MAGIC, 1, direction, 1, STARTS.indexOf(stream.start)];
   if (!head.every((byte, i) => bytes[i] === byte)) throw new Error("not a snapshot of such a stream");
   let sha256 = "";
   for (const byte of bytes.subarray(48, 80)) sha256 += byte.toString(16).padStart(2, "0");
   if (sha256 !== stream.codec.about.weights_sha256) throw new Error("a snapshot of another model");
+  if (view.getUint32(8, true) !== stream.books) throw new Error("a snapshot of another bandwidth");
   if (view.getUint32(16, true) || view.getUint32(24, true)) throw new Error("a snapshot in the middle of a frame");
   for (let i = 0; i < state.length + rest; i++) {
     if (!Number.isFinite(view.getFloat32(SNAPSHOT_BYTES + 4 * i, true))) throw new Error("a damaged snapshot");
