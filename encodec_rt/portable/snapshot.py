@@ -51,8 +51,8 @@ class PortableSnapshot:
         header = _HEADER.pack(
             _MAGIC, _VERSION, _DIRECTIONS.index(self.direction),
             self.begun | self.closed << 1, STARTS.index(self.start), self.codebooks,
-            len(self.state), len(self.waiting), width, self.drop, self.lost, self.consumed, self.produced,
-            bytes.fromhex(self.weights_sha256),
+            len(self.state), len(self.waiting), width, self.drop, self.lost,
+            self.consumed, self.produced, bytes.fromhex(self.weights_sha256),
         )  # fmt: skip
         arrays = (self.state, self.waiting, self.last_latent)
         return header + b"".join(np.ascontiguousarray(part, "<f4").tobytes() for part in arrays)
