@@ -88,6 +88,32 @@ def test_two_pages_hear_each_other(inside: bool, tmp_path_factory: pytest.TempPa
     asyncio.run(run())
 
 
+def test_a_page_with_another_bandwidth_is_refused_in_one_sentence() -> None:
+    async def run() -> None:
+        server = PageServer(model())
+        port = await server.start("127.0.0.1", 0, None)
+        try:
+            async with Chromium() as browser:
+                pages = [await browser.open(f"http://127.0.0.1:{port}/") for _ in range(2)]
+                for number, page in enumerate(pages):
+                    await page.until("!!globalThis.encodec?.ready")
+                    await page.run(
+                        f"document.querySelectorAll('input[name=kbps]')[{number}].click()"
+                    )
+                    await page.click("#send-clip")
+                    await page.until("encodec.call !== null")
+                said = [
+                    await page.until("document.querySelector('.wrong')?.textContent")
+                    for page in pages
+                ]
+                assert any("another model, bandwidth or version" in text for text in said), said
+                assert browser.problems == []
+        finally:
+            await server.close()
+
+    asyncio.run(run())
+
+
 def test_a_room_has_two_places_and_asks_for_the_token() -> None:
     async def run() -> None:
         server = PageServer(model(), token=TOKEN)

@@ -157,6 +157,19 @@ async function converse(connect) {
   say("In a call. Use headphones.");
 }
 
+// In a call a file takes the microphone's place.
+async function send(connect) {
+  try {
+    const source = await connect();
+    page.source?.disconnect();
+    page.source = source;
+    source.connect(page.node);
+    source.start();
+  } catch (error) {
+    say(explain(error), true);
+  }
+}
+
 async function microphone() {
   if (!navigator.mediaDevices) throw new Error(micHint());
   const audio = { channelCount: 1, echoCancellation: true, noiseSuppression: false, autoGainControl: false };
@@ -255,7 +268,12 @@ element("microphone").addEventListener("click", () => start(microphone));
 element("clip").addEventListener("click", () => start(async () => playing(await bytes(clipUrl))));
 element("call").addEventListener("click", () => converse(microphone));
 element("send-clip").addEventListener("click", () => converse(async () => playing(await bytes(clipUrl))));
-element("file").addEventListener("change", ({ target }) => target.files[0] && start(async () => playing(await target.files[0].arrayBuffer())));
+element("file").addEventListener("change", async ({ target }) => {
+  const [file] = target.files;
+  if (!file) return;
+  const connect = async () => playing(await file.arrayBuffer());
+  await (page.call ? send(connect) : start(connect));
+});
 element("stop").addEventListener("click", () => { stop(); say("Stopped."); });
 element("loss").addEventListener("input", ({ target }) => {
   element("loss-text").textContent = `${target.value} %`;
