@@ -66,7 +66,7 @@ class Module:
 
     def __init__(self, content: bytes) -> None:
         """Load a model's file. Raises WeightsError if it is not one, BackendUnavailable."""
-        runtime, engine, module = _compiled()
+        runtime, engine, module = compiled()
         self._store: wasmtime.Store = runtime.Store(engine)
         # Before the interpreter takes apart what wasmtime's own finalizers need.
         weakref.finalize(self, self._store.close)
@@ -132,7 +132,7 @@ def wasm_bytes() -> bytes:
 
 
 @cache
-def _compiled() -> tuple[Any, Any, Any]:
+def compiled() -> tuple[Any, Any, Any]:
     """wasmtime, an engine of it, and the codec compiled by that, once per process."""
     try:
         import wasmtime

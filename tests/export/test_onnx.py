@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ import onnxruntime
 import pytest
 import torch
 
-from encodec_rt.errors import ConfigError
+from encodec_rt.errors import BackendUnavailable, ConfigError
 from encodec_rt.export.onnx import FILES, STATES, export_onnx
 from encodec_rt.streaming.codec import Codec
 from tests.portable.test_streams import CONFIGS, audio_of
@@ -129,3 +130,12 @@ def test_models_that_are_not_causal_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="only causal models"):
         export_onnx(random_model(tiny_config(normalize=True)), tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("missing", ["onnx", "onnxruntime"])
+def test_what_is_not_installed_is_named_with_its_extra(
+    missing: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(BackendUnavailable, match=r"encodec-rt\[export\]"):
+        export_onnx(random_model(tiny_config()), tmp_path)

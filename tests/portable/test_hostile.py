@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import sys
 from functools import cache
 
 import numpy as np
 import pytest
 
-from encodec_rt.errors import ConfigError, WeightsError
+from encodec_rt.errors import BackendUnavailable, ConfigError, WeightsError
 from encodec_rt.export.blob import blob
 from encodec_rt.portable import PortableCodec
-from encodec_rt.portable.module import LEFT, RIGHT, Module
+from encodec_rt.portable.module import LEFT, RIGHT, Module, compiled
 from tests.support.models import random_model, tiny_config
 
 HEADER_WORDS = 16
@@ -183,3 +184,15 @@ def test_float16_weights_halve_the_file_and_round_what_is_in_it() -> None:
     decoder = codec.stream_decoder(kbps)
     decoder.push([[3]])
     assert np.array_equal(decoder.snapshot().last_latent, books[3].numpy())
+
+
+def test_without_wasmtime_the_extra_that_brings_it_is_named(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setitem(sys.modules, "wasmtime", None)
+    compiled.cache_clear()
+    try:
+        with pytest.raises(BackendUnavailable, match=r"encodec-rt\[portable\]"):
+            PortableCodec(good())
+    finally:
+        compiled.cache_clear()
