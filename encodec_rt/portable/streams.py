@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from encodec_rt.errors import ConfigError, InputError, StateError, WeightsError
+from encodec_rt.portable.arrays import as_audio, as_codes
 from encodec_rt.portable.module import DECODER, ENCODER, LEFT, RIGHT, Description, Module
 from encodec_rt.portable.snapshot import STARTS, PortableSnapshot
 from encodec_rt.types import Audio, Codes
@@ -106,7 +107,7 @@ class PortableEncoder(_Stream):
         ``flush``; the stream is then as it was before the call.
         """
         self._check_open()
-        audio = _as_audio(pcm, self._width)
+        audio = as_audio(pcm, self._width)
         waiting = np.concatenate([self._waiting, audio]) if len(self._waiting) else audio
         about = self._module.describes
         first, hop = about.encoder_start_frames * about.hop_length, about.hop_length
@@ -192,7 +193,7 @@ class PortableDecoder(_Stream):
             self._lost += 1
             return self._trimmed(self._decode((self._last_latent * np.float32(gain))[None]))
         about = self._module.describes
-        frames = _as_codes(codes, about.codebook_size, about.num_quantizers)
+        frames = as_codes(codes, about.codebook_size, about.num_quantizers)
         latents = [self._look_up(frame) for frame in frames]
         if latents:
             self._last_latent, self._lost = latents[-1], 0
@@ -285,35 +286,3 @@ class PortableDecoder(_Stream):
         audio = audio[dropped:]
         self.samples_out += len(audio)
         return audio[:, 0] if audio.shape[1] == 1 else audio.T.copy()
-
-
-def _as_audio(pcm: ArrayLike, channels: int) -> Audio:
-    """Audio [n] (mono) or [channels, n] -> float32 [n, channels], all finite."""
-    audio = np.asarray(pcm)
-    if audio.dtype.kind != "f":
-        raise InputError(f"audio of type {audio.dtype}; pass floating point samples in [-1, 1]")
-    if audio.ndim == 1 and channels == 1:
-        audio = audio[None]
-    if audio.ndim != 2 or audio.shape[0] != channels:
-        accepted = "[n]" if channels == 1 else f"[{channels}, n]"
-        raise InputError(f"audio of shape {audio.shape}; this model takes {accepted}")
-    with np.errstate(over="ignore"):
-        audio = audio.astype(np.float32)
-    if not np.isfinite(audio).all():
-        raise InputError("the audio holds NaN or infinite samples")
-    frames: Audio = audio.T
-    return frames
-
-
-def _as_codes(codes: ArrayLike, size: int, most: int) -> Codes:
-    """Codes [frames, Q], 1 <= Q <= most, each below ``size`` -> uint16."""
-    array = np.asarray(codes)
-    if array.dtype.kind not in "iu" or array.ndim != 2 or not 1 <= array.shape[1] <= most:
-        raise InputError(
-            f"codes of shape {array.shape} and type {array.dtype}; "
-            f"pass integers [frames, codebooks] with 1 to {most} codebooks"
-        )
-    if array.size and not (array.min() >= 0 and array.max() < size):
-        raise InputError(f"codes from {array.min()} to {array.max()}; they lie in [0, {size})")
-    frames: Codes = array.astype(np.uint16)
-    return frames
