@@ -131,6 +131,18 @@ def test_the_example_plays_without_a_microphone_and_lost_frames_are_concealed() 
     on_page(work)
 
 
+def test_speakers_are_fed_by_a_call_within_the_page() -> None:
+    async def work(page: Page, address: str, server: PageServer) -> None:
+        await page.click("#speakers")
+        await page.click("#clip")
+        await page.until("encodec.speakers?.audio.currentTime > 1")
+        assert await page.run("!encodec.speakers.audio.paused")
+        await page.click("#stop")
+        await page.until("encodec.speakers === null")
+
+    on_page(work)
+
+
 def test_a_blocked_microphone_is_explained_and_the_example_still_plays() -> None:
     async def work(page: Page, address: str, server: PageServer) -> None:
         await page.click("#microphone")

@@ -2,6 +2,7 @@
 import { Call } from "./call.js";
 import { describe, isSupported } from "./codec.js";
 import { levelDb } from "./conceal.js";
+import { playCancellable } from "./echo.js";
 import { Spectrogram } from "./spectrogram.js";
 import { wav } from "./wav.js";
 
@@ -76,7 +77,13 @@ async function openNode() {
   if (page.model.blob.byteLength > MAX_INSIDE_BYTES) await openWorker(start);
   else await answered(page.node.port, start);
   page.node.port.postMessage({ ear: page.muted ? "mute" : page.ear });
-  page.node.connect(page.context.destination);
+  if (!element("speakers").checked) {
+    page.node.connect(page.context.destination);
+    return;
+  }
+  const destination = page.context.createMediaStreamDestination();
+  page.node.connect(destination);
+  page.speakers = await playCancellable(destination.stream);
 }
 
 // A large model computes beside the audio thread, at the price of a longer queue.
@@ -188,9 +195,10 @@ async function playing(content) {
 
 // Everything is let go at once; what is awaited is the device's own end.
 async function stop() {
-  const { source, node, stream, context, call, worker } = page;
-  Object.assign(page, { context: null, node: null, source: null, stream: null, call: null, worker: null, last: null });
+  const { source, node, stream, context, call, worker, speakers } = page;
+  Object.assign(page, { context: null, node: null, source: null, stream: null, call: null, worker: null, speakers: null, last: null });
   worker?.terminate();
+  speakers?.close();
   call?.end("You hung up.");
   element("stop").hidden = true;
   for (const id of ["ear", "mute"]) element(id).disabled = true;
