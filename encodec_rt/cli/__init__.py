@@ -17,6 +17,8 @@ from encodec_rt.cli.data import fetch, index
 from encodec_rt.cli.decode import decode
 from encodec_rt.cli.demo import demo
 from encodec_rt.cli.encode import encode
+from encodec_rt.cli.export import onnx as export_onnx
+from encodec_rt.cli.export import web as export_web
 from encodec_rt.cli.info import info
 from encodec_rt.cli.link import call, listen, token
 from encodec_rt.cli.link_demo import demo as link_demo
@@ -24,6 +26,7 @@ from encodec_rt.cli.live import devices, live
 from encodec_rt.cli.quality import quality
 from encodec_rt.cli.roundtrip import roundtrip
 from encodec_rt.cli.train import train
+from encodec_rt.cli.web import web
 from encodec_rt.errors import CodecError
 
 EXIT_ERROR = 2
@@ -64,10 +67,21 @@ def _group(help_text: str, *commands: Callable[..., None]) -> typer.Typer:
 
 
 app = _group(
-    "EnCodec as a live codec.", encode, decode, roundtrip, info, demo, live, devices, quality, train
+    "EnCodec as a live codec.",
+    encode,
+    decode,
+    roundtrip,
+    info,
+    demo,
+    live,
+    devices,
+    web,
+    quality,
+    train,
 )
 app.add_typer(_group("Fetch and index the audio to train on.", fetch, index), name="data")
 app.add_typer(_group("Call another machine.", listen, call, token, link_demo), name="link")
+app.add_typer(_group("Write a model for other runtimes.", export_web, export_onnx), name="export")
 
 
 def main() -> None:
