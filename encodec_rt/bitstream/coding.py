@@ -1,4 +1,4 @@
-"""How the codes of one packet become bytes, layer by layer: as they are, or by a table per codebook.
+"""How the codes of a packet become bytes, layer by layer: packed, or by a table per codebook.
 
 A language model is a third coder with the same methods (``encodec_rt.lm``).
 """
@@ -71,7 +71,9 @@ def split_layers(codes: Codes, layers: Sequence[int]) -> Iterator[Codes]:
         if start == codes.shape[1] and start:
             return
         if start + books > codes.shape[1]:
-            raise InputError(f"{codes.shape[1]} codebooks; the stream has layers of {tuple(layers)}")
+            raise InputError(
+                f"{codes.shape[1]} codebooks; the stream has layers of {tuple(layers)}"
+            )
         yield codes[:, start : start + books]
         start += books
     if start != codes.shape[1]:
@@ -120,8 +122,10 @@ class CodeTables:
         counts = self.counts
         good = counts.ndim == 2 and counts.dtype == np.uint16 and counts.shape[1] >= 2
         if not (good and counts.min() >= 1 and (counts.sum(axis=1, dtype=np.int64) == TOTAL).all()):
-            raise WeightsError(f"code tables of {counts.dtype} {counts.shape} whose rows are not "
-                               f"counts of at least 1 that add up to {TOTAL}")
+            raise WeightsError(
+                f"code tables of {counts.dtype} {counts.shape} whose rows are not "
+                f"counts of at least 1 that add up to {TOTAL}"
+            )
 
     @property
     def sha256(self) -> bytes:
@@ -255,7 +259,7 @@ def coder_for(
         tables = tables_by_hash(sha256, folder)
         if tables.counts.shape[1] != codebook_size:
             raise PacketError(
-                f"codebooks of {codebook_size} in a stream whose tables have {tables.counts.shape[1]}"
+                f"codebooks of {codebook_size} in a stream with tables for {tables.counts.shape[1]}"
             )
         return TableCoder(tables)
     raise WeightsError(

@@ -174,9 +174,21 @@ class StreamHeader:
             raise PacketError(f".encodec version {version}; this program reads versions 1 to 15")
         if len(data) < _HEAD.size:
             raise PacketError("the identification header ends early")
-        _, version, channels, start, coding, rate, hop, segment, stride, skip, size, flags, *rest = (
-            _HEAD.unpack_from(data)
-        )
+        (
+            _,
+            version,
+            channels,
+            start,
+            coding,
+            rate,
+            hop,
+            segment,
+            stride,
+            skip,
+            size,
+            flags,
+            *rest,
+        ) = _HEAD.unpack_from(data)
         count, weights, coder = rest
         end = _HEAD.size + 2 * count
         if version == 0 or len(data) < end or flags & ~_SCALED:

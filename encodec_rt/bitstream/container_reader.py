@@ -38,7 +38,7 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Samples from ``start`` to ``end`` that are lost, and why; none where they were not counted."""
+    """Samples from ``start`` to ``end`` that are lost, and why; none if nobody counted them."""
 
     start: int
     end: int
@@ -71,6 +71,7 @@ class PacketReader:
         self.serial = 0
         self.position = 0
         self._events = iter(PageReader(file, salvage=salvage))
+        self._partial: bytearray | None = None
         self._next: Page | None = None
         self._again: Page | None = None
         self._damaged = False
@@ -116,7 +117,7 @@ class PacketReader:
         self.header = StreamHeader.parse(pieces[0][0])
         self.serial, self.ended, self.position = page.serial, page.last, 0
         self._sequence = page.sequence + 1
-        self._partial: bytearray | None = None
+        self._partial = None
         self._first, self._damaged = True, False
         self.comments = Comments("")
         for follower in self._data_pages():

@@ -61,7 +61,7 @@ def cut(source: BinaryIO, target: ByteSink, begin_s: float, end_s: float | None)
     end = None if end_s is None else skipped + round(end_s * rate)
     if begin < skipped or (end is not None and end <= begin):
         raise InputError(f"from {begin_s} s to {end_s} s; the second has to be after the first")
-    kept = skip_to(_sound(iter(reader)), max(0, begin - header.pre_roll))
+    kept = _whole(skip_to(iter(reader), max(0, begin - header.pre_roll)))
     first = next(kept, None)
     if first is None:
         raise InputError(f"from {begin_s:g} s; the stream ends after {_length_s(reader):.2f} s")
@@ -82,10 +82,11 @@ def cut(source: BinaryIO, target: ByteSink, begin_s: float, end_s: float | None)
     return writer.bytes_written
 
 
-def _sound(items: Iterator[Located | Gap]) -> Iterator[Located]:
+def _whole(items: Iterator[Located | Gap]) -> Iterator[Located]:
     for item in items:
-        if isinstance(item, Located):
-            yield item
+        if isinstance(item, Gap):
+            raise PacketError(f"{item.reason}; edit what --salvage makes of it")
+        yield item
 
 
 def _length_s(reader: PacketReader) -> float:
@@ -105,9 +106,7 @@ def _writer(
 
 def _copy(reader: PacketReader, writer: PacketWriter, layers: int | None = None) -> int:
     begin = end = None
-    for item in reader:
-        if isinstance(item, Gap):
-            raise PacketError(f"{item.reason}; edit what --salvage makes of it")
+    for item in _whole(iter(reader)):
         begin = item.start if begin is None else begin
         end = item.end
         packet = item.packet if layers is None else item.packet.keep(layers)

@@ -223,6 +223,7 @@ class PageWriter:
     def flush(self, *, last: bool = False) -> None:
         """Write what was added as one page, the ``last`` one of the stream or not."""
         if not self._segments:
+            assert not last, "the last page has a packet, even if an empty one"
             return
         page = Page(
             self._serial,

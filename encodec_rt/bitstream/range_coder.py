@@ -1,4 +1,4 @@
-"""Range coding of codes with integer counts, by ``constriction``; docs/format.md has the arithmetic.
+"""Range coding with integer counts, by ``constriction``; docs/format.md has the arithmetic.
 
 ``constriction`` takes probabilities in floating point and rounds them itself. Here they are always
 whole numbers of 2^-16 that add up to 1, for which every operation of that rounding is exact in
@@ -63,9 +63,9 @@ class SymbolEncoder:
             return b""
         before, (lower, width) = self._coder.pos()
         size = _WORD_BYTES * before + _STATE_BITS // 8
-        ended = int.from_bytes(words.astype(">u4").tobytes().ljust(size, b"\0"), "big")
+        ended: int = int.from_bytes(words.astype(">u4").tobytes().ljust(size, b"\0"), "big")
         # The coder may still owe a carry to the words before its state; what it ended with has it.
-        first = ended - (ended - lower) % (1 << _STATE_BITS)
+        first: int = ended - (ended - lower) % (1 << _STATE_BITS)
         for zeros in range(size, 0, -1):
             point = -(-first >> 8 * zeros) << 8 * zeros
             if point < first + width:
@@ -80,7 +80,9 @@ class SymbolDecoder:
 
     def __init__(self, data: bytes) -> None:
         padded = data + bytes(-len(data) % _WORD_BYTES)
-        self._coder = constriction.stream.queue.RangeDecoder(np.frombuffer(padded, ">u4").astype(np.uint32))
+        self._coder = constriction.stream.queue.RangeDecoder(
+            np.frombuffer(padded, ">u4").astype(np.uint32)
+        )
 
     def decode(self, distribution: Distribution, count: int) -> NDArray[np.int32]:
         """The next ``count`` symbols, all of one distribution."""
