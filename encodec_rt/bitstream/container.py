@@ -227,7 +227,7 @@ class Comments:
     def to_bytes(self) -> bytes:
         """The packet. Raises InputError for a name that Vorbis comments do not allow."""
         for name, _ in self.fields:
-            if not name or not all(" " <= letter <= "}" and letter != "=" for letter in name):
+            if not _is_field_name(name):
                 raise InputError(f"{name!r} is not the name of a comment: ASCII without '='")
         entries = [f"{name}={value}" for name, value in self.fields]
         texts = [text.encode() for text in (self.vendor, *entries)]
@@ -236,7 +236,10 @@ class Comments:
 
     @classmethod
     def parse(cls, data: bytes) -> Comments:
-        """The header in ``data``; bytes that are not UTF-8 are replaced. Raises PacketError."""
+        """The header in ``data``. Raises PacketError.
+
+        Bytes that are not UTF-8 are replaced, and fields whose name is none are left out.
+        """
         if not data.startswith(TAGS_MAGIC):
             raise PacketError("the comment header is missing")
         place = len(TAGS_MAGIC)
@@ -258,7 +261,12 @@ class Comments:
 
         vendor = text()
         entries = [text().partition("=") for _ in range(number())]
-        return cls(vendor, tuple((name, value) for name, _, value in entries))
+        fields = ((name, value) for name, _, value in entries if _is_field_name(name))
+        return cls(vendor, tuple(fields))
+
+
+def _is_field_name(name: str) -> bool:
+    return bool(name) and all(" " <= letter <= "}" and letter != "=" for letter in name)
 
 
 @dataclass(frozen=True)

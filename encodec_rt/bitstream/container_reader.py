@@ -202,8 +202,9 @@ class PacketReader:
 
     def _check_order(self, page: Page) -> None:
         wanted = self._sequence & 0xFFFFFFFF
-        self._sequence = page.sequence + 1
-        if page.sequence != wanted:
+        # Damage that leaves a page in its place may well have hit this number instead.
+        self._sequence = (page.sequence if page.intact else wanted) + 1
+        if page.sequence != wanted and page.intact:
             self._problem(f"page {page.sequence} follows where page {wanted} was due")
             self._partial, self._damaged = None, True
         if page.continued != (self._partial is not None) and not (self._damaged and page.continued):
@@ -222,7 +223,7 @@ class PacketReader:
 
     def _placed(self, page: Page, packets: list[DataPacket | None]) -> Iterator[Located | Gap]:
         durations = [self.header.duration(packet.frames) if packet else 0 for packet in packets]
-        known, lost = sum(durations), None in packets
+        known, lost = sum(durations), packets.count(None)
         end = self._page_end(page, packets, known, lost)
         start = self.position
         if self._first and not (page.last or lost or self._damaged):
@@ -250,7 +251,7 @@ class PacketReader:
         return self.header.segment - self.header.stride if packet else 0
 
     def _page_end(
-        self, page: Page, packets: Sequence[DataPacket | None], known: int, lost: bool
+        self, page: Page, packets: Sequence[DataPacket | None], known: int, lost: int
     ) -> int:
         """Where the packets of ``page`` end, as its granule position says, if that can be."""
         ends = self.position + known
@@ -262,21 +263,22 @@ class PacketReader:
         if not 0 <= granule <= MAX_POSITION:
             self._problem(f"granule position {granule}, which no stream reaches")
             return ends
-        if self._first and granule < known and not page.last:
-            self._problem(f"granule position {granule} at the end of {known} samples")
-        if self._first or self._damaged or lost:
-            return max(granule, ends) if not page.last else max(granule, self.position)
-        final = packets[-1] if packets else None
+        final, low, high = packets[-1] if packets else None, ends, ends
         if page.last and final is not None:
             low = ends - self.header.duration(final.frames) + 1
             high = ends + self._beyond(final)
-        else:
-            low = high = ends
         if low <= granule <= high:
             return granule
-        backwards = "goes backwards" if granule < low else "leaps ahead"
-        self._problem(f"the granule position {backwards}, to {granule} where {ends} was due")
-        return ends if granule < low else granule
+        ahead = granule > high and page.intact
+        if lost and not page.intact:
+            # Either the packets were hit or the position was: it is believed where it may be true.
+            most = ends + lost * self.header.duration(self.header.max_frames)
+            return granule if ends < granule <= most else most
+        if ahead and ((self._first and not page.last) or self._damaged or lost):
+            return granule
+        what = "leaps ahead" if granule > high else "goes backwards"
+        self._problem(f"the granule position {what}, to {granule} where {ends} was due")
+        return granule if ahead else ends
 
     def _gap(self, samples: int, reason: str) -> Gap:
         begin = self.position

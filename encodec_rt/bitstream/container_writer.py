@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from encodec_rt.bitstream.coding import CodeCoder, Coding
+from encodec_rt.bitstream.coding import CodeCoder, Coding, split_layers
 from encodec_rt.bitstream.container import Comments, DataPacket, StreamHeader
 from encodec_rt.bitstream.ogg import ByteSink, PageWriter
 from encodec_rt.bitstream.packet import Codes
@@ -135,6 +135,9 @@ class ContainerWriter:
         header = self.header
         if codes.ndim != 2:
             raise InputError(f"codes of shape {codes.shape}; [frames, codebooks] is needed")
+        list(split_layers(codes, header.layers))
+        if codes.size and int(codes.max()) >= header.codebook_size:
+            raise InputError(f"a code of {codes.max()}; they lie in [0, {header.codebook_size})")
         if (scale is not None) != header.scaled:
             needed = "one scale per segment" if header.scaled else "no scale"
             raise InputError(f"scale={scale}; this stream has {needed}")
@@ -155,6 +158,9 @@ class ContainerWriter:
 
         Raises StateError if the codes are not those of so many samples.
         """
+        wanted = self.frames if self.header.segment else -(-samples // self.header.hop)
+        if wanted != self.frames:
+            raise StateError(f"{self.frames} frames for {samples} samples; {wanted} are needed")
         self._drain(keep=0)
         self._packets.finish(samples)
         return self._packets.bytes_written

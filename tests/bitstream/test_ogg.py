@@ -72,7 +72,9 @@ def test_packets_of_any_length_survive_their_pages(lengths):
         assert (page.granule >= 0) == ends
 
 
-@pytest.mark.parametrize("junk", [b"x", b"OggS", b"OggS" * 30, bytes(70_000), b"OggS\0" + bytes(99)])
+@pytest.mark.parametrize(
+    "junk", [b"x", b"OggS", b"OggS" * 30, bytes(70_000), b"OggS\0" + bytes(99)]
+)
 def test_pages_are_found_again_after_bytes_that_are_none(junk):
     packets = [b"one", b"two", b"three", b"four"]
     pages = list(PageReader(io.BytesIO(laid_out(packets))))
