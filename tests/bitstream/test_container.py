@@ -1,11 +1,13 @@
 import io
 import itertools
 import random
+import re
 import shutil
 import struct
 import subprocess
 import tracemalloc
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,8 +25,9 @@ from encodec_rt.bitstream.coding import (
 )
 from encodec_rt.bitstream.container import Comments, DataPacket, StreamHeader, varint
 from encodec_rt.bitstream.container_reader import CodeBlock, Gap, PacketReader, read_codes
-from encodec_rt.bitstream.container_writer import LIVE_PAGE_S, ContainerWriter
+from encodec_rt.bitstream.container_writer import LIVE_PAGE_S, ContainerWriter, PacketWriter
 from encodec_rt.bitstream.ogg import Page, PageReader
+from encodec_rt.bitstream.range_coder import Distribution, SymbolDecoder, SymbolEncoder
 from encodec_rt.errors import (
     CodecError,
     ConfigError,
@@ -403,6 +406,37 @@ def test_a_writer_refuses_what_the_stream_cannot_hold():
         writer.write(np.zeros((1, 4), np.uint16))
     with pytest.raises(ConfigError, match="33 codebooks"):
         StreamHeader.for_model(MONO, 33, start="exact", weights_sha256=WEIGHTS)
+
+
+PAGE = (Path(__file__).resolve().parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
+
+
+def test_the_example_of_the_page_is_what_is_written_and_read():
+    lines = re.search(r"(?:^    (?:[0-9a-f]{2} ?)+\n){8}", PAGE, re.MULTILINE)
+    shown = bytes.fromhex(lines.group())
+    codes = np.array([[1, 2, 5, 0], [3, 4, 1023, 512], [1022, 1023, 7, 8]], np.uint16)
+    header = StreamHeader.for_model(MONO, 4, start="exact", weights_sha256=WEIGHTS)
+    file = io.BytesIO()
+    comments = Comments("me", (("TITLE", "x"),))
+    writer = PacketWriter(file, header, comments, serial=0x01020304)
+    coder = RawCoder(1024)
+    payloads = coder.encode(codes, header.layers, restart=True)
+    writer.write(DataPacket(3, tuple(payloads)))
+    writer.finish(700)
+    assert file.getvalue() == shown
+    reader, items = read(shown, coder)
+    assert (reader.header, reader.comments, items[0].end) == (header, comments, 700)
+    assert np.array_equal(items[0].codes, codes)
+
+
+def test_range_coded_example_of_the_page():
+    shown = bytes.fromhex(re.search(r"are the bytes\n\n    (.*)\n", PAGE).group(1))
+    distribution = Distribution(np.array([40_000, 20_000, 5_536]))
+    symbols = [2, 0, 1, 0, 0, 0, 0, 0, 2]
+    encoder = SymbolEncoder()
+    encoder.encode(np.array(symbols), distribution)
+    assert encoder.finish() == shown
+    assert SymbolDecoder(shown).decode(distribution, 9).tolist() == symbols
 
 
 def test_layers_are_the_bandwidths_of_the_model():
