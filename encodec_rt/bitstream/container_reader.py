@@ -231,6 +231,9 @@ class PacketReader:
         missing = max(0, end - known - start)
         if page.last and not lost and packets and missing <= self._beyond(packets[-1]):
             missing = 0
+        if lost and page.last and not self.header.segment:
+            # The end cuts the last frame, not one that was lost.
+            missing = -(-missing // self.header.hop) * self.header.hop
         if missing and not lost:
             yield self._gap(missing, "lost pages")
         for index, (packet, duration) in enumerate(zip(packets, durations, strict=True)):

@@ -16,11 +16,13 @@ from encodec_rt.cli.console import say
 from encodec_rt.cli.data import fetch, index
 from encodec_rt.cli.decode import decode
 from encodec_rt.cli.demo import demo
+from encodec_rt.cli.edit import cat, cut, scale
 from encodec_rt.cli.encode import encode
 from encodec_rt.cli.info import info
 from encodec_rt.cli.link import call, listen, token
 from encodec_rt.cli.link_demo import demo as link_demo
 from encodec_rt.cli.live import devices, live
+from encodec_rt.cli.play import play
 from encodec_rt.cli.quality import quality
 from encodec_rt.cli.roundtrip import roundtrip
 from encodec_rt.cli.train import train
@@ -64,7 +66,20 @@ def _group(help_text: str, *commands: Callable[..., None]) -> typer.Typer:
 
 
 app = _group(
-    "EnCodec as a live codec.", encode, decode, roundtrip, info, demo, live, devices, quality, train
+    "EnCodec as a live codec.",
+    encode,
+    decode,
+    roundtrip,
+    info,
+    play,
+    scale,
+    cut,
+    cat,
+    demo,
+    live,
+    devices,
+    quality,
+    train,
 )
 app.add_typer(_group("Fetch and index the audio to train on.", fetch, index), name="data")
 app.add_typer(_group("Call another machine.", listen, call, token, link_demo), name="link")

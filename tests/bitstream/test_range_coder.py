@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from encodec_rt.bitstream.coding import to_counts
 from encodec_rt.bitstream.range_coder import TOTAL, Distribution, SymbolDecoder, SymbolEncoder
-from encodec_rt.errors import InputError
+from encodec_rt.errors import InputError, PacketError
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -31,7 +31,7 @@ def encoded(symbols, counts):
 
 
 def decoded_by_the_page(data, counts, number):
-    """The decoder of docs/format.md, in whole numbers, without any library."""
+    """The decoder of docs/format.md, in whole numbers; None for bytes that were never encoded."""
     size = len(counts)
     below = np.concatenate([[0], np.cumsum(counts)]).tolist()
     edges = [c * (2**24 - size) // 2**16 + i for i, c in enumerate(below[:-1])] + [2**24]
@@ -41,6 +41,8 @@ def decoded_by_the_page(data, counts, number):
     symbols = []
     for _ in range(number):
         unit = width >> 24
+        if offset // unit >= 2**24:
+            return None
         symbol = max(i for i in range(size) if edges[i] <= offset // unit)
         symbols.append(symbol)
         offset -= unit * edges[symbol]
@@ -75,8 +77,18 @@ def test_the_arithmetic_is_that_of_the_page(size, number, seed):
 @settings(max_examples=200, deadline=None)
 def test_any_bytes_give_the_symbols_that_the_page_says(data, seed):
     counts = random_counts(16, seed)
-    found = SymbolDecoder(data).decode(Distribution(counts), 50)
-    assert found.tolist() == decoded_by_the_page(data, counts, 50)
+    wanted = decoded_by_the_page(data, counts, 50)
+    decoder = SymbolDecoder(data)
+    if wanted is None:
+        with pytest.raises(PacketError, match="damaged"):
+            decoder.decode(Distribution(counts), 50)
+    else:
+        assert decoder.decode(Distribution(counts), 50).tolist() == wanted
+
+
+def test_bytes_that_no_encoder_gives_are_refused():
+    with pytest.raises(PacketError, match="damaged"):
+        SymbolDecoder(b"\xff" * 8).decode(Distribution(random_counts(16, 0)), 50)
 
 
 def test_a_carry_that_runs_through_many_words_is_right():
