@@ -9,7 +9,6 @@ from typing import BinaryIO
 
 import numpy as np
 
-from encodec_rt.audio import Audio
 from encodec_rt.bitstream.coding import CodeCoder, RawCoder, TableCoder, coder_for, tables_for_model
 from encodec_rt.bitstream.container import StreamHeader
 from encodec_rt.bitstream.container_reader import (
@@ -26,6 +25,7 @@ from encodec_rt.streaming.codec import Codec, fingerprint
 from encodec_rt.streaming.streams import StreamDecoder
 from encodec_rt.streaming.weights import Start
 from encodec_rt.transcode import FILE_BLOCK_FRAMES, bandwidth_for, decode_blocks
+from encodec_rt.types import Audio
 
 MAX_CONCEALED_FRAMES = 75
 """Lost frames in a row that the decoder runs through; after more it begins anew."""

@@ -21,6 +21,7 @@ LAYERS = (
     {"audio"},
     {"bitstream"},
     {"quality", "transcode"},
+    {"container_audio"},
     {"sound", "voice", "training"},
     {"live", "netsim"},
     {"link"},
@@ -57,7 +58,7 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
     "sound": (
         {"chirp", "fifo", "meter", "realtime"},
         {"streams", "processing"},
-        {"drift", "portaudio", "supervision"},
+        {"drift", "playback", "portaudio", "supervision"},
     ),
     "live": ({"mouth_to_ear", "recording"}, {"loop"}, {"duplex"}),
     "netsim": ({"impairment"}, {"netns", "simulate"}),

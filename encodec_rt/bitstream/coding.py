@@ -16,10 +16,11 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from encodec_rt.bitstream.packet import Codes, pack_codes, packed_size, unpack_codes
+from encodec_rt.bitstream.packet import pack_codes, packed_size, unpack_codes
 from encodec_rt.bitstream.range_coder import TOTAL, Distribution, SymbolDecoder, SymbolEncoder
 from encodec_rt.errors import InputError, PacketError, WeightsError
 from encodec_rt.pretrained import default_folder
+from encodec_rt.types import Codes
 
 TABLES_PATTERN = "code_tables*.safetensors"
 NO_HASH = bytes(32)

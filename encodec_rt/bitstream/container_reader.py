@@ -20,8 +20,8 @@ from encodec_rt.bitstream.container import (
     StreamHeader,
 )
 from encodec_rt.bitstream.ogg import NO_GRANULE, Page, PageReader
-from encodec_rt.bitstream.packet import Codes
 from encodec_rt.errors import PacketError
+from encodec_rt.types import Codes
 
 MAX_POSITION = 2**62
 

@@ -11,8 +11,8 @@ import numpy as np
 from encodec_rt.bitstream.coding import CodeCoder, Coding, split_layers
 from encodec_rt.bitstream.container import Comments, DataPacket, StreamHeader
 from encodec_rt.bitstream.ogg import ByteSink, PageWriter
-from encodec_rt.bitstream.packet import Codes
 from encodec_rt.errors import InputError, StateError
+from encodec_rt.types import Codes
 from encodec_rt.version import __version__
 
 FILE_PAGE_S = 8.0

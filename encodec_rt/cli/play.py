@@ -27,8 +27,8 @@ from encodec_rt.cli.edit import FromOption, ToOption
 from encodec_rt.errors import ConfigError
 
 if TYPE_CHECKING:
-    from encodec_rt.audio import Audio
     from encodec_rt.container_audio import ContainerAudio
+    from encodec_rt.types import Audio
 
 
 def play(

@@ -11,8 +11,8 @@ from encodec_rt.bitstream.coding import CodeCoder, CodeTables, RawCoder, TableCo
 from encodec_rt.bitstream.container import StreamHeader
 from encodec_rt.bitstream.container_reader import CodeBlock, Gap, PacketReader, read_codes
 from encodec_rt.bitstream.container_writer import FILE_PAGE_S, ContainerWriter
-from encodec_rt.bitstream.packet import Codes
 from encodec_rt.config import PRESETS
+from encodec_rt.types import Codes
 
 MONO = PRESETS["encodec_24khz"]
 STEREO = PRESETS["encodec_48khz"]
