@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 from encodec_rt.bitstream.coding import NO_HASH, Coding, Payload
+from encodec_rt.bitstream.packet import packed_size
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import ConfigError, InputError, PacketError
 
@@ -25,7 +26,7 @@ PRE_ROLL_S = 1.0
 
 MAX_PACKET_BYTES = 1 << 20
 MAX_CODES_PER_PACKET = 1 << 20
-MAX_LAYERS = 255
+MAX_LAYERS = 128
 
 _HEAD = struct.Struct("<8sBBBBIIIIIIBB32s32s")
 _SCALE = struct.Struct("<f")
@@ -68,7 +69,7 @@ class StreamHeader:
         if not 2 <= self.codebook_size <= 1 << 16 or self.codebook_size & (self.codebook_size - 1):
             raise PacketError(f"codebooks of {self.codebook_size}; a power of two up to 65536")
         if not 1 <= len(self.layers) <= MAX_LAYERS or min(self.layers) < 1:
-            raise PacketError("a stream needs from 1 to 255 layers with a codebook or more each")
+            raise PacketError("a stream needs from 1 to 128 layers with a codebook or more each")
         if bool(self.segment) != bool(self.stride) or self.stride > self.segment:
             raise PacketError(f"segments of {self.segment} samples, one every {self.stride}")
         if self.scaled and not self.segment:
@@ -284,12 +285,13 @@ class DataPacket:
     missing: int = field(default=0, compare=False)
 
     def to_bytes(self) -> bytes:
-        """The packet."""
-        head = self._head()
-        parts = [head]
+        """The packet. The last layer ends it, so that only the others say how long they are."""
+        first = _RESTART * self.restart | (len(self.layers) - 1) << 1
+        parts = [bytes([first]) + self._head()[1:]]
         for index, layer in enumerate(self.layers):
-            parts.append(varint(len(layer.data) << 1 | layer.raw))
-            parts.append(_checksum(head, index, layer).to_bytes(2, "little"))
+            if index < len(self.layers) - 1:
+                parts.append(varint(len(layer.data)))
+            parts.append(_checksum(self._head(), index, layer.data).to_bytes(2, "little"))
             parts.append(layer.data)
         return b"".join(parts)
 
@@ -298,6 +300,7 @@ class DataPacket:
         return replace(self, layers=self.layers[:layers])
 
     def _head(self) -> bytes:
+        """The packet's bytes before its layers, but for their number: checked with each layer."""
         scale = b"" if self.scale is None else _SCALE.pack(self.scale)
         return bytes([_RESTART * self.restart]) + varint(self.frames) + scale
 
@@ -308,8 +311,11 @@ class DataPacket:
         Raises PacketError for anything that no writer makes; with ``salvage`` a layer that is
         damaged ends the packet and counts as missing, unless it is the first.
         """
-        if not data or data[0] & ~_RESTART:
-            raise PacketError("a packet with unknown flags" if data else "an empty packet")
+        if not data:
+            raise PacketError("an empty packet")
+        count = (data[0] >> 1) + 1
+        if count > len(header.layers):
+            raise PacketError(f"{count} layers in a packet; the stream has {len(header.layers)}")
         frames, place = _read_varint(data, 1)
         if not 1 <= frames <= header.max_frames:
             raise PacketError(f"{frames} frames in a packet; from 1 to {header.max_frames}")
@@ -321,21 +327,18 @@ class DataPacket:
             place += _SCALE.size
             if not (math.isfinite(scale) and scale > 0):
                 raise PacketError(f"a segment's scale is {scale}; it must be a positive number")
-        head, layers, missing = data[:place], list[Payload](), 0
-        while place < len(data):
+        head, layers = bytes([data[0] & _RESTART]) + data[1:place], list[Payload]()
+        for index, books in enumerate(header.layers[:count]):
             try:
-                if len(layers) == len(header.layers):
-                    raise PacketError(f"a packet with more layers than the stream's {len(layers)}")
-                layer, place = _read_layer(data, place, head, len(layers))
+                size, place = _read_varint(data, place) if index < count - 1 else (None, place)
+                payload = _checked(data, place, size, head, index)
+                layers.append(_payload(payload, packed_size(frames * books, header.bits)))
             except PacketError:
                 if not (salvage and layers):
                     raise
-                missing = len(header.layers) - len(layers)
                 break
-            layers.append(layer)
-        if not layers:
-            raise PacketError("a packet without a layer")
-        return cls(frames, tuple(layers), bool(data[0] & _RESTART), scale, missing)
+            place += 2 + len(payload)
+        return cls(frames, tuple(layers), bool(data[0] & _RESTART), scale, count - len(layers))
 
 
 def varint(value: int) -> bytes:
@@ -364,20 +367,27 @@ def _read_varint(data: bytes, place: int) -> tuple[int, int]:
     raise PacketError("a damaged number in a packet")
 
 
-def _read_layer(data: bytes, place: int, head: bytes, index: int) -> tuple[Payload, int]:
-    size, place = _read_varint(data, place)
-    end = place + 2 + (size >> 1)
-    if end > len(data):
+def _checked(data: bytes, place: int, size: int | None, head: bytes, index: int) -> bytes:
+    """The payload of layer ``index``, whose checksum is at ``place``; None: all that is left."""
+    end = len(data) if size is None else place + 2 + size
+    if not place + 2 <= end <= len(data):
         raise PacketError(f"layer {index + 1} of a packet ends early")
-    layer = Payload(bool(size & 1), data[place + 2 : end])
-    if _checksum(head, index, layer) != int.from_bytes(data[place : place + 2], "little"):
+    payload = data[place + 2 : end]
+    if _checksum(head, index, payload) != int.from_bytes(data[place : place + 2], "little"):
         raise PacketError(f"layer {index + 1} of a packet has a wrong checksum")
-    return layer, end
+    return payload
 
 
-def _checksum(head: bytes, index: int, layer: Payload) -> int:
+def _payload(data: bytes, packed: int) -> Payload:
+    """Bytes as many as packed codes have are packed codes: nobody codes what gains nothing."""
+    if len(data) > packed:
+        raise PacketError(f"a layer of {len(data)} bytes, whose codes take {packed} as they are")
+    return Payload(len(data) == packed, data)
+
+
+def _checksum(head: bytes, index: int, payload: bytes) -> int:
     """CRC-16/IBM-3740 of what a layer means: the packet's head, its own number, and its bytes."""
-    return binascii.crc_hqx(head + bytes([index << 1 & 255 | layer.raw]) + layer.data, 0xFFFF)
+    return binascii.crc_hqx(head + bytes([index]) + payload, 0xFFFF)
 
 
 def codebooks_for_kbps(header: StreamHeader, bandwidth_kbps: float) -> Sequence[int]:

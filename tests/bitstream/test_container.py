@@ -181,19 +181,26 @@ def test_comments_are_those_of_vorbis():
 
 
 def test_a_layer_is_bound_to_its_packet_and_place():
-    layers = (Payload(True, b"abc"), Payload(False, b"defg"))
+    layers = (Payload(True, bytes(range(23))), Payload(False, b"defg"))
     packet = DataPacket(9, layers, restart=True)
     data = packet.to_bytes()
     assert DataPacket.parse(data, HEADER) == packet
-    swapped = data[:2] + data[8:] + data[2:8]
+    # Of equal layers too, one cannot take the other's place.
+    twice = DataPacket(9, (layers[1], layers[1])).to_bytes()
     with pytest.raises(PacketError, match="wrong checksum"):
-        DataPacket.parse(swapped, HEADER)
+        DataPacket.parse(twice[:3] + twice[9:11] + twice[5:], HEADER)
     for place in range(len(data)):
         for bit in range(8):
             damaged = bytearray(data)
             damaged[place] ^= 1 << bit
             with pytest.raises(PacketError):
                 DataPacket.parse(bytes(damaged), HEADER)
+
+
+def test_a_layer_longer_than_its_codes_is_refused():
+    packet = DataPacket(9, (Payload(False, bytes(24)),))
+    with pytest.raises(PacketError, match="24 bytes, whose codes take 23"):
+        DataPacket.parse(packet.to_bytes(), HEADER)
 
 
 def test_a_damaged_upper_layer_leaves_the_lower_ones():
@@ -382,10 +389,10 @@ def mutated(data, chance):
 
 def test_a_packet_that_claims_much_costs_little():
     header = replace(HEADER, sampling_rate=320 * 4096, layers=(256,))
-    codes = TableCoder(tables(books=256))
+    coder = TableCoder(tables(books=256))
     data = DataPacket(4096, (Payload(False, b"\0"),)).to_bytes()
     packet = DataPacket.parse(data, header)
-    assert codes.decode(packet.layers, header.layers, 4096, restart=True).shape == (4096, 256)
+    assert coder.decode(packet.layers, header.layers, 4096, restart=True).shape == (4096, 256)
     with pytest.raises(PacketError, match="4097 frames"):
         DataPacket.parse(DataPacket(4097, packet.layers).to_bytes(), header)
 
