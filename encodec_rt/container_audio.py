@@ -5,11 +5,18 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Literal
 
 import numpy as np
 
-from encodec_rt.bitstream.coding import CodeCoder, RawCoder, TableCoder, coder_for, tables_for_model
+from encodec_rt.bitstream.coding import (
+    CodeCoder,
+    Coding,
+    RawCoder,
+    TableCoder,
+    coder_for,
+    tables_for_model,
+)
 from encodec_rt.bitstream.container import StreamHeader
 from encodec_rt.bitstream.container_reader import (
     CodeBlock,
@@ -20,13 +27,17 @@ from encodec_rt.bitstream.container_reader import (
     skip_to,
 )
 from encodec_rt.bitstream.ecdc import Block
-from encodec_rt.errors import ConfigError, InputError, PacketError
+from encodec_rt.errors import ConfigError, InputError, PacketError, WeightsError
+from encodec_rt.lm.coding import LmCoder
+from encodec_rt.lm.files import lm_by_hash, lm_for_model
+from encodec_rt.lm.integer import IntegerLm
 from encodec_rt.streaming.codec import Codec, fingerprint
 from encodec_rt.streaming.streams import StreamDecoder
 from encodec_rt.streaming.weights import Start
 from encodec_rt.transcode import FILE_BLOCK_FRAMES, bandwidth_for, decode_blocks
 from encodec_rt.types import Audio
 
+CodingChoice = Literal["auto", "raw", "tables", "lm"]
 MAX_CONCEALED_FRAMES = 75
 """Lost frames in a row that the decoder runs through; after more it begins anew."""
 MAX_SILENCE_S = 60.0
@@ -43,12 +54,38 @@ def header_for(codec: Codec, codebooks: int, *, start: Start) -> StreamHeader:
     return StreamHeader.for_model(codec.config, codebooks, start=start, weights_sha256=weights)
 
 
-def coder_of(header: StreamHeader, folder: Path | None = None) -> CodeCoder:
-    """What a new stream is coded with: the tables of its model, where there are any."""
-    tables = tables_for_model(header.weights_sha256, folder)
-    if tables is None or tables.counts.shape[0] < header.codebooks:
-        return RawCoder(header.codebook_size)
-    return TableCoder(tables)
+def coder_of(
+    header: StreamHeader,
+    folder: Path | None = None,
+    *,
+    wanted: CodingChoice = "auto",
+    lm: Path | None = None,
+) -> CodeCoder:
+    """What a new stream is coded with; "auto" takes the best of what its model has.
+
+    Raises WeightsError for a coder that is wanted and not at hand.
+    """
+    if wanted == "lm" or (wanted == "auto" and lm is not None):
+        model = IntegerLm.load(lm) if lm else lm_for_model(header.weights_sha256, folder)
+        if model is None:
+            raise WeightsError("there is no language model for this model; name one with --lm")
+        if model.config.layers[: len(header.layers)] != header.layers:
+            raise WeightsError(
+                f"the language model has layers of {model.config.layers}, and the stream of "
+                f"{header.layers}; choose one of the model's bandwidths"
+            )
+        return LmCoder(model)
+    if wanted == "auto":
+        model = lm_for_model(header.weights_sha256, folder)
+        if model is not None and model.config.layers[: len(header.layers)] == header.layers:
+            return LmCoder(model)
+    if wanted != "raw":
+        tables = tables_for_model(header.weights_sha256, folder)
+        if tables is not None and tables.counts.shape[0] >= header.codebooks:
+            return TableCoder(tables)
+        if wanted == "tables":
+            raise WeightsError("there are no code tables for this model; --coding raw needs none")
+    return RawCoder(header.codebook_size)
 
 
 class ContainerAudio:
@@ -69,6 +106,7 @@ class ContainerAudio:
         end_s: float | None = None,
         salvage: bool = False,
         folder: Path | None = None,
+        lm: Path | None = None,
     ) -> None:
         """Read the headers of the first link."""
         if begin_s < 0 or (end_s is not None and end_s <= begin_s):
@@ -77,6 +115,7 @@ class ContainerAudio:
         self._codec = codec
         self._salvage = salvage
         self._folder = folder
+        self._lm = lm
         self._begin = round(begin_s * rate)
         self._end = None if end_s is None else round(end_s * rate)
         self.lost = 0
@@ -118,6 +157,11 @@ class ContainerAudio:
                     f"has {getattr(wanted, field)}"
                 )
         bandwidth_for(codec.config, header.codebooks)
+        if header.coding is Coding.LANGUAGE_MODEL:
+            self._coder: CodeCoder = LmCoder(
+                lm_by_hash(header.coder_sha256, self._folder, self._lm)
+            )
+            return
         self._coder = coder_for(
             header.coding, header.coder_sha256, header.codebook_size, folder=self._folder
         )

@@ -20,6 +20,7 @@ LAYERS = (
     {"streaming"},
     {"audio"},
     {"bitstream"},
+    {"lm"},
     {"quality", "transcode"},
     {"container_audio"},
     {"sound", "voice", "training"},

@@ -191,8 +191,9 @@ class PacketReader:
             self._problem("a page has a wrong checksum")
         packets: list[DataPacket | None] = []
         for index, (data, complete) in enumerate(page.pieces()):
-            if index == 0 and page.continued and self._partial is None:
-                continue  # Its beginning was lost, and reported.
+            if index == 0 and self._partial is None and page.continued and self._damaged:
+                packets += [None] * complete  # Its beginning was lost, and reported.
+                continue
             whole = self._joined(data, complete)
             # An empty packet ends a stream whose last codes were written before the end was known.
             if whole or (whole is not None and not page.last):
@@ -209,6 +210,8 @@ class PacketReader:
             self._partial, self._damaged = None, True
         if page.continued != (self._partial is not None) and not (self._damaged and page.continued):
             self._problem("a packet is not continued as it should be")
+            # A damaged page may say so by mistake; what is no packet shows in its checksums.
+            self._damaged |= page.intact
             self._partial = None
 
     def _parsed(self, data: bytes) -> DataPacket | None:
@@ -234,7 +237,8 @@ class PacketReader:
         if lost and page.last and not self.header.segment:
             # The end cuts the last frame, not one that was lost.
             missing = -(-missing // self.header.hop) * self.header.hop
-        if missing and not lost:
+        # Even where nothing is missing, what was coded before may not be what was decoded.
+        if (missing or self._damaged) and not lost:
             yield self._gap(missing, "lost pages")
         for index, (packet, duration) in enumerate(zip(packets, durations, strict=True)):
             if packet is None:

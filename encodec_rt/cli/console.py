@@ -58,6 +58,10 @@ RealTimeOption = Annotated[
         "--real-time/--no-real-time", help="Run the codec before all ordinary threads (Linux)."
     ),
 ]
+LmOption = Annotated[
+    Path | None,
+    typer.Option("--lm", metavar="FILE", help="A language model of the codes, if not the model's."),
+]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output file.")]
 
 

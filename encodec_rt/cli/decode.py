@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
@@ -11,6 +12,7 @@ from encodec_rt.cli.console import (
     BackendOption,
     DeviceOption,
     ForceOption,
+    LmOption,
     Meter,
     ModelOption,
     StartOption,
@@ -45,6 +47,7 @@ def decode(
     ] = False,
     begin: FromOption = 0.0,
     end: ToOption = None,
+    lm: LmOption = None,
 ) -> None:
     """Decode a file to 16-bit audio; the suffix of the output names its format.
 
@@ -59,7 +62,7 @@ def decode(
     with ExitStack() as stack:
         head, file = look_at(stack.enter_context(open_input(source)))
         if head == b"OggS":
-            decode_container(file, target, model, device, backend, force, salvage, begin, end)
+            decode_container(file, target, model, device, backend, force, salvage, begin, end, lm)
             return
         if begin or end is not None:
             raise ConfigError("--from and --to are for .encodec files, and this is none")
@@ -103,6 +106,7 @@ def decode_container(
     salvage: bool,
     begin: float,
     end: float | None,
+    lm: Path | None,
 ) -> None:
     """Decode an .encodec file."""
     from encodec_rt.audio import AudioWriter
@@ -111,7 +115,7 @@ def decode_container(
     codec = load_codec(model, device, backend)
     config = codec.config
     sound = ContainerAudio(
-        codec, file, begin_s=begin, end_s=end, salvage=salvage, folder=model_folder(model)
+        codec, file, begin_s=begin, end_s=end, salvage=salvage, folder=model_folder(model), lm=lm
     )
     writer = AudioWriter(
         target, rate_hz=config.sampling_rate, channels=config.audio_channels, force=force

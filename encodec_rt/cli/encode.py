@@ -5,13 +5,15 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
-from typing import TYPE_CHECKING, Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
 from encodec_rt.cli.console import (
     PIPE,
     CodecOptions,
+    LmOption,
     Meter,
     StartOption,
     check_output,
@@ -21,15 +23,15 @@ from encodec_rt.cli.console import (
     with_groups,
 )
 from encodec_rt.cli.edit import new_file
-from encodec_rt.errors import ConfigError, InputError
+from encodec_rt.errors import ConfigError
 
 if TYPE_CHECKING:
     from encodec_rt.bitstream.ecdc import Block
+    from encodec_rt.container_audio import CodingChoice
     from encodec_rt.streaming.codec import Codec
     from encodec_rt.streaming.weights import Start
 
 FORMATS = ("encodec", "ecdc")
-CODINGS = ("auto", "raw", "tables")
 
 
 @with_groups
@@ -45,8 +47,10 @@ def encode(
         typer.Option("--format", help="encodec or ecdc; needed for '-'.", metavar="FORMAT"),
     ] = None,
     coding: Annotated[
-        str, typer.Option("--coding", help="Of .encodec: auto, raw or tables.", metavar="CODING")
+        str,
+        typer.Option("--coding", help="Of .encodec: auto, raw, tables or lm.", metavar="CODING"),
     ] = "auto",
+    lm: LmOption = None,
 ) -> None:
     """Encode audio to a file, in memory that does not grow with its length.
 
@@ -57,8 +61,7 @@ def encode(
 
     policy = check_start(start)
     kind = _format_of(target, file_format)
-    if coding not in CODINGS:
-        raise ConfigError(f"coding={coding!r}; accepted: {', '.join(CODINGS)}")
+    choice = _check_coding(coding)
     check_output(target, suffix=tuple(f".{name}" for name in FORMATS), force=options.force)
     with ExitStack() as stack:
         reader = stack.enter_context(AudioReader(source))
@@ -75,7 +78,7 @@ def encode(
         if kind == "ecdc":
             size = _write_ecdc(codec, blocks, audio, target, books, options.force)
         else:
-            size = _write_container(codec, blocks, audio, target, books, policy, coding, options)
+            size = _write_container(codec, blocks, audio, target, policy, choice, lm, options)
     kbps = size * 8e-3 / audio.seconds if audio.samples else 0.0
     say(f"{audio.summary()}: {books} codebooks, {size} bytes ({kbps:.2f} kbps)")
 
@@ -91,6 +94,15 @@ def _format_of(target: str, named: str | None) -> str:
     if named is not None and suffix in FORMATS and suffix != named:
         raise ConfigError(f"{target} with --format {named}; the suffix says .{suffix}")
     return named or suffix
+
+
+def _check_coding(coding: str) -> CodingChoice:
+    from encodec_rt.container_audio import CodingChoice
+
+    for choice in get_args(CodingChoice):
+        if coding == choice:
+            return cast("CodingChoice", choice)
+    raise ConfigError(f"coding={coding!r}; accepted: {', '.join(get_args(CodingChoice))}")
 
 
 def _write_ecdc(
@@ -112,21 +124,17 @@ def _write_container(
     blocks: Iterable[Block],
     audio: Meter,
     target: str,
-    books: int,
     start: Start,
-    coding: str,
+    coding: CodingChoice,
+    lm: Path | None,
     options: CodecOptions,
 ) -> int:
-    from encodec_rt.bitstream.coding import Coding, RawCoder
     from encodec_rt.bitstream.container_writer import ContainerWriter
     from encodec_rt.container_audio import coder_of, header_for
 
+    books = codec.config.codebooks_for(options.bandwidth)
     header = header_for(codec, books, start=start)
-    coder = coder_of(header, model_folder(options.model))
-    if coding == "raw":
-        coder = RawCoder(header.codebook_size)
-    if coding == "tables" and coder.coding is not Coding.TABLES:
-        raise InputError("there are no code tables for this model; --coding raw needs none")
+    coder = coder_of(header, model_folder(options.model), wanted=coding, lm=lm)
     with new_file(target, force=options.force) as file:
         writer = ContainerWriter(file, header, coder, fields=[("MODEL", codec.name)])
         for block in blocks:

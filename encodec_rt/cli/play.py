@@ -11,6 +11,7 @@ import typer
 from encodec_rt.cli.console import (
     BackendOption,
     DeviceOption,
+    LmOption,
     Meter,
     ModelOption,
     OutputOption,
@@ -44,6 +45,7 @@ def play(
     salvage: Annotated[
         bool, typer.Option("--salvage", help="Play what is whole of a damaged file.")
     ] = False,
+    lm: LmOption = None,
 ) -> None:
     """Decode a file to the speaker."""
     from encodec_rt.bitstream.ecdc import EcdcReader, read_header
@@ -59,7 +61,13 @@ def play(
         blocks: Iterable[Audio]
         if head == b"OggS":
             blocks = sound = ContainerAudio(
-                codec, file, begin_s=begin, end_s=end, salvage=salvage, folder=model_folder(model)
+                codec,
+                file,
+                begin_s=begin,
+                end_s=end,
+                salvage=salvage,
+                folder=model_folder(model),
+                lm=lm,
             )
         elif begin or end is not None:
             raise ConfigError("--from and --to are for .encodec files, and this is none")

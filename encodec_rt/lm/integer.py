@@ -123,9 +123,19 @@ class LmState:
 class IntegerLm:
     """A model ready to predict, all of whose results are whole numbers."""
 
-    def __init__(self, tensors: Mapping[str, NDArray[Any]], config: LmConfig) -> None:
-        """``tensors`` as ``tensor_shapes`` has them. Raises WeightsError for any other."""
+    def __init__(
+        self,
+        tensors: Mapping[str, NDArray[Any]],
+        config: LmConfig,
+        *,
+        weights_sha256: bytes = bytes(32),
+    ) -> None:
+        """``tensors`` as ``tensor_shapes`` has them. Raises WeightsError for any other.
+
+        ``weights_sha256`` names the model whose codes it was trained on.
+        """
         _check(tensors, config)
+        self.weights_sha256 = weights_sha256
         self.config = config
         self.tensors = dict(tensors)
         self.sha256 = _sha256(tensors, config)
@@ -143,13 +153,15 @@ class IntegerLm:
 
         try:
             with safe_open(path, framework="numpy") as file:
-                values = json.loads((file.metadata() or {})["config"])
+                metadata = file.metadata() or {}
+                values = json.loads(metadata["config"])
                 layers, widths, dilations = (
                     tuple(map(int, values[name])) for name in ("layers", "widths", "dilations")
                 )
                 config = LmConfig(layers, int(values["codebook_size"]), widths, dilations)
                 tensors = {name: file.get_tensor(name) for name in tensor_shapes(config)}
-                return cls(tensors, config)
+                weights = bytes.fromhex(metadata["weights_sha256"])
+                return cls(tensors, config, weights_sha256=weights)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise WeightsError(f"{path} does not hold a language model: {error}") from None
 
@@ -157,7 +169,10 @@ class IntegerLm:
         """Write a safetensors file, the same bytes for the same model."""
         from safetensors.numpy import save_file
 
-        save_file(self.tensors, path, {"config": json.dumps(asdict(self.config), sort_keys=True)})
+        config = json.dumps(asdict(self.config), sort_keys=True)
+        save_file(
+            self.tensors, path, {"config": config, "weights_sha256": self.weights_sha256.hex()}
+        )
 
     def start(self) -> LmState:
         """The state before the first frame."""

@@ -118,8 +118,8 @@ class TrainableLm(nn.Module):
         return torch.stack(bits)
 
     @torch.no_grad()
-    def export(self) -> IntegerLm:
-        """The model in integers."""
+    def export(self, weights_sha256: bytes = bytes(32)) -> IntegerLm:
+        """The model in integers, for the codes of the model of those weights."""
         tensors: dict[str, NDArray[Any]] = {}
 
         def affine(name: str, module: QuantizedLinear, unit: float) -> None:
@@ -142,7 +142,7 @@ class TrainableLm(nn.Module):
             tensors[f"embedding.{book}"] = scaled.numpy().astype(np.int8)
             unit = LOG_STEPS * math.log2(math.e) / UNIT
             affine(f"head.{book}", self.head[book], unit)  # type: ignore[arg-type]
-        return IntegerLm(tensors, self.config)
+        return IntegerLm(tensors, self.config, weights_sha256=weights_sha256)
 
 
 def train_lm(

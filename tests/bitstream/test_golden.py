@@ -8,8 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from encodec_rt.bitstream.coding import coder_for
+from encodec_rt.bitstream.coding import Coding, coder_for
 from encodec_rt.bitstream.container_reader import CodeBlock, PacketReader, read_codes
+from encodec_rt.lm.coding import LmCoder
+from encodec_rt.lm.files import lm_by_hash
 from tests.bitstream.test_container import assert_accepted
 
 GOLDEN = Path(__file__).parents[1] / "golden"
@@ -20,7 +22,12 @@ def links(data):
     reader = PacketReader(io.BytesIO(data))
     while True:
         header = reader.header
-        coder = coder_for(header.coding, header.coder_sha256, header.codebook_size, folder=GOLDEN)
+        if header.coding is Coding.LANGUAGE_MODEL:
+            coder = LmCoder(lm_by_hash(header.coder_sha256, GOLDEN))
+        else:
+            coder = coder_for(
+                header.coding, header.coder_sha256, header.codebook_size, folder=GOLDEN
+            )
         digest, frames, end = hashlib.sha256(), 0, 0
         for block in read_codes(reader, header, coder, salvage=False):
             assert isinstance(block, CodeBlock)

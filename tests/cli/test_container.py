@@ -10,9 +10,11 @@ from encodec_rt.bitstream.coding import CodeTables
 from encodec_rt.bitstream.container_reader import PacketReader
 from encodec_rt.bitstream.ogg import PageReader
 from encodec_rt.container_audio import ContainerAudio
+from encodec_rt.lm.integer import IntegerLm, LmConfig
 from encodec_rt.streaming.codec import Codec, fingerprint
 from tests.bitstream.test_container import assert_accepted
 from tests.cli.test_cli import RATE, clip, facts, model, run, sentence
+from tests.support.lms import SMALL, random_lm
 from tests.support.models import random_model, speech, tiny_config
 
 __all__ = ["clip", "model"]
@@ -154,7 +156,7 @@ def test_a_stream_without_an_end_is_decoded_with_a_warning(stream, model, tmp_pa
         (("encode", "{clip}", "-", "-b", "2", *USE), "--format"),
         ((*ENCODE, "--format", "ecdc", *USE), "suffix"),
         ((*ENCODE, "--coding", "tables", *USE), "no code tables"),
-        ((*ENCODE, "--coding", "best", *USE), "auto, raw, tables"),
+        ((*ENCODE, "--coding", "best", *USE), "auto, raw, tables, lm"),
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_said_in_one_sentence(
@@ -192,6 +194,58 @@ def test_tables_in_the_models_folder_are_used_both_ways(clip, model, tmp_path):
     )
     lost = run("decode", target, tmp_path / "x.wav", "--model", model)
     assert "needs the code tables" in sentence(lost)
+
+
+@pytest.fixture
+def lm(model, tmp_path):
+    """A folder of the model with a language model of random weights beside it."""
+    folder = tmp_path / "with-lm"
+    shutil.copytree(model, folder)
+    weights = bytes.fromhex(fingerprint(Codec.load(model).model))
+    found = random_lm(LmConfig((2, 3), 16, (12, 8), (1, 2)))
+    found = IntegerLm(found.tensors, found.config, weights_sha256=weights)
+    found.save(folder / "code_lm-1.safetensors")
+    return folder
+
+
+def test_a_language_model_changes_the_bytes_and_not_the_sound(clip, lm, model, tmp_path):
+    target = tmp_path / "a.encodec"
+    assert run("encode", clip, target, "-b", 2, "--model", lm).exit_code == 0
+    said = facts(run("info", target))
+    assert said["coding"] == "language model"
+    options = ("-b", 2, "--model", lm, "--coding", "raw")
+    assert run("encode", clip, tmp_path / "b.encodec", *options).exit_code == 0
+    wanted = heard(tmp_path / "b.encodec", tmp_path / "1.wav", "--model", model)
+    assert np.array_equal(heard(target, tmp_path / "2.wav", "--model", lm), wanted)
+    named = ("--model", model, "--lm", lm / "code_lm-1.safetensors")
+    assert np.array_equal(heard(target, tmp_path / "3.wav", *named), wanted)
+    missing = run("decode", target, tmp_path / "x.wav", "--model", model)
+    assert f"needs the language model {said['sha256 of coding'][:16]}" in sentence(missing)
+    random_lm(SMALL, seed=5).save(tmp_path / "other.safetensors")
+    other = run(
+        "decode",
+        target,
+        tmp_path / "x.wav",
+        "--model",
+        model,
+        "--lm",
+        tmp_path / "other.safetensors",
+    )
+    assert "needs the language model" in sentence(other)
+
+
+def test_a_coded_stream_is_scaled_and_cut_without_its_models(clip, lm, tmp_path):
+    target, low = tmp_path / "a.encodec", tmp_path / "low.encodec"
+    assert run("encode", clip, target, "-b", 2, "--model", lm).exit_code == 0
+    assert run("scale", target, low, "-b", 1).exit_code == 0
+    direct = tmp_path / "direct.encodec"
+    assert run("encode", clip, direct, "-b", 1, "--model", lm).exit_code == 0
+    assert low.stat().st_size == direct.stat().st_size
+    sound = heard(low, tmp_path / "1.wav", "--model", lm)
+    assert np.array_equal(sound, heard(direct, tmp_path / "2.wav", "--model", lm))
+    part = heard(target, tmp_path / "3.wav", "--model", lm, "--from", 1.5, "--to", 2.25)
+    assert run("cut", target, tmp_path / "c.encodec", "--from", 1.5, "--to", 2.25).exit_code == 0
+    assert np.array_equal(heard(tmp_path / "c.encodec", tmp_path / "4.wav", "--model", lm), part)
 
 
 def test_segments_are_sought_to_the_bit(tmp_path):
