@@ -31,7 +31,7 @@ from encodec_rt.errors import ConfigError, InputError, PacketError, WeightsError
 from encodec_rt.lm.coding import LmCoder
 from encodec_rt.lm.files import lm_by_hash, lm_for_model
 from encodec_rt.lm.integer import IntegerLm
-from encodec_rt.streaming.codec import Codec, fingerprint
+from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.streams import StreamDecoder
 from encodec_rt.streaming.weights import Start
 from encodec_rt.transcode import FILE_BLOCK_FRAMES, bandwidth_for, decode_blocks
@@ -50,7 +50,7 @@ def header_for(codec: Codec, codebooks: int, *, start: Start) -> StreamHeader:
         raise ConfigError(
             "this model has neither frames nor chunks, so that a clip is one piece; write .ecdc"
         )
-    weights = bytes.fromhex(fingerprint(codec.model))
+    weights = bytes.fromhex(codec.weights_sha256)
     return StreamHeader.for_model(codec.config, codebooks, start=start, weights_sha256=weights)
 
 
@@ -142,7 +142,7 @@ class ContainerAudio:
 
     def _check(self) -> None:
         header, codec = self.reader.header, self._codec
-        weights = bytes.fromhex(fingerprint(codec.model))
+        weights = bytes.fromhex(codec.weights_sha256)
         if header.weights_sha256 != weights:
             named = self.reader.comments.get("MODEL") or "another model"
             raise PacketError(

@@ -26,6 +26,7 @@ from encodec_rt.cli.play import play
 from encodec_rt.cli.quality import quality
 from encodec_rt.cli.roundtrip import roundtrip
 from encodec_rt.cli.train import train
+from encodec_rt.cli.train_lm import lm
 from encodec_rt.errors import CodecError
 
 EXIT_ERROR = 2
@@ -65,6 +66,16 @@ def _group(help_text: str, *commands: Callable[..., None]) -> typer.Typer:
     return group
 
 
+class _Training(_Commands):
+    """``train RUN ...`` trains the codec, as ``train model RUN ...`` does; ``train lm`` another."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments, with the name of the command that is meant."""
+        if args and args[0] not in (*self.commands, "--help"):
+            args = ["model", *args]
+        return super().parse_args(ctx, args)
+
+
 app = _group(
     "EnCodec as a live codec.",
     encode,
@@ -79,8 +90,10 @@ app = _group(
     live,
     devices,
     quality,
-    train,
 )
+training = _group("Train a model, or a language model of its codes.", lm)
+training.command("model")(train)
+app.add_typer(training, name="train", cls=_Training)
 app.add_typer(_group("Fetch and index the audio to train on.", fetch, index), name="data")
 app.add_typer(_group("Call another machine.", listen, call, token, link_demo), name="link")
 

@@ -39,6 +39,15 @@ class LmRecipe:
     seed: int = 0
 
 
+def lm_config(
+    layers: tuple[int, ...], codebook_size: int, widths: tuple[int, ...] | None = None
+) -> LmConfig:
+    """The shape of the package's own model for a stream of ``layers``: 5 MB for 16 codebooks."""
+    if widths is None:
+        widths = (96, *(64 for _ in layers[1:]))
+    return LmConfig(layers, codebook_size, widths, (1, 2, 4, 8, 16, 32))
+
+
 class QuantizedLinear(nn.Module):
     """A linear layer whose weights are rounded to 8 bits per row, those of ``mask`` 0 left out."""
 

@@ -11,7 +11,7 @@ from encodec_rt.bitstream.container_reader import PacketReader
 from encodec_rt.bitstream.ogg import PageReader
 from encodec_rt.container_audio import ContainerAudio
 from encodec_rt.lm.integer import IntegerLm, LmConfig
-from encodec_rt.streaming.codec import Codec, fingerprint
+from encodec_rt.streaming.codec import Codec
 from tests.bitstream.test_container import assert_accepted
 from tests.cli.test_cli import RATE, clip, facts, model, run, sentence
 from tests.support.lms import SMALL, random_lm
@@ -179,7 +179,7 @@ def test_tables_in_the_models_folder_are_used_both_ways(clip, model, tmp_path):
     shutil.copytree(model, folder)
     codec = Codec.load(folder)
     codes = codec.stream_encoder(2.0).push(speech(20_000).numpy())
-    tables = CodeTables.from_codes(codes, 16, bytes.fromhex(fingerprint(codec.model)))
+    tables = CodeTables.from_codes(codes, 16, bytes.fromhex(codec.weights_sha256))
     tables.save(folder / "code_tables-1.safetensors")
     target = tmp_path / "a.encodec"
     assert run("encode", clip, target, "-b", 2, "--model", folder).exit_code == 0
@@ -201,7 +201,7 @@ def lm(model, tmp_path):
     """A folder of the model with a language model of random weights beside it."""
     folder = tmp_path / "with-lm"
     shutil.copytree(model, folder)
-    weights = bytes.fromhex(fingerprint(Codec.load(model).model))
+    weights = bytes.fromhex(Codec.load(model).weights_sha256)
     found = random_lm(LmConfig((2, 3), 16, (12, 8), (1, 2)))
     found = IntegerLm(found.tensors, found.config, weights_sha256=weights)
     found.save(folder / "code_lm-1.safetensors")
