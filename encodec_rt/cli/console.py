@@ -17,6 +17,8 @@ from encodec_rt.errors import ConfigError, InputError, PacketError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from encodec_rt.config import EncodecConfig
+    from encodec_rt.lm.paper import PaperLm
     from encodec_rt.streaming.codec import Codec
     from encodec_rt.streaming.weights import Start
     from encodec_rt.types import Audio
@@ -60,7 +62,12 @@ RealTimeOption = Annotated[
 ]
 LmOption = Annotated[
     Path | None,
-    typer.Option("--lm", metavar="FILE", help="A language model of the codes, if not the model's."),
+    typer.Option(
+        "--lm",
+        metavar="FILE",
+        help="A language model of the codes: for .encodec if not the model's own; for .ecdc the "
+        "original's .th, whose files decode only where floating point gives the very same bits.",
+    ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output file.")]
 
@@ -177,6 +184,15 @@ def open_input(source: str) -> BinaryIO:
         problem = "is no file" if path.exists() else "does not exist"
         raise InputError(f"{source} {problem}; give a file, or '-' for standard input")
     return path.open("rb")
+
+
+def load_paper_lm(path: Path, config: EncodecConfig) -> PaperLm:
+    """The original package's language model in ``path``, whose hash is shown."""
+    from encodec_rt.lm.paper import PaperLm
+
+    model = PaperLm.load(path, config)
+    say(f"{path}: SHA-256 {model.sha256}")
+    return model
 
 
 class Rejoined:

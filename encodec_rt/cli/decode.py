@@ -19,6 +19,7 @@ from encodec_rt.cli.console import (
     check_model,
     check_start,
     load_codec,
+    load_paper_lm,
     look_at,
     model_folder,
     open_input,
@@ -55,6 +56,7 @@ def decode(
     """
     from encodec_rt.audio import AudioWriter, check_target_format
     from encodec_rt.bitstream.ecdc import EcdcReader, read_header
+    from encodec_rt.lm.paper import PaperDecoder
     from encodec_rt.transcode import decode_blocks
 
     policy = check_start(start)
@@ -70,7 +72,10 @@ def decode(
         codec = load_codec(model, device, backend)
         check_model(header.model, codec)
         config = codec.config
-        blocks = EcdcReader(file, header, config, salvage=salvage)
+        decoder = None
+        if lm is not None and header.language_model:
+            decoder = PaperDecoder(load_paper_lm(lm, config))
+        blocks = EcdcReader(file, header, config, salvage=salvage, decoder=decoder)
         writer = AudioWriter(
             target,
             rate_hz=config.sampling_rate,

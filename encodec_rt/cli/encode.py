@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, cast, get_args
 
@@ -18,6 +19,7 @@ from encodec_rt.cli.console import (
     StartOption,
     check_output,
     check_start,
+    load_paper_lm,
     model_folder,
     say,
     with_groups,
@@ -76,7 +78,7 @@ def encode(
         )
         blocks = encode_blocks(codec, audio, bandwidth_kbps=options.bandwidth, start=policy)
         if kind == "ecdc":
-            size = _write_ecdc(codec, blocks, audio, target, books, options.force)
+            size = _write_ecdc(codec, blocks, audio, target, books, lm, options.force)
         else:
             size = _write_container(codec, blocks, audio, target, policy, choice, lm, options)
     kbps = size * 8e-3 / audio.seconds if audio.samples else 0.0
@@ -106,11 +108,20 @@ def _check_coding(coding: str) -> CodingChoice:
 
 
 def _write_ecdc(
-    codec: Codec, blocks: Iterable[Block], audio: Meter, target: str, books: int, force: bool
+    codec: Codec,
+    blocks: Iterable[Block],
+    audio: Meter,
+    target: str,
+    books: int,
+    lm: Path | None,
+    force: bool,
 ) -> int:
     from encodec_rt.bitstream.ecdc import EcdcWriter
+    from encodec_rt.lm.paper import PaperEncoder
 
-    with EcdcWriter(codec.config, codec.name, books) as writer:
+    model = None if lm is None else load_paper_lm(lm, codec.config)
+    coder = None if model is None else partial(PaperEncoder, model)
+    with EcdcWriter(codec.config, codec.name, books, coder=coder) as writer:
         for block in blocks:
             writer.write(block.codes, block.scale)
         if target == PIPE:
