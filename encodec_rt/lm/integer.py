@@ -14,7 +14,7 @@ import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from decimal import Context, Decimal
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from itertools import accumulate
 from pathlib import Path
 from typing import Any
@@ -65,17 +65,17 @@ class LmConfig:
         if 2 * self.width * MAX_INT8**2 >= _MAX_PRODUCT:
             raise WeightsError(f"{self.width} units; sums of more than 520 would not be exact")
 
-    @property
+    @cached_property
     def width(self) -> int:
         """Units of all layers."""
         return sum(self.widths)
 
-    @property
+    @cached_property
     def ends(self) -> tuple[int, ...]:
         """Units of each layer and those below."""
         return tuple(accumulate(self.widths))
 
-    @property
+    @cached_property
     def layer_of_book(self) -> tuple[int, ...]:
         """The layer of each codebook."""
         return tuple(layer for layer, books in enumerate(self.layers) for _ in range(books))
@@ -197,7 +197,7 @@ class IntegerLm:
             past = state.past[index]
             both = np.concatenate([past[:, : parts.width], present])
             inputs = np.concatenate([present, both[: len(present)]], axis=1)
-            hidden = np.clip(mix(inputs, product), 0, MAX_INT8).astype(np.float32)
+            hidden = _held(mix(inputs, product), 0).astype(np.float32)
             sums = sums + back(hidden, product)
             keep = np.zeros_like(past)
             keep[:, : parts.width] = both[len(both) - len(past) :]
@@ -218,9 +218,9 @@ class IntegerLm:
         config = self.config
         layer = config.layer_of_book[book]
         begin, end = config.begin(layer), config.ends[layer]
-        known = np.clip(below[:, :end], -MAX_INT8, MAX_INT8).astype(np.float32)
+        known = _held(below[:, :end], -MAX_INT8).astype(np.float32)
         sums = contexts[:, begin:end] + self._depths[layer].depend(known, product)
-        units = np.clip(np.floor(sums / UNIT + 0.5), 0, MAX_INT8).astype(np.float32)
+        units = _held(np.floor(sums / UNIT + 0.5), 0).astype(np.float32)
         return to_probabilities(self._heads[book](units, product))
 
     def embed(self, codes: NDArray[np.integer[Any]], book: int) -> Doubles:
@@ -288,7 +288,13 @@ def _powers() -> NDArray[np.int64]:
 
 def _to_int8(sums: Doubles) -> Floats:
     rounded = np.floor(sums / UNIT + 0.5)
-    return np.clip(rounded, -MAX_INT8, MAX_INT8).astype(np.float32)
+    return _held(rounded, -MAX_INT8).astype(np.float32)
+
+
+def _held(values: Doubles, least: int) -> Doubles:
+    """Between ``least`` and 127, several times faster than ``numpy.clip`` for a few numbers."""
+    held: Doubles = np.minimum(np.maximum(values, least), MAX_INT8)
+    return held
 
 
 def tensor_shapes(config: LmConfig) -> dict[str, tuple[tuple[int, ...], str]]:
