@@ -8,7 +8,7 @@ TRITON_36 := .venv-triton36
 
 # Debian packages that tests use where they are there, and skip what needs them where they are not.
 CI_PACKAGES := libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins opus-tools \
-	libspeexdsp1 iproute2 nodejs chromium
+	libspeexdsp1 iproute2 nodejs chromium oggz-tools vorbis-tools
 
 .PHONY: demo demo-link test check aot wasm bench gpu gpu-kernels gpu-rehearsal ci-deps clean
 
