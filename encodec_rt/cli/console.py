@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast, get_args, get_type_hints
 
@@ -17,6 +17,7 @@ from encodec_rt.errors import ConfigError, InputError, PacketError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from encodec_rt.audio import AudioReader, RawFormat
     from encodec_rt.streaming.codec import Codec
     from encodec_rt.streaming.weights import Start
     from encodec_rt.types import Audio
@@ -59,6 +60,35 @@ RealTimeOption = Annotated[
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output file.")]
+
+
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Refuse audio that is damaged or cut short.")
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class RawOptions:
+    """What the samples of an input without a header are."""
+
+    raw: Annotated[
+        str | None,
+        typer.Option(
+            "--raw", help="Input without a header: s16le, f32le, mulaw, ...", metavar="PCM"
+        ),
+    ] = None
+    rate: Annotated[
+        int, typer.Option("--rate", help="Its sampling rate in Hz.", min=100, max=10_000_000)
+    ] = 24_000
+    channels: Annotated[
+        int, typer.Option("--channels", help="Its number of channels.", min=1, max=64)
+    ] = 1
+
+    def format(self) -> RawFormat | None:
+        """What they say, or None for audio that says so itself."""
+        from encodec_rt.audio import RawFormat
+
+        return None if self.raw is None else RawFormat(self.raw, self.rate, self.channels)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,8 +135,11 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def say(text: str) -> None:
-    """One line on standard error, which is where everything but the output itself goes."""
-    typer.echo(text, err=True)
+    """One line on standard error, which is where everything but the output itself goes.
+
+    A name that is not UTF-8 is shown with its bytes escaped.
+    """
+    typer.echo(text.encode("utf-8", "backslashreplace").decode(), err=True)
 
 
 def status_console() -> Console:
@@ -142,15 +175,29 @@ def check_device(device: str) -> None:
 
 def check_output(target: str, *, suffix: str, force: bool) -> None:
     """Raise InputError unless bytes may be written to ``target``, a new file or "-"."""
-    from encodec_rt.atomic import check_target
+    from encodec_rt.atomic import check_target, is_stream, standard_output
 
     if target == PIPE:
-        if sys.stdout.isatty():
-            raise InputError("standard output is a terminal; redirect it, or give a file name")
+        standard_output()
         return
-    if not target.endswith(suffix):
-        raise InputError(f"{target}: this output is named {suffix}")
+    if not target.endswith(suffix) and not is_stream(target):
+        raise InputError(f"{target}: name this output {suffix}")
     check_target(target, force=force)
+
+
+@contextmanager
+def open_output(target: str, *, force: bool) -> Iterator[BinaryIO]:
+    """A file to write bytes to, which says its own name in an error.
+
+    ``target`` appears under its name when the block ends well; "-" is standard output.
+    """
+    from encodec_rt.atomic import WholeWrites, replacing, standard_output
+
+    if target == PIPE:
+        yield cast("BinaryIO", WholeWrites(standard_output(), "standard output"))
+        return
+    with replacing(target, force=force) as path, path.open("wb", buffering=0) as file:
+        yield cast("BinaryIO", WholeWrites(file, target))
 
 
 def check_start(start: str) -> Start:
@@ -165,11 +212,13 @@ def check_start(start: str) -> Start:
 
 def open_input(source: str) -> BinaryIO:
     """The file ``source``, or standard input for "-", to read bytes from."""
+    from encodec_rt.audio.source import standard_input
+
     if source == PIPE:
-        return sys.stdin.buffer
+        return standard_input()
     path = Path(source)
-    if not path.is_file():
-        problem = "is no file" if path.exists() else "does not exist"
+    if path.is_dir() or not path.exists():
+        problem = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{source} {problem}; give a file, or '-' for standard input")
     return path.open("rb")
 
@@ -227,6 +276,12 @@ class Meter:
         return (
             f"{self.seconds:.2f} s of audio in {wall:.2f} s ({self.seconds / wall:.1f}x real time)"
         )
+
+
+def warn(reader: AudioReader) -> None:
+    """Say what was wrong with what was read."""
+    for sentence in reader.warnings:
+        say(f"warning: {sentence}")
 
 
 def warn_of_clipping(clipped: int, samples: int) -> None:

@@ -32,17 +32,24 @@ def decode(
     backend: BackendOption = "auto",
     start: StartOption = "exact",
     force: ForceOption = False,
+    raw: Annotated[
+        str | None,
+        typer.Option(
+            "--raw", help="Write samples without a header: s16le, f32le, ...", metavar="PCM"
+        ),
+    ] = None,
     salvage: Annotated[
         bool, typer.Option("--salvage", help="Decode a file that ends early up to its end.")
     ] = False,
 ) -> None:
     """Decode an .ecdc file to 16-bit audio; the suffix of the output names its format."""
-    from encodec_rt.audio import AudioWriter, check_target_format
+    from encodec_rt.audio import AudioWriter, RawFormat, check_target_format
     from encodec_rt.bitstream.ecdc import EcdcReader, read_header
     from encodec_rt.transcode import decode_blocks
 
     policy = check_start(start)
-    check_target_format(target, force=force)
+    bare = None if raw is None else RawFormat(raw, 0, 0)
+    check_target_format(target, force=force, raw=bare)
     with ExitStack() as stack:
         file = stack.enter_context(open_input(source))
         header = read_header(file)
@@ -55,7 +62,8 @@ def decode(
             rate_hz=config.sampling_rate,
             channels=config.audio_channels,
             force=force,
-            samples=header.samples,
+            samples=None if salvage else header.samples,
+            raw=bare,
         )
         audio = Meter(
             decode_blocks(codec, blocks, codebooks=header.codebooks, start=policy),

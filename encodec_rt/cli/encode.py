@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import ExitStack
 from typing import Annotated
 
 import typer
 
 from encodec_rt.cli.console import (
-    PIPE,
     CodecOptions,
     Meter,
+    RawOptions,
     StartOption,
+    StrictOption,
     check_output,
     check_start,
+    open_output,
     say,
+    warn,
     with_groups,
 )
 
@@ -25,10 +27,11 @@ def encode(
     source: Annotated[str, typer.Argument(metavar="IN", help="Audio of any kind, or '-'.")],
     target: Annotated[str, typer.Argument(metavar="OUT.ecdc", help="The new file, or '-'.")],
     options: CodecOptions,
+    raw: RawOptions,
     start: StartOption = "exact",
+    strict: StrictOption = False,
 ) -> None:
     """Encode audio to an .ecdc file, in memory that does not grow with its length."""
-    from encodec_rt.atomic import replacing
     from encodec_rt.audio import AudioReader
     from encodec_rt.bitstream.ecdc import EcdcWriter
     from encodec_rt.transcode import encode_blocks
@@ -36,7 +39,7 @@ def encode(
     policy = check_start(start)
     check_output(target, suffix=".ecdc", force=options.force)
     with ExitStack() as stack:
-        reader = stack.enter_context(AudioReader(source))
+        reader = stack.enter_context(AudioReader(source, raw=raw.format(), strict=strict))
         codec = options.load()
         config = codec.config
         books = config.codebooks_for(options.bandwidth)
@@ -49,11 +52,8 @@ def encode(
         )
         for block in encode_blocks(codec, audio, bandwidth_kbps=options.bandwidth, start=policy):
             writer.write(block.codes, block.scale)
-        if target == PIPE:
-            size = writer.finish(sys.stdout.buffer, audio.samples)
-        else:
-            path = stack.enter_context(replacing(target, force=options.force))
-            with path.open("wb") as file:
-                size = writer.finish(file, audio.samples)
+        with open_output(target, force=options.force) as file:
+            size = writer.finish(file, audio.samples)
     kbps = size * 8e-3 / audio.seconds if audio.samples else 0.0
     say(f"{audio.summary()}: {books} codebooks, {size} bytes ({kbps:.2f} kbps)")
+    warn(reader)

@@ -10,9 +10,12 @@ import typer
 from encodec_rt.cli.console import (
     CodecOptions,
     Meter,
+    RawOptions,
     StartOption,
+    StrictOption,
     check_start,
     say,
+    warn,
     warn_of_clipping,
     with_groups,
 )
@@ -23,7 +26,9 @@ def roundtrip(
     source: Annotated[str, typer.Argument(metavar="IN", help="Audio of any kind, or '-'.")],
     target: Annotated[str, typer.Argument(metavar="OUT.wav", help="The new audio file, or '-'.")],
     options: CodecOptions,
+    raw: RawOptions,
     start: StartOption = "exact",
+    strict: StrictOption = False,
 ) -> None:
     """Encode and decode audio at once, to hear what the codec makes of it."""
     from encodec_rt.audio import AudioReader, AudioWriter, check_target_format
@@ -32,7 +37,7 @@ def roundtrip(
     policy = check_start(start)
     check_target_format(target, force=options.force)
     with ExitStack() as stack:
-        reader = stack.enter_context(AudioReader(source))
+        reader = stack.enter_context(AudioReader(source, raw=raw.format(), strict=strict))
         codec = options.load()
         config = codec.config
         rate, channels = config.sampling_rate, config.audio_channels
@@ -47,3 +52,4 @@ def roundtrip(
             writer.write(pcm)
     say(f"{audio.summary()}: {books} codebooks")
     warn_of_clipping(writer.clipped, writer.samples)
+    warn(reader)
