@@ -17,7 +17,6 @@ from encodec_rt.errors import CodecError, InputError
 MAX_NAME_BYTES = 255
 """The longest file name that Linux file systems take."""
 
-_COUNTER = itertools.count()
 _STREAM_FOLDERS = (Path("/dev/fd"), Path("/proc/self/fd"))
 _STREAMS = (Path("/dev/stdout"), Path("/dev/stderr"))
 
@@ -59,9 +58,13 @@ def check_target(path: str | Path, *, force: bool) -> Path:
 
 def part_name(target: Path, suffix: str = ".part", *, hidden: bool = True) -> Path:
     """An unused name beside ``target`` for the file while it grows, never longer than allowed."""
-    end = os.fsencode(f".{os.getpid()}-{next(_COUNTER)}{suffix}")
     stem = (b"." if hidden else b"") + os.fsencode(target.name)
-    return target.with_name(os.fsdecode(stem[: MAX_NAME_BYTES - len(end)] + end))
+    for more in itertools.chain([""], (f"-{number}" for number in itertools.count(1))):
+        end = os.fsencode(f".{os.getpid()}{more}{suffix}")
+        part = target.with_name(os.fsdecode(stem[: MAX_NAME_BYTES - len(end)] + end))
+        if not os.path.lexists(part):
+            return part
+    raise AssertionError
 
 
 @contextmanager

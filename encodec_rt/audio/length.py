@@ -1,4 +1,4 @@
-"""Where the audio of an MP3 or Ogg stream ends within its last packets.
+"""Where the audio of an MP3 or Ogg stream ends within its last packets, and whether it got there.
 
 FFmpeg finds this out by seeking to the end, which a pipe cannot do; a header at the start says it.
 """
@@ -17,14 +17,20 @@ from encodec_rt.audio.source import ByteSource
 _MAX_ID3_BYTES = 1 << 23
 _MAX_OGG_BYTES = 1 << 17
 _VORBIS_BLOCK = 8192
+TAIL_BYTES = 27 + 255 + 255 * 255
+"""The longest page of Ogg."""
 
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """``samples`` of audio, followed by at most ``padding`` more that are none."""
+    """``samples`` of audio, followed by at most ``padding`` more that are none.
+
+    ``replaces_skip`` is set where FFmpeg's own idea of the end is wrong and must not be applied.
+    """
 
     samples: int
     padding: int
+    replaces_skip: bool = False
 
 
 def true_length(source: ByteSource) -> Length | None:
@@ -65,6 +71,42 @@ def trimmed(pieces: Iterator[tuple[int, Audio]], length: Length) -> Iterator[tup
         rest -= audio.shape[1]
 
 
+def ogg_end(tail: bytes) -> int | None:
+    """The granule position at which an Ogg stream that ends with ``tail`` ends.
+
+    None if its last page is cut, damaged, or not marked as the last of its stream.
+    """
+    at = tail.rfind(b"OggS")
+    if at < 0 or at + 27 > len(tail):
+        return None
+    segments = tail[at + 26]
+    end = at + 27 + segments + sum(tail[at + 27 : at + 27 + segments])
+    if end > len(tail) or not tail[at + 5] & 4:
+        return None
+    granule, checksum = struct.unpack_from("<q8xI", tail, at + 6)
+    if _ogg_checksum(tail[at : at + 22] + bytes(4) + tail[at + 26 : end]) != checksum:
+        return None
+    return int(granule)
+
+
+def _ogg_checksum(page: bytes) -> int:
+    """CRC-32 of RFC 3533: polynomial 04c11db7, from the highest bit, from 0, not inverted."""
+    crc = 0
+    for byte in page:
+        crc = (crc << 8 & 0xFFFFFFFF) ^ _CRC_TABLE[crc >> 24 ^ byte]
+    return crc
+
+
+def _crc_entry(value: int) -> int:
+    value <<= 24
+    for _ in range(8):
+        value = (value << 1 ^ (0x04C11DB7 if value & 0x80000000 else 0)) & 0xFFFFFFFF
+    return value
+
+
+_CRC_TABLE = tuple(map(_crc_entry, range(256)))
+
+
 def _lame_length(frame: bytes) -> Length | None:
     """The Xing header's number of frames and LAME's padding (gabriel.mp3-tech.org/mp3infotag)."""
     if len(frame) < 192 or frame[0] != 0xFF or frame[1] & 0xE6 != 0xE2:
@@ -87,9 +129,9 @@ def _lame_length(frame: bytes) -> Length | None:
 
 
 def _ogg_length(data: bytes) -> Length | None:
-    """The granule position of the only page with samples; FFmpeg needs two to know where one ends.
+    """The granule position of the only page with samples (Vorbis I, A.2); for Vorbis alone.
 
-    For Vorbis (Vorbis I, A.2); Opus says its own.
+    FFmpeg needs two such pages to know where one ends, and is off by up to a block otherwise.
     """
     if len(data) > _MAX_OGG_BYTES or b"\x01vorbis" not in data[:64]:
         return None
@@ -103,5 +145,5 @@ def _ogg_length(data: bytes) -> Length | None:
         segments = data[at + 26]
         at += 27 + segments + sum(data[at + 27 : at + 27 + segments])
     if len(granules) == 1 and granules[0][1]:
-        return Length(granules[0][0], _VORBIS_BLOCK)
+        return Length(granules[0][0], _VORBIS_BLOCK, replaces_skip=True)
     return None

@@ -38,7 +38,9 @@ class SampleFormat:
     def decode(self, data: bytes, channels: int) -> Audio:
         """float32 [channels, n] of whole samples, full scale at 1."""
         samples = self._samples(data).reshape(-1, channels)
-        return np.ascontiguousarray(samples.T, dtype=np.float32)
+        # What float32 cannot hold becomes infinite, and the reader refuses that.
+        with np.errstate(over="ignore"):
+            return np.ascontiguousarray(samples.T, dtype=np.float32)
 
     def encode(self, audio: Audio) -> bytes:
         """The bytes of ``audio`` [channels, n], clipped to full scale; not for G.711 or 24 bits."""

@@ -14,19 +14,19 @@ from encodec_rt.audio.damage import Damage
 from encodec_rt.audio.decoders import (
     Decoded,
     Pieces,
-    open_ffmpeg,
     open_raw,
     open_sndfile,
     open_wav,
     wants_libsndfile,
 )
+from encodec_rt.audio.ffmpeg import open_ffmpeg
 from encodec_rt.audio.pcm import Audio, RawFormat
 from encodec_rt.audio.source import ByteSource
 from encodec_rt.errors import InputError
 
 RATES_HZ = (100, 10_000_000)
-LOUD = 2.0
-"""Peaks beyond twice full scale are no mix that is a little hot, but samples in other units."""
+LOUD = 4.0
+"""Peaks beyond four times full scale are not a hot mix but samples in other units."""
 
 _SHORTFALL_S = 0.25
 
@@ -125,8 +125,10 @@ class AudioReader:
         for rate_hz, block in self._pieces:
             peak = float(np.abs(block).max(initial=0.0))
             if not np.isfinite(peak):
+                at = int(np.argmin(np.isfinite(block).all(axis=0)))
                 raise InputError(
-                    f"{self.name} has a sample at {self._seconds:.2f} s that is not a number"
+                    f"{self.name} has a sample at {self._seconds + at / rate_hz:.2f} s that is not "
+                    "a finite number"
                 )
             self._peak = max(self._peak, peak)
             self._seconds += block.shape[1] / rate_hz

@@ -58,7 +58,7 @@ class ByteSource:
         data, self._ahead = self._ahead[:size], self._ahead[size:]
         if not data:
             data = self._read(size)
-        if self._given is not None:
+        if self._given is not None and not self._is_file:
             self._given.append(data)
             self._given_bytes += len(data)
             if self._given_bytes > _REWIND_BYTES:
@@ -72,13 +72,17 @@ class ByteSource:
 
     def rewind(self) -> None:
         """Go back to the first byte."""
-        if self._given is None:
+        if self._is_file:
+            self._file.seek(0)
+            self._ahead = b""
+        elif self._given is None:
             raise InputError(f"{self.name} is not audio of a known format")
-        self._ahead = b"".join([*self._given, self._ahead])
+        else:
+            self._ahead = b"".join([*self._given, self._ahead])
         self._given, self._given_bytes = [], 0
 
     def commit(self) -> None:
-        """Keep no more of what was read; ``rewind`` has become impossible."""
+        """Keep no more of what was read; ``rewind`` has become impossible for a pipe."""
         self._given = None
 
     def seekable(self) -> BinaryIO:
@@ -87,16 +91,14 @@ class ByteSource:
         That file has no name and lies where temporary files do.
         """
         self.rewind()
-        if self._is_file:
-            self._file.seek(0)
-            self._ahead = b""
-            return self._file
-        spool: BinaryIO = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
-        self.commit()
-        with naming(self.name):
-            shutil.copyfileobj(self, spool, PIECE_BYTES)
-        spool.seek(0)
-        return spool
+        if not self._is_file:
+            spool: BinaryIO = self._stack.enter_context(tempfile.TemporaryFile())  # noqa: SIM115
+            self.commit()
+            with naming(self.name):
+                shutil.copyfileobj(self, spool, PIECE_BYTES)
+            self._file, self._is_file = spool, True
+            self.rewind()
+        return self._file
 
     def _open(self, path: Path) -> BinaryIO:
         if path.is_dir():

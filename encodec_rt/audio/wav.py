@@ -24,6 +24,7 @@ _ANNOUNCED_UNKNOWN = 0x7FFF0000
 _PCM, _FLOAT, _ALAW, _MULAW, _EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
 _GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
 _MAX_HEADER_BYTES = 1 << 20
+_FILLING_BYTES = 1 << 12
 _INFO_NAMES = {
     b"INAM": "title",
     b"IART": "artist",
@@ -50,6 +51,13 @@ class WavHeader:
     data_bytes: int | None = None
     unfinished: bool = False
     tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the audio is, as far as the header knows."""
+        if self.data_bytes is None:
+            return None
+        return self.data_bytes // (self.form.width * self.channels) / self.rate_hz
 
 
 def read_wav_header(source: ByteSource) -> WavHeader | None:
@@ -97,10 +105,20 @@ def read_wav_header(source: ByteSource) -> WavHeader | None:
     return header
 
 
-def trailing_bytes_are_lost(source: ByteSource) -> bool:
-    """Whether more follows the samples than other chunks, or zeros that fill up the file."""
-    after = source.peek(1 << 12)
-    return len(after) >= 8 and any(after) and not _is_chunk(after)
+def more_follows(source: ByteSource) -> bool:
+    """Whether a good deal follows the samples that is neither another chunk nor zeros."""
+    after = source.peek(_FILLING_BYTES)
+    return len(after) == _FILLING_BYTES and any(after) and not _is_chunk(after)
+
+
+def next_wav_header(source: ByteSource) -> WavHeader | None:
+    """The header of a WAV file that was joined on after the last one, past its other chunks."""
+    while _is_chunk(start := source.peek(12)):
+        if start[:4] in _FORMS and start[8:12] == b"WAVE":
+            return read_wav_header(source)
+        size = struct.unpack_from("<I", start, 4)[0] if len(start) >= 8 else 0
+        source.skip(8 + size + size % 2)
+    return None
 
 
 def wav_header(
