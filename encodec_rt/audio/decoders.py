@@ -10,10 +10,11 @@ from typing import BinaryIO
 import numpy as np
 
 from encodec_rt.audio.damage import Damage
-from encodec_rt.audio.pcm import RAW_FORMATS, Audio, RawFormat, read_pcm
+from encodec_rt.audio.pcm import RAW_FORMATS, RawFormat, read_pcm
 from encodec_rt.audio.source import ByteSource
 from encodec_rt.audio.wav import WavHeader, more_follows, next_wav_header, read_wav_header
 from encodec_rt.errors import InputError
+from encodec_rt.types import Audio
 
 Pieces = Iterator[tuple[int, Audio]]
 """(rate in Hz, float32 [channels, n]); rate and channels may change from one to the next."""

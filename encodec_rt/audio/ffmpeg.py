@@ -15,9 +15,9 @@ import numpy as np
 from encodec_rt.audio.damage import Damage
 from encodec_rt.audio.decoders import Decoded, Pieces
 from encodec_rt.audio.length import TAIL_BYTES, ogg_end, trimmed, true_length
-from encodec_rt.audio.pcm import Audio
 from encodec_rt.audio.source import ByteSource
 from encodec_rt.errors import InputError
+from encodec_rt.types import Audio
 
 _MAX_FAILURES = 64
 _MAX_ANNOUNCED_S = 1e8

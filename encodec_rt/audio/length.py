@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from encodec_rt.audio.pcm import Audio
 from encodec_rt.audio.source import ByteSource
+from encodec_rt.types import Audio
 
 _MAX_ID3_BYTES = 1 << 23
 _MAX_OGG_BYTES = 1 << 17

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encodec_rt.audio.source import PIECE_BYTES, ByteSource
-
-
+from encodec_rt.types import Audio
 
 FULL_SCALE = 32768.0
 

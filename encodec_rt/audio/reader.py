@@ -20,9 +20,10 @@ from encodec_rt.audio.decoders import (
     wants_libsndfile,
 )
 from encodec_rt.audio.ffmpeg import open_ffmpeg
-from encodec_rt.audio.pcm import Audio, RawFormat
+from encodec_rt.audio.pcm import RawFormat
 from encodec_rt.audio.source import ByteSource
 from encodec_rt.errors import InputError
+from encodec_rt.types import Audio
 
 RATES_HZ = (100, 10_000_000)
 LOUD = 4.0

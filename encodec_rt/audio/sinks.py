@@ -12,10 +12,11 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from encodec_rt.atomic import WholeWrites
-from encodec_rt.audio.pcm import FULL_SCALE, Audio, SampleFormat
+from encodec_rt.audio.pcm import FULL_SCALE, SampleFormat
 from encodec_rt.audio.source import PIECE_BYTES
 from encodec_rt.audio.wav import DS64_BYTES, wav_header
 from encodec_rt.errors import InputError
+from encodec_rt.types import Audio
 
 _PCM_16 = SampleFormat("s", 2)
 _ENCODER_FRAMES = 4096

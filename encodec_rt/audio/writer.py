@@ -9,10 +9,11 @@ from typing import Any, BinaryIO, cast
 import numpy as np
 
 from encodec_rt.atomic import check_target, is_stream, replacing, standard_output
-from encodec_rt.audio.pcm import RAW_OUTPUT_FORMATS, Audio, RawFormat
+from encodec_rt.audio.pcm import RAW_OUTPUT_FORMATS, RawFormat
 from encodec_rt.audio.sinks import OutputFormat, RawSink, SndfileSink, WavSink
 from encodec_rt.audio.source import PIPE
 from encodec_rt.errors import InputError
+from encodec_rt.types import Audio
 
 OUTPUT_FORMATS = {
     ".wav": OutputFormat("WAV"),
