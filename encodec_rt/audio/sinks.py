@@ -21,6 +21,16 @@ from encodec_rt.types import Audio
 _PCM_16 = SampleFormat("s", 2)
 _ENCODER_FRAMES = 4096
 """libsndfile's Vorbis encoder keeps on its stack all that it is given at once."""
+_ID3_FRAMES = {
+    b"TIT2": "title",
+    b"TPE1": "artist",
+    b"TALB": "album",
+    b"COMM": "comment",
+    b"TDRC": "date",
+    b"TCON": "genre",
+    b"TCOP": "copyright",
+    b"TRCK": "tracknumber",
+}
 
 
 class OutputFormat(NamedTuple):
@@ -86,6 +96,7 @@ class SndfileSink:
         self, form: OutputFormat, rate_hz: int, channels: int, tags: dict[str, str]
     ) -> None:
         self._form, self._rate_hz, self._channels, self._tags = form, rate_hz, channels, tags
+        self._bytes = 0
 
     def check(self, target: str) -> None:
         """Raises InputError if the format has no such rate; libsndfile only knows by trying."""
@@ -105,15 +116,25 @@ class SndfileSink:
         self._file = file
         if not can_seek:
             self._file = stack.enter_context(tempfile.TemporaryFile(buffering=0))  # noqa: SIM115
-        self._watched = _Watched(self._file)
+        # libsndfile knows only ID3v1 for MP3: 30 characters, at the end.
+        start = id3_tag(self._tags) if self._form.container == "MP3" else b""
+        WholeWrites(self._file, name).write(start)
+        self._watched = _Watched(self._file, len(start))
         self._sound = self._open(self._watched)
-        for tag, text in self._tags.items():
+        for tag, text in () if start else self._tags.items():
             with suppress(RuntimeError):  # A container that has no place for this tag.
                 setattr(self._sound, tag, text.encode("utf-8", "replace").decode())
 
     def write(self, block: Audio) -> None:
         import soundfile
 
+        self._bytes += 2 * block.size
+        limit = self._form.max_bytes
+        if limit is not None and self._bytes > limit:
+            raise InputError(
+                f"{self._name}: {self._form.container} ends at {limit / 2**30:.0f} GiB; "
+                "use .wav, .w64 or .flac"
+            )
         if self._form.subtype == "PCM_16":
             pcm = np.clip(np.rint(block.T * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1)
             samples = np.ascontiguousarray(pcm, dtype=np.int16)
@@ -139,12 +160,6 @@ class SndfileSink:
             return
         if self._watched.error:
             self._raise(None)
-        limit = self._form.max_bytes
-        if limit is not None and samples * self._channels * 2 > limit:
-            raise InputError(
-                f"{self._name}: {self._form.container} ends at {limit / 2**30:.0f} GiB; "
-                "use .wav, .w64 or .flac"
-            )
         self._verify(samples)
         if self._target is not self._file:
             self._file.seek(0)
@@ -187,13 +202,20 @@ class SndfileSink:
 
 
 class _Watched:
-    """A file for libsndfile, in whose callbacks an exception would be lost."""
+    """A file from byte ``start`` on, for libsndfile, in whose callbacks an exception is lost."""
 
-    def __init__(self, file: BinaryIO) -> None:
+    def __init__(self, file: BinaryIO, start: int) -> None:
         self.error: OSError | None = None
-        self._file = file
-        self.read, self.seek, self.tell = file.read, file.seek, file.tell
+        self._file, self._start = file, start
+        self.read = file.read
         self.readinto = file.readinto  # type: ignore[attr-defined]
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        offset += self._start if whence == os.SEEK_SET else 0
+        return self._file.seek(offset, whence) - self._start
+
+    def tell(self) -> int:
+        return self._file.tell() - self._start
 
     def write(self, data: bytes) -> int:
         try:
@@ -228,6 +250,23 @@ class _Keep(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._file.seek(offset, whence)
+
+
+def id3_tag(tags: dict[str, str]) -> bytes:
+    """An ID3v2.4 tag (id3.org) with ``tags`` in UTF-8, or nothing if there are none."""
+    frames = b""
+    for name, key in _ID3_FRAMES.items():
+        if text := tags.get(key, ""):
+            # Encoding 3 is UTF-8; a comment has a language and a description before it.
+            before = b"\x03und\0" if name == b"COMM" else b"\x03"
+            body = before + text.encode("utf-8", "replace")
+            frames += name + _syncsafe(len(body)) + b"\0\0" + body
+    return b"ID3\x04\0\0" + _syncsafe(len(frames)) + frames if frames else b""
+
+
+def _syncsafe(number: int) -> bytes:
+    """28 bits in four bytes of which the highest bit is 0."""
+    return bytes(number >> shift & 0x7F for shift in (21, 14, 7, 0))
 
 
 def _make_room(file: BinaryIO, out: WholeWrites, size: int) -> None:
