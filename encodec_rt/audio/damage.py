@@ -16,12 +16,18 @@ class Damage:
         self._name = name
         self._strict = strict
         self._gaps: dict[float, float] = {}
-        self._remarks: list[str] = []
+        self.remarks: list[str] = []
+        """What was noted besides gaps."""
 
     @property
     def found(self) -> bool:
         """Whether anything was wrong."""
-        return bool(self._gaps or self._remarks)
+        return bool(self._gaps or self.remarks)
+
+    @property
+    def lost_s(self) -> float:
+        """Seconds that are known to be missing."""
+        return sum(self._gaps.values())
 
     def gap(self, reason: str, lost_s: float = 0.0) -> None:
         """Note that ``lost_s`` of audio, 0 if unknown, is missing here. Raises InputError."""
@@ -36,11 +42,11 @@ class Damage:
         """Note ``text``, which follows the source's name. Raises InputError if strict."""
         if self._strict:
             raise InputError(f"{self._name} {text}; without --strict all that is there is used")
-        self._remarks.append(text)
+        self.remarks.append(text)
 
     def warnings(self) -> list[str]:
         """One sentence on the gaps, if there were any, and the remarks."""
-        said = [f"{self._name} {remark}" for remark in self._remarks]
+        said = [f"{self._name} {remark}" for remark in self.remarks]
         if self._gaps:
             places = [
                 f"{at_s:.2f} s ({lost_s:.3f} s lost)" if lost_s else f"{at_s:.2f} s"

@@ -51,7 +51,7 @@ class AudioReader:
     ) -> None:
         self._stack = ExitStack()
         self._peak = 0.0
-        self._seconds = 0.0
+        self._samples: dict[int, int] = {}
         try:
             self._source = ByteSource(source)
             self._stack.callback(self._source.close)
@@ -88,7 +88,7 @@ class AudioReader:
     @property
     def seconds(self) -> float:
         """The length of the audio read so far."""
-        return self._seconds
+        return sum(samples / rate_hz for rate_hz, samples in self._samples.items())
 
     @property
     def damaged(self) -> bool:
@@ -128,20 +128,20 @@ class AudioReader:
             if not np.isfinite(peak):
                 at = int(np.argmin(np.isfinite(block).all(axis=0)))
                 raise InputError(
-                    f"{self.name} has a sample at {self._seconds + at / rate_hz:.2f} s that is not "
+                    f"{self.name} has a sample at {self.seconds + at / rate_hz:.2f} s that is not "
                     "a finite number"
                 )
             self._peak = max(self._peak, peak)
-            self._seconds += block.shape[1] / rate_hz
-            self._damage.position_s = self._seconds
+            self._samples[rate_hz] = self._samples.get(rate_hz, 0) + block.shape[1]
+            self._damage.position_s = self.seconds
             yield rate_hz, block
 
     def _compare_length(self) -> None:
         """Say so if a file ends early; what it has beyond its announcement is simply audio."""
-        missing_s = (self._announced_s or 0.0) - self._seconds
-        if missing_s > _SHORTFALL_S and not self._damage.found:
+        missing_s = (self._announced_s or 0.0) - self.seconds - self._damage.lost_s
+        if missing_s > _SHORTFALL_S and not self._damage.remarks:
             self._damage.remark(
-                f"ends after {self._seconds:.2f} s; its header announces {self._announced_s:.2f} s"
+                f"ends after {self.seconds:.2f} s; its header announces {self._announced_s:.2f} s"
             )
 
     def _open(self, raw: RawFormat | None) -> tuple[Decoded, Pieces]:

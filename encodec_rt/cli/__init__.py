@@ -17,6 +17,7 @@ from encodec_rt.cli.data import fetch, index
 from encodec_rt.cli.decode import decode
 from encodec_rt.cli.demo import demo
 from encodec_rt.cli.encode import encode
+from encodec_rt.cli.habits import VersionOption, with_habits
 from encodec_rt.cli.info import info
 from encodec_rt.cli.link import call, listen, token
 from encodec_rt.cli.link_demo import demo as link_demo
@@ -57,9 +58,15 @@ def _group(help_text: str, *commands: Callable[..., None]) -> typer.Typer:
         no_args_is_help=True,
         add_completion=False,
         pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
+
+    @group.callback()
+    def options(version: VersionOption = False) -> None:
+        pass
+
     for command in commands:
-        group.command()(command)
+        group.command()(with_habits(command))
     return group
 
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast, get_args, get_type_hints
 
 import typer
 
+from encodec_rt.cli.habits import VERBOSITY, Verbosity
 from encodec_rt.errors import ConfigError, InputError, PacketError
 
 if TYPE_CHECKING:
@@ -62,6 +65,12 @@ RealTimeOption = Annotated[
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output file.")]
 
 
+FromOption = Annotated[
+    float, typer.Option("--from", help="Begin this many seconds in.", metavar="SECONDS", min=0.0)
+]
+ToOption = Annotated[
+    float | None, typer.Option("--to", help="End this many seconds in.", metavar="SECONDS", min=0.0)
+]
 StrictOption = Annotated[
     bool, typer.Option("--strict", help="Refuse audio that is damaged or cut short.")
 ]
@@ -142,6 +151,18 @@ def say(text: str) -> None:
     typer.echo(text.encode("utf-8", "backslashreplace").decode(), err=True)
 
 
+def report(text: str) -> None:
+    """What was done, which --quiet leaves out."""
+    if VERBOSITY.get() >= Verbosity.NORMAL:
+        say(text)
+
+
+def detail(text: str) -> None:
+    """What only --verbose shows."""
+    if VERBOSITY.get() >= Verbosity.VERBOSE:
+        say(text)
+
+
 def status_console() -> Console:
     """Standard error, for what is shown while a session runs."""
     from rich.console import Console
@@ -149,12 +170,38 @@ def status_console() -> Console:
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
+_KEPT: ContextVar[dict[tuple[str, str, str], Codec] | None] = ContextVar("kept", default=None)
+
+
 def load_codec(model: str, device: str, backend: str) -> Codec:
     """The codec that the common options ask for."""
     from encodec_rt.streaming.codec import Codec
 
+    kept, key = _KEPT.get(), (model, device, backend)
+    if kept is not None and key in kept:
+        return kept[key]
     check_device(device)
-    return Codec.load(model, device=device, backend=backend)
+    began = time.perf_counter()
+    codec = Codec.load(model, device=device, backend=backend)
+    detail(f"model {codec.name} on {device}, loaded in {time.perf_counter() - began:.2f} s")
+    if kept is not None:
+        kept[key] = codec
+    return codec
+
+
+def keep_codecs() -> None:
+    """From now on load each codec once; for a process that works on many files."""
+    _KEPT.set({})
+
+
+@contextmanager
+def keeping_codecs() -> Iterator[None]:
+    """Within the block, load each codec once."""
+    token = _KEPT.set({})
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
 
 
 def device_choice(text: str | None) -> int | str | None:
@@ -257,7 +304,7 @@ class Meter:
             TextColumn("{task.completed:.0f} s of audio"),
             TimeRemainingColumn(),
         )
-        hidden = not console.is_terminal
+        hidden = not console.is_terminal or VERBOSITY.get() == Verbosity.QUIET
         with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
             task = bar.add_task(self._label, total=self._total_s)
             for block in self._blocks:
@@ -276,6 +323,28 @@ class Meter:
         return (
             f"{self.seconds:.2f} s of audio in {wall:.2f} s ({self.seconds / wall:.1f}x real time)"
         )
+
+
+def between(
+    blocks: Iterable[Audio], rate_hz: int, begin_s: float, end_s: float | None
+) -> Iterator[Audio]:
+    """The part of ``blocks`` [channels, n] from ``begin_s`` to ``end_s``, reading no further.
+
+    Raises ConfigError if nothing can lie between them, InputError if the audio ends before.
+    """
+    if not 0 <= begin_s < (math.inf if end_s is None else end_s):
+        raise ConfigError(f"--from {begin_s:g} --to {end_s}; seconds from 0 on, the later one last")
+    first = round(begin_s * rate_hz)
+    last = None if end_s is None else round(end_s * rate_hz)
+    at = 0
+    for block in blocks:
+        size = block.shape[1]
+        yield block[:, max(0, first - at) : size if last is None else max(0, last - at)]
+        at += size
+        if last is not None and at >= last:
+            return
+    if 0 < first >= at:
+        raise InputError(f"--from {begin_s:g}: the audio ends after {at / rate_hz:.2f} s")
 
 
 def warn(reader: AudioReader) -> None:

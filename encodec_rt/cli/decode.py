@@ -7,26 +7,34 @@ from typing import Annotated
 
 import typer
 
+from encodec_rt.cli.batch import AUDIO_SUFFIXES, Naming, several
 from encodec_rt.cli.console import (
     BackendOption,
     DeviceOption,
     ForceOption,
+    FromOption,
     Meter,
     ModelOption,
     StartOption,
+    ToOption,
+    between,
     check_model,
     check_start,
+    detail,
     load_codec,
     open_input,
+    report,
     say,
     warn_of_clipping,
 )
 from encodec_rt.errors import PacketError
 
+NAMING = Naming(".wav", frozenset({".ecdc"}), AUDIO_SUFFIXES)
 
-def decode(
-    source: Annotated[str, typer.Argument(metavar="IN.ecdc", help="The file, or '-'.")],
-    target: Annotated[str, typer.Argument(metavar="OUT.wav", help="The new audio file, or '-'.")],
+
+def decode_file(
+    source: str,
+    target: str,
     model: ModelOption = "default",
     device: DeviceOption = "cpu",
     backend: BackendOption = "auto",
@@ -41,6 +49,8 @@ def decode(
     salvage: Annotated[
         bool, typer.Option("--salvage", help="Decode a file that ends early up to its end.")
     ] = False,
+    begin: FromOption = 0.0,
+    end: ToOption = None,
 ) -> None:
     """Decode an .ecdc file to 16-bit audio; the suffix of the output names its format."""
     from encodec_rt.audio import AudioWriter, RawFormat, check_target_format
@@ -55,29 +65,39 @@ def decode(
         header = read_header(file)
         codec = load_codec(model, device, backend)
         check_model(header.model, codec)
-        config = codec.config
+        config, rate = codec.config, codec.config.sampling_rate
         blocks = EcdcReader(file, header, config, salvage=salvage)
         writer = AudioWriter(
             target,
-            rate_hz=config.sampling_rate,
+            rate_hz=rate,
             channels=config.audio_channels,
             force=force,
-            samples=None if salvage else header.samples,
+            samples=None if salvage else _samples_between(header.samples, rate, begin, end),
             raw=bare,
         )
+        heard = decode_blocks(codec, blocks, codebooks=header.codebooks, start=policy)
         audio = Meter(
-            decode_blocks(codec, blocks, codebooks=header.codebooks, start=policy),
+            between(heard, rate, begin, end),
             label="decoding",
-            rate_hz=config.sampling_rate,
-            total_s=header.samples / config.sampling_rate,
+            rate_hz=rate,
+            total_s=header.samples / rate,
         )
+        detail(f"{source}: {header.samples / rate:.2f} s of {header.codebooks} codebooks")
         stack.enter_context(writer)
         for pcm in audio:
             writer.write(pcm)
-        if header.samples and not audio.samples:
+        if blocks.truncated and not audio.samples:
             raise PacketError("the stream ends before its first frame; there is nothing to salvage")
-    say(audio.summary())
+    report(audio.summary())
     warn_of_clipping(writer.clipped, writer.samples)
     if blocks.truncated:
-        whole = header.samples / config.sampling_rate
+        whole = header.samples / rate
         say(f"warning: the stream ended early; {audio.seconds:.2f} s of {whole:.2f} s were there")
+
+
+def _samples_between(samples: int, rate_hz: int, begin_s: float, end_s: float | None) -> int:
+    last = samples if end_s is None else min(samples, round(end_s * rate_hz))
+    return max(0, last - round(begin_s * rate_hz))
+
+
+decode = several(NAMING)(decode_file)

@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Annotated
 
-import typer
-
+from encodec_rt.cli.batch import AUDIO_SUFFIXES, Naming, several
 from encodec_rt.cli.console import (
     CodecOptions,
+    FromOption,
     Meter,
     RawOptions,
     StartOption,
     StrictOption,
+    ToOption,
+    between,
     check_output,
     check_start,
+    detail,
     open_output,
-    say,
+    report,
     warn,
     with_groups,
 )
 
+NAMING = Naming(".ecdc", AUDIO_SUFFIXES, frozenset({".ecdc"}))
 
-@with_groups
-def encode(
-    source: Annotated[str, typer.Argument(metavar="IN", help="Audio of any kind, or '-'.")],
-    target: Annotated[str, typer.Argument(metavar="OUT.ecdc", help="The new file, or '-'.")],
+
+def encode_file(
+    source: str,
+    target: str,
     options: CodecOptions,
     raw: RawOptions,
     start: StartOption = "exact",
     strict: StrictOption = False,
+    begin: FromOption = 0.0,
+    end: ToOption = None,
 ) -> None:
     """Encode audio to an .ecdc file, in memory that does not grow with its length."""
     from encodec_rt.audio import AudioReader
@@ -44,16 +49,22 @@ def encode(
         config = codec.config
         books = config.codebooks_for(options.bandwidth)
         writer = stack.enter_context(EcdcWriter(config, codec.name, books))
+        rate = config.sampling_rate
+        heard = reader.blocks(rate, config.audio_channels)
         audio = Meter(
-            reader.blocks(config.sampling_rate, config.audio_channels),
+            between(heard, rate, begin, end),
             label="encoding",
-            rate_hz=config.sampling_rate,
+            rate_hz=rate,
             total_s=reader.duration_s,
         )
+        detail(f"{reader.name}: {reader.description}, {reader.rate_hz} Hz")
         for block in encode_blocks(codec, audio, bandwidth_kbps=options.bandwidth, start=policy):
             writer.write(block.codes, block.scale)
         with open_output(target, force=options.force) as file:
             size = writer.finish(file, audio.samples)
     kbps = size * 8e-3 / audio.seconds if audio.samples else 0.0
-    say(f"{audio.summary()}: {books} codebooks, {size} bytes ({kbps:.2f} kbps)")
+    report(f"{audio.summary()}: {books} codebooks, {size} bytes ({kbps:.2f} kbps)")
     warn(reader)
+
+
+encode = with_groups(several(NAMING)(encode_file))
