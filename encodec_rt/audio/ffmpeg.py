@@ -117,7 +117,9 @@ class _Packets:
                 if frame.is_corrupt:
                     self._damage.gap("a frame is incomplete")
                 self._look_for_hole(frame)
-                yield frame.sample_rate, self._floats(frame)
+                # What comes before the first sample, where FFmpeg was told to leave that to us.
+                skipped = sum(_start_skip(data) for data in frame.side_data)
+                yield frame.sample_rate, self._floats(frame)[:, skipped:]
         if self._container.format.name == "ogg":
             self._check_end()
 
@@ -199,6 +201,11 @@ def _view(source: ByteSource) -> _View:
     head = source.peek(12)
     boxes = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip", b"pnot")
     return _View(source, seekable=head[4:8] in boxes or head[:4] in (b"FORM", b"caff"))
+
+
+def _start_skip(data: Any) -> int:
+    """AV_FRAME_DATA_SKIP_SAMPLES: how many to drop at the start, at the end, and why."""
+    return int.from_bytes(bytes(data)[:4], "little") if data.type.name == "SKIP_SAMPLES" else 0
 
 
 def _reason(error: Exception) -> str:

@@ -73,7 +73,8 @@ class Kind:
     """A kind of file: how to make one of [channels, n] at a rate, and what reading gives back.
 
     ``error`` is the largest difference of a sample, None for lossy kinds; ``padding`` how many
-    samples more than were put in may come out; ``joins`` whether two in a row are one.
+    samples more than were put in may come out; ``joins`` whether two in a row are one; ``aligned``
+    whether the format knows how much its encoder put before the first sample.
     """
 
     name: str
@@ -82,6 +83,8 @@ class Kind:
     padding: int = 0
     joins: bool = False
     mono: bool = False
+    aligned: bool = True
+    shortest: int = 1
 
 
 def with_soundfile(container: str, subtype: str, endian: str = "FILE") -> Any:
@@ -103,7 +106,7 @@ def with_ffmpeg(container: str, codec: str, sample: str, **options: str) -> Any:
             if not sample.endswith("p"):
                 values = values.T.reshape(1, -1)
             frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(values), sample, layout)
-            frame.sample_rate = rate
+            frame.sample_rate, frame.pts = rate, 0
             for packet in [*stream.encode(frame), *stream.encode(None)]:
                 output.mux(packet)
         return file.getvalue()
@@ -160,8 +163,9 @@ KINDS = [
     Kind("vorbis", with_soundfile("OGG", "VORBIS"), None, joins=True),
     Kind("opus", with_soundfile("OGG", "OPUS"), None, padding=5, joins=True),
     Kind("mp3", with_soundfile("MP3", "MPEG_LAYER_III"), None, joins=True),
-    Kind("aac", with_ffmpeg("adts", "aac", "fltp"), None, padding=2048, joins=True),
-    Kind("m4a", with_ffmpeg("ipod", "aac", "fltp"), None, padding=2048),
+    Kind("aac", with_ffmpeg("adts", "aac", "fltp"), None, padding=2048, joins=True, aligned=False),
+    # An edit list counts in milliseconds; one of less is empty.
+    Kind("m4a", with_ffmpeg("ipod", "aac", "fltp"), None, padding=2048, shortest=24),
     Kind("m4a alac", with_ffmpeg("ipod", "alac", "s16p"), 1 / 32767),
     Kind("webm opus", with_ffmpeg("webm", "libopus", "flt"), None, padding=1920),
     Kind("matroska pcm", with_ffmpeg("matroska", "pcm_s16le", "s16"), 1 / 32767),
