@@ -51,12 +51,12 @@ class _Commands(TyperGroup):
         raise typer.Exit(EXIT_ERROR)
 
 
-def _group(help_text: str, *commands: Callable[..., None]) -> typer.Typer:
+def _group(help_text: str, *commands: Callable[..., None], completion: bool = False) -> typer.Typer:
     group = typer.Typer(
         cls=_Commands,
         help=help_text,
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=completion,
         pretty_exceptions_enable=False,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
@@ -71,7 +71,17 @@ def _group(help_text: str, *commands: Callable[..., None]) -> typer.Typer:
 
 
 app = _group(
-    "EnCodec as a live codec.", encode, decode, roundtrip, info, demo, live, devices, quality, train
+    "EnCodec as a live codec.",
+    encode,
+    decode,
+    roundtrip,
+    info,
+    demo,
+    live,
+    devices,
+    quality,
+    train,
+    completion=True,
 )
 app.add_typer(_group("Fetch and index the audio to train on.", fetch, index), name="data")
 app.add_typer(_group("Call another machine.", listen, call, token, link_demo), name="link")

@@ -12,12 +12,9 @@ from encodec_rt.cli.console import (
     BackendOption,
     DeviceOption,
     ForceOption,
-    FromOption,
     Meter,
     ModelOption,
     StartOption,
-    ToOption,
-    between,
     check_model,
     check_start,
     detail,
@@ -27,6 +24,7 @@ from encodec_rt.cli.console import (
     say,
     warn_of_clipping,
 )
+from encodec_rt.cli.file_options import FromOption, ToOption, between
 from encodec_rt.errors import PacketError
 
 NAMING = Naming(".wav", frozenset({".ecdc"}), AUDIO_SUFFIXES)

@@ -18,8 +18,8 @@ from encodec_rt.cli.console import (
     check_start,
     load_codec,
     say,
-    warn,
 )
+from encodec_rt.cli.file_options import warn
 from encodec_rt.errors import InputError, WeightsError
 
 if TYPE_CHECKING:

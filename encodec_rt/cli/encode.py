@@ -7,20 +7,22 @@ from contextlib import ExitStack
 from encodec_rt.cli.batch import AUDIO_SUFFIXES, Naming, several
 from encodec_rt.cli.console import (
     CodecOptions,
-    FromOption,
     Meter,
-    RawOptions,
     StartOption,
-    StrictOption,
-    ToOption,
-    between,
     check_output,
     check_start,
     detail,
-    open_output,
     report,
-    warn,
     with_groups,
+)
+from encodec_rt.cli.file_options import (
+    FromOption,
+    RawOptions,
+    StrictOption,
+    ToOption,
+    between,
+    open_output,
+    warn,
 )
 
 NAMING = Naming(".ecdc", AUDIO_SUFFIXES, frozenset({".ecdc"}))

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, NamedTuple, TypeAlias
 
 import typer
 
-from encodec_rt.cli.console import PIPE, ModelOption, warn
+from encodec_rt.cli.console import PIPE, ModelOption
+from encodec_rt.cli.file_options import warn
 from encodec_rt.errors import InputError, WeightsError
 
 if TYPE_CHECKING:

@@ -10,19 +10,21 @@ import typer
 from encodec_rt.cli.batch import AUDIO_SUFFIXES, Naming, several
 from encodec_rt.cli.console import (
     CodecOptions,
-    FromOption,
     Meter,
-    RawOptions,
     StartOption,
-    StrictOption,
-    ToOption,
-    between,
     check_start,
     detail,
     report,
-    warn,
     warn_of_clipping,
     with_groups,
+)
+from encodec_rt.cli.file_options import (
+    FromOption,
+    RawOptions,
+    StrictOption,
+    ToOption,
+    between,
+    warn,
 )
 
 NAMING = Naming(".coded.wav", AUDIO_SUFFIXES, None)

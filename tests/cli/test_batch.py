@@ -187,3 +187,17 @@ def test_a_round_trip_keeps_the_tags(model, tmp_path):
     assert run("roundtrip", source, target, "-b", 2, "--model", model).exit_code == 0
     with soundfile.SoundFile(target) as file:
         assert (file.title, file.artist) == ("Über", "nobody")
+
+
+def test_a_shell_can_complete_commands_and_options():
+    def completed(words, index):
+        environment = {
+            "_ENCODEC_RT_COMPLETE": "complete_bash",
+            "COMP_WORDS": words,
+            "COMP_CWORD": str(index),
+        }
+        result = CliRunner().invoke(app, prog_name="encodec-rt", env=environment)
+        return result.stdout.split()
+
+    assert completed("encodec-rt rou", 1) == ["roundtrip"]
+    assert completed("encodec-rt encode --st", 2) == ["--start", "--strict"]
