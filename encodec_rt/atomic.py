@@ -1,41 +1,195 @@
-"""Files that appear under their name only when they are complete."""
+"""Files that appear under their name only when complete, and targets that are not files."""
 
 from __future__ import annotations
 
+import io
+import itertools
 import os
+import stat
+import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any, BinaryIO
 
-from encodec_rt.errors import InputError
+from encodec_rt.errors import CodecError, InputError
+
+MAX_NAME_BYTES = 255
+"""The longest file name that Linux file systems take."""
+
+_STREAM_FOLDERS = (Path("/dev/fd"), Path("/proc/self/fd"))
+_STREAMS = (Path("/dev/stdout"), Path("/dev/stderr"))
+
+
+def is_stream(path: str | Path) -> bool:
+    """Whether ``path`` is written as it stands: a device, a named pipe, or an open descriptor.
+
+    Its bytes go out one after another; nothing is renamed and nothing can be written over.
+    """
+    path = Path(path)
+    if path in _STREAMS or path.parent in _STREAM_FOLDERS:
+        return True
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
 
 
 def check_target(path: str | Path, *, force: bool) -> Path:
-    """Where a new file ``path`` will lie, links followed.
+    """Where a new file ``path`` will be, links followed.
 
     Raises InputError if it exists and ``force`` is not set, if its folder does not exist, or if
-    it is something that a rename would destroy: a folder, a device or a named pipe.
+    it is a folder, a disk or a socket. A device such as /dev/null and a named pipe are accepted.
     """
+    if is_stream(path):
+        return Path(path)
     target = Path(path).resolve()
     if not target.parent.is_dir():
         raise InputError(f"{path}: the folder {target.parent} does not exist")
     if target.exists() and not target.is_file():
-        raise InputError(f"{path} is no regular file; give a file name, or '-' for standard output")
+        raise InputError(
+            f"{path} is not a regular file; give a file name, or '-' for standard output"
+        )
     if target.exists() and not force:
-        raise InputError(f"{path} exists; --force replaces it")
+        raise _exists(path)
     return target
+
+
+def part_name(target: Path, suffix: str = ".part", *, hidden: bool = True) -> Path:
+    """An unused name beside ``target`` for the file while it grows, never longer than allowed."""
+    stem = (b"." if hidden else b"") + os.fsencode(target.name)
+    for more in itertools.chain([""], (f"-{number}" for number in itertools.count(1))):
+        end = os.fsencode(f".{os.getpid()}{more}{suffix}")
+        part = target.with_name(os.fsdecode(stem[: MAX_NAME_BYTES - len(end)] + end))
+        if not os.path.lexists(part):
+            return part
+    raise AssertionError
 
 
 @contextmanager
 def replacing(path: str | Path, *, force: bool) -> Iterator[Path]:
-    """A temporary file's path beside ``path``, which it replaces when the block ends well.
+    """A temporary file's path beside ``path``, whose name it gets when the block ends well.
 
-    An exception or an interrupt removes the temporary file and leaves ``path`` as it was.
+    An existing file that it replaces hands on its permissions. Without ``force`` nothing is
+    replaced, not even what appeared while the block ran: InputError. An exception or an interrupt
+    removes the temporary file and leaves ``path`` as it was. A device or a named pipe is itself
+    what the block writes to. An OSError of the block that names no file names ``path``.
     """
     target = check_target(path, force=force)
-    part = target.with_name(f".{target.name}.{os.getpid()}.part")
+    if is_stream(target):
+        with naming(path):
+            yield target
+        return
+    before = target.stat() if target.exists() else None
+    part = _create(target, path, 0o666 if before is None else 0o600)
     try:
-        yield part
-        os.replace(part, target)
+        with naming(path):
+            yield part
+            if before is not None:
+                _hand_on(before, part)
+            publish(part, target, force=force, named=path)
     finally:
         part.unlink(missing_ok=True)
+
+
+def publish(part: Path, target: Path, *, force: bool, named: str | Path | None = None) -> None:
+    """Give ``part`` the name ``target``, at once and as a whole.
+
+    Raises InputError, which calls the target ``named``, if it exists and ``force`` is not set.
+    """
+    if force:
+        os.replace(part, target)
+        return
+    try:
+        os.link(part, target)
+    except FileExistsError as error:
+        raise _exists(named or target) from error
+    except OSError:
+        # A file system without links: the empty file that was not there before is ours.
+        try:
+            os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        except FileExistsError as error:
+            raise _exists(named or target) from error
+        os.replace(part, target)
+        return
+    part.unlink()
+
+
+def standard_output() -> BinaryIO:
+    """Standard output for bytes, unbuffered where that can be, so that no error comes at exit.
+
+    Raises InputError if it is closed, or is a terminal.
+    """
+    if sys.stdout is None:
+        raise InputError("standard output is closed; open it, or give a file name")
+    if sys.stdout.isatty():
+        raise InputError("standard output is a terminal; redirect it, or give a file name")
+    sys.stdout.flush()
+    return getattr(sys.stdout.buffer, "raw", sys.stdout.buffer)
+
+
+class WholeWrites(io.RawIOBase):
+    """An unbuffered ``file`` that takes all of what it is given, in as many calls as it needs.
+
+    An OSError of writing names the file ``name``; a broken pipe stays BrokenPipeError. The file
+    itself is closed by whoever opened it.
+    """
+
+    def __init__(self, file: BinaryIO, name: str) -> None:
+        self.name = name
+        self._file = file
+
+    def writable(self) -> bool:
+        """It is."""
+        return True
+
+    def write(self, data: Any) -> int:
+        """All of ``data``; its size."""
+        rest = memoryview(data).cast("B")
+        with naming(self.name):
+            while len(rest):
+                rest = rest[self._file.write(rest) or 0 :]
+        return memoryview(data).nbytes
+
+
+def _create(target: Path, path: str | Path, mode: int) -> Path:
+    while True:
+        part = part_name(target)
+        try:
+            os.close(os.open(part, os.O_CREAT | os.O_EXCL | os.O_WRONLY, mode))
+        except FileExistsError:
+            continue
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        return part
+
+
+def _hand_on(before: os.stat_result, part: Path) -> None:
+    """Owner, if we may, and permissions: those last, as a change of owner resets some."""
+    now = part.stat()
+    if (now.st_uid, now.st_gid) != (before.st_uid, before.st_gid):
+        with suppress(OSError):
+            os.chown(part, before.st_uid, before.st_gid)
+    part.chmod(stat.S_IMODE(before.st_mode))
+
+
+def _exists(path: str | Path) -> InputError:
+    return InputError(f"{path} exists; --force replaces it")
+
+
+@contextmanager
+def naming(path: str | Path) -> Iterator[None]:
+    """Let an OSError of the block that names no file, or a temporary one, name ``path``."""
+    try:
+        yield
+    except (CodecError, BrokenPipeError):
+        raise
+    except OSError as error:
+        if error.errno is None or (error.filename and not _is_part(error.filename)):
+            raise
+        raise OSError(error.errno, error.strerror, str(path)) from error
+
+
+def _is_part(name: object) -> bool:
+    return isinstance(name, (str, os.PathLike)) and os.fspath(name).endswith(".part")

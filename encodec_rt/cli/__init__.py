@@ -20,6 +20,7 @@ from encodec_rt.cli.edit import cat, cut, scale
 from encodec_rt.cli.encode import encode
 from encodec_rt.cli.export import onnx as export_onnx
 from encodec_rt.cli.export import web as export_web
+from encodec_rt.cli.habits import VersionOption, with_habits
 from encodec_rt.cli.info import info
 from encodec_rt.cli.link import call, listen, token
 from encodec_rt.cli.link_demo import demo as link_demo
@@ -56,16 +57,22 @@ class _Commands(TyperGroup):
         raise typer.Exit(EXIT_ERROR)
 
 
-def _group(help_text: str, *commands: Callable[..., None]) -> typer.Typer:
+def _group(help_text: str, *commands: Callable[..., None], completion: bool = False) -> typer.Typer:
     group = typer.Typer(
         cls=_Commands,
         help=help_text,
         no_args_is_help=True,
-        add_completion=False,
+        add_completion=completion,
         pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
     )
+
+    @group.callback()
+    def options(version: VersionOption = False) -> None:
+        pass
+
     for command in commands:
-        group.command()(command)
+        group.command()(with_habits(command))
     return group
 
 
@@ -74,7 +81,7 @@ class _Training(_Commands):
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """The arguments, with the name of the command that is meant."""
-        if args and args[0] not in (*self.commands, "--help"):
+        if args and args[0] not in (*self.commands, "--help", "-h", "--version"):
             args = ["model", *args]
         return super().parse_args(ctx, args)
 
@@ -94,9 +101,10 @@ app = _group(
     devices,
     web,
     quality,
+    completion=True,
 )
 training = _group("Train a model, or a language model of its codes.", lm)
-training.command("model")(train)
+training.command("model")(with_habits(train))
 app.add_typer(training, name="train", cls=_Training)
 app.add_typer(_group("Fetch and index the audio to train on.", fetch, index), name="data")
 app.add_typer(_group("Call another machine.", listen, call, token, link_demo), name="link")

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, BinaryIO, cast, get_args, get_type_hints
 
 import typer
 
+from encodec_rt.cli.habits import VERBOSITY, Verbosity
 from encodec_rt.errors import ConfigError, InputError, PacketError
 
 if TYPE_CHECKING:
@@ -116,8 +118,23 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def say(text: str) -> None:
-    """One line on standard error, which is where everything but the output itself goes."""
-    typer.echo(text, err=True)
+    """One line on standard error, which is where everything but the output itself goes.
+
+    A name that is not UTF-8 is shown with its bytes escaped.
+    """
+    typer.echo(text.encode("utf-8", "backslashreplace").decode(), err=True)
+
+
+def report(text: str) -> None:
+    """What was done, which --quiet leaves out."""
+    if VERBOSITY.get() >= Verbosity.NORMAL:
+        say(text)
+
+
+def detail(text: str) -> None:
+    """What only --verbose shows."""
+    if VERBOSITY.get() >= Verbosity.VERBOSE:
+        say(text)
 
 
 def status_console() -> Console:
@@ -127,12 +144,38 @@ def status_console() -> Console:
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
 
 
+_KEPT: ContextVar[dict[tuple[str, str, str], Codec] | None] = ContextVar("kept", default=None)
+
+
 def load_codec(model: str, device: str, backend: str) -> Codec:
     """The codec that the common options ask for."""
     from encodec_rt.streaming.codec import Codec
 
+    kept, key = _KEPT.get(), (model, device, backend)
+    if kept is not None and key in kept:
+        return kept[key]
     check_device(device)
-    return Codec.load(model, device=device, backend=backend)
+    began = time.perf_counter()
+    codec = Codec.load(model, device=device, backend=backend)
+    detail(f"model {codec.name} on {device}, loaded in {time.perf_counter() - began:.2f} s")
+    if kept is not None:
+        kept[key] = codec
+    return codec
+
+
+def keep_codecs() -> None:
+    """From now on load each codec once; for a process that works on many files."""
+    _KEPT.set({})
+
+
+@contextmanager
+def keeping_codecs() -> Iterator[None]:
+    """Within the block, load each codec once."""
+    token = _KEPT.set({})
+    try:
+        yield
+    finally:
+        _KEPT.reset(token)
 
 
 def device_choice(text: str | None) -> int | str | None:
@@ -153,15 +196,14 @@ def check_device(device: str) -> None:
 
 def check_output(target: str, *, suffix: str | tuple[str, ...], force: bool) -> None:
     """Raise InputError unless bytes may be written to ``target``, a new file or "-"."""
-    from encodec_rt.atomic import check_target
+    from encodec_rt.atomic import check_target, is_stream, standard_output
 
     if target == PIPE:
-        if sys.stdout.isatty():
-            raise InputError("standard output is a terminal; redirect it, or give a file name")
+        standard_output()
         return
-    if not target.endswith(suffix):
+    if not target.endswith(suffix) and not is_stream(target):
         names = suffix if isinstance(suffix, str) else " or ".join(suffix)
-        raise InputError(f"{target}: this output is named {names}")
+        raise InputError(f"{target}: name this output {names}")
     check_target(target, force=force)
 
 
@@ -177,11 +219,13 @@ def check_start(start: str) -> Start:
 
 def open_input(source: str) -> BinaryIO:
     """The file ``source``, or standard input for "-", to read bytes from."""
+    from encodec_rt.audio.source import standard_input
+
     if source == PIPE:
-        return sys.stdin.buffer
+        return standard_input()
     path = Path(source)
-    if not path.is_file():
-        problem = "is no file" if path.exists() else "does not exist"
+    if path.is_dir() or not path.exists():
+        problem = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{source} {problem}; give a file, or '-' for standard input")
     return path.open("rb")
 
@@ -259,7 +303,7 @@ class Meter:
             TextColumn("{task.completed:.0f} s of audio"),
             TimeRemainingColumn(),
         )
-        hidden = not console.is_terminal
+        hidden = not console.is_terminal or VERBOSITY.get() == Verbosity.QUIET
         with Progress(*columns, console=console, disable=hidden, transient=True) as bar:
             task = bar.add_task(self._label, total=self._total_s)
             for block in self._blocks:

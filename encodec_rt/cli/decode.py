@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
+from encodec_rt.cli.batch import AUDIO_SUFFIXES, Naming, several
 from encodec_rt.cli.console import (
     BackendOption,
     DeviceOption,
@@ -18,31 +19,40 @@ from encodec_rt.cli.console import (
     StartOption,
     check_model,
     check_start,
+    detail,
     load_codec,
     load_paper_lm,
     look_at,
     model_folder,
     open_input,
+    report,
     say,
     warn_of_clipping,
 )
-from encodec_rt.cli.edit import FromOption, ToOption
-from encodec_rt.errors import ConfigError, PacketError
+from encodec_rt.cli.file_options import FromOption, ToOption, between
+from encodec_rt.errors import PacketError
 
 if TYPE_CHECKING:
+    from encodec_rt.audio import RawFormat
     from encodec_rt.container_audio import ContainerAudio
 
+NAMING = Naming(".wav", frozenset({".ecdc", ".encodec"}), AUDIO_SUFFIXES)
 
-def decode(
-    source: Annotated[
-        str, typer.Argument(metavar="IN", help="The .encodec or .ecdc file, or '-'.")
-    ],
-    target: Annotated[str, typer.Argument(metavar="OUT.wav", help="The new audio file, or '-'.")],
+
+def decode_file(
+    source: str,
+    target: str,
     model: ModelOption = "default",
     device: DeviceOption = "cpu",
     backend: BackendOption = "auto",
     start: StartOption = "exact",
     force: ForceOption = False,
+    raw: Annotated[
+        str | None,
+        typer.Option(
+            "--raw", help="Write samples without a header: s16le, f32le, ...", metavar="PCM"
+        ),
+    ] = None,
     salvage: Annotated[
         bool, typer.Option("--salvage", help="Decode what is whole of a damaged file.")
     ] = False,
@@ -54,50 +64,54 @@ def decode(
 
     --start is for .ecdc; an .encodec file says how it was started.
     """
-    from encodec_rt.audio import AudioWriter, check_target_format
+    from encodec_rt.audio import AudioWriter, RawFormat, check_target_format
     from encodec_rt.bitstream.ecdc import EcdcReader, read_header
     from encodec_rt.lm.paper import PaperDecoder
     from encodec_rt.transcode import decode_blocks
 
     policy = check_start(start)
-    check_target_format(target, force=force)
+    bare = None if raw is None else RawFormat(raw, 0, 0)
+    check_target_format(target, force=force, raw=bare)
     with ExitStack() as stack:
         head, file = look_at(stack.enter_context(open_input(source)))
         if head == b"OggS":
-            decode_container(file, target, model, device, backend, force, salvage, begin, end, lm)
+            decode_container(
+                file, target, model, device, backend, force, salvage, begin, end, lm, bare
+            )
             return
-        if begin or end is not None:
-            raise ConfigError("--from and --to are for .encodec files, and this is none")
         header = read_header(file)
         codec = load_codec(model, device, backend)
         check_model(header.model, codec)
-        config = codec.config
+        config, rate = codec.config, codec.config.sampling_rate
         decoder = None
         if lm is not None and header.language_model:
             decoder = PaperDecoder(load_paper_lm(lm, config))
         blocks = EcdcReader(file, header, config, salvage=salvage, decoder=decoder)
         writer = AudioWriter(
             target,
-            rate_hz=config.sampling_rate,
+            rate_hz=rate,
             channels=config.audio_channels,
             force=force,
-            samples=header.samples,
+            samples=None if salvage else _samples_between(header.samples, rate, begin, end),
+            raw=bare,
         )
+        heard = decode_blocks(codec, blocks, codebooks=header.codebooks, start=policy)
         audio = Meter(
-            decode_blocks(codec, blocks, codebooks=header.codebooks, start=policy),
+            between(heard, rate, begin, end),
             label="decoding",
-            rate_hz=config.sampling_rate,
-            total_s=header.samples / config.sampling_rate,
+            rate_hz=rate,
+            total_s=header.samples / rate,
         )
+        detail(f"{source}: {header.samples / rate:.2f} s of {header.codebooks} codebooks")
         stack.enter_context(writer)
         for pcm in audio:
             writer.write(pcm)
-        if header.samples and not audio.samples:
+        if blocks.truncated and not audio.samples:
             raise PacketError("the stream ends before its first frame; there is nothing to salvage")
-    say(audio.summary())
+    report(audio.summary())
     warn_of_clipping(writer.clipped, writer.samples)
     if blocks.truncated:
-        whole = header.samples / config.sampling_rate
+        whole = header.samples / rate
         say(f"warning: the stream ended early; {audio.seconds:.2f} s of {whole:.2f} s were there")
 
 
@@ -112,6 +126,7 @@ def decode_container(
     begin: float,
     end: float | None,
     lm: Path | None,
+    raw: RawFormat | None,
 ) -> None:
     """Decode an .encodec file."""
     from encodec_rt.audio import AudioWriter
@@ -123,14 +138,18 @@ def decode_container(
         codec, file, begin_s=begin, end_s=end, salvage=salvage, folder=model_folder(model), lm=lm
     )
     writer = AudioWriter(
-        target, rate_hz=config.sampling_rate, channels=config.audio_channels, force=force
+        target,
+        rate_hz=config.sampling_rate,
+        channels=config.audio_channels,
+        force=force,
+        raw=raw,
     )
     total_s = None if end is None else end - begin
     audio = Meter(sound, label="decoding", rate_hz=config.sampling_rate, total_s=total_s)
     with writer:
         for pcm in audio:
             writer.write(pcm)
-    say(audio.summary())
+    report(audio.summary())
     warn_of_clipping(writer.clipped, writer.samples)
     warn_of_damage(sound, config.sampling_rate)
 
@@ -143,3 +162,11 @@ def warn_of_damage(sound: ContainerAudio, rate_hz: int) -> None:
         say(f"warning: {sound.lost / rate_hz:.2f} s were lost, and concealed or silent")
     if sound.unfinished:
         say("warning: the stream has no end mark; its writer was stopped, or it was cut off")
+
+
+def _samples_between(samples: int, rate_hz: int, begin_s: float, end_s: float | None) -> int:
+    last = samples if end_s is None else min(samples, round(end_s * rate_hz))
+    return max(0, last - round(begin_s * rate_hz))
+
+
+decode = several(NAMING)(decode_file)

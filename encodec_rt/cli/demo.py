@@ -19,7 +19,8 @@ from encodec_rt.cli.console import (
     load_codec,
     say,
 )
-from encodec_rt.errors import WeightsError
+from encodec_rt.cli.file_options import warn
+from encodec_rt.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -121,14 +122,23 @@ def _codec(model: str, device: str, backend: str) -> tuple[Codec, bool]:
 
 
 def _read(clip: str, codec: Codec) -> Audio:
-    """The whole clip; a demo is short, and its picture needs all of it."""
+    """The whole clip; a demo is short, and its picture needs all of it.
+
+    One of less than a frame is filled up with silence. Raises InputError for one of no samples.
+    """
     import numpy as np
 
     from encodec_rt.audio import AudioReader
 
+    config = codec.config
     with AudioReader(clip) as reader:
-        blocks = list(reader.blocks(codec.config.sampling_rate, codec.config.audio_channels))
-    return np.concatenate(blocks, axis=1)
+        blocks = list(reader.blocks(config.sampling_rate, config.audio_channels))
+        warn(reader)
+    samples = sum(block.shape[1] for block in blocks)
+    if not samples:
+        raise InputError(f"{reader.name} has no samples in it; give audio of any length")
+    missing = max(0, config.hop_length - samples)
+    return np.pad(np.concatenate(blocks, axis=1), ((0, 0), (0, missing)))
 
 
 def _run(codec: Codec, audio: Audio, bandwidth: float, start: Start, *, paced: bool) -> Loopback:

@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable
+from contextlib import ExitStack
 from typing import Annotated, BinaryIO
 
 import typer
 
-from encodec_rt.cli.console import PIPE, ForceOption, check_output, open_input, say
+from encodec_rt.cli.console import ForceOption, check_output, open_input, say
+from encodec_rt.cli.file_options import FromOption, ToOption, open_output
 
 SUFFIX = ".encodec"
 
 SourceArgument = Annotated[str, typer.Argument(metavar="IN.encodec", help="The file, or '-'.")]
 TargetArgument = Annotated[str, typer.Argument(metavar="OUT.encodec", help="The new file, or '-'.")]
-FromOption = Annotated[
-    float, typer.Option("--from", metavar="SECONDS", help="Where it begins.", min=0.0)
-]
-ToOption = Annotated[
-    float | None, typer.Option("--to", metavar="SECONDS", help="Where it ends, if not at the end.")
-]
 
 
 def scale(
@@ -69,19 +63,6 @@ def cat(
 
 def _write(target: str, force: bool, edit: Callable[[BinaryIO], int]) -> None:
     check_output(target, suffix=SUFFIX, force=force)
-    with new_file(target, force=force) as out:
+    with open_output(target, force=force) as out:
         size = edit(out)
     say(f"{size} bytes")
-
-
-@contextmanager
-def new_file(target: str, *, force: bool) -> Iterator[BinaryIO]:
-    """The file ``target`` to be, which appears when it is whole, or standard output for "-"."""
-    from encodec_rt.atomic import replacing
-
-    if target == PIPE:
-        yield sys.stdout.buffer
-        sys.stdout.buffer.flush()
-        return
-    with replacing(target, force=force) as path, path.open("wb") as file:
-        yield file

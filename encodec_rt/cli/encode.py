@@ -1,8 +1,7 @@
-"""encodec-rt encode: audio to an .encodec or .ecdc file."""
+"""encodec-rt encode: audio to a file of codes."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from contextlib import ExitStack
 from functools import partial
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
+from encodec_rt.cli.batch import AUDIO_SUFFIXES, Naming, several
 from encodec_rt.cli.console import (
     PIPE,
     CodecOptions,
@@ -19,12 +19,21 @@ from encodec_rt.cli.console import (
     StartOption,
     check_output,
     check_start,
+    detail,
     load_paper_lm,
     model_folder,
-    say,
+    report,
     with_groups,
 )
-from encodec_rt.cli.edit import new_file
+from encodec_rt.cli.file_options import (
+    FromOption,
+    RawOptions,
+    StrictOption,
+    ToOption,
+    between,
+    open_output,
+    warn,
+)
 from encodec_rt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,16 +43,18 @@ if TYPE_CHECKING:
     from encodec_rt.streaming.weights import Start
 
 FORMATS = ("encodec", "ecdc")
+NAMING = Naming(".ecdc", AUDIO_SUFFIXES, frozenset({".ecdc", ".encodec"}))
 
 
-@with_groups
-def encode(
-    source: Annotated[str, typer.Argument(metavar="IN", help="Audio of any kind, or '-'.")],
-    target: Annotated[
-        str, typer.Argument(metavar="OUT", help="The new .encodec or .ecdc file, or '-'.")
-    ],
+def encode_file(
+    source: str,
+    target: str,
     options: CodecOptions,
+    raw: RawOptions,
     start: StartOption = "exact",
+    strict: StrictOption = False,
+    begin: FromOption = 0.0,
+    end: ToOption = None,
     file_format: Annotated[
         str | None,
         typer.Option("--format", help="encodec or ecdc; needed for '-'.", metavar="FORMAT"),
@@ -66,23 +77,26 @@ def encode(
     choice = _check_coding(coding)
     check_output(target, suffix=tuple(f".{name}" for name in FORMATS), force=options.force)
     with ExitStack() as stack:
-        reader = stack.enter_context(AudioReader(source))
+        reader = stack.enter_context(AudioReader(source, raw=raw.format(), strict=strict))
         codec = options.load()
-        config = codec.config
-        books = config.codebooks_for(options.bandwidth)
+        books = codec.config.codebooks_for(options.bandwidth)
+        rate = codec.config.sampling_rate
+        heard = reader.blocks(rate, codec.config.audio_channels)
         audio = Meter(
-            reader.blocks(config.sampling_rate, config.audio_channels),
+            between(heard, rate, begin, end),
             label="encoding",
-            rate_hz=config.sampling_rate,
+            rate_hz=rate,
             total_s=reader.duration_s,
         )
+        detail(f"{reader.name}: {reader.description}, {reader.rate_hz} Hz")
         blocks = encode_blocks(codec, audio, bandwidth_kbps=options.bandwidth, start=policy)
         if kind == "ecdc":
             size = _write_ecdc(codec, blocks, audio, target, books, lm, options.force)
         else:
             size = _write_container(codec, blocks, audio, target, policy, choice, lm, options)
     kbps = size * 8e-3 / audio.seconds if audio.samples else 0.0
-    say(f"{audio.summary()}: {books} codebooks, {size} bytes ({kbps:.2f} kbps)")
+    report(f"{audio.summary()}: {books} codebooks, {size} bytes ({kbps:.2f} kbps)")
+    warn(reader)
 
 
 def _format_of(target: str, named: str | None) -> str:
@@ -124,9 +138,7 @@ def _write_ecdc(
     with EcdcWriter(codec.config, codec.name, books, coder=coder) as writer:
         for block in blocks:
             writer.write(block.codes, block.scale)
-        if target == PIPE:
-            return writer.finish(sys.stdout.buffer, audio.samples)
-        with new_file(target, force=force) as file:
+        with open_output(target, force=force) as file:
             return writer.finish(file, audio.samples)
 
 
@@ -146,8 +158,11 @@ def _write_container(
     books = codec.config.codebooks_for(options.bandwidth)
     header = header_for(codec, books, start=start)
     coder = coder_of(header, model_folder(options.model), wanted=coding, lm=lm)
-    with new_file(target, force=options.force) as file:
+    with open_output(target, force=options.force) as file:
         writer = ContainerWriter(file, header, coder, fields=[("MODEL", codec.name)])
         for block in blocks:
             writer.write(block.codes, block.scale)
         return writer.finish(audio.samples)
+
+
+encode = with_groups(several(NAMING)(encode_file))

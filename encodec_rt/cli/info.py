@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO
+from typing import TYPE_CHECKING, Annotated, BinaryIO, NamedTuple, TypeAlias
 
 import typer
 
-from encodec_rt.cli.console import ModelOption
+from encodec_rt.cli.console import PIPE, ModelOption
 from encodec_rt.cli.container_info import container_facts
+from encodec_rt.cli.file_options import warn
 from encodec_rt.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
@@ -16,52 +18,97 @@ if TYPE_CHECKING:
     from encodec_rt.config import EncodecConfig
     from encodec_rt.model.encodec import EncodecModel
 
-Facts = dict[str, str]
+COMPLETE = "complete"
+DEFAULT = "default"
 CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".th")
+
+
+Fact: TypeAlias = "str | int | Measured"
+Facts = dict[str, Fact]
+
+
+class Measured(NamedTuple):
+    """A number with its unit, and how it is shown to people if not as both."""
+
+    value: float
+    unit: str
+    shown: str = ""
+
+    def __str__(self) -> str:
+        return self.shown or f"{self.value:g} {self.unit}"
 
 
 def info(
     source: Annotated[
         str,
-        typer.Argument(metavar="FILE", help='Audio, .encodec, .ecdc, a checkpoint, or "default".'),
+        typer.Argument(
+            metavar="FILE", help='Audio, .encodec, .ecdc, a checkpoint, "default", or "-".'
+        ),
     ],
     model: ModelOption = "default",
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print one JSON object, for programs.")
+    ] = False,
 ) -> None:
-    """Say what an audio file, a coded file or a checkpoint holds.
+    """Say what an audio file, a coded file or a checkpoint holds; exit with 2 if it is damaged.
 
-    --model is the model that an .ecdc file was made by, if that is not one of the paper's.
+    All of the audio is read, as a header may be wrong about its length. --model is the model that
+    an .ecdc file was made by, if that is not one of the paper's.
     """
     path = Path(source)
-    if path.is_file() and path.suffix not in CHECKPOINT_SUFFIXES:
-        with path.open("rb") as file:
-            magic = file.read(64)
+    if source == PIPE:
+        facts = _audio_facts(source)
+    elif source == DEFAULT or path.is_dir() or path.suffix in CHECKPOINT_SUFFIXES:
+        facts = _checkpoint_facts(path)
+    elif path.exists():
+        magic = _magic(path) if path.is_file() else b""
         if magic.startswith(b"ECDC"):
             facts = _ecdc_facts(path, model)
         elif magic.startswith(b"OggS") and b"EnCdHead" in magic:
-            facts = container_facts(path)
+            facts = dict(container_facts(path))
         else:
-            facts = _audio_facts(path)
-    elif source == "default" or path.exists():
-        facts = _checkpoint_facts(path)
+            facts = _audio_facts(source)
     else:
         raise InputError(f"{source} does not exist")
-    width = max(map(len, facts))
-    for name, value in facts.items():
-        typer.echo(f"{name:<{width}}  {value}")
+    if as_json:
+        typer.echo(json.dumps(dict(map(_json_pair, facts.items()))))
+    else:
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            shown = str(value).encode("utf-8", "backslashreplace").decode()
+            typer.echo(f"{name:<{width}}  {shown}")
+    if str(facts.get("state", COMPLETE)) != COMPLETE:
+        raise typer.Exit(2)
 
 
-def _audio_facts(path: Path) -> Facts:
+def _json_pair(fact: tuple[str, Fact]) -> tuple[str, str | float]:
+    name, value = fact
+    key = name.replace(" ", "_")
+    return (f"{key}_{value.unit}", value.value) if isinstance(value, Measured) else (key, value)
+
+
+def _magic(path: Path) -> bytes:
+    with path.open("rb") as file:
+        return file.read(64)
+
+
+def _audio_facts(source: str) -> Facts:
     from encodec_rt.audio import AudioReader
 
-    with AudioReader(path) as reader:
-        length = "unknown" if reader.duration_s is None else f"{reader.duration_s:.3f} s"
-        return {
+    with AudioReader(source) as reader:
+        facts: Facts = {
             "kind": "audio",
             "format": reader.description,
-            "rate": f"{reader.rate_hz} Hz",
-            "channels": str(reader.channels),
-            "length": length,
+            "rate": Measured(reader.rate_hz, "Hz", f"{reader.rate_hz} Hz"),
+            "channels": reader.channels,
         }
+        for _ in reader.blocks(reader.rate_hz, 1):
+            pass
+        facts["length"] = Measured(reader.seconds, "s", f"{reader.seconds:.3f} s")
+        facts |= {f"tag {name.lower()}": text for name, text in reader.tags.items()}
+        facts["state"] = "damaged" if reader.damaged else COMPLETE
+        warn(reader)
+    return facts
 
 
 def _ecdc_facts(path: Path, model: str) -> Facts:
@@ -71,20 +118,22 @@ def _ecdc_facts(path: Path, model: str) -> Facts:
         header = read_header(file)
         held = path.stat().st_size - file.tell()
         config = _config_of(header, model)
-        facts = {
+        facts: Facts = {
             "kind": ".ecdc, version 0",
             "model": header.model,
-            "samples": str(header.samples),
-            "codebooks": str(header.codebooks),
+            "samples": header.samples,
+            "codebooks": header.codebooks,
             "coding": "language model" if header.language_model else "plain",
-            "bytes of codes": str(held),
+            "bytes of codes": held,
         }
         if config is None:
             return {**facts, "length": f"known with the model {header.model}; name it with --model"}
         seconds = header.samples / config.sampling_rate
-        facts["length"] = f"{seconds:.3f} s at {config.sampling_rate} Hz"
+        rate_hz = config.sampling_rate
+        facts["length"] = Measured(seconds, "s", f"{seconds:.3f} s at {rate_hz} Hz")
         if seconds:
-            facts["bandwidth"] = f"{held * 8e-3 / seconds:.2f} kbps"
+            kbps = held * 8e-3 / seconds
+            facts["bandwidth"] = Measured(kbps, "kbps", f"{kbps:.2f} kbps")
         if not header.language_model:
             facts["state"] = _state(file, header, config)
     return facts
@@ -114,7 +163,7 @@ def _state(file: BinaryIO, header: EcdcHeader, config: EncodecConfig) -> str:
             pass
     except PacketError as error:
         return f"damaged: {error}"
-    return "complete"
+    return COMPLETE
 
 
 def _checkpoint_facts(path: Path) -> Facts:
@@ -125,7 +174,7 @@ def _checkpoint_facts(path: Path) -> Facts:
     folder = path.parent if path.is_file() and not is_original else path
     model = EncodecModel.from_pretrained(str(folder))
     config, identity = model.config, identify(model)
-    facts = {"kind": "checkpoint", "name": identity.name, **_architecture(model)}
+    facts: Facts = {"kind": "checkpoint", "name": identity.name, **_architecture(model)}
     facts["bandwidths"] = ", ".join(
         f"{bandwidth:g} kbps ({config.codebooks_for(bandwidth)})"
         for bandwidth in config.target_bandwidths

@@ -24,7 +24,7 @@ from encodec_rt.cli.console import (
     say,
 )
 from encodec_rt.cli.decode import warn_of_damage
-from encodec_rt.cli.edit import FromOption, ToOption
+from encodec_rt.cli.file_options import FromOption, ToOption
 from encodec_rt.errors import ConfigError
 
 if TYPE_CHECKING:

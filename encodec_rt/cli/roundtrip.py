@@ -7,43 +7,74 @@ from typing import Annotated
 
 import typer
 
+from encodec_rt.cli.batch import AUDIO_SUFFIXES, Naming, several
 from encodec_rt.cli.console import (
     CodecOptions,
     Meter,
     StartOption,
     check_start,
-    say,
+    detail,
+    report,
     warn_of_clipping,
     with_groups,
 )
+from encodec_rt.cli.file_options import (
+    FromOption,
+    RawOptions,
+    StrictOption,
+    ToOption,
+    between,
+    warn,
+)
+
+NAMING = Naming(".coded.wav", AUDIO_SUFFIXES, None)
 
 
-@with_groups
-def roundtrip(
-    source: Annotated[str, typer.Argument(metavar="IN", help="Audio of any kind, or '-'.")],
-    target: Annotated[str, typer.Argument(metavar="OUT.wav", help="The new audio file, or '-'.")],
+def roundtrip_file(
+    source: str,
+    target: str,
     options: CodecOptions,
+    raw: RawOptions,
     start: StartOption = "exact",
+    strict: StrictOption = False,
+    begin: FromOption = 0.0,
+    end: ToOption = None,
+    raw_out: Annotated[
+        str | None,
+        typer.Option("--raw-out", help="Output without a header: s16le, ...", metavar="PCM"),
+    ] = None,
 ) -> None:
     """Encode and decode audio at once, to hear what the codec makes of it."""
-    from encodec_rt.audio import AudioReader, AudioWriter, check_target_format
+    from encodec_rt.audio import AudioReader, AudioWriter, RawFormat, check_target_format
     from encodec_rt.transcode import decode_blocks, encode_blocks
 
     policy = check_start(start)
-    check_target_format(target, force=options.force)
+    bare = None if raw_out is None else RawFormat(raw_out, 0, 0)
+    check_target_format(target, force=options.force, raw=bare)
     with ExitStack() as stack:
-        reader = stack.enter_context(AudioReader(source))
+        reader = stack.enter_context(AudioReader(source, raw=raw.format(), strict=strict))
         codec = options.load()
         config = codec.config
         rate, channels = config.sampling_rate, config.audio_channels
         books = config.codebooks_for(options.bandwidth)
-        writer = AudioWriter(target, rate_hz=rate, channels=channels, force=options.force)
-        audio = Meter(
-            reader.blocks(rate, channels), label="coding", rate_hz=rate, total_s=reader.duration_s
+        writer = AudioWriter(
+            target,
+            rate_hz=rate,
+            channels=channels,
+            force=options.force,
+            raw=bare,
+            tags=reader.tags,
         )
+        heard = between(reader.blocks(rate, channels), rate, begin, end)
+        audio = Meter(heard, label="coding", rate_hz=rate, total_s=reader.duration_s)
+        detail(f"{reader.name}: {reader.description}, {reader.rate_hz} Hz")
         stack.enter_context(writer)
         blocks = encode_blocks(codec, audio, bandwidth_kbps=options.bandwidth, start=policy)
         for pcm in decode_blocks(codec, blocks, codebooks=books, start=policy):
             writer.write(pcm)
-    say(f"{audio.summary()}: {books} codebooks")
+    report(f"{audio.summary()}: {books} codebooks")
     warn_of_clipping(writer.clipped, writer.samples)
+    warn(reader)
+
+
+roundtrip = with_groups(several(NAMING)(roundtrip_file))

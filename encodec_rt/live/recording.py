@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from encodec_rt.atomic import check_target
+from encodec_rt.atomic import check_target, is_stream, part_name, publish
 from encodec_rt.bitstream.coding import CodeCoder
 from encodec_rt.bitstream.container import StreamHeader
 from encodec_rt.bitstream.container_writer import LIVE_PAGE_S, ContainerWriter
@@ -36,8 +36,11 @@ class _GrowingFile:
         """Raises InputError for another suffix, or as ``check_target`` does."""
         if Path(path).suffix.lower() != suffix:
             raise InputError(f"{path}: such a recording is named {suffix}")
+        if is_stream(path):
+            raise InputError(f"{path}: a recording needs a file, whose header grows with it")
         self.target = check_target(path, force=force)
-        self.part = self.target.with_name(f"{self.target.stem}.{os.getpid()}.part{suffix}")
+        self.part = part_name(self.target.with_suffix(""), f".part{suffix}", hidden=False)
+        self._named, self._force = path, force
         self._raw: FileIO | None = None
 
     @property
@@ -48,10 +51,13 @@ class _GrowingFile:
         return self._raw
 
     def finish(self) -> None:
-        """Give the file its own name."""
+        """Give the file its own name.
+
+        Raises InputError if something else has got it meanwhile; the part stays then.
+        """
         if self._raw is not None:
             self._raw.close()
-            os.replace(self.part, self.target)
+            publish(self.part, self.target, force=self._force, named=self._named)
 
 
 class WavRecording:

@@ -16,11 +16,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Literal
 
-import av
 import numpy as np
 import numpy.typing as npt
-import soxr
 
+from encodec_rt.audio import AudioReader
 from encodec_rt.errors import InputError
 from encodec_rt.training.sources import Kind, Source
 
@@ -75,31 +74,16 @@ class IndexedSource:
 
 
 def decode_mono(path: Path, sampling_rate: int) -> tuple[Floats, int]:
-    """The audio of any file PyAV reads, as mono float32 [n] at ``sampling_rate``, and its own rate.
+    """The audio of ``path``, of any kind, as mono float32 [n] at ``sampling_rate``; its own rate.
 
-    Raises InputError for a file that holds no readable audio.
+    Of a damaged file, all that decodes. Raises InputError for one that holds no audio.
     """
-    blocks: list[Floats] = []
-    rate = 0
-    try:
-        container = av.open(
-            str(path), format="g722" if path.suffix == ".g722" else None, metadata_errors="ignore"
-        )
-        with container:
-            to_float = av.AudioResampler(format="fltp", layout="mono")
-            for frame in container.decode(audio=0):
-                rate = frame.sample_rate
-                blocks += [part.to_ndarray()[0] for part in to_float.resample(frame)]
-            if rate:
-                blocks += [part.to_ndarray()[0] for part in to_float.resample(None)]
-    except (av.FFmpegError, IndexError, ValueError) as error:
-        raise InputError(f"{path} holds no audio that can be read: {error}") from error
-    if not blocks:
+    with AudioReader(path) as reader:
+        blocks = [block[0] for block in reader.blocks(sampling_rate, 1)]
+    audio = np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
+    if not len(audio):
         raise InputError(f"{path} holds no audio that can be read: it is empty")
-    audio = np.concatenate(blocks)
-    if rate != sampling_rate:
-        audio = soxr.resample(audio, rate, sampling_rate)
-    return audio.astype(np.float32, copy=False), rate
+    return audio, reader.rate_hz
 
 
 def active_spans(audio: Floats, sampling_rate: int) -> list[tuple[int, int]]:

@@ -1,8 +1,10 @@
 import io
+import os
 import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +19,7 @@ from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.model.identity import model_name
 from tests.support.models import SPEECH, random_model, tiny_config
 
+ROOT = Path(__file__).parents[2]
 RATE = 800
 SAMPLES = 2003
 
@@ -135,23 +138,23 @@ def test_a_cut_file_is_refused_or_salvaged(clip, model, tmp_path):
     ("arguments", "message"),
     [
         (("encode", "{none}", "{new}.ecdc"), "does not exist"),
-        (("encode", "{garbage}", "{new}.ecdc"), "no audio of a known format"),
+        (("encode", "{garbage}", "{new}.ecdc"), "not audio of a known format"),
         (("encode", "{clip}", "{new}.ecdc", "-b", "6"), "this model has 1, 2"),
         (("encode", "{clip}", "{new}.ecdc", "-b", "2", "--start", "soon"), "primed, exact, zero"),
         (("encode", "{clip}", "{new}.ecdc", "-b", "2", "--device", "abacus"), "abacus"),
         (("encode", "{clip}", "{new}.ecdc", "-b", "2", "--backend", "abacus"), "abacus"),
-        (("encode", "{clip}", "{new}.wav", "-b", "2"), "named .encodec or .ecdc"),
+        (("encode", "{clip}", "{new}.wav", "-b", "2"), "name this output .encodec or .ecdc"),
         (("encode", "{clip}", "{folder}/none/x.ecdc", "-b", "2"), "folder"),
         (("decode", "{none}", "{new}.wav"), "does not exist"),
         (("decode", "{garbage}", "{new}.wav"), "not an .ecdc file"),
         (("decode", "{clip}", "{new}.wav"), "not an .ecdc file"),
         (("decode", "{lm}", "{new}.wav"), "language model"),
         (("decode", "{other}", "{new}.wav"), "made by the model 'encodec_24khz'"),
-        (("decode", "{other}", "{new}.mp3"), "no audio format"),
-        (("roundtrip", "{clip}", "{new}.mp3", "-b", "2"), "no audio format"),
-        (("roundtrip", "{clip}", "{folder}", "-b", "2"), "no audio format"),
+        (("decode", "{other}", "{new}.txt"), "does not name an audio format"),
+        (("roundtrip", "{clip}", "{new}.mp3", "-b", "2"), "MP3 cannot be written at 800 Hz"),
+        (("roundtrip", "{clip}", "{new}.txt", "-b", "2"), "does not name an audio format"),
         (("info", "{none}"), "does not exist"),
-        (("info", "{garbage}"), "no audio of a known format"),
+        (("info", "{garbage}"), "not audio of a known format"),
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_sentence(clip, model, tmp_path, arguments, message):
@@ -189,7 +192,7 @@ def test_an_interrupted_command_leaves_nothing(monkeypatch, clip, model, tmp_pat
         raise kind
 
     if command == "encode":
-        monkeypatch.setattr(audio, "mix", stop)
+        monkeypatch.setattr(audio.reader, "mix", stop)
     else:
         monkeypatch.setattr(audio.AudioWriter, "write", stop)
     arguments = () if command == "decode" else ("-b", 2)
@@ -211,8 +214,8 @@ def test_clipping_is_said(clip, model, tmp_path, monkeypatch):
     assert re.search(r"warning: \d+ samples .* clipped", result.stderr)
 
 
-def facts(result):
-    assert result.exit_code == 0, result.output
+def facts(result, exit_code=0):
+    assert result.exit_code == exit_code, result.output
     return dict(re.split("  +", line, maxsplit=1) for line in result.stdout.splitlines())
 
 
@@ -225,7 +228,7 @@ def test_info_tells_of_audio_streams_and_checkpoints(clip, model, tmp_path):
     assert said["length"] == f"{SAMPLES / RATE:.3f} s at {RATE} Hz"
     assert "name it with --model" in facts(run("info", file, "--model", tmp_path))["length"]
     file.write_bytes(file.read_bytes()[:-1])
-    assert "ends before" in facts(run("info", file, "--model", model))["state"]
+    assert "ends before" in facts(run("info", file, "--model", model), 2)["state"]
     said = facts(run("info", model / "model.safetensors"))
     assert said["name"] == model_name(EncodecModel.from_pretrained(model))
     assert len(said["sha256 of file"]) == 64
@@ -239,7 +242,7 @@ def test_info_of_a_hostile_length_ends_at_once(tmp_path):
     file = tmp_path / "x.ecdc"
     for name in PRESETS:
         file.write_bytes(EcdcHeader(name, 2**53, 2).to_bytes() + b"\x3f\x80\0\0" + bytes(99))
-        assert "ends before" in facts(run("info", file))["state"]
+        assert "ends before" in facts(run("info", file), 2)["state"]
 
 
 def test_usage_errors_exit_with_2_and_help_with_0():
@@ -280,3 +283,104 @@ def test_a_reader_that_goes_away_ends_the_decoder_quietly(clip, model, tmp_path)
     _, said = process.communicate()
     assert process.returncode == 1
     assert said == b""
+
+
+@pytest.mark.parametrize("command", ["encode", "roundtrip"])
+def test_damage_is_warned_of_and_strict_refuses_it(model, tmp_path, command):
+    source = tmp_path / "x.wav"
+    soundfile.write(source, np.zeros(SAMPLES, np.float32), RATE)
+    source.write_bytes(source.read_bytes()[:-400])
+    target = tmp_path / ("y.ecdc" if command == "encode" else "y.wav")
+    arguments = (command, source, target, "-b", 2, "--model", model)
+    assert "x.wav ends after 2.25 s" in sentence(run(*arguments, "--strict"))
+    assert not target.exists()
+    result = run(*arguments)
+    assert result.exit_code == 0
+    assert "warning: " in result.stderr
+    assert "x.wav ends after 2.25 s; its header announces 2.50 s" in result.stderr
+
+
+def test_raw_samples_go_in_and_out(clip, model, tmp_path):
+    wanted = encoded(clip, model, tmp_path).read_bytes()
+    samples = soundfile.read(clip, dtype="int16")[0].astype("<i2").tobytes()
+    raw = ("--raw", "s16le", "--rate", RATE, "--channels", 1)
+    given = run("encode", "-", "-", "-b", 2, "--model", model, *raw, stdin=samples)
+    assert given.stdout_bytes == wanted
+    heard = run("decode", "-", "-", "--model", model, "--raw", "s16le", stdin=wanted)
+    target = tmp_path / "x.wav"
+    assert run("decode", tmp_path / "clip.ecdc", target, "--model", model).exit_code == 0
+    pcm = soundfile.read(target, dtype="int16")[0]
+    assert np.array_equal(np.frombuffer(heard.stdout_bytes, "<i2"), pcm)
+    assert "s16le" in sentence(run("encode", clip, tmp_path / "z.ecdc", "--raw", "pcm"))
+
+
+def shell(line, folder, **places):
+    """Run a line of bash in which {rt} is the command, in ``folder``."""
+    script = line.format(rt=f"{sys.executable} -m encodec_rt", **places)
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        ["bash", "-c", script],
+        cwd=folder,
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("{rt} encode - x.ecdc <&-", "standard input is closed"),
+        ("{rt} decode {file} - --model {model} >&-", "standard output is closed"),
+        ("{rt} decode {file} - --model {model} >/dev/full", "standard output: No space left"),
+        ("{rt} encode {clip} - -b 2 --model {model} >/dev/full", "standard output: No space left"),
+        ("{rt} decode {file} /dev/full --model {model}", "/dev/full: No space left on device"),
+        ("ulimit -f 1; {rt} decode {file} x.wav --model {model}", "x.wav: File too large"),
+    ],
+)
+def test_what_the_shell_may_do_to_a_command_is_one_sentence(clip, model, tmp_path, line, said):
+    file = encoded(clip, model, tmp_path)
+    before = set(tmp_path.iterdir())
+    result = shell(line, tmp_path, file=file, model=model, clip=clip)
+    (printed,) = result.stderr.splitlines()
+    assert printed.startswith(f"encodec-rt: {said}")
+    assert result.returncode == 2
+    assert set(tmp_path.iterdir()) == before
+
+
+def test_substituted_files_named_pipes_and_devices_are_inputs_and_outputs(clip, model, tmp_path):
+    wanted = encoded(clip, model, tmp_path).read_bytes()
+    lines = (
+        "{rt} encode <(cat {clip}) a.ecdc -b 2 --model {model}",
+        "{rt} encode /dev/stdin b.ecdc -b 2 --model {model} <{clip}",
+        "mkfifo f; cat {clip} >f & {rt} encode f c.ecdc -b 2 --model {model}",
+        "{rt} encode {clip} /dev/stdout -b 2 --model {model} | cat >d.ecdc",
+    )
+    result = shell("set -e; " + "; ".join(lines), tmp_path, clip=clip, model=model)
+    assert result.returncode == 0, result.stderr
+    for name in "abcd":
+        assert (tmp_path / f"{name}.ecdc").read_bytes() == wanted
+    assert run("encode", clip, "/dev/null", "-b", 2, "--model", model).exit_code == 0
+
+
+def test_names_of_255_bytes_and_names_that_are_not_utf8_work(clip, model, tmp_path):
+    lines = (
+        "cp {clip} $'\\xff\\xe9.wav'",
+        "{rt} encode $'\\xff\\xe9.wav' $'\\xfe.ecdc' -b 2 --model {model}",
+        "long=$(printf 'a%.0s' {{1..251}}).wav",
+        "{rt} decode $'\\xfe.ecdc' $long --model {model}",
+        "{rt} info $'\\xff\\xe9.wav'",
+    )
+    result = shell("set -e; " + "; ".join(lines), tmp_path, clip=clip, model=model)
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / ("a" * 251 + ".wav")).stat().st_size == 44 + 2 * SAMPLES
+    missing = shell("{rt} info $'\\xff.wav'", tmp_path)
+    assert (missing.returncode, "does not exist" in missing.stderr) == (2, True)
+
+
+def test_output_keeps_the_permissions_of_the_file_that_it_replaces(clip, model, tmp_path):
+    target = tmp_path / "x.ecdc"
+    target.touch(0o600)
+    assert run("encode", clip, target, "-b", 2, "--model", model, "--force").exit_code == 0
+    assert target.stat().st_mode & 0o777 == 0o600

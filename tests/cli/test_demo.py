@@ -56,3 +56,16 @@ def test_the_demo_says_that_random_weights_are_random(monkeypatch, clip, tmp_pat
 def test_a_second_demo_replaces_the_first(clip, tmp_path):
     for _ in range(2):
         check(run("--input", clip, "--out", tmp_path), tmp_path)
+
+
+def test_the_demo_takes_less_than_a_frame_and_refuses_no_samples(clip, tmp_path):
+    short = tmp_path / "short.wav"
+    soundfile.write(short, soundfile.read(clip)[0][:300], 24_000)
+    folder = tmp_path / "demo"
+    result = run("--fast", "--input", short, "--out", folder)
+    assert result.exit_code == 0, result.output
+    assert "1 frames of 13.33 ms" in result.stdout
+    assert soundfile.info(folder / "out.wav").frames == 320
+    soundfile.write(short, [], 24_000)
+    result = run("--fast", "--input", short, "--out", folder)
+    assert (result.exit_code, "has no samples in it" in result.stderr) == (2, True)

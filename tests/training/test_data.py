@@ -59,7 +59,7 @@ def test_unusable_files_are_left_out_by_name_and_the_rest_is_kept(recordings: Pa
     assert "too short" in reasons["short.wav"]
     assert "8000 Hz" in reasons["phone.wav"]
     assert "telephone band" in reasons["upsampled.wav"]
-    assert "no audio" in reasons["broken.wav"]
+    assert "not audio" in reasons["broken.wav"]
 
 
 def test_a_folder_without_usable_audio_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,18 @@
+"""Audio files and pipes as blocks of float32 at a model's rate and channels, and back."""
+
+from encodec_rt.audio.pcm import RAW_FORMATS, RAW_OUTPUT_FORMATS, RawFormat
+from encodec_rt.audio.reader import AudioReader, mix
+from encodec_rt.audio.source import PIPE
+from encodec_rt.audio.writer import OUTPUT_FORMATS, AudioWriter, check_target_format
+
+__all__ = [
+    "OUTPUT_FORMATS",
+    "PIPE",
+    "RAW_FORMATS",
+    "RAW_OUTPUT_FORMATS",
+    "AudioReader",
+    "AudioWriter",
+    "RawFormat",
+    "check_target_format",
+    "mix",
+]

@@ -1,0 +1,99 @@
+"""Options and helpers of the commands that read audio and write files."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
+
+import typer
+
+from encodec_rt.cli.console import PIPE, say
+from encodec_rt.errors import ConfigError, InputError
+
+if TYPE_CHECKING:
+    from encodec_rt.audio import AudioReader, RawFormat
+    from encodec_rt.types import Audio
+
+FromOption = Annotated[
+    float, typer.Option("--from", help="Begin this many seconds in.", metavar="SECONDS", min=0.0)
+]
+
+
+ToOption = Annotated[
+    float | None, typer.Option("--to", help="End this many seconds in.", metavar="SECONDS", min=0.0)
+]
+
+
+StrictOption = Annotated[
+    bool, typer.Option("--strict", help="Refuse audio that is damaged or cut short.")
+]
+
+
+@dataclasses.dataclass(frozen=True)
+class RawOptions:
+    """What the samples of an input without a header are."""
+
+    raw: Annotated[
+        str | None,
+        typer.Option(
+            "--raw", help="Input without a header: s16le, f32le, mulaw, ...", metavar="PCM"
+        ),
+    ] = None
+    rate: Annotated[
+        int, typer.Option("--rate", help="Its sampling rate in Hz.", min=100, max=10_000_000)
+    ] = 24_000
+    channels: Annotated[
+        int, typer.Option("--channels", help="Its number of channels.", min=1, max=64)
+    ] = 1
+
+    def format(self) -> RawFormat | None:
+        """What they say, or None for audio that says so itself."""
+        from encodec_rt.audio import RawFormat
+
+        return None if self.raw is None else RawFormat(self.raw, self.rate, self.channels)
+
+
+@contextmanager
+def open_output(target: str, *, force: bool) -> Iterator[BinaryIO]:
+    """A file to write bytes to, which says its own name in an error.
+
+    ``target`` appears under its name when the block ends well; "-" is standard output.
+    """
+    from encodec_rt.atomic import WholeWrites, replacing, standard_output
+
+    if target == PIPE:
+        yield cast("BinaryIO", WholeWrites(standard_output(), "standard output"))
+        return
+    with replacing(target, force=force) as path, path.open("wb", buffering=0) as file:
+        yield cast("BinaryIO", WholeWrites(file, target))
+
+
+def between(
+    blocks: Iterable[Audio], rate_hz: int, begin_s: float, end_s: float | None
+) -> Iterator[Audio]:
+    """The part of ``blocks`` [channels, n] from ``begin_s`` to ``end_s``, reading no further.
+
+    Raises ConfigError if nothing can lie between them, InputError if the audio ends before.
+    """
+    if not 0 <= begin_s < (math.inf if end_s is None else end_s):
+        raise ConfigError(f"--from {begin_s:g} --to {end_s}; seconds from 0 on, the later one last")
+    first = round(begin_s * rate_hz)
+    last = None if end_s is None else round(end_s * rate_hz)
+    at = 0
+    for block in blocks:
+        size = block.shape[1]
+        yield block[:, max(0, first - at) : size if last is None else max(0, last - at)]
+        at += size
+        if last is not None and at >= last:
+            return
+    if 0 < first >= at:
+        raise InputError(f"--from {begin_s:g}: the audio ends after {at / rate_hz:.2f} s")
+
+
+def warn(reader: AudioReader) -> None:
+    """Say what was wrong with what was read."""
+    for sentence in reader.warnings:
+        say(f"warning: {sentence}")

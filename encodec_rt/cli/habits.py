@@ -1,0 +1,76 @@
+"""What every command takes: --quiet, --verbose, --version; and how loudly it speaks then."""
+
+from __future__ import annotations
+
+import enum
+import inspect
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Annotated, Any, get_type_hints
+
+import typer
+
+
+class Verbosity(enum.IntEnum):
+    """How much is said on standard error. Warnings and errors are always said."""
+
+    QUIET = 0
+    NORMAL = 1
+    VERBOSE = 2
+
+
+VERBOSITY: ContextVar[Verbosity] = ContextVar("verbosity", default=Verbosity.NORMAL)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from encodec_rt.version import __version__
+
+        typer.echo(f"encodec-rt {__version__}")
+        raise typer.Exit
+
+
+QuietOption = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Say only what went wrong.", show_default=False)
+]
+VerboseOption = Annotated[
+    bool, typer.Option("--verbose", "-v", help="Say more about what is done.", show_default=False)
+]
+VersionOption = Annotated[
+    bool,
+    typer.Option(
+        "--version",
+        help="Print the version and exit.",
+        is_eager=True,
+        callback=_show_version,
+        show_default=False,
+    ),
+]
+
+
+def with_habits(command: Callable[..., None]) -> Callable[..., None]:
+    """``command`` for typer, with these options after its own."""
+    added = {"quiet": QuietOption, "verbose": VerboseOption, "version": VersionOption}
+    parameters = list(inspect.signature(command).parameters.values())
+    hints = get_type_hints(command, include_extras=True)
+
+    def run(quiet: bool, verbose: bool, version: bool, **given: Any) -> None:
+        if quiet and verbose:
+            raise typer.BadParameter("--quiet and --verbose exclude each other")
+        level = Verbosity.QUIET if quiet else Verbosity.VERBOSE if verbose else Verbosity.NORMAL
+        token = VERBOSITY.set(level)
+        try:
+            command(**given)
+        finally:
+            VERBOSITY.reset(token)
+
+    run.__name__, run.__doc__ = command.__name__, command.__doc__
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    own = [one.replace(kind=keyword, annotation=hints[one.name]) for one in parameters]
+    common = [
+        inspect.Parameter(name, keyword, default=False, annotation=kind)
+        for name, kind in added.items()
+    ]
+    run.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]
+    run.__annotations__ = {one.name: one.annotation for one in [*own, *common]}
+    return run
