@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import soundfile
 import tomllib
 from typer.testing import CliRunner
 
@@ -146,7 +147,10 @@ def test_a_demo_without_matplotlib_says_so_and_leaves_its_sound(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     hide(monkeypatch, "matplotlib")
-    done = CliRunner().invoke(app, ["demo", "--fast", "--out", str(tmp_path)])
+    clip = tmp_path / "clip.wav"
+    soundfile.write(clip, np.full(8_000, 0.01, np.float32), 24_000)
+    options = ["--fast", "--input", str(clip), "--out", str(tmp_path)]
+    done = CliRunner().invoke(app, ["demo", *options])
     assert done.exit_code == 0
     assert "no picture" in done.stdout
     assert "encodec-rt[plots]" in done.stdout
