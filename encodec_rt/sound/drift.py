@@ -163,7 +163,7 @@ class Playout:
             self.loop.update(self.fill_ms, self.target_ms, elapsed_s)
 
     def pause(self) -> None:
-        """Nothing comes for a while, so that an empty queue is no starvation."""
+        """Nothing comes for a while, so an empty queue does not count as starvation."""
         self.sink.pause()
         self._begun = False
 
