@@ -11,7 +11,7 @@ TRITON_36 := .venv-triton36
 CI_PACKAGES := libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins opus-tools \
 	libspeexdsp1 iproute2 nodejs chromium oggz-tools vorbis-tools
 
-.PHONY: demo demo-link test check aot wasm bench gpu gpu-kernels gpu-rehearsal ci-deps clean
+.PHONY: demo demo-link test coverage check aot wasm bench gpu gpu-kernels gpu-rehearsal ci-deps clean
 
 # Each installs what it needs and no more, unless all of it is there already.
 demo: $(or $(wildcard $(STAMP)),.venv/demo)
@@ -24,6 +24,11 @@ demo-link: $(or $(wildcard $(STAMP)),.venv/demo-link)
 # Everything that CI runs.
 test: check
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+# Apart from `test`, which it would slow down.
+coverage: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) --cov=encodec_rt --cov=encodec_rt_kernels \
+		--cov-report=term:skip-covered
 
 check: $(STAMP)
 	$(BIN)/ruff format --check --quiet .
