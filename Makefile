@@ -1,4 +1,5 @@
-# `make demo` and `make test` work on a machine that has Python >= 3.10 and nothing of ours.
+# `make demo` works on a machine that has Python >= 3.10 and nothing of ours; `make test` and
+# `make demo-link` need 3.11, since aiortc does.
 
 PYTHON ?= python3
 PYTEST_FLAGS ?= -n 2 --timeout 300
@@ -10,18 +11,24 @@ TRITON_36 := .venv-triton36
 CI_PACKAGES := libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins opus-tools \
 	libspeexdsp1 iproute2 nodejs chromium oggz-tools vorbis-tools
 
-.PHONY: demo demo-link test check aot wasm bench gpu gpu-kernels gpu-rehearsal ci-deps clean
+.PHONY: demo demo-link test coverage check aot wasm bench gpu gpu-kernels gpu-rehearsal ci-deps clean
 
-demo: $(STAMP)
+# Each installs what it needs and no more, unless all of it is there already.
+demo: $(or $(wildcard $(STAMP)),.venv/demo)
 	$(BIN)/encodec-rt demo
 
 # Both ends of a call on this machine, with a bad network between them.
-demo-link: $(STAMP)
+demo-link: $(or $(wildcard $(STAMP)),.venv/demo-link)
 	$(BIN)/encodec-rt link demo
 
 # Everything that CI runs.
 test: check
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+# Apart from `test`, which it would slow down.
+coverage: $(STAMP)
+	$(BIN)/python -m pytest $(PYTEST_FLAGS) --cov=encodec_rt --cov=encodec_rt_kernels \
+		--cov-report=term:skip-covered
 
 check: $(STAMP)
 	$(BIN)/ruff format --check --quiet .
@@ -65,13 +72,22 @@ gpu-kernels:
 gpu-rehearsal:
 	$(PYTHON) tests/gpu_replica/rehearse.py
 
-$(STAMP): pyproject.toml constraints.txt
+.venv/torch: constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "encodec_rt needs Python >= 3.10")'
 	@echo 'installing into .venv, which takes some minutes'
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --upgrade pip
 # torch first and by its exact version, so that a build of it that is at hand is taken.
 	@$(BIN)/python -m pip install --quiet "$$(grep '^torch==' constraints.txt)"
+	@touch $@
+
+.venv/demo: EXTRAS := files,plots
+.venv/demo-link: EXTRAS := files,plots,link
+.venv/demo .venv/demo-link: .venv/torch pyproject.toml
+	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
+	@touch $@
+
+$(STAMP): .venv/torch pyproject.toml
 	@PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c constraints.txt -e '.[dev]'
 # The original package, which tests compare with, asks for a torchaudio that it does not need.
 	@$(BIN)/python -m pip install --quiet --no-deps encodec

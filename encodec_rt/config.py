@@ -114,7 +114,7 @@ class EncodecConfig(Chunked, PretrainedConfig):
 
     def _validate_trim(self) -> None:
         if not 0.0 <= self.trim_right_ratio <= 1.0:
-            raise ConfigError(f"trim_right_ratio={self.trim_right_ratio}; it lies in [0, 1]")
+            raise ConfigError(f"trim_right_ratio={self.trim_right_ratio}; it must be in [0, 1]")
         if self.trim_right_ratio != 1.0 and not self.use_causal_conv:
             raise ConfigError(
                 f"trim_right_ratio={self.trim_right_ratio} with use_causal_conv=false; a centred "
@@ -151,9 +151,9 @@ class EncodecConfig(Chunked, PretrainedConfig):
     def _validate_bandwidths(self) -> None:
         bandwidths = self.target_bandwidths
         if not bandwidths or not all(math.isfinite(1000 * b) and b > 0 for b in bandwidths):
-            raise ConfigError(f"target_bandwidths={bandwidths}; positive numbers of kbps")
+            raise ConfigError(f"target_bandwidths={bandwidths}; pass positive numbers of kbps")
         if list(bandwidths) != sorted(set(bandwidths)):
-            raise ConfigError(f"target_bandwidths={bandwidths}; they must rise")
+            raise ConfigError(f"target_bandwidths={bandwidths}; they must increase")
         one = self.frame_rate * self.codebook_nbits / 1000
         if not 1 <= self.num_quantizers <= MAX_CODEBOOKS:
             raise ConfigError(
@@ -164,7 +164,7 @@ class EncodecConfig(Chunked, PretrainedConfig):
 
     def _validate_chunks(self) -> None:
         if self.overlap is not None and not 0.0 <= self.overlap < 1.0:
-            raise ConfigError(f"overlap={self.overlap}; it lies in [0, 1)")
+            raise ConfigError(f"overlap={self.overlap}; it must be in [0, 1)")
         if self.chunk_length_s is None:
             return
         if self.overlap is None:

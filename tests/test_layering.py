@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors", "types", "version"},
-    {"atomic", "pcm"},
+    {"atomic", "extras", "pcm"},
     {"pretrained", "config_base", "batch"},
     {"config"},
     {"features", "model", "weights"},

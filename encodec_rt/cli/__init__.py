@@ -32,6 +32,7 @@ from encodec_rt.cli.train import train
 from encodec_rt.cli.train_lm import lm
 from encodec_rt.cli.web import web
 from encodec_rt.errors import CodecError
+from encodec_rt.extras import missing
 
 EXIT_ERROR = 2
 EXIT_INTERRUPTED = 130
@@ -48,6 +49,11 @@ class _Commands(TyperGroup):
             raise typer.Exit(EXIT_INTERRUPTED) from None
         except CodecError as error:
             say(f"encodec-rt: {error}")
+        except ImportError as error:
+            refusal = missing(error, "this command")
+            if refusal is None:
+                raise
+            say(f"encodec-rt: {refusal}")
         except BrokenPipeError:
             # Whoever read our output has seen enough; typer ends quietly, with status 1.
             raise

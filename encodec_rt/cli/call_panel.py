@@ -13,7 +13,7 @@ from rich.text import Text
 from encodec_rt.cli.live_panel import level_bar, terms_table
 
 WINDOW_S = 3.0
-"""Rates and means are over so long."""
+"""Rates and means are taken over this time."""
 
 Statistics = dict[str, Any]
 

@@ -20,7 +20,7 @@ from encodec_rt.cli.console import (
     say,
 )
 from encodec_rt.cli.file_options import warn
-from encodec_rt.errors import InputError, WeightsError
+from encodec_rt.errors import BackendUnavailable, InputError, WeightsError
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -53,7 +53,7 @@ def demo(
 ) -> None:
     """Send speech through encoder, packets and decoder frame by frame, and measure it.
 
-    Leaves what was heard in out.wav and a picture of it in out.png.
+    Writes the decoded audio to out.wav and, where matplotlib is installed, a picture to out.png.
     """
     import torch
     from rich.console import Console
@@ -80,21 +80,25 @@ def demo(
     weights = "random weights" if is_random else codec.name
     where = f"{device}, {threads} thread{'s' if threads > 1 else ''}"
     title = f"encodec_rt: {weights}, {bandwidth:g} kbps, frame by frame {pacing} on {where}"
-    save_figure(
-        png,
-        given=audio,
-        made=run.audio,
-        rate_hz=rate,
-        encode_ms=run.encode_ms,
-        decode_ms=run.decode_ms,
-        frame_ms=run.frame_ms,
-        title=title,
-    )
+    seen = f"picture: {png}"
+    try:
+        save_figure(
+            png,
+            given=audio,
+            made=run.audio,
+            rate_hz=rate,
+            encode_ms=run.encode_ms,
+            decode_ms=run.decode_ms,
+            frame_ms=run.frame_ms,
+            title=title,
+        )
+    except BackendUnavailable as error:
+        seen = f"no picture: {error}"
     console = Console()
     console.print(title, markup=False, highlight=False)
     console.print(_times(run))
     console.print(_facts(run, ready_s, seconds=audio.shape[1] / rate))
-    console.print(f"heard: {wav}   seen: {png}", markup=False, highlight=False)
+    console.print(f"sound: {wav}   {seen}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _codec(model: str, device: str, backend: str) -> tuple[Codec, bool]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from encodec_rt.extras import needed_for
 from encodec_rt.types import Audio
 
 _WINDOW = 1024
@@ -27,8 +28,12 @@ def save_figure(
     frame_ms: float,
     title: str,
 ) -> None:
-    """Write a PNG of both spectrograms [dB, one scale] and of the time per frame."""
-    from matplotlib.figure import Figure
+    """Write a PNG of both spectrograms [dB, one scale] and of the time per frame.
+
+    Raises BackendUnavailable without matplotlib.
+    """
+    with needed_for("the picture"):
+        from matplotlib.figure import Figure
 
     levels = [_spectrogram(audio.mean(axis=0)) for audio in (given, made)]
     top = float(levels[0].max())

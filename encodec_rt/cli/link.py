@@ -66,7 +66,7 @@ def call(
         str | None, typer.Option(help="SHA-256 of the other side's certificate, in hex.")
     ] = None,
 ) -> None:
-    """Call a machine that listens; ends with the file played, with Ctrl-C, or by the other side."""
+    """Call a listening machine, until the played file ends, Ctrl-C, or the other side hangs up."""
     require_link()
     from encodec_rt.link.signalling import SignallingClient
 
@@ -90,7 +90,7 @@ def token(
     new: Annotated[bool, typer.Option("--new", help="Replace the token there is.")] = False,
     token_file: TokenOption = None,
 ) -> None:
-    """Print the token that a caller needs, making it first if there is none."""
+    """Print the token that a caller needs; make one if there is none."""
     require_link()
     from encodec_rt.link import credentials
 

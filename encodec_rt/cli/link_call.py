@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from encodec_rt.cli.console import device_choice, say
-from encodec_rt.errors import BackendUnavailable
+from encodec_rt.extras import needed_for
 
 if TYPE_CHECKING:
     from ssl import SSLContext
@@ -114,14 +114,10 @@ class CallCourse:
 
 def require_link() -> None:
     """Raise BackendUnavailable unless the libraries of the link are installed."""
-    try:
+    with needed_for("the voice link"):
         import aiohttp
         import aiortc
         import cryptography
-    except ImportError as error:
-        raise BackendUnavailable(
-            f"the link needs {error.name}; run: pip install 'encodec-rt[link]'"
-        ) from error
     del aiohttp, aiortc, cryptography
 
 

@@ -22,33 +22,31 @@ PlayOption = Annotated[
     Path | None, typer.Option("--play", help="A sound file in place of the microphone.")
 ]
 RecordOption = Annotated[
-    Path | None, typer.Option("--record", help="Write what is heard, in place of the speaker.")
+    Path | None, typer.Option("--record", help="Record what is received, in place of the speaker.")
 ]
 EchoOption = Annotated[
     bool,
-    typer.Option(
-        "--echo-cancel/--no-echo-cancel", help="Take the speaker out of what the microphone hears."
-    ),
+    typer.Option("--echo-cancel/--no-echo-cancel", help="Remove the speaker from the microphone."),
 ]
 NoiseOption = Annotated[
     bool,
-    typer.Option("--noise-suppression/--no-noise-suppression", help="Lower steady noise."),
+    typer.Option("--noise-suppression/--no-noise-suppression", help="Reduce steady noise."),
 ]
 GainOption = Annotated[
-    bool, typer.Option("--gain-control/--no-gain-control", help="Bring the voice to one level.")
+    bool, typer.Option("--gain-control/--no-gain-control", help="Keep the voice at one level.")
 ]
 DtxOption = Annotated[
     bool, typer.Option("--dtx/--no-dtx", help="Send nothing while nobody speaks.")
 ]
 RedundancyOption = Annotated[
-    bool, typer.Option("--redundancy/--no-redundancy", help="Repeat frames, coarsely.")
+    bool, typer.Option("--redundancy/--no-redundancy", help="Send coarse copies of frames.")
 ]
 IceOption = Annotated[
     list[str] | None,
-    typer.Option("--ice-server", help="stun: or turn: URL; none is asked by default."),
+    typer.Option("--ice-server", help="stun: or turn: URL; none by default."),
 ]
 StatsOption = Annotated[
-    Path | None, typer.Option("--stats-json", help="Write the call's statistics at its end.")
+    Path | None, typer.Option("--stats-json", help="Write statistics when the call ends.")
 ]
 
 

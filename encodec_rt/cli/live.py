@@ -65,7 +65,7 @@ def live(
     sink: OutputOption = None,
     record: Annotated[
         Path | None,
-        typer.Option(help="Record what the decoder gives.", metavar="OUT.wav"),
+        typer.Option(help="Record the decoded audio.", metavar="OUT.wav"),
     ] = None,
     save: Annotated[
         Path | None, typer.Option(help="Record the codes.", metavar="OUT.encodec")
@@ -78,10 +78,10 @@ def live(
     ] = False,
     stats_json: Annotated[
         Path | None,
-        typer.Option(help="Write the session's counters, times and latencies at its end."),
+        typer.Option(help="Write counters, times and latencies when the session ends."),
     ] = None,
     duration: Annotated[
-        float | None, typer.Option(help="End after so many seconds.", metavar="SECONDS", min=0.0)
+        float | None, typer.Option(help="Stop after this many seconds.", metavar="SECONDS", min=0.0)
     ] = None,
     buffer_ms: BufferOption = 40.0,
     real_time: RealTimeOption = False,
@@ -98,7 +98,7 @@ def live(
     from encodec_rt.sound.realtime import check_real_time
 
     if measure and (record or save or not playback):
-        raise ConfigError("--measure plays chirps; it goes with no recording and needs playback")
+        raise ConfigError("--measure plays chirps, so it needs playback and excludes recording")
     if real_time:
         check_real_time()
     # One frame is too little work to share, and the other cores are needed for the callbacks.
@@ -130,7 +130,7 @@ def live(
     if codec_ms > status.budget.hop:
         say(
             f"warning: the codec took {codec_ms:.1f} ms per frame of {status.budget.hop:.1f} ms, "
-            "too slow to be live here; take a smaller model or another --backend"
+            "too slow for live use here; try a smaller model or another --backend"
         )
     for path in (record, save):
         if path is not None and loop.frames:

@@ -1,4 +1,4 @@
-"""Who may come in: so many connections, fewer from one address and none for long, and requests."""
+"""Who is admitted: limits on connections, in all, per address and in time, and on requests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 16
 MAX_ADDRESSES = 1024
-"""Of so many addresses the requests are counted; the one unseen for longest is forgotten."""
+"""How many addresses have their requests counted; the least recently seen is forgotten."""
 REST_S = 1.0
 """How long nobody is let in after the system had no room for one more."""
 

@@ -111,7 +111,7 @@ def read_fingerprint(certificate: Path) -> str:
     try:
         found = x509.load_pem_x509_certificate(certificate.read_bytes())
     except ValueError as error:
-        raise LinkError(f"{certificate} is no PEM certificate: {error}") from error
+        raise LinkError(f"{certificate} is not a PEM certificate: {error}") from error
     return hashlib.sha256(found.public_bytes(serialization.Encoding.DER)).hexdigest()
 
 

@@ -21,7 +21,7 @@ class DevicePair:
     """A microphone, a speaker, or both: ``source`` and ``sink`` are what a call is given.
 
     A device that is lost is opened again when it comes back, and until then the call goes on: the
-    microphone is silent, and what the speaker would play is let go, each at its usual pace.
+    microphone is silent, and what the speaker would play is dropped, each at its usual pace.
     """
 
     def __init__(

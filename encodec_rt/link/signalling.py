@@ -239,7 +239,9 @@ class SignallingClient:
         """
         parts = urlsplit(url)
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise LinkError(f"{url!r} is no address to call; https://HOST:PORT is one")
+            raise LinkError(
+                f"{url!r} is not an address to call; give one such as https://HOST:PORT"
+            )
         if parts.scheme == "http" and not is_loopback(parts.hostname):
             raise LinkError(f"{url}: http is for this machine only; use https")
         self._base = f"{parts.scheme}://{parts.netloc}"
@@ -277,7 +279,7 @@ class SignallingClient:
             raise LinkError(f"{self._base} cannot be reached: {error}") from error
 
     async def hang_up(self, location: str, *, timeout_s: float = 3.0) -> None:
-        """Delete the call at ``location``; a server that is gone already is no error."""
+        """Delete the call at ``location``; a server that is already gone is not an error."""
         if not location.startswith(PATH + "/"):
             return
         try:

@@ -30,7 +30,7 @@ MAX_WAV_BYTES = 2**32 - 4096
 
 
 class _GrowingFile:
-    """An unbuffered file under a temporary name, which is there from the first write on."""
+    """An unbuffered file under a temporary name, which exists from the first write on."""
 
     def __init__(self, path: str | Path, suffix: str, *, force: bool) -> None:
         """Raises InputError for another suffix, or as ``check_target`` does."""

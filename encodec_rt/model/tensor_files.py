@@ -48,7 +48,9 @@ def with_variant(name: str, variant: str | None) -> str:
     if variant is None:
         return name
     if not re.fullmatch(r"\w[\w-]*", variant):
-        raise ConfigError(f"variant={variant!r}; a word such as 'fp16', which is part of a name")
+        raise ConfigError(
+            f"variant={variant!r}; pass a word such as 'fp16', to be part of the name"
+        )
     stem, _, suffix = name.rpartition(".")
     return f"{stem}.{variant}.{suffix}"
 
@@ -179,5 +181,5 @@ def _bytes(size: int | str | None) -> int | None:
         return None
     found = re.fullmatch(r"(\d+)\s*([KMGT]?)B?", str(size), re.IGNORECASE)
     if found is None or not int(found[1]):
-        raise ConfigError(f"max_shard_size={size!r}; bytes, or a text such as '200MB'")
+        raise ConfigError(f"max_shard_size={size!r}; pass bytes, or a string such as '200MB'")
     return int(found[1]) * _UNITS[found[2].upper()]

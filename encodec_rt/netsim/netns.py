@@ -1,7 +1,7 @@
 """Two network namespaces on one Linux machine, and a router between them that loses and delays.
 
 The router is a process of ours between two TUN devices, since few kernels have ``netem``. Only UDP
-suffers: signalling by TCP passes unharmed, so that a call comes about whatever its media meets.
+suffers: signalling by TCP passes unharmed, so a call is established whatever happens to its media.
 Needs root, ``ip`` and /dev/net/tun; nothing outside the two namespaces is touched.
 """
 

@@ -163,7 +163,7 @@ class Direction:
     ) -> None:
         """``frames`` are codes [Q] and whether they hold speech; each is asked for in its time.
 
-        ``drift_ppm`` is how much faster the sender's clock runs than the listener's. ``on_plan`` is
+        ``drift_ppm`` is how much faster the sender's clock runs than the receiver's. ``on_plan`` is
         told when the plan changes, ``on_transit`` when a packet arrives and its milliseconds on
         the way.
         """

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 
+from encodec_rt.extras import needed_for
 from encodec_rt.sound.fifo import Samples
 from encodec_rt.sound.streams import BLOCK_S, AudioSink
 from encodec_rt.types import Audio
@@ -79,8 +80,8 @@ class Converter:
 
     def __init__(self) -> None:
         """Start with nothing held back."""
-        # Imported here because the package must import where this library has no wheel.
-        import samplerate
+        with needed_for("playing audio on a sound card's clock"):
+            import samplerate
 
         self._resampler: Any = samplerate.Resampler("sinc_fastest", channels=1)
         self.held = 0.0
@@ -162,7 +163,7 @@ class Playout:
             self.loop.update(self.fill_ms, self.target_ms, elapsed_s)
 
     def pause(self) -> None:
-        """Nothing comes for a while, so that an empty queue is no starvation."""
+        """Nothing comes for a while, so an empty queue does not count as starvation."""
         self.sink.pause()
         self._begun = False
 

@@ -97,9 +97,9 @@ def find_device(choice: Choice, direction: Direction) -> DeviceInfo:
     if len(matches) == 1:
         return matches[0]
     if not matches:
-        raise AudioDeviceError(f"no {word} is {choice!r}; there are {there}")
+        raise AudioDeviceError(f"no {word} matches {choice!r}; available: {there}")
     several = ", ".join(f"{device.index} {device.name!r}" for device in matches)
-    raise AudioDeviceError(f"more than one {word} is {choice!r}: {several}; give the index")
+    raise AudioDeviceError(f"more than one {word} matches {choice!r}: {several}; give the index")
 
 
 class PortAudio:
@@ -174,7 +174,7 @@ class PortAudio:
         ]
         if not same:
             raise AudioDeviceError(
-                f"the {_WORDS[direction]} {before.name!r} is gone; plug it in again, or start anew "
+                f"the {_WORDS[direction]} {before.name!r} is gone; plug it in again, or restart "
                 f"with another --{direction}"
             )
         return min(same, key=lambda device: device.index != before.index)
@@ -269,8 +269,7 @@ class PortAudio:
             # At the end of the program PortAudio would wait for the same call.
             atexit.unregister(_sounddevice()._exit_handler)
         raise AudioDeviceError(
-            f"{doing}: the sound system does not answer; check that its service runs, and start "
-            "anew"
+            f"{doing}: the sound system does not answer; check that its service runs, and restart"
         )
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from encodec_rt.errors import BackendUnavailable, ConfigError
+from encodec_rt.errors import ConfigError
+from encodec_rt.extras import needed_for
 from encodec_rt.pcm import to_int16
 from encodec_rt.sound.chirp import chirp, correlation
 from encodec_rt.types import Audio
@@ -80,13 +81,8 @@ class VoiceProcessor:
         return (cleaned / np.float32(32768.0)).reshape(-1)
 
     def _make(self) -> tuple[Any, Any]:
-        try:
+        with needed_for("processing a voice (echo, noise, gain)"):
             from livekit.rtc import AudioFrame, AudioProcessingModule
-        except ImportError as error:
-            raise BackendUnavailable(
-                "echo cancellation, noise suppression and gain control need livekit; "
-                "run: pip install 'encodec-rt[aec]'"
-            ) from error
         return AudioFrame, AudioProcessingModule(**self._settings)
 
     def _trial(self) -> int:

@@ -18,7 +18,7 @@ def run_in_real_time() -> None:
     BackendUnavailable where the system does not allow it.
     """
     if not hasattr(os, "sched_setscheduler"):
-        raise BackendUnavailable("real-time scheduling is only for Linux; leave out --real-time")
+        raise BackendUnavailable("real-time scheduling needs Linux; leave out --real-time")
     try:
         os.sched_setscheduler(0, os.SCHED_FIFO | os.SCHED_RESET_ON_FORK, os.sched_param(PRIORITY))
     except PermissionError as error:

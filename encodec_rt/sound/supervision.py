@@ -79,7 +79,7 @@ class Watched(Generic[End]):
         return self.end is None and now_s >= self._retry_s
 
     def try_again(self, now_s: float) -> bool:
-        """Open the device if it is there; wait twice as long before the next try if not."""
+        """Open the device if it is present; otherwise double the wait before the next attempt."""
         try:
             self.open(now_s)
         except AudioDeviceError as error:

@@ -45,7 +45,7 @@ def as_codes(codes: ArrayLike | Tensor, size: int, most: int) -> Tensor:
             f"pass integers [frames, codebooks] with 1 to {most} codebooks"
         )
     if array.size and not (array.min() >= 0 and array.max() < size):
-        raise InputError(f"codes from {array.min()} to {array.max()}; they lie in [0, {size})")
+        raise InputError(f"codes from {array.min()} to {array.max()}; accepted: 0 to {size - 1}")
     return torch.from_numpy(array.astype(np.int64))
 
 

@@ -55,8 +55,8 @@ class Codec:
         """
         if model.config.codebook_size > MAX_CODEBOOK_SIZE:
             raise ConfigError(
-                f"codebook_size={model.config.codebook_size}; streams give codes as 16-bit "
-                f"numbers, which name up to {MAX_CODEBOOK_SIZE}"
+                f"codebook_size={model.config.codebook_size}; streams return 16-bit "
+                f"codes, so a codebook has at most {MAX_CODEBOOK_SIZE} entries"
             )
         self.config: EncodecConfig = model.config
         self.device = torch.device(device)
@@ -131,7 +131,7 @@ class Codec:
         """A new stream of audio to codes.
 
         "primed": the codes are those of silence followed by the audio, and come at once;
-        "exact": those of the audio alone, but the first of them need ``encoder_start_frames``;
+        "exact": those of the audio alone, but the first of them need ``start_frames("exact")``;
         "zero": from a zero state, at once, equal to nothing offline.
 
         With ``block_frames`` above 1 that many frames are waited for and stepped at once, which is

@@ -78,8 +78,8 @@ class SlotEncoder:
         )
         if engine.start == "exact" and engine.model.encoder_start_frames > 1:
             raise InputError(
-                "a slot of start='exact' begins with Engine.begin_encoder, in which its first "
-                "codes come; a SlotEncoder cannot begin it"
+                "a slot with start='exact' begins with Engine.begin_encoder, which returns its "
+                "first codes; a SlotEncoder cannot begin it"
             )
         self.config: EncodecConfig = engine.model.config
         self.codebooks = engine.codebooks
@@ -118,8 +118,8 @@ class SlotDecoder:
         )
         if engine.start == "exact" and engine.model.decoder_start_frames > 1:
             raise InputError(
-                "a slot of start='exact' begins with Engine.begin_decoder, in which its first "
-                "audio comes; a SlotDecoder cannot begin it"
+                "a slot with start='exact' begins with Engine.begin_decoder, which returns its "
+                "first audio; a SlotDecoder cannot begin it"
             )
         self.config: EncodecConfig = engine.model.config
         self.codebooks = engine.codebooks

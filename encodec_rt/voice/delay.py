@@ -1,4 +1,4 @@
-"""What transit times of packets say: how long to wait for them, and whether they stand in a queue.
+"""What the transit times of packets tell: how long to wait for them, and whether they are queueing.
 
 A transit is arrival minus media or sending time. The two clocks have origins of their own, so that
 it has no meaning but next to other transits.
@@ -17,7 +17,7 @@ FORGET = 0.996
 """A packet's weight after n more: FORGET ** n, so that the last 250 packets count most."""
 PRIOR_S = 0.002
 PRIOR_PACKETS = 30
-"""What is believed before the first packets: so many came, so much later on the average."""
+"""The belief before the first packets: this many came, this much later on average."""
 SWITCH_S = 0.002
 """A delay other than the present one has to be better by this, or the buffer would dither."""
 
@@ -30,7 +30,7 @@ class TransitHistogram:
     """Transit times by media time, with forgetting."""
 
     def __init__(self, *, late_cost_ms: float) -> None:
-        """``late_cost_ms``: the delay that is worth one per cent fewer late packets."""
+        """``late_cost_ms``: the delay worth one percentage point fewer late packets."""
         self._late_cost_s = late_cost_ms / 10
         self._mass: NDArray[np.float64] = np.zeros(BUCKETS)
         self._sums: NDArray[np.float64] = np.zeros(BUCKETS)

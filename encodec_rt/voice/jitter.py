@@ -25,7 +25,7 @@ BEHIND_FRAMES = 32
 
 STEP_PACKETS = 4
 STEP_S = 0.05
-"""So many packets over so long, all of them late, are no spike: the path became slower."""
+"""This many late packets in a row, over this time, are not a spike: the path became slower."""
 
 SHRINK_S = 1.0
 """For how long a smaller delay must be enough before a quiet frame is left out."""
@@ -84,7 +84,7 @@ class JitterBuffer:
     ) -> None:
         """``floor_ms`` and ``ceiling_ms`` bound the delay beyond the fastest packets'.
 
-        ``late_cost_ms`` is the delay that is worth one per cent fewer late packets. NetEq takes 20;
+        ``late_cost_ms`` is the delay worth one percentage point fewer late packets. NetEq takes 20;
         with 15, in whole hops, both delay and late loss came out lower on most traces.
         Raises ConfigError.
         """
@@ -225,7 +225,7 @@ class JitterBuffer:
     def _keep_copy(self, number: int, codes: Codes, now_s: float) -> None:
         oldest = self._next - BEHIND_FRAMES
         if number >= oldest and number not in self._told and number not in self._frames:
-            # A frame that only its copy brings is as good as one that took so long.
+            # A frame that only its copy brings counts as one that took this long.
             self._transits.add(now_s - number * self._hop_s)
             if number < self._next:
                 self._told.add(number)

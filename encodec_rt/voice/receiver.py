@@ -19,7 +19,7 @@ from encodec_rt.voice.statistics import ArrivalCounter, InboundStatistics
 
 @dataclass(frozen=True, eq=False)
 class HopPlan:
-    """What is to be played in one hop, and the late frames to put right before it."""
+    """What to play in one hop, and the late frames to repair before it."""
 
     slot: PlayoutSlot
     late: list[tuple[int, Codes]]
@@ -56,7 +56,7 @@ class Receiver:
     def receive(
         self, payload: bytes, *, sequence: int, timestamp: int, ssrc: int, now_s: float
     ) -> bool:
-        """Take in the payload of an RTP packet; whether it was of any use. Raises nothing."""
+        """Take the payload of an RTP packet and return whether it was of use. Raises nothing."""
         counts = self.statistics
         packet: Packet | None = None
         if payload:

@@ -65,7 +65,7 @@ def test_listening_beyond_loopback_needs_a_token(model: Path):
 @pytest.mark.parametrize(
     ("url", "told"),
     [
-        ("nowhere", "no address to call"),
+        ("nowhere", "not an address to call"),
         ("http://192.0.2.1:8443", "use https"),
         ("https://192.0.2.1:8443", "link token"),
     ],

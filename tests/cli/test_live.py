@@ -130,7 +130,7 @@ def test_an_existing_recording_is_refused_before_any_device_is_opened(card, mode
 def test_a_device_that_is_not_there_leaves_no_file(card, model, tmp_path):
     result = live(model, "--input", "kitchen", "--record", tmp_path / "out.wav")
     assert result.exit_code == 2
-    assert result.stderr.startswith("encodec-rt: no microphone is 'kitchen'; there are")
+    assert result.stderr.startswith("encodec-rt: no microphone matches 'kitchen'; available:")
     assert len(result.stderr.splitlines()) == 1
     assert not list(tmp_path.iterdir())
 

@@ -272,7 +272,7 @@ def test_what_was_recorded_survives_ctrl_c_a_hanging_sound_server_and_a_kill(
     finally:
         server.hang(hanging=False)
     assert hung.returncode == EXIT_ERROR
-    assert said.splitlines()[-1].endswith("check that its service runs, and start anew")
+    assert said.splitlines()[-1].endswith("check that its service runs, and restart")
     for folder in folders[:2]:
         assert sorted(path.name for path in folder.iterdir()) == ["out.ecdc", "out.wav"]
     for folder in folders:

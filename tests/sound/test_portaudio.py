@@ -59,7 +59,7 @@ def test_a_name_that_fits_several_is_refused_with_their_indices(card):
 
 @pytest.mark.parametrize("choice", ["kitchen", 9, "Desk Speaker", 1])
 def test_a_device_that_is_not_there_is_refused_with_those_that_are(card, choice):
-    with pytest.raises(AudioDeviceError, match="there are 0 'Desk Microphone', 2 'Room"):
+    with pytest.raises(AudioDeviceError, match="available: 0 'Desk Microphone', 2 'Room"):
         find_device(choice, "input")
 
 

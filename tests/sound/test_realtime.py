@@ -44,5 +44,5 @@ def test_what_the_system_does_not_allow_is_refused_with_the_remedy(
 
 def test_a_system_that_has_no_such_scheduling_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delattr(os, "sched_setscheduler", raising=False)
-    with pytest.raises(BackendUnavailable, match="only for Linux"):
+    with pytest.raises(BackendUnavailable, match="needs Linux"):
         check_real_time()

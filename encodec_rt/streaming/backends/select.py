@@ -23,13 +23,13 @@ def select(
     precision: Precision = "exact",
     tuned_for: Tuning = "throughput",
 ) -> Ops:
-    """The table of rows for ``name`` on ``device``; "auto" takes the fastest made for the device.
+    """The table of ops for ``name`` on ``device``; "auto" takes the fastest made for the device.
 
-    Raises BackendUnavailable for a name that is unknown or cannot run on this device, not in this
-    precision, or not with this tuning.
+    Raises BackendUnavailable for an unknown name, and for a backend that cannot run on this device,
+    in this precision or with this tuning.
     """
     if name not in get_args(BackendName):
-        raise BackendUnavailable(f"backend {name!r}; there are {', '.join(get_args(BackendName))}")
+        raise BackendUnavailable(f"backend {name!r}; accepted: {', '.join(get_args(BackendName))}")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BackendUnavailable(
             f"device {str(device)!r}: this torch sees no CUDA device; use device='cpu'"
@@ -42,11 +42,11 @@ def select(
         )
     if precision not in get_args(Precision):
         raise BackendUnavailable(
-            f"precision {precision!r}; there are {', '.join(get_args(Precision))}"
+            f"precision {precision!r}; accepted: {', '.join(get_args(Precision))}"
         )
     if tuned_for not in get_args(Tuning):
         raise BackendUnavailable(
-            f"tuned_for {tuned_for!r}; there are {', '.join(get_args(Tuning))}"
+            f"tuned_for {tuned_for!r}; accepted: {', '.join(get_args(Tuning))}"
         )
     if name == "triton":
         latency = tuned_for == "latency"

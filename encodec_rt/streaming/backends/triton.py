@@ -29,8 +29,8 @@ def triton_ops(
         import encodec_rt_kernels as kernels
     except ImportError as error:
         raise BackendUnavailable(
-            f"backend 'triton': the kernels cannot be imported ({error}); install triton, or use "
-            "backend='torch'"
+            f"backend 'triton': the kernels cannot be imported ({error}); run: pip install "
+            "'encodec-rt[gpu]', or use backend='torch'"
         ) from error
     reason = kernels.why_unavailable(device)
     if reason is not None:

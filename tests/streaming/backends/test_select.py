@@ -30,7 +30,7 @@ def test_auto_takes_the_rows_made_for_the_device() -> None:
 
 
 def test_unknown_backend_is_refused() -> None:
-    with pytest.raises(BackendUnavailable, match="'cuda'; there are auto, torch, cpu, triton"):
+    with pytest.raises(BackendUnavailable, match="'cuda'; accepted: auto, torch, cpu, triton"):
         select("cuda", CPU_DEVICE)
 
 
@@ -68,12 +68,12 @@ def test_fast_precision_is_refused_by_a_backend_that_has_none() -> None:
 def test_tuning_is_refused_by_a_backend_that_has_none() -> None:
     with pytest.raises(BackendUnavailable, match="'latency' with backend 'cpu'; only 'triton'"):
         Codec(random_model(tiny_config()), tuned_for="latency")
-    with pytest.raises(BackendUnavailable, match="'both'; there are throughput, latency"):
+    with pytest.raises(BackendUnavailable, match="'both'; accepted: throughput, latency"):
         select("auto", CPU_DEVICE, tuned_for="both")  # type: ignore[arg-type]
 
 
 def test_unknown_precision_is_refused() -> None:
-    with pytest.raises(BackendUnavailable, match="'bf16'; there are exact, fast"):
+    with pytest.raises(BackendUnavailable, match="'bf16'; accepted: exact, fast"):
         select("auto", CPU_DEVICE, "bf16")  # type: ignore[arg-type]
 
 

@@ -23,7 +23,7 @@ _WINDOW_FLOATS = 1 << 15
 one product per tap, accumulated, reads less memory."""
 
 _PIECE_FLOATS = 1 << 17
-"""A single stream's block goes through a layer in pieces of so many floats, for the same reason."""
+"""For the same reason a single stream's block passes through a layer in pieces of this size."""
 
 _FEW_ROWS = 16
 """Up to so many rows the BLAS reads a large weight once for each of them, so that it had better

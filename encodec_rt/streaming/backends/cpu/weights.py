@@ -18,7 +18,7 @@ _FEW_OUTPUTS = 4
 """Convolutions with so few outputs multiply first and shift the products afterwards."""
 
 LARGE = 1 << 18
-"""Weights of so many floats, a megabyte, are what a product with one row waits for."""
+"""From this many floats, a megabyte, a product with one row waits for its weights."""
 
 
 def _laid_out(weight: Tensor) -> Tensor:
