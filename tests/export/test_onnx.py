@@ -16,7 +16,7 @@ import torch
 from encodec_rt.errors import BackendUnavailable, ConfigError
 from encodec_rt.export.onnx import FILES, STATES, export_onnx
 from encodec_rt.streaming.codec import Codec
-from tests.portable.test_streams import CONFIGS, audio_of
+from tests.support.causal import CONFIGS, audio_of
 from tests.support.contract import assert_codes_agree, offline_audio, offline_codes
 from tests.support.models import random_model, snr_db, speech, tiny_config
 from tests.support.tolerances import bound

@@ -19,33 +19,12 @@ from encodec_rt.export.snapshot import from_portable, to_portable
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.portable import PortableCodec, PortableSnapshot
 from encodec_rt.streaming.codec import Codec
+from tests.support.causal import CONFIGS, GOLDEN, audio_of
 from tests.support.contract import assert_codes_agree, offline_codes, pieces
-from tests.support.models import random_model, snr_db, speech, tiny_config
+from tests.support.models import random_model, snr_db, tiny_config
 from tests.support.tolerances import bound
 
 AUDIO_DB = -20 * math.log10(bound("portable audio", "float32"))
-
-# Every field of a causal configuration that the step depends on, away from its default at least
-# once, in sizes that no vector divides.
-CONFIGS = {
-    "plain": {},
-    "constant": {"pad_mode": "constant"},
-    "replicate": {"pad_mode": "replicate"},
-    "stereo": {"audio_channels": 2},
-    "odd sizes": {"num_filters": 3, "hidden_size": 5, "compress": 3, "codebook_size": 2},
-    "one filter": {"num_filters": 1, "compress": 1, "hidden_size": 1, "codebook_size": 4},
-    "dilated": {"num_residual_layers": 3, "dilation_growth_rate": 3},
-    "no residual layers": {"num_residual_layers": 0},
-    "identity shortcut": {"use_conv_shortcut": False, "num_residual_layers": 2},
-    "kernels": {"kernel_size": 4, "last_kernel_size": 9, "residual_kernel_size": 2},
-    "kernels of one": {"kernel_size": 1, "last_kernel_size": 1, "residual_kernel_size": 1},
-    "deep recurrence": {"num_lstm_layers": 4},
-    "stride of one": {"upsampling_ratios": (1, 3, 1)},
-    "strides": {"upsampling_ratios": (5, 2, 3), "audio_channels": 2},
-    "trimmed left": {"trim_right_ratio": 0.0},
-    "trimmed both": {"trim_right_ratio": 0.4, "upsampling_ratios": (3, 5), "pad_mode": "reflect"},
-    "many books": {"books": (1, 5, 9)},
-}
 
 
 @cache
@@ -59,12 +38,6 @@ def pair(name: str) -> tuple[Codec, PortableCodec]:
 def embedded() -> tuple[Codec, PortableCodec]:
     model = EncodecModel.from_pretrained("default")
     return Codec(model), PortableCodec(blob(model))
-
-
-def audio_of(codec: Codec, samples: int) -> NDArray[np.float32]:
-    channels = codec.config.audio_channels
-    audio: NDArray[np.float32] = speech(channels, samples).numpy()
-    return audio[0] if channels == 1 else audio
 
 
 @pytest.mark.parametrize("start", ["primed", "exact", "zero"])
@@ -142,9 +115,6 @@ def test_every_engine_computes_these_bits() -> None:
     again = portable.stream_encoder(6.0, start="zero").push(heard)
     digest = hashlib.sha256(heard.astype("<f4").tobytes() + again.astype("<u2").tobytes())
     assert digest.hexdigest() == GOLDEN
-
-
-GOLDEN = "06d4956f9c75a658ba33c1d3622c7b816e844af9a1009ee5bc7c30ab7347736d"
 
 
 @pytest.mark.parametrize("name", ["plain", "stereo", "trimmed left", "deep recurrence"])

@@ -13,7 +13,7 @@ import pytest
 from encodec_rt.export.blob import blob
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.web.build import WASM, build
-from tests.portable.test_streams import GOLDEN
+from tests.support.causal import GOLDEN
 
 HARNESS = Path(__file__).with_name("golden.mjs")
 

@@ -14,19 +14,20 @@ import soundfile
 from encodec_rt.web.server import PageServer
 from tests.support.chromium import Chromium, Page
 from tests.support.models import SPEECH
-from tests.web.test_page import RECORDED, model
+from tests.support.served import RECORDED, model
+from tests.support.tolerances import bound
 
 TOKEN = "t" * 40
 SECONDS = 5
 
 
 def best_correlation(said: np.ndarray, heard: np.ndarray) -> float:
-    """The correlation of a second of ``heard`` with any place of ``said``, below 1.5 kHz."""
+    """The best correlation of half a second of ``heard`` with any place of ``said``."""
     kernel = np.hanning(33) / np.hanning(33).sum()
     said, heard = (np.convolve(part, kernel, "same") for part in (said, heard))
     best = 0.0
-    for start in range(0, len(heard) - 24_000, 12_000):
-        part = heard[start : start + 24_000]
+    for start in range(0, len(heard) - 12_000, 6_000):
+        part = heard[start : start + 12_000]
         if part.std() < 0.005:
             continue
         size = 1 << (len(said) + len(part)).bit_length()
@@ -79,7 +80,7 @@ def test_two_pages_hear_each_other(inside: bool, tmp_path_factory: pytest.TempPa
             await server.close()
         heard = [np.frombuffer(base64.b64decode(side[1]), np.float32) for side in recorded]
         correlations = [best_correlation(samples, part) for part in heard]
-        assert min(correlations) > 0.8, (correlations, counts)
+        assert min(correlations) > bound("heard in a browser", "correlation"), correlations
         for side in counts:
             # How many come late is the machine's matter; that they come, and are heard, is ours.
             assert side["refused"] == 0

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 from collections.abc import Awaitable, Callable
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +13,14 @@ import numpy as np
 import pytest
 import soundfile
 
-from encodec_rt.export.blob import blob
-from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.portable import PortableCodec
 from encodec_rt.web.server import POLICY, PageServer
 from tests.support.chromium import Chromium, Page
 from tests.support.models import SPEECH, snr_db
+from tests.support.served import RECORDED, model
 
 TOKEN = "t" * 40
 RUNNING = "globalThis.encodec?.last?.hops > 150"
-# What was said and heard, as base64 of float32.
-RECORDED = """(() => {
-  const join = (key) => {
-    const hops = encodec.saved.map((hop) => hop[key]);
-    const all = new Float32Array(hops.length * hops[0].length);
-    hops.forEach((hop, i) => all.set(hop, i * hop.length));
-    const bytes = new Uint8Array(all.buffer);
-    let text = "";
-    for (let i = 0; i < bytes.length; i += 8192) {
-      text += String.fromCharCode(...bytes.subarray(i, i + 8192));
-    }
-    return btoa(text);
-  };
-  return [join("said"), join("heard"), encodec.last.hops];
-})()"""
-
-
-@cache
-def model() -> bytes:
-    return blob(EncodecModel.from_pretrained("default"))
 
 
 def on_page(

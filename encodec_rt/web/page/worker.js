@@ -4,12 +4,15 @@ import { Engine } from "./engine.js";
 
 let engine = null;
 let port = null;
-const nowS = () => performance.now() / 1000;
+// The audio clock of the last hop, for packets too: a device that stalls must not look like a slow
+// network.
+let nowS = 0;
 
-function step({ hop }) {
+function step({ hop, time }) {
+  nowS = time;
   const original = hop.slice();
   if (engine.inCall) engine.say(hop);
-  const heard = engine.inCall ? engine.hear(nowS()) : engine.loop(hop);
+  const heard = engine.inCall ? engine.hear(nowS) : engine.loop(hop);
   port.postMessage({ original, ...heard }, [original.buffer, heard.decoded.buffer]);
 }
 
@@ -31,5 +34,5 @@ self.onmessage = guarded((data) => {
     port.onmessage = guarded(step);
     self.postMessage({ ready: { frame: engine.codec.hop } });
   }
-  engine?.control(data, nowS());
+  engine?.control(data, nowS);
 });

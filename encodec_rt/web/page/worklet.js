@@ -76,7 +76,7 @@ class CodecProcessor extends AudioWorkletProcessor {
       this.input[this.filled++] = sample;
       if (this.filled < this.input.length) continue;
       this.filled = 0;
-      if (this.worker) this.worker.postMessage({ hop: this.input });
+      if (this.worker) this.worker.postMessage({ hop: this.input, time: currentTime });
       else if (this.engine.inCall) this.engine.say(this.input);
       else this.give({ original: this.input.slice(), ...this.engine.loop(this.input) });
     }

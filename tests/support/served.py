@@ -1,0 +1,29 @@
+"""What tests of the page serve to it and ask of it."""
+
+from __future__ import annotations
+
+from functools import cache
+
+from encodec_rt.export.blob import blob
+from encodec_rt.model.encodec import EncodecModel
+
+# What was said and heard, as base64 of float32.
+RECORDED = """(() => {
+  const join = (key) => {
+    const hops = encodec.saved.map((hop) => hop[key]);
+    const all = new Float32Array(hops.length * hops[0].length);
+    hops.forEach((hop, i) => all.set(hop, i * hop.length));
+    const bytes = new Uint8Array(all.buffer);
+    let text = "";
+    for (let i = 0; i < bytes.length; i += 8192) {
+      text += String.fromCharCode(...bytes.subarray(i, i + 8192));
+    }
+    return btoa(text);
+  };
+  return [join("said"), join("heard"), encodec.last.hops];
+})()"""
+
+
+@cache
+def model() -> bytes:
+    return blob(EncodecModel.from_pretrained("default"))
