@@ -8,9 +8,9 @@ TRITON_36 := .venv-triton36
 
 # Debian packages that tests use where they are there, and skip what needs them where they are not.
 CI_PACKAGES := libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins opus-tools \
-	libspeexdsp1 iproute2
+	libspeexdsp1 iproute2 nodejs chromium oggz-tools vorbis-tools
 
-.PHONY: demo demo-link test check aot bench gpu gpu-kernels gpu-rehearsal ci-deps clean
+.PHONY: demo demo-link test check aot wasm bench gpu gpu-kernels gpu-rehearsal ci-deps clean
 
 demo: $(STAMP)
 	$(BIN)/encodec-rt demo
@@ -33,6 +33,10 @@ check: $(STAMP)
 aot: $(STAMP) $(TRITON_36)/installed
 	PYTHONPATH=.:kernels $(BIN)/python tests/aot/gate.py
 	PYTHONPATH=$(TRITON_36):.:kernels $(BIN)/python tests/aot/gate.py --arch 80 90
+
+# The codec for WebAssembly; a test compares the committed one with what this makes.
+wasm: $(STAMP)
+	$(BIN)/python -m encodec_rt.web.build
 
 # Every CPU record that the README cites, from a clean tree; wants the machine to itself.
 bench: $(STAMP)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 import typer
 
 from encodec_rt.cli.console import ModelOption
+from encodec_rt.cli.container_info import container_facts
 from encodec_rt.errors import InputError, WeightsError
 
 if TYPE_CHECKING:
@@ -21,19 +22,25 @@ CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".th")
 
 def info(
     source: Annotated[
-        str, typer.Argument(metavar="FILE", help='Audio, .ecdc, a checkpoint, or "default".')
+        str,
+        typer.Argument(metavar="FILE", help='Audio, .encodec, .ecdc, a checkpoint, or "default".'),
     ],
     model: ModelOption = "default",
 ) -> None:
-    """Say what an audio file, an .ecdc file or a checkpoint holds.
+    """Say what an audio file, a coded file or a checkpoint holds.
 
     --model is the model that an .ecdc file was made by, if that is not one of the paper's.
     """
     path = Path(source)
     if path.is_file() and path.suffix not in CHECKPOINT_SUFFIXES:
         with path.open("rb") as file:
-            is_ecdc = file.read(4) == b"ECDC"
-        facts = _ecdc_facts(path, model) if is_ecdc else _audio_facts(path)
+            magic = file.read(64)
+        if magic.startswith(b"ECDC"):
+            facts = _ecdc_facts(path, model)
+        elif magic.startswith(b"OggS") and b"EnCdHead" in magic:
+            facts = container_facts(path)
+        else:
+            facts = _audio_facts(path)
     elif source == "default" or path.exists():
         facts = _checkpoint_facts(path)
     else:

@@ -83,7 +83,9 @@ def test_the_file_holds_the_offline_models_codes(clip, model, tmp_path):
 
 def test_pipes_carry_what_files_do(clip, model, tmp_path):
     file = encoded(clip, model, tmp_path)
-    piped = run("encode", "-", "-", "-b", 2, "--model", model, stdin=clip.read_bytes())
+    piped = run(
+        "encode", "-", "-", "--format", "ecdc", "-b", 2, "--model", model, stdin=clip.read_bytes()
+    )
     assert piped.exit_code == 0, piped.output
     assert piped.stdout_bytes == file.read_bytes()
     target = tmp_path / "x.wav"
@@ -138,7 +140,7 @@ def test_a_cut_file_is_refused_or_salvaged(clip, model, tmp_path):
         (("encode", "{clip}", "{new}.ecdc", "-b", "2", "--start", "soon"), "primed, exact, zero"),
         (("encode", "{clip}", "{new}.ecdc", "-b", "2", "--device", "abacus"), "abacus"),
         (("encode", "{clip}", "{new}.ecdc", "-b", "2", "--backend", "abacus"), "abacus"),
-        (("encode", "{clip}", "{new}.wav", "-b", "2"), "named .ecdc"),
+        (("encode", "{clip}", "{new}.wav", "-b", "2"), "named .encodec or .ecdc"),
         (("encode", "{clip}", "{folder}/none/x.ecdc", "-b", "2"), "folder"),
         (("decode", "{none}", "{new}.wav"), "does not exist"),
         (("decode", "{garbage}", "{new}.wav"), "not an .ecdc file"),
