@@ -8,9 +8,9 @@ TRITON_36 := .venv-triton36
 
 # Debian packages that tests use where they are there, and skip what needs them where they are not.
 CI_PACKAGES := libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins opus-tools \
-	libspeexdsp1 iproute2
+	libspeexdsp1 iproute2 nodejs chromium oggz-tools vorbis-tools
 
-.PHONY: demo demo-link test check aot bench gpu ci-deps clean
+.PHONY: demo demo-link test check aot wasm bench gpu gpu-kernels gpu-rehearsal ci-deps clean
 
 demo: $(STAMP)
 	$(BIN)/encodec-rt demo
@@ -34,22 +34,36 @@ aot: $(STAMP) $(TRITON_36)/installed
 	PYTHONPATH=.:kernels $(BIN)/python tests/aot/gate.py
 	PYTHONPATH=$(TRITON_36):.:kernels $(BIN)/python tests/aot/gate.py --arch 80 90
 
+# The codec for WebAssembly; a test compares the committed one with what this makes.
+wasm: $(STAMP)
+	$(BIN)/python -m encodec_rt.web.build
+
+# Every CPU record that the README cites, from a clean tree; wants the machine to itself.
 bench: $(STAMP)
+	$(BIN)/python -m benches.cpu live paced slots startup
+	$(BIN)/python -m benches.cpu startup --model default
+	$(BIN)/python -m benches.cpu_files
 	$(BIN)/python -m benches.stream
+	$(BIN)/python -m benches.stream --model default
+	$(BIN)/python -m benches.numerics
 
 # For a machine with a CUDA device whose Python has torch, triton, numpy, safetensors and pytest;
-# installs nothing. The benches refuse to time what is not right. Each part has its own time, 525 s in
-# all; one that fails or is stopped loses nothing of the others, and what it measured is kept.
-gpu: export PYTHONPATH := .:kernels
+# installs nothing. All results are in one folder, RESULTS; where there is no git, COMMIT=<hash> says
+# what is measured; KERNELS=<file> is what `make gpu-kernels` made. See docs/gpu-day.md.
+RESULTS ?= gpu-results
 gpu:
-	@failed=; part() { echo "== $$*"; timeout -s INT -k 5 "$$@" || failed="$$failed $$4"; }; \
-	part 160 $(PYTHON) -m pytest -q -W default tests/gpu tests/kernels/test_conv.py \
-		tests/kernels/test_lstm.py tests/kernels/test_rvq.py; \
-	part 85 $(PYTHON) -m benches.gpu latency --budget 65; \
-	part 110 $(PYTHON) -m benches.gpu streams --budget 90; \
-	part 50 $(PYTHON) -m benches.kernels --budget 30; \
-	part 120 $(PYTHON) -m benches.gpu rivals --budget 100; \
-	test -z "$$failed" || { echo "failed:$$failed" >&2; exit 1; }
+	PYTHONPATH=.:kernels $(PYTHON) -m benches.gpu_day --out $(RESULTS) \
+		$(if $(KERNELS),--kernels $(KERNELS)) $(GPU_FLAGS)
+
+# The compiled kernels for an H100, to take along. Triton finds them where Python and Triton are of
+# the same versions: PYTHON=<one with that Triton>.
+gpu-kernels:
+	PYTHONPATH=.:kernels $(PYTHON) tests/aot/gate.py --arch 90 --cache build/triton
+	PYTHONPATH=.:kernels $(PYTHON) -m benches.kernel_cache pack build/triton kernels-sm90.tar.gz
+
+# `make gpu` from a bare export, on a machine like the one to come, with the CPU in the GPU's place.
+gpu-rehearsal:
+	$(PYTHON) tests/gpu_replica/rehearse.py
 
 $(STAMP): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "encodec_rt needs Python >= 3.10")'
@@ -72,4 +86,4 @@ ci-deps:
 	@.ci/packages $(CI_PACKAGES)
 
 clean:
-	rm -rf .venv .venv-triton36 .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo demo-link *.egg-info
+	rm -rf .venv .venv-triton36 .venv-gpu-replica gpu-results kernels-sm90.tar.gz .mypy_cache .ruff_cache .pytest_cache .hypothesis build dist demo demo-link *.egg-info

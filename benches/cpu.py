@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from benches.cpu_paced import paced
-from benches.record import ROOT, Record
+from benches.record import RESULTS, ROOT, Record
 from benches.rivals import BANDWIDTH, FRAME_MS, Work, interleaved, model_for, upstreams
 from benches.stream import speech
 from encodec_rt.model.encodec import EncodecModel
@@ -189,7 +189,10 @@ def startup(record: Record, model: EncodecModel, options: argparse.Namespace) ->
             for name, span in zip(names, json.loads(done.stdout), strict=True):
                 taken[name].append(span)
     after = np.sum([taken[name] for name in names[2:]], axis=0)
-    record.add({"what": "startup"}, taken | {"load to first frame": after.tolist()})
+    model_name = options.model or "encodec_24khz, random weights"
+    record.add(
+        {"what": "startup", "model": model_name}, taken | {"load to first frame": after.tolist()}
+    )
 
 
 PARTS = {
@@ -213,18 +216,18 @@ def main() -> None:
     parser.add_argument("--ticks", type=int, default=100)
     parser.add_argument("--threads", type=int, default=2, help="of an engine")
     parser.add_argument("--note", default="", help="what else the machine did")
-    parser.add_argument("--out", default=None, help="another folder than benches/results")
+    parser.add_argument("--out", default=RESULTS, help="another folder than benches/results")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = model_for(options.model)
     for name in options.parts or PARTS:
-        record = Record(f"cpu-{name}")
+        record = Record(f"cpu-{name}", folder=options.out)
         if options.note:
             record.add({"note": options.note})
         with torch.inference_mode():
             PARTS[name](record, model, options)
         print(record.table(record.cases), flush=True)
-        path = record.write(options.out) if options.out else record.write()
+        path = record.write()
         print(path.name)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from benches.record import Record
+from benches.record import RESULTS, Record
 from benches.rivals import BANDWIDTH, Work, interleaved, model_for, upstreams
 from benches.stream import speech
 from encodec_rt.model.encodec import EncodecModel
@@ -120,10 +120,10 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--no-memory", action="store_true", help="only times")
     parser.add_argument("--note", default="", help="what else the machine did")
-    parser.add_argument("--out", default=None, help="another folder than benches/results")
+    parser.add_argument("--out", default=RESULTS, help="another folder than benches/results")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    record = Record("cpu-files")
+    record = Record("cpu-files", folder=options.out)
     if options.note:
         record.add({"note": options.note})
     with torch.inference_mode():
@@ -131,7 +131,7 @@ def main() -> None:
     if not options.no_memory:
         memory(record, options)
     print(record.table(), flush=True)
-    path = record.write(options.out) if options.out else record.write()
+    path = record.write()
     print(path.name)
 
 

@@ -23,7 +23,7 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from benches.record import Record
+from benches.record import RESULTS, Record
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.quality import Kind, score
 from encodec_rt.training.data import IndexedSource, load_index
@@ -193,7 +193,7 @@ def main() -> None:
     codecs.append(("encodec_rt", None, through_model(model, None)))
     if options.opus_tools:
         codecs += [("opus", kbps, through_opus(options.opus_tools, kbps)) for kbps in OPUS_KBPS]
-    record = Record("quality")
+    record = Record("quality", folder=RESULTS if options.keep else None)
     for kind in ("speech", "music"):
         chosen = [clip for clip in clips if clip.kind == kind]
         if options.most:

@@ -5,11 +5,14 @@
     print(record.table())
     record.write()
 
-Files under ``benches/results/`` are committed and never edited; a new run makes a new file.
+Files under ``benches/results/`` are committed and never edited; a new run makes a new file, and
+adds its headline figures to ``benches/results/index.csv``. A record goes there only from a clean
+tree, so that its commit is what ran; with ``--out`` a bench writes elsewhere, from any tree.
 """
 
 from __future__ import annotations
 
+import gzip
 import json
 import math
 import os
@@ -21,6 +24,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -91,11 +95,45 @@ def versions() -> dict[str, Json]:
     return found
 
 
-def git_state() -> dict[str, Json]:
-    """The commit that ran, and whether files differed from it; None where there is no git."""
-    commit = _output(["git", "rev-parse", "HEAD"])
-    changes = _output(["git", "status", "--porcelain", "--untracked-files=no"])
-    return {"commit": commit, "dirty": None if changes is None else bool(changes)}
+def git_state(root: Path = ROOT) -> dict[str, Json]:
+    """The commit that ran, and whether files differed from it.
+
+    Results never make a tree dirty; new files elsewhere do. In an exported tree, without git, the
+    commit is what the variable COMMIT says, and whether files differ is not known: None.
+    """
+    commit = _output(["git", "rev-parse", "HEAD"], root)
+    return {
+        "commit": commit or os.environ.get("COMMIT") or None,
+        "dirty": None if commit is None else bool(_changes(root)),
+    }
+
+
+def _changes(root: Path) -> list[str]:
+    """The files that differ from the commit, results aside."""
+    status = ["git", "status", "--porcelain", "--", ".", ":(exclude)benches/results"]
+    return [line[3:] for line in (_output(status, root, strip=False) or "").splitlines()]
+
+
+class DirtyTree(SystemExit):
+    """A record would name a commit that is not what ran; ends a bench with one sentence."""
+
+
+def require_clean(root: Path = ROOT) -> None:
+    """Raise DirtyTree if a record made now could not say which code it measured."""
+    state = git_state(root)
+    if state["commit"] is None:
+        raise DirtyTree(
+            "there is no git here to say which commit is measured; pass COMMIT=<hash>, or --out "
+            "<folder> to keep the record elsewhere than benches/results"
+        )
+    if state["dirty"]:
+        changed = _changes(root)
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise DirtyTree(
+            f"{', '.join(changed[:3])}{more} differ from the commit, so that a record would not "
+            "say what was measured; commit first, or pass --out <folder> to keep the record "
+            "elsewhere than benches/results"
+        )
 
 
 @dataclass(frozen=True)
@@ -110,13 +148,34 @@ class Case:
 class Record:
     """One run of one bench on one device: cases, each with timings and plain values."""
 
-    def __init__(self, bench: str, *, device: str = "cpu", deadline_ms: float | None = None):
+    def __init__(
+        self,
+        bench: str,
+        *,
+        device: str = "cpu",
+        deadline_ms: float | None = None,
+        folder: str | Path | None = RESULTS,
+    ):
+        """``folder`` is where it will be written; None for a record that never is.
+
+        Raises DirtyTree, before anything is measured, if it is for ``benches/results`` and the tree
+        is not clean.
+        """
         self.bench = bench
         self.deadline_ms = deadline_ms
+        self.folder = None if folder is None else Path(folder)
+        if self._is_evidence:
+            require_clean()
         self.time = datetime.now(timezone.utc)
         self.device = device_facts(device)
+        self.versions = versions()
+        self.git = git_state()
         self.cases: list[Case] = []
-        self._saved: Path | None = None
+        self._path: Path | None = None
+
+    @property
+    def _is_evidence(self) -> bool:
+        return self.folder is not None and self.folder.resolve() == RESULTS
 
     def add(
         self,
@@ -130,16 +189,23 @@ class Record:
         """Add one case and return what will be written for it.
 
         ``timings_ms`` maps a name to its samples in milliseconds; ``values`` holds anything else.
+        Samples that are kept go into a file of their own beside the record, one case a line.
         """
         limit = self.deadline_ms if deadline_ms is None else deadline_ms
-        timings: dict[str, dict[str, Json]] = {}
-        for name, samples in (timings_ms or {}).items():
-            entry = summary(samples, deadline=limit)
-            if keep_samples:
-                entry["samples"] = [round(float(sample), 6) for sample in samples]
-            timings[name] = entry
+        timings = {
+            name: summary(samples, deadline=limit) for name, samples in (timings_ms or {}).items()
+        }
         self.cases.append(Case(dict(case), timings, dict(values or {})))
+        if keep_samples and timings_ms:
+            self._keep(case, timings_ms)
         return self.cases[-1]
+
+    def _keep(self, case: Mapping[str, Json], timings_ms: Mapping[str, Sequence[float]]) -> None:
+        path = self._open().with_suffix(".samples.jsonl.gz")
+        rounded = {name: [round(float(ms), 6) for ms in took] for name, took in timings_ms.items()}
+        # One gzip member after the other is one gzip file, so that nothing is written twice.
+        with gzip.open(path, "at", encoding="utf-8") as file:
+            file.write(_compact({"case": case, "samples_ms": rounded}) + "\n")
 
     def as_dict(self) -> dict[str, Json]:
         """The content of the JSON file."""
@@ -148,38 +214,57 @@ class Record:
             "bench": self.bench,
             "time_utc": self.time.strftime("%Y-%m-%dT%H:%M:%SZ"),
             "device": self.device,
-            "versions": versions(),
-            "git": git_state(),
+            "versions": self.versions,
+            "git": self.git,
             "cases": [asdict(entry) for entry in self.cases],
         }
 
-    def write(self, folder: str | Path = RESULTS) -> Path:
-        """Write ``<bench>-<device>-<UTC time>.json`` into ``folder`` and return its path.
+    def save(self) -> Path:
+        """Write ``<bench>-<device>-<UTC time>.json``, and return its path.
 
-        Raises FileExistsError rather than replace an earlier record.
+        May be called again: the file then holds what there is by now, so that a run that dies has
+        left what it measured. Raises FileExistsError rather than replace another record.
         """
-        name = str(self.device.get("gpu") or self.device["cpu"])
-        slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-        path = Path(folder) / f"{self.bench}-{slug}-{self.time:%Y%m%dT%H%M%SZ}.json"
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("x", encoding="utf-8") as file:
-            file.write(self._text())
+        path = self._open()
+        unfinished = path.with_suffix(".part")
+        unfinished.write_text(self._text(), encoding="utf-8")
+        return unfinished.replace(path)
+
+    def write(self) -> Path:
+        """As ``save``, at the end of a run: a record of ``benches/results`` enters the index.
+
+        Raises DirtyTree if the tree changed meanwhile; the record is then there, and says so.
+        """
+        changed = self._is_evidence and git_state() != self.git
+        if changed:
+            self.git = {**self.git, "dirty": True}
+        path = self.save()
+        if changed:
+            raise DirtyTree(f"the tree changed during the run; delete {path.name} and run again")
+        if self._is_evidence:
+            from benches.index import enter
+
+            enter([path])
         return path
 
-    def save(self, folder: str | Path = RESULTS) -> Path:
-        """As ``write``, and may be called again: the file then holds what there is by now.
-
-        A run that dies has left what it measured. Raises FileExistsError at the first call.
-        """
-        if self._saved is None:
-            self._saved = self.write(folder)
-            return self._saved
-        unfinished = self._saved.with_suffix(".part")
-        unfinished.write_text(self._text(), encoding="utf-8")
-        return unfinished.replace(self._saved)
+    def _open(self) -> Path:
+        if self._path is None:
+            assert self.folder is not None, "a record without a folder is never written"
+            name = str(self.device.get("gpu") or self.device["cpu"])
+            slug = re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+            path = self.folder / f"{self.bench}-{slug}-{self.time:%Y%m%dT%H%M%SZ}.json"
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.exists():
+                raise FileExistsError(f"{path.name} is there already, and is never replaced")
+            self._path = path
+        return self._path
 
     def _text(self) -> str:
-        return json.dumps(_finite(self.as_dict()), indent=1) + "\n"
+        """JSON with one line for each case, which is compact and still can be compared by lines."""
+        head = {key: value for key, value in self.as_dict().items() if key != "cases"}
+        lines = [f" {json.dumps(key)}: {_compact(value)}" for key, value in head.items()]
+        cases = ",\n".join(f"  {_compact(asdict(entry))}" for entry in self.cases)
+        return "{\n" + ",\n".join([*lines, f' "cases": [\n{cases}\n ]']) + "\n}\n"
 
     def table(self, cases: Sequence[Case] | None = None) -> str:
         """One aligned line per case and timing, for a terminal; of all ``cases`` if not given."""
@@ -199,6 +284,10 @@ class Record:
 
 def _short(value: object) -> str:
     return f"{value:.6g}" if isinstance(value, float) else str(value)
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(_finite(value), separators=(",", ":"))
 
 
 def _finite(value: Json) -> Json:
@@ -221,9 +310,9 @@ def _cpu_name() -> str:
     return match.group(1).strip() if match else platform.processor() or platform.machine()
 
 
-def _output(command: Sequence[str]) -> str | None:
+def _output(command: Sequence[str], folder: Path = ROOT, *, strip: bool = True) -> str | None:
     try:
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
     except (OSError, subprocess.CalledProcessError):
         return None
-    return done.stdout.strip()
+    return done.stdout.strip() if strip else done.stdout

@@ -169,10 +169,15 @@ class TransformersFrames:
 
 
 def _triton(
-    name: str, precision: Precision = "exact", *, few: bool = False, chained: bool = False
+    name: str,
+    precision: Precision = "exact",
+    *,
+    few: bool = False,
+    chained: bool = False,
+    live: bool = False,
 ) -> Row:
     make = partial(triton_engine, precision=precision, few=few, chained=chained)
-    return Row(name, make, precision, live=True)
+    return Row(name, make, precision, live=live)
 
 
 def _compiled(name: str, **options: Any) -> Row:
@@ -181,32 +186,44 @@ def _compiled(name: str, **options: Any) -> Row:
 
 EXACT = _triton("triton")
 FAST = _triton("triton, fast", "fast")
+FEW = _triton("triton, few slots, chained", few=True, chained=True, live=True)
+FEW_FAST = _triton("triton, few slots, chained, fast", "fast", few=True, chained=True)
 TORCH_GRAPH = Row("torch, graph", partial(torch_engine, graph=True), live=True)
 TORCH_EAGER = Row("torch, eager", partial(torch_engine, graph=False))
 
+SMOKE = (FEW, TORCH_GRAPH)
+"""What has to work before anything else is worth its time."""
+
 LATENCY = (
-    EXACT,
-    _triton("triton, few slots", few=True),
-    _triton("triton, few slots, chained", few=True, chained=True),
-    FAST,
-    _triton("triton, few slots, chained, fast", "fast", few=True, chained=True),
+    FEW,
     TORCH_GRAPH,
+    EXACT,
+    FEW_FAST,
+    _triton("triton, few slots", few=True),
+    FAST,
     TORCH_EAGER,
 )
 """Rows of one stream's latency."""
 
 RIVALS = (
-    EXACT,
-    TORCH_GRAPH,
+    FEW,
     Row("transformers, per frame", TransformersFrames, stateless=True),
+    TORCH_GRAPH,
     _compiled("torch.compile default", mode="default", graph=False),
     _compiled("torch.compile default, graph", mode="default", graph=True),
-    _compiled("torch.compile max-autotune, graph", mode="max-autotune-no-cudagraphs", graph=True),
 )
-"""Rows that take long to make, with the two to compare them with; the slowest to make last.
+"""Rows of other people, with the one to compare them with; the slowest to make last.
 
 torch's own graphs are off where there is one around the whole tick: they would be inside it.
 """
 
+MAX_AUTOTUNE = _compiled(
+    "torch.compile max-autotune, graph", mode="max-autotune-no-cudagraphs", graph=True
+)
+"""Takes minutes to make."""
+
 STREAMS = (EXACT, FAST)
 """Rows of many streams."""
+
+FLIPS = (EXACT, FEW, FAST, FEW_FAST)
+"""Rows whose codes of speech are counted."""

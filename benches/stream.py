@@ -15,7 +15,7 @@ from importlib import resources
 import numpy as np
 import torch
 
-from benches.record import Record
+from benches.record import RESULTS, Record
 from encodec_rt.audio import AudioReader
 from encodec_rt.config import EncodecConfig
 from encodec_rt.live.loop import Loopback, loop_back
@@ -70,10 +70,10 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=20.0, help="of audio, per case")
     parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
     parser.add_argument("--no-paced", action="store_true", help="only flat out")
-    parser.add_argument("--out", default=None, help="another folder than benches/results")
+    parser.add_argument("--out", default=RESULTS, help="another folder than benches/results")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
-    record = Record("stream", device=options.device)
+    record = Record("stream", device=options.device, folder=options.out)
     for backend in options.backend:
         codec = codec_for(options.model, options.device, backend)
         audio = speech(codec, options.seconds)
@@ -92,7 +92,7 @@ def main() -> None:
                         codec, audio, bandwidth_kbps=bandwidth, start=start, paced=paced
                     )
                     add(record, case, run)
-    path = record.write(options.out) if options.out else record.write()
+    path = record.write()
     print(path.name)
 
 

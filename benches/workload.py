@@ -1,12 +1,14 @@
-"""What the benches and tests of a GPU run: the 24 kHz architecture, its layers, and noise.
+"""What the benches and tests of a GPU run: the 24 kHz architecture, its layers, noise and speech.
 
-No trained weights and no recording are needed, so that a bare checkout can run them.
+All that is needed is in a bare checkout.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -25,6 +27,9 @@ from encodec_rt.streaming.plan import (
 from encodec_rt.streaming.state import StreamState
 from encodec_rt.streaming.steps import run
 from encodec_rt.streaming.weights import layer_weights, pack_layers
+
+SPEECH = Path(__file__).parent / "speech.npy"
+"""Four seconds of encodec_rt/assets/speech_en.flac, for a machine that cannot read FLAC."""
 
 
 def random_24khz(seed: int = 0) -> EncodecModel:
@@ -53,6 +58,13 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
     swell = torch.rand(*shape[:-1], 1 + shape[-1] // 2000, generator=generator)
     envelope = swell.repeat_interleave(2000, dim=-1)[..., : shape[-1]]
     return 0.3 * envelope * torch.randn(*shape, generator=generator)
+
+
+def speech(slots: int, seed: int = 4) -> Tensor:
+    """[S, 96000] of recorded speech at 24 kHz, each slot from another place on and as loud."""
+    recorded = torch.from_numpy(np.load(SPEECH)).float() / (1 << 15)
+    starts = torch.randint(len(recorded), (slots,), generator=torch.Generator().manual_seed(seed))
+    return torch.stack([recorded.roll(-int(start)) for start in starts])
 
 
 def frames(audio: Tensor, hop: int = 320) -> list[Tensor]:

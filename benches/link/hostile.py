@@ -82,7 +82,7 @@ async def whisper(end: End, *, count: int, per_s: float, seed: int = 1) -> dict[
     async for burst in _paced(count, per_s):
         for _ in range(burst):
             timestamp = int(rng.integers(1 << 31))
-            end.call._track.send(Outgoing(payload(rng), timestamp, marker=rng.random() < 0.5))
+            end.call.transport.send(Outgoing(payload(rng), timestamp, marker=rng.random() < 0.5))
     return {"payloads_inside": count}
 
 

@@ -10,9 +10,9 @@ import math
 import shutil
 import struct
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, Protocol
 
 import numpy as np
 
@@ -82,13 +82,38 @@ def segments(config: EncodecConfig, samples: int) -> Iterator[tuple[int, int]]:
         yield size, -(-size // config.hop_length)
 
 
+class SegmentEncoder(Protocol):
+    """A language model's coder of the codes of one segment."""
+
+    def write(self, codes: Codes) -> None:
+        """Append ``codes`` [frames, codebooks]."""
+
+    def finish(self) -> bytes:
+        """The bytes of all of them."""
+
+
+class SegmentDecoder(Protocol):
+    """A language model's decoder."""
+
+    def segment(self, file: BinaryIO, frames: int, books: int) -> Iterator[Codes]:
+        """The codes of the next segment in ``file``, in blocks; fewer where the file ends."""
+
+
 class EcdcWriter:
     """Takes the codes of one stream as they come, and writes the file once its length is known.
 
     Until then the codes lie in a temporary file that has no name. Close it, or use it in ``with``.
     """
 
-    def __init__(self, config: EncodecConfig, model: str, codebooks: int) -> None:
+    def __init__(
+        self,
+        config: EncodecConfig,
+        model: str,
+        codebooks: int,
+        *,
+        coder: Callable[[], SegmentEncoder] | None = None,
+    ) -> None:
+        """``coder`` gives a language model's coder for each segment; none packs the codes."""
         if not 1 <= codebooks <= config.num_quantizers:
             raise InputError(f"{codebooks} codebooks; the model has 1 to {config.num_quantizers}")
         self._config = config
@@ -96,6 +121,8 @@ class EcdcWriter:
         self._codebooks = codebooks
         self._frames = 0
         self._rest: Codes = np.empty(0, np.uint16)
+        self._new_coder = coder
+        self._coder: SegmentEncoder | None = None
         self._spool = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115, closed by close()
 
     def __enter__(self) -> EcdcWriter:
@@ -125,6 +152,13 @@ class EcdcWriter:
         self._frames += len(codes)
         if scale is not None:
             self._spool.write(_SCALE.pack(scale))
+        if self._new_coder is not None:
+            self._coder = self._coder or self._new_coder()
+            self._coder.write(codes)
+            if not self._config.is_framewise:
+                self._spool.write(self._coder.finish())
+                self._coder = None
+            return
         if not self._config.is_framewise:
             self._spool.write(pack_codes(codes, bits))
             return
@@ -141,9 +175,12 @@ class EcdcWriter:
         expected = sum(frames for _, frames in segments(self._config, samples))
         if expected != self._frames:
             raise StateError(f"{self._frames} frames for {samples} samples; {expected} are needed")
+        if self._coder is not None:
+            self._spool.write(self._coder.finish())
         self._spool.write(pack_codes(self._rest, self._config.codebook_nbits))
         self._rest = self._rest[:0]
-        header = EcdcHeader(self._model, samples, self._codebooks).to_bytes()
+        coded = self._new_coder is not None
+        header = EcdcHeader(self._model, samples, self._codebooks, coded).to_bytes()
         size = self._spool.tell()
         self._spool.seek(0)
         file.write(header)
@@ -187,13 +224,20 @@ class EcdcReader:
     """
 
     def __init__(
-        self, file: BinaryIO, header: EcdcHeader, config: EncodecConfig, *, salvage: bool = False
+        self,
+        file: BinaryIO,
+        header: EcdcHeader,
+        config: EncodecConfig,
+        *,
+        salvage: bool = False,
+        decoder: SegmentDecoder | None = None,
     ) -> None:
-        if header.language_model:
+        if header.language_model and decoder is None:
             raise PacketError(
-                "this stream is coded with the language model, which encodec_rt does not read yet; "
-                "files written with use_lm=False are read"
+                "this stream is coded with the original package's language model; name its .th "
+                "file with --lm"
             )
+        self._decoder = decoder if header.language_model else None
         if header.codebooks > config.num_quantizers:
             raise PacketError(
                 f"nc={header.codebooks} codebooks; the model has {config.num_quantizers}"
@@ -222,6 +266,9 @@ class EcdcReader:
             scale = self._scale()
             if self.truncated:
                 return
+        if self._decoder is not None:
+            yield from self._coded(self._decoder, samples, frames, scale)
+            return
         step = _BLOCK_FRAMES if self._config.is_framewise else frames
         bits = self._config.codebook_nbits
         books = self.header.codebooks
@@ -238,6 +285,24 @@ class EcdcReader:
                 yield Block(unpack_codes(data, bits, (count, books)), scale, held)
             if self.truncated:
                 return
+
+    def _coded(
+        self, decoder: SegmentDecoder, samples: int, frames: int, scale: float | None
+    ) -> Iterator[Block]:
+        """A segment that a language model coded: whole, unless the model streams by frames."""
+        given, parts = 0, list[Codes]()
+        for codes in decoder.segment(self._file, frames, self.header.codebooks):
+            given += len(codes)
+            if not self._config.is_framewise:
+                parts.append(codes)
+            elif len(codes):
+                hop = self._config.hop_length
+                yield Block(codes, scale, min(samples, given * hop) - (given - len(codes)) * hop)
+        if parts and given:
+            held = min(samples, given * self._config.hop_length)
+            yield Block(np.concatenate(parts), scale, held)
+        if given < frames:
+            self._cut()
 
     def _scale(self) -> float | None:
         data = _read(self._file, _SCALE.size)

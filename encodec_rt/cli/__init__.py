@@ -16,15 +16,21 @@ from encodec_rt.cli.console import say
 from encodec_rt.cli.data import fetch, index
 from encodec_rt.cli.decode import decode
 from encodec_rt.cli.demo import demo
+from encodec_rt.cli.edit import cat, cut, scale
 from encodec_rt.cli.encode import encode
+from encodec_rt.cli.export import onnx as export_onnx
+from encodec_rt.cli.export import web as export_web
 from encodec_rt.cli.habits import VersionOption, with_habits
 from encodec_rt.cli.info import info
 from encodec_rt.cli.link import call, listen, token
 from encodec_rt.cli.link_demo import demo as link_demo
 from encodec_rt.cli.live import devices, live
+from encodec_rt.cli.play import play
 from encodec_rt.cli.quality import quality
 from encodec_rt.cli.roundtrip import roundtrip
 from encodec_rt.cli.train import train
+from encodec_rt.cli.train_lm import lm
+from encodec_rt.cli.web import web
 from encodec_rt.errors import CodecError
 
 EXIT_ERROR = 2
@@ -70,21 +76,39 @@ def _group(help_text: str, *commands: Callable[..., None], completion: bool = Fa
     return group
 
 
+class _Training(_Commands):
+    """``train RUN ...`` trains the codec, as ``train model RUN ...`` does; ``train lm`` another."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """The arguments, with the name of the command that is meant."""
+        if args and args[0] not in (*self.commands, "--help", "-h", "--version"):
+            args = ["model", *args]
+        return super().parse_args(ctx, args)
+
+
 app = _group(
     "EnCodec as a live codec.",
     encode,
     decode,
     roundtrip,
     info,
+    play,
+    scale,
+    cut,
+    cat,
     demo,
     live,
     devices,
+    web,
     quality,
-    train,
     completion=True,
 )
+training = _group("Train a model, or a language model of its codes.", lm)
+training.command("model")(with_habits(train))
+app.add_typer(training, name="train", cls=_Training)
 app.add_typer(_group("Fetch and index the audio to train on.", fetch, index), name="data")
 app.add_typer(_group("Call another machine.", listen, call, token, link_demo), name="link")
+app.add_typer(_group("Write a model for other runtimes.", export_web, export_onnx), name="export")
 
 
 def main() -> None:

@@ -19,6 +19,8 @@ from encodec_rt.errors import ConfigError, InputError, PacketError
 if TYPE_CHECKING:
     from rich.console import Console
 
+    from encodec_rt.config import EncodecConfig
+    from encodec_rt.lm.paper import PaperLm
     from encodec_rt.streaming.codec import Codec
     from encodec_rt.streaming.weights import Start
     from encodec_rt.types import Audio
@@ -58,6 +60,15 @@ RealTimeOption = Annotated[
     bool,
     typer.Option(
         "--real-time/--no-real-time", help="Run the codec before all ordinary threads (Linux)."
+    ),
+]
+LmOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--lm",
+        metavar="FILE",
+        help="A language model of the codes: for .encodec if not the model's own; for .ecdc the "
+        "original's .th, whose files decode only where floating point gives the very same bits.",
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output file.")]
@@ -183,7 +194,7 @@ def check_device(device: str) -> None:
         raise ConfigError(f"device {device!r} cannot be used here: {reason}") from error
 
 
-def check_output(target: str, *, suffix: str, force: bool) -> None:
+def check_output(target: str, *, suffix: str | tuple[str, ...], force: bool) -> None:
     """Raise InputError unless bytes may be written to ``target``, a new file or "-"."""
     from encodec_rt.atomic import check_target, is_stream, standard_output
 
@@ -191,7 +202,8 @@ def check_output(target: str, *, suffix: str, force: bool) -> None:
         standard_output()
         return
     if not target.endswith(suffix) and not is_stream(target):
-        raise InputError(f"{target}: name this output {suffix}")
+        names = suffix if isinstance(suffix, str) else " or ".join(suffix)
+        raise InputError(f"{target}: name this output {names}")
     check_target(target, force=force)
 
 
@@ -216,6 +228,45 @@ def open_input(source: str) -> BinaryIO:
         problem = "is a folder" if path.is_dir() else "does not exist"
         raise InputError(f"{source} {problem}; give a file, or '-' for standard input")
     return path.open("rb")
+
+
+def load_paper_lm(path: Path, config: EncodecConfig) -> PaperLm:
+    """The original package's language model in ``path``, whose hash is shown."""
+    from encodec_rt.lm.paper import PaperLm
+
+    model = PaperLm.load(path, config)
+    say(f"{path}: SHA-256 {model.sha256}")
+    return model
+
+
+class Rejoined:
+    """A file to read whose first bytes, ``head``, were read from it already."""
+
+    def __init__(self, head: bytes, file: BinaryIO) -> None:
+        self._head = head
+        self._file = file
+
+    def read(self, size: int = -1, /) -> bytes:
+        """Up to ``size`` bytes, some at least unless the file has ended."""
+        if not self._head:
+            return self._file.read(size)
+        given = self._head if size < 0 else self._head[:size]
+        self._head = self._head[len(given) :]
+        return given + (self._file.read() if size < 0 else b"")
+
+
+def look_at(file: BinaryIO, size: int = 4) -> tuple[bytes, BinaryIO]:
+    """The first ``size`` bytes of a file, which may be a pipe, and the file from its begin."""
+    head = b""
+    while len(head) < size and (piece := file.read(size - len(head))):
+        head += piece
+    return head, cast("BinaryIO", Rejoined(head, file))
+
+
+def model_folder(model: str) -> Path | None:
+    """The folder of a model, if it is one: code tables and language models may lie in it."""
+    path = Path(model)
+    return path if path.is_dir() else None
 
 
 def check_model(named: str, codec: Codec) -> None:

@@ -1,9 +1,10 @@
-"""encodec-rt decode: an .ecdc file to audio."""
+"""encodec-rt decode: an .encodec or .ecdc file to audio."""
 
 from __future__ import annotations
 
 from contextlib import ExitStack
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
@@ -12,6 +13,7 @@ from encodec_rt.cli.console import (
     BackendOption,
     DeviceOption,
     ForceOption,
+    LmOption,
     Meter,
     ModelOption,
     StartOption,
@@ -19,15 +21,23 @@ from encodec_rt.cli.console import (
     check_start,
     detail,
     load_codec,
+    load_paper_lm,
+    look_at,
+    model_folder,
     open_input,
     report,
     say,
     warn_of_clipping,
 )
-from encodec_rt.cli.file_options import FromOption, ToOption, between
+from encodec_rt.cli.edit import FromOption, ToOption
+from encodec_rt.cli.file_options import between
 from encodec_rt.errors import PacketError
 
-NAMING = Naming(".wav", frozenset({".ecdc"}), AUDIO_SUFFIXES)
+if TYPE_CHECKING:
+    from encodec_rt.audio import RawFormat
+    from encodec_rt.container_audio import ContainerAudio
+
+NAMING = Naming(".wav", frozenset({".encodec", ".ecdc"}), AUDIO_SUFFIXES)
 
 
 def decode_file(
@@ -38,33 +48,46 @@ def decode_file(
     backend: BackendOption = "auto",
     start: StartOption = "exact",
     force: ForceOption = False,
+    salvage: Annotated[
+        bool, typer.Option("--salvage", help="Decode what is whole of a damaged file.")
+    ] = False,
+    begin: FromOption = 0.0,
+    end: ToOption = None,
+    lm: LmOption = None,
     raw: Annotated[
         str | None,
         typer.Option(
             "--raw", help="Write samples without a header: s16le, f32le, ...", metavar="PCM"
         ),
     ] = None,
-    salvage: Annotated[
-        bool, typer.Option("--salvage", help="Decode a file that ends early up to its end.")
-    ] = False,
-    begin: FromOption = 0.0,
-    end: ToOption = None,
 ) -> None:
-    """Decode an .ecdc file to 16-bit audio; the suffix of the output names its format."""
+    """Decode a file to 16-bit audio; the suffix of the output names its format.
+
+    --start is for .ecdc; an .encodec file says how it was started.
+    """
     from encodec_rt.audio import AudioWriter, RawFormat, check_target_format
     from encodec_rt.bitstream.ecdc import EcdcReader, read_header
+    from encodec_rt.lm.paper import PaperDecoder
     from encodec_rt.transcode import decode_blocks
 
     policy = check_start(start)
     bare = None if raw is None else RawFormat(raw, 0, 0)
     check_target_format(target, force=force, raw=bare)
     with ExitStack() as stack:
-        file = stack.enter_context(open_input(source))
+        head, file = look_at(stack.enter_context(open_input(source)))
+        if head == b"OggS":
+            decode_container(
+                file, target, model, device, backend, force, salvage, begin, end, lm, bare
+            )
+            return
         header = read_header(file)
         codec = load_codec(model, device, backend)
         check_model(header.model, codec)
         config, rate = codec.config, codec.config.sampling_rate
-        blocks = EcdcReader(file, header, config, salvage=salvage)
+        decoder = None
+        if lm is not None and header.language_model:
+            decoder = PaperDecoder(load_paper_lm(lm, config))
+        blocks = EcdcReader(file, header, config, salvage=salvage, decoder=decoder)
         writer = AudioWriter(
             target,
             rate_hz=rate,
@@ -91,6 +114,55 @@ def decode_file(
     if blocks.truncated:
         whole = header.samples / rate
         say(f"warning: the stream ended early; {audio.seconds:.2f} s of {whole:.2f} s were there")
+
+
+def decode_container(
+    file: BinaryIO,
+    target: str,
+    model: str,
+    device: str,
+    backend: str,
+    force: bool,
+    salvage: bool,
+    begin: float,
+    end: float | None,
+    lm: Path | None,
+    raw: RawFormat | None,
+) -> None:
+    """Decode an .encodec file."""
+    from encodec_rt.audio import AudioWriter
+    from encodec_rt.container_audio import ContainerAudio
+
+    codec = load_codec(model, device, backend)
+    config = codec.config
+    sound = ContainerAudio(
+        codec, file, begin_s=begin, end_s=end, salvage=salvage, folder=model_folder(model), lm=lm
+    )
+    writer = AudioWriter(
+        target,
+        rate_hz=config.sampling_rate,
+        channels=config.audio_channels,
+        force=force,
+        raw=raw,
+    )
+    total_s = None if end is None else end - begin
+    audio = Meter(sound, label="decoding", rate_hz=config.sampling_rate, total_s=total_s)
+    with writer:
+        for pcm in audio:
+            writer.write(pcm)
+    report(audio.summary())
+    warn_of_clipping(writer.clipped, writer.samples)
+    warn_of_damage(sound, config.sampling_rate)
+
+
+def warn_of_damage(sound: ContainerAudio, rate_hz: int) -> None:
+    """Say what was passed over of a stream, and whether it had an end."""
+    for problem in sound.reader.problems:
+        say(f"warning: {problem}")
+    if sound.lost:
+        say(f"warning: {sound.lost / rate_hz:.2f} s were lost, and concealed or silent")
+    if sound.unfinished:
+        say("warning: the stream has no end mark; its writer was stopped, or it was cut off")
 
 
 def _samples_between(samples: int, rate_hz: int, begin_s: float, end_s: float | None) -> int:

@@ -1,17 +1,27 @@
-"""encodec-rt encode: audio to an .ecdc file."""
+"""encodec-rt encode: audio to an .encodec or .ecdc file."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from contextlib import ExitStack
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, cast, get_args
+
+import typer
 
 from encodec_rt.cli.batch import AUDIO_SUFFIXES, Naming, several
 from encodec_rt.cli.console import (
+    PIPE,
     CodecOptions,
+    LmOption,
     Meter,
     StartOption,
     check_output,
     check_start,
     detail,
+    load_paper_lm,
+    model_folder,
     report,
     with_groups,
 )
@@ -24,8 +34,18 @@ from encodec_rt.cli.file_options import (
     open_output,
     warn,
 )
+from encodec_rt.errors import ConfigError
 
-NAMING = Naming(".ecdc", AUDIO_SUFFIXES, frozenset({".ecdc"}))
+if TYPE_CHECKING:
+    from encodec_rt.bitstream.ecdc import Block
+    from encodec_rt.container_audio import CodingChoice
+    from encodec_rt.streaming.codec import Codec
+    from encodec_rt.streaming.weights import Start
+
+FORMATS = ("encodec", "ecdc")
+
+
+NAMING = Naming(".encodec", AUDIO_SUFFIXES, frozenset({".encodec", ".ecdc"}))
 
 
 def encode_file(
@@ -34,23 +54,35 @@ def encode_file(
     options: CodecOptions,
     raw: RawOptions,
     start: StartOption = "exact",
+    file_format: Annotated[
+        str | None,
+        typer.Option("--format", help="encodec or ecdc; needed for '-'.", metavar="FORMAT"),
+    ] = None,
+    coding: Annotated[
+        str,
+        typer.Option("--coding", help="Of .encodec: auto, raw, tables or lm.", metavar="CODING"),
+    ] = "auto",
+    lm: LmOption = None,
     strict: StrictOption = False,
     begin: FromOption = 0.0,
     end: ToOption = None,
 ) -> None:
-    """Encode audio to an .ecdc file, in memory that does not grow with its length."""
+    """Encode audio to a file, in memory that does not grow with its length.
+
+    .encodec is the container of this package, .ecdc the format of the original one.
+    """
     from encodec_rt.audio import AudioReader
-    from encodec_rt.bitstream.ecdc import EcdcWriter
     from encodec_rt.transcode import encode_blocks
 
     policy = check_start(start)
-    check_output(target, suffix=".ecdc", force=options.force)
+    kind = _format_of(target, file_format)
+    choice = _check_coding(coding)
+    check_output(target, suffix=tuple(f".{name}" for name in FORMATS), force=options.force)
     with ExitStack() as stack:
         reader = stack.enter_context(AudioReader(source, raw=raw.format(), strict=strict))
         codec = options.load()
         config = codec.config
         books = config.codebooks_for(options.bandwidth)
-        writer = stack.enter_context(EcdcWriter(config, codec.name, books))
         rate = config.sampling_rate
         heard = reader.blocks(rate, config.audio_channels)
         audio = Meter(
@@ -60,13 +92,80 @@ def encode_file(
             total_s=reader.duration_s,
         )
         detail(f"{reader.name}: {reader.description}, {reader.rate_hz} Hz")
-        for block in encode_blocks(codec, audio, bandwidth_kbps=options.bandwidth, start=policy):
-            writer.write(block.codes, block.scale)
-        with open_output(target, force=options.force) as file:
-            size = writer.finish(file, audio.samples)
+        blocks = encode_blocks(codec, audio, bandwidth_kbps=options.bandwidth, start=policy)
+        if kind == "ecdc":
+            size = _write_ecdc(codec, blocks, audio, target, books, lm, options.force)
+        else:
+            size = _write_container(codec, blocks, audio, target, policy, choice, lm, options)
     kbps = size * 8e-3 / audio.seconds if audio.samples else 0.0
     report(f"{audio.summary()}: {books} codebooks, {size} bytes ({kbps:.2f} kbps)")
     warn(reader)
 
 
 encode = with_groups(several(NAMING)(encode_file))
+
+
+def _format_of(target: str, named: str | None) -> str:
+    if named is not None and named not in FORMATS:
+        raise ConfigError(f"format {named!r}; accepted: {', '.join(FORMATS)}")
+    suffix = target.rpartition(".")[2]
+    if target == PIPE:
+        if named is None:
+            raise ConfigError("standard output has no suffix; add --format encodec or ecdc")
+        return named
+    if named is not None and suffix in FORMATS and suffix != named:
+        raise ConfigError(f"{target} with --format {named}; the suffix says .{suffix}")
+    return named or suffix
+
+
+def _check_coding(coding: str) -> CodingChoice:
+    from encodec_rt.container_audio import CodingChoice
+
+    for choice in get_args(CodingChoice):
+        if coding == choice:
+            return cast("CodingChoice", choice)
+    raise ConfigError(f"coding={coding!r}; accepted: {', '.join(get_args(CodingChoice))}")
+
+
+def _write_ecdc(
+    codec: Codec,
+    blocks: Iterable[Block],
+    audio: Meter,
+    target: str,
+    books: int,
+    lm: Path | None,
+    force: bool,
+) -> int:
+    from encodec_rt.bitstream.ecdc import EcdcWriter
+    from encodec_rt.lm.paper import PaperEncoder
+
+    model = None if lm is None else load_paper_lm(lm, codec.config)
+    coder = None if model is None else partial(PaperEncoder, model)
+    with EcdcWriter(codec.config, codec.name, books, coder=coder) as writer:
+        for block in blocks:
+            writer.write(block.codes, block.scale)
+        with open_output(target, force=force) as file:
+            return writer.finish(file, audio.samples)
+
+
+def _write_container(
+    codec: Codec,
+    blocks: Iterable[Block],
+    audio: Meter,
+    target: str,
+    start: Start,
+    coding: CodingChoice,
+    lm: Path | None,
+    options: CodecOptions,
+) -> int:
+    from encodec_rt.bitstream.container_writer import ContainerWriter
+    from encodec_rt.container_audio import coder_of, header_for
+
+    books = codec.config.codebooks_for(options.bandwidth)
+    header = header_for(codec, books, start=start)
+    coder = coder_of(header, model_folder(options.model), wanted=coding, lm=lm)
+    with open_output(target, force=options.force) as file:
+        writer = ContainerWriter(file, header, coder, fields=[("MODEL", codec.name)])
+        for block in blocks:
+            writer.write(block.codes, block.scale)
+        return writer.finish(audio.samples)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, NamedTuple, TypeAlias
 import typer
 
 from encodec_rt.cli.console import PIPE, ModelOption
+from encodec_rt.cli.container_info import container_facts
 from encodec_rt.cli.file_options import warn
 from encodec_rt.errors import InputError, WeightsError
 
@@ -39,14 +40,17 @@ class Measured(NamedTuple):
 
 def info(
     source: Annotated[
-        str, typer.Argument(metavar="FILE", help='Audio, .ecdc, a checkpoint, "default", or "-".')
+        str,
+        typer.Argument(
+            metavar="FILE", help='Audio, .encodec, .ecdc, a checkpoint, "default", or "-".'
+        ),
     ],
     model: ModelOption = "default",
     as_json: Annotated[
         bool, typer.Option("--json", help="Print one JSON object, for programs.")
     ] = False,
 ) -> None:
-    """Say what an audio file, an .ecdc file or a checkpoint holds; exit with 2 if it is damaged.
+    """Say what an audio file, a coded file or a checkpoint holds; exit with 2 if it is damaged.
 
     All of the audio is read, as a header may be wrong about its length. --model is the model that
     an .ecdc file was made by, if that is not one of the paper's.
@@ -57,8 +61,13 @@ def info(
     elif source == DEFAULT or path.is_dir() or path.suffix in CHECKPOINT_SUFFIXES:
         facts = _checkpoint_facts(path)
     elif path.exists():
-        is_ecdc = path.is_file() and _magic(path) == b"ECDC"
-        facts = _ecdc_facts(path, model) if is_ecdc else _audio_facts(source)
+        magic = _magic(path) if path.is_file() else b""
+        if magic.startswith(b"ECDC"):
+            facts = _ecdc_facts(path, model)
+        elif magic.startswith(b"OggS") and b"EnCdHead" in magic:
+            facts = dict(container_facts(path))
+        else:
+            facts = _audio_facts(source)
     else:
         raise InputError(f"{source} does not exist")
     if as_json:
@@ -68,7 +77,7 @@ def info(
         for name, value in facts.items():
             shown = str(value).encode("utf-8", "backslashreplace").decode()
             typer.echo(f"{name:<{width}}  {shown}")
-    if str(facts.get("state", COMPLETE)) != COMPLETE:
+    if str(facts.get("state", COMPLETE)).startswith("damaged"):
         raise typer.Exit(2)
 
 
@@ -80,7 +89,7 @@ def _json_pair(fact: tuple[str, Fact]) -> tuple[str, str | float]:
 
 def _magic(path: Path) -> bytes:
     with path.open("rb") as file:
-        return file.read(4)
+        return file.read(64)
 
 
 def _audio_facts(source: str) -> Facts:

@@ -23,9 +23,9 @@ if TYPE_CHECKING:
     from encodec_rt.cli.link_options import LinkOptions
     from encodec_rt.link.call import Call, CallOptions
     from encodec_rt.link.device_pair import DevicePair
-    from encodec_rt.link.endpoints import CallSink, CallSource
     from encodec_rt.link.signalling import SignallingClient
     from encodec_rt.streaming.codec import Codec
+    from encodec_rt.voice.call import CallSink, CallSource
 
 SHOW_EVERY_S = 0.2
 LOG_EVERY_S = 2.0

@@ -24,18 +24,21 @@ from encodec_rt.cli.console import (
     OutputOption,
     RealTimeOption,
     device_choice,
+    model_folder,
     say,
     status_console,
     with_groups,
 )
-from encodec_rt.errors import ConfigError
+from encodec_rt.errors import ConfigError, InputError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from encodec_rt.live.duplex import Duplex
+    from encodec_rt.live.loop import CodesRecording
     from encodec_rt.live.mouth_to_ear import Delay, Probe
     from encodec_rt.sound.meter import Status
+    from encodec_rt.streaming.codec import Codec
 
 _SHOW_EVERY_S = 0.2
 
@@ -64,7 +67,9 @@ def live(
         Path | None,
         typer.Option(help="Record what the decoder gives.", metavar="OUT.wav"),
     ] = None,
-    save: Annotated[Path | None, typer.Option(help="Record the codes.", metavar="OUT.ecdc")] = None,
+    save: Annotated[
+        Path | None, typer.Option(help="Record the codes.", metavar="OUT.encodec")
+    ] = None,
     playback: Annotated[
         bool, typer.Option("--playback/--no-playback", help="Whether to use the speaker.")
     ] = True,
@@ -88,7 +93,7 @@ def live(
     from encodec_rt.live.duplex import Duplex
     from encodec_rt.live.loop import CodecLoop
     from encodec_rt.live.mouth_to_ear import Probe
-    from encodec_rt.live.recording import EcdcRecording, WavRecording
+    from encodec_rt.live.recording import WavRecording
     from encodec_rt.sound.portaudio import PortAudio
     from encodec_rt.sound.realtime import check_real_time
 
@@ -115,10 +120,8 @@ def live(
         choose=probe.choose if probe is not None else None,
     )
     wav = WavRecording(record, rate_hz, force=options.force) if record is not None else None
-    ecdc = None
-    if save is not None:
-        ecdc = EcdcRecording(save, codec.config, codec.name, loop.codebooks, force=options.force)
-    loop.record(wav=wav, ecdc=ecdc)
+    codes = None if save is None else _recording_of(codec, save, loop.codebooks, options)
+    loop.record(wav=wav, codes=codes)
     duplex.open()
     _run(duplex, duration, probe, console, real_time=real_time)
     status = duplex.status()
@@ -133,6 +136,23 @@ def live(
         if path is not None and loop.frames:
             say(f"wrote {path}: {loop.samples_in / rate_hz:.2f} s")
     _report(status, probe, stats_json)
+
+
+def _recording_of(
+    codec: Codec, path: Path, codebooks: int, options: CodecOptions
+) -> CodesRecording:
+    """A recording of codes, of the kind that its suffix names."""
+    from encodec_rt.container_audio import coder_of, header_for
+    from encodec_rt.live.recording import ContainerRecording, EcdcRecording
+
+    if path.suffix.lower() == ".ecdc":
+        return EcdcRecording(path, codec.config, codec.name, codebooks, force=options.force)
+    if path.suffix.lower() != ".encodec":
+        raise InputError(f"{path}: such a recording is named .encodec or .ecdc")
+    header = header_for(codec, codebooks, start="primed")
+    coder = coder_of(header, model_folder(options.model))
+    fields = [("MODEL", codec.name)]
+    return ContainerRecording(path, header, coder, fields=fields, force=options.force)
 
 
 def _run(

@@ -11,6 +11,8 @@ from collections.abc import Callable, Coroutine
 from dataclasses import dataclass
 from typing import Any
 
+from encodec_rt.voice.token_bucket import TokenBucket
+
 logger = logging.getLogger(__name__)
 
 BACKLOG = 16
@@ -140,7 +142,7 @@ class RateLimit:
 
     def __init__(self, per_s: float, burst: int) -> None:
         self._per_s, self._burst = per_s, burst
-        self._buckets: OrderedDict[str, tuple[float, float]] = OrderedDict()
+        self._buckets: OrderedDict[str, TokenBucket] = OrderedDict()
 
     def __len__(self) -> int:
         """How many addresses are remembered."""
@@ -148,9 +150,8 @@ class RateLimit:
 
     def allows(self, address: str, now_s: float) -> bool:
         """Whether one more request from ``address`` may pass."""
-        left, seen_s = self._buckets.pop(address, (float(self._burst), now_s))
-        left = min(self._burst, left + (now_s - seen_s) * self._per_s)
-        self._buckets[address] = max(0.0, left - 1), now_s
+        bucket = self._buckets.pop(address, None) or TokenBucket(self._per_s, self._burst)
+        self._buckets[address] = bucket
         if len(self._buckets) > MAX_ADDRESSES:
             self._buckets.popitem(last=False)
-        return left >= 1
+        return bucket.allows(now_s)

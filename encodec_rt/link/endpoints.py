@@ -1,4 +1,4 @@
-"""Where a call's audio comes from and goes to: two protocols, and sound files that meet them."""
+"""Where a call's audio comes from and goes to: sound files, silence and nothing."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 
@@ -14,35 +13,10 @@ from encodec_rt.audio import AudioReader, AudioWriter
 from encodec_rt.config import EncodecConfig
 from encodec_rt.sound.meter import Level
 from encodec_rt.types import Audio
+from encodec_rt.voice.call import CallSink, CallSource
 
 LATE_S = 0.5
 """A file that lags behind its clock by more gives up catching up, as after a suspend."""
-
-
-class CallSource(Protocol):
-    """Gives a hop of audio whenever its clock has one."""
-
-    async def read(self) -> Audio | None:
-        """The next hop, float32 [channels, hop], or None when there is no more."""
-
-    def close(self) -> None:
-        """Let go of the device or file."""
-
-
-class CallSink(Protocol):
-    """Takes a hop of audio whenever its clock wants one."""
-
-    async def ready(self) -> float:
-        """Return when the next hop is wanted: for which time, on the event loop's clock.
-
-        That time advances by a hop each, however late this machine is with its work.
-        """
-
-    def write(self, audio: Audio) -> None:
-        """Take a hop, float32 [hop] or [channels, hop]."""
-
-    def close(self) -> None:
-        """Keep what was heard, and let go of the device or file."""
 
 
 class Clock:

@@ -11,7 +11,6 @@ import asyncio
 import logging
 import struct
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from aiortc import MediaStreamTrack, RTCPeerConnection, RTCRtpSender, RTCRtpTransceiver
@@ -28,6 +27,7 @@ from encodec_rt.link.bandwidth import PathEstimator
 from encodec_rt.link.datagrams import admits
 from encodec_rt.link.sdp import MIME_TYPE, PARSER_ERRORS, PAYLOAD_TYPE, Format
 from encodec_rt.voice.packetizer import Outgoing
+from encodec_rt.voice.transport import Received, Report
 
 logger = logging.getLogger(__name__)
 
@@ -52,27 +52,6 @@ _ICE = "_connection"
 _SOCKETS = "_protocols"
 _CANDIDATES = "_remote_candidates"
 _WAITING = "_queue"
-
-
-@dataclass(frozen=True)
-class Received:
-    """An RTP packet as it came, after decryption."""
-
-    payload: bytes
-    sequence: int
-    timestamp: int
-    ssrc: int
-
-
-@dataclass(frozen=True)
-class Report:
-    """The latest receiver report from the other side."""
-
-    fraction_lost: float
-    packets_lost: int
-    round_trip_s: float | None
-    packets_sent: int
-    bytes_sent: int
 
 
 class OutgoingTrack(MediaStreamTrack):
@@ -174,7 +153,7 @@ def attach(
 
 
 def _guard(dtls: Any) -> None:
-    """Let ``dtls`` take what ``guard.admits`` alone, and outlive what even the peer may send."""
+    """Let ``dtls`` take only what ``datagrams.admits``, and outlive what even the peer may send."""
     for name, most in ((_RTP, MAX_SOURCES), (_RTCP, None)):
         setattr(dtls, name, _forgiving(getattr(dtls, name), most))
     ice = getattr(dtls.transport, _ICE)

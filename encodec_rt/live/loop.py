@@ -13,11 +13,13 @@ import numpy as np
 
 from encodec_rt.bitstream.packet import MAX_CODEBOOKS, Packet, encode_packet, parse_packet
 from encodec_rt.errors import ConfigError
-from encodec_rt.live.recording import EcdcRecording, WavRecording
+from encodec_rt.live.recording import ContainerRecording, EcdcRecording, WavRecording
 from encodec_rt.sound.meter import Timings
 from encodec_rt.streaming.codec import Codec, warm_up
 from encodec_rt.streaming.weights import Start
 from encodec_rt.types import Audio, Codes
+
+CodesRecording = EcdcRecording | ContainerRecording
 
 
 class CodecLoop:
@@ -49,7 +51,7 @@ class CodecLoop:
         self._bits = config.codebook_nbits
         self._decode = decode
         self._wav: WavRecording | None = None
-        self._ecdc: EcdcRecording | None = None
+        self._codes: CodesRecording | None = None
 
     @property
     def codebooks(self) -> int:
@@ -77,9 +79,11 @@ class CodecLoop:
         seconds = self.frames * self.hop / self.rate_hz
         return 8e-3 * self.packet_bytes / seconds if seconds else 0.0
 
-    def record(self, *, wav: WavRecording | None = None, ecdc: EcdcRecording | None = None) -> None:
+    def record(
+        self, *, wav: WavRecording | None = None, codes: CodesRecording | None = None
+    ) -> None:
         """From now on write what is decoded and what is encoded; ``finish`` ends the recordings."""
-        self._wav, self._ecdc = wav, ecdc
+        self._wav, self._codes = wav, codes
 
     def push(self, audio: Audio) -> Audio:
         """Audio of any length -> the audio of the frames that it completes."""
@@ -102,8 +106,8 @@ class CodecLoop:
 
     def _listen(self, codes: Codes, most: int | None = None) -> Audio:
         """What the far side makes of ``codes``, sent frame by frame."""
-        if self._ecdc is not None and len(codes):
-            self._ecdc.write(codes)
+        if self._codes is not None and len(codes):
+            self._codes.write(codes)
         payloads = [encode_packet(Packet(frame[None]), bits=self._bits) for frame in codes]
         self.packet_bytes += sum(map(len, payloads))
         if not (self._decode and payloads):
@@ -118,10 +122,10 @@ class CodecLoop:
 
     def _close_recordings(self, samples: int | None) -> None:
         wav, self._wav = self._wav, None
-        ecdc, self._ecdc = self._ecdc, None
+        codes, self._codes = self._codes, None
         try:
-            if ecdc is not None:
-                ecdc.finish(samples)
+            if codes is not None:
+                codes.finish(samples)
         finally:
             if wav is not None:
                 wav.finish()

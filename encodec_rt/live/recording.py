@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import wave
+from collections.abc import Sequence
 from io import FileIO
 from pathlib import Path
 
@@ -15,6 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encodec_rt.atomic import check_target, is_stream, part_name, publish
+from encodec_rt.bitstream.coding import CodeCoder
+from encodec_rt.bitstream.container import StreamHeader
+from encodec_rt.bitstream.container_writer import LIVE_PAGE_S, ContainerWriter
 from encodec_rt.bitstream.ecdc import MAX_SAMPLES, EcdcHeader
 from encodec_rt.bitstream.packet import group_size, pack_codes
 from encodec_rt.config import EncodecConfig
@@ -83,6 +87,42 @@ class WavRecording:
         """End the recording and give it its name; nothing was made if nothing was written."""
         if self._wave is not None:
             self._wave.close()
+        self._file.finish()
+
+
+class ContainerRecording:
+    """Codes in an ``.encodec`` stream, whose pages are written every second."""
+
+    def __init__(
+        self,
+        path: str | Path,
+        header: StreamHeader,
+        coder: CodeCoder,
+        *,
+        fields: Sequence[tuple[str, str]] = (),
+        force: bool = False,
+    ) -> None:
+        """A recording to be at ``path``. Raises InputError if it may not be there."""
+        self.frames = 0
+        self._header = header
+        self._coder = coder
+        self._fields = fields
+        self._file = _GrowingFile(path, ".encodec", force=force)
+        self._writer: ContainerWriter | None = None
+
+    def write(self, codes: Codes) -> None:
+        """Append ``codes`` uint16 [frames, codebooks]."""
+        if self._writer is None:
+            self._writer = ContainerWriter(
+                self._file.raw, self._header, self._coder, fields=self._fields, page_s=LIVE_PAGE_S
+            )
+        self._writer.write(codes)
+        self.frames += len(codes)
+
+    def finish(self, samples: int | None = None) -> None:
+        """End the recording of ``samples``, or of all its frames, and give it its name."""
+        if self._writer is not None:
+            self._writer.finish(self.frames * self._header.hop if samples is None else samples)
         self._file.finish()
 
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import ConfigError
@@ -28,6 +30,18 @@ class PretrainedModel(nn.Module):
         super().__init__()
         config.validate()
         self.config = config
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickled, a model is its configuration and its weights; torch pickles no weight norm."""
+        state = {name: tensor.detach() for name, tensor in self.state_dict().items()}
+        return _rebuilt, (type(self), self.config, state, self.dtype, self.training)
+
+    def __deepcopy__(self: Model, memo: dict[int, Any]) -> Model:
+        """As torch copies any module, which pickling by weights alone would not."""
+        other = type(self).__new__(type(self))
+        memo[id(self)] = other
+        other.__dict__ = copy.deepcopy(self.__dict__, memo)
+        return other
 
     @property
     def device(self) -> torch.device:
@@ -136,3 +150,15 @@ class PretrainedModel(nn.Module):
             f"models are not uploaded from here: call save_pretrained, then run "
             f"'hf upload {repo_id} FOLDER'"
         )
+
+
+def _rebuilt(
+    kind: type[Model],
+    config: EncodecConfig,
+    state: Mapping[str, Tensor],
+    dtype: torch.dtype,
+    training: bool,
+) -> Model:
+    model = kind(config).to(next(iter(state.values())).device, dtype)
+    model.load_state_dict(state)
+    return model.train(training)

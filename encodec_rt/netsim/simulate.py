@@ -16,8 +16,9 @@ from encodec_rt.netsim.impairment import Channel
 from encodec_rt.types import Audio, Codes
 from encodec_rt.voice.bitrate import HEADER_BYTES, PacketPlan, RateController
 from encodec_rt.voice.jitter import PlayoutSlot
-from encodec_rt.voice.packetizer import Outgoing, Packetizer
+from encodec_rt.voice.packetizer import Outgoing
 from encodec_rt.voice.receiver import Receiver
+from encodec_rt.voice.sender import Sender
 
 REPORT_S = 1.0
 """How often the receiver reports what it lost, as RTCP does."""
@@ -168,16 +169,11 @@ class Direction:
         """
         self._frames = iter(frames)
         self._listener = listener
-        self._controller = controller
-        self._packetizer = Packetizer(
-            hop=listener.config.hop_length, bits=listener.config.codebook_nbits
-        )
         self._feedback = _Feedback(controller, channel, estimator, on_transit)
         self._wire = _Wire(channel, self._feedback)
         self._hop_s = listener.config.hop_length / listener.config.sampling_rate
         self._sender_hop_s = self._hop_s / (1 + drift_ppm * 1e-6)
-        self._on_plan = on_plan
-        self._plan: PacketPlan | None = None
+        self._sender = Sender(listener.config, controller, self._wire.send, on_plan=on_plan)
 
     @property
     def wire_bytes(self) -> int:
@@ -206,13 +202,7 @@ class Direction:
 
     def _send(self, codes: Codes, active: bool, now_s: float) -> None:
         self._feedback.deliver(now_s)
-        plan = self._controller.plan(now_s)
-        if self._on_plan is not None and plan != self._plan:
-            self._on_plan(now_s, plan)
-        self._plan = plan
-        for packet in self._packetizer.push(codes, plan, active=active):
-            self._controller.on_sent(len(packet.payload), now_s)
-            self._wire.send(packet, now_s)
+        self._sender.push(codes, now_s, active=active)
 
 
 def simulate(

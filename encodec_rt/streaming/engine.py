@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from encodec_rt.errors import ConfigError, InputError, StateError
+from encodec_rt.model.numerics import without_autocast
 from encodec_rt.streaming.backends.torch import TORCH
 from encodec_rt.streaming.engine_work import (
     all_finite,
@@ -68,6 +69,7 @@ class Engine:
             raise ConfigError(f"slots={slots}, frames={frames}; an engine has at least one of each")
         config = weights.config
         self.model = weights
+        self.device = weights.device
         self.slots = slots
         self.frames = frames
         self.start = start
@@ -88,6 +90,7 @@ class Engine:
         self.reset(range(slots))
 
     @torch.inference_mode()
+    @without_autocast
     def encode(self, pcm: Tensor, active: Tensor | None = None) -> Tensor:
         """One tick of every slot: audio [S, n] or [S, channels, n] -> codes [S, Q] int64.
 
@@ -108,6 +111,7 @@ class Engine:
         return self._encode(pcm, active)
 
     @torch.inference_mode()
+    @without_autocast
     def decode(self, codes: Tensor, active: Tensor | None = None) -> Tensor:
         """One tick of every slot: codes [S, Q] int64 -> audio [S, n] or [S, channels, n].
 
@@ -140,6 +144,7 @@ class Engine:
         return self._decode[books](codes, active)
 
     @torch.inference_mode()
+    @without_autocast
     def decode_latents(self, latents: Tensor, active: Tensor | None = None) -> Tensor:
         """As ``decode``, for latents [S, frames, hidden_size] float32 instead of codes.
 
@@ -161,6 +166,7 @@ class Engine:
         return self._decode_latents(latents, active)
 
     @torch.inference_mode()
+    @without_autocast
     def reset(self, slots: Sequence[int] | Tensor) -> None:
         """Make ``slots`` as new, bit for bit; no other slot changes."""
         index = torch.as_tensor(slots, dtype=torch.int64, device="cpu")
@@ -171,6 +177,7 @@ class Engine:
         self._decoder.now.load_(index, self._fresh[1])
 
     @torch.inference_mode()
+    @without_autocast
     def begin_encoder(self, slot: int, pcm: Tensor) -> Tensor:
         """Start an "exact" stream in ``slot`` -> codes [encoder_start_frames, Q] int64.
 
@@ -184,6 +191,7 @@ class Engine:
         return self._quantize(self._encoder.begin(self.check_slot(slot), audio))
 
     @torch.inference_mode()
+    @without_autocast
     def begin_decoder(self, slot: int, codes: Tensor) -> Tensor:
         """Start an "exact" stream in ``slot`` -> audio [n] or [channels, n].
 
@@ -195,6 +203,7 @@ class Engine:
         return as_clip(self._decoder.begin(self.check_slot(slot), self._dequantize(codes)))
 
     @torch.inference_mode()
+    @without_autocast
     def finish_encoder(self, slot: int, pcm: Tensor, *, begun: bool = True) -> Tensor:
         """The codes [frames, Q] int64 of the end of a clip [n] or [channels, n], n >= 0.
 
@@ -209,6 +218,7 @@ class Engine:
         )
 
     @torch.inference_mode()
+    @without_autocast
     def finish_decoder(self, slot: int, codes: Tensor, *, begun: bool = True) -> Tensor:
         """The audio [n] or [channels, n] of the last codes [frames, Q] and of what is held.
 

@@ -15,6 +15,7 @@ from encodec_rt.model.conv import EncodecConv1d, EncodecConvTranspose1d
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.model.identity import weights_sha256
 from encodec_rt.model.lstm import EncodecLSTM
+from encodec_rt.model.numerics import without_autocast
 from encodec_rt.model.seanet import EncodecResnetBlock
 from encodec_rt.streaming.ops import Ops, Packed
 from encodec_rt.streaming.plan import (
@@ -74,6 +75,7 @@ class CodecWeights:
         return self._primed[codebooks]
 
     @torch.inference_mode()
+    @without_autocast
     def _after_silence(self, codebooks: int) -> tuple[Tensor, Tensor]:
         hop, frames = self.config.hop_length, self.prime_frames
         shape = (1, frames * hop, self.config.audio_channels)

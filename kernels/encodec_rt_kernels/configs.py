@@ -101,17 +101,29 @@ FUSED_CHANNELS = 64
 DEEP_CHANNELS = 256
 """From this width on a layer has at most a few rows per slot, and its weights are megabytes."""
 
-SPLIT_DEPTH = 1024
+SPLIT_DEPTH = 256
 """Products at least this deep are split where ``Rules.few``."""
+
+LONGEST_DEPTH = 1280
+"""Products at least this deep have 1 to 8 rows per slot: smaller tiles, for more programs."""
 
 SPLIT_PROGRAMS = 128
 """Programs that a split shares a layer out to at most: what an H100 runs at once, rounded down."""
 
-PART_DEPTH = 256
+PART_DEPTH = 64
 """Least depth of a part; a thinner one would write and read about as much as it multiplies."""
 
 TABLE_BOOKS = 8
-"""Codebooks that the search of few slots has tables for: 4 MiB for each pair of the paper's."""
+"""Codebooks that there are tables for: 4 MiB for each pair of the paper's."""
+
+VECTOR_CHANNELS = 512
+"""From this width on a layer of few slots has one row per slot: a matrix times a vector."""
+
+VECTOR_DEPTH = 512
+"""Rows of the matrix that a program holds in registers at most, with 16 columns."""
+
+SINGLE_CHANNELS = 64
+"""Most inputs of a layer with one output that has a kernel of its own."""
 
 
 @functools.cache
@@ -146,26 +158,70 @@ def conv1d(arch: int, rules: Rules, inputs: int, outputs: int, taps: int) -> Til
     return replace(tile, splits=1 << (splits.bit_length() - 1))
 
 
+def _vector(arch: int, rules: Rules, cols: int, depth: int, warps: int, splits: int = 1) -> Tile:
+    """A program's share of a matrix that it keeps in registers."""
+    return Tile(1, cols, depth, warps, 1, "ieee", rules.chains(arch), splits)
+
+
+def conv1d_vector(arch: int, rules: Rules, inputs: int, outputs: int, taps: int) -> Tile | None:
+    """Where a convolution is a matrix times a vector, its tile: float32 in both precisions.
+
+    Half the depth where there would be too few programs to read at the speed of the memory.
+    """
+    if not rules.few or max(inputs, outputs) < VECTOR_CHANNELS:
+        return None
+    cols, depth = 16, VECTOR_DEPTH
+    if -(-outputs // cols) * -(-inputs * taps // depth) < SPLIT_PROGRAMS:
+        depth //= 2
+    return _vector(arch, rules, cols, depth, 4, -(-inputs * taps // depth))
+
+
+def conv_transpose1d_vector(arch: int, rules: Rules, inputs: int, taps: int) -> Tile | None:
+    """The same of a transposed convolution of two taps."""
+    if not rules.few or taps != 2 or not VECTOR_CHANNELS <= inputs <= VECTOR_DEPTH:
+        return None
+    return _vector(arch, rules, 16, _power_of_two(inputs, 16, VECTOR_DEPTH), 8)
+
+
+def lstm_vector(arch: int, rules: Rules, units: int) -> Tile | None:
+    """The same of an LSTM step: ``cols`` counts units, each with its four gates."""
+    if not rules.few or units > VECTOR_DEPTH:
+        return None
+    return _vector(arch, rules, 4, _power_of_two(units, 16, VECTOR_DEPTH), 8)
+
+
+def conv1d_single(arch: int, rules: Rules, inputs: int, outputs: int) -> Tile | None:
+    """Tile of a convolution with one output, ``depth`` counting channels, or None."""
+    if outputs != 1 or inputs > SINGLE_CHANNELS:
+        return None
+    rows = 16 if rules.few else 64
+    depth = _power_of_two(inputs, 1, SINGLE_CHANNELS)
+    return Tile(rows, 1, depth, 4, 1, "ieee", rules.chains(arch))
+
+
 def _product(arch: int, rules: Rules, inputs: int, outputs: int, taps: int) -> Tile:
     """``conv1d`` before any split."""
     deep, exact = max(inputs, outputs) >= DEEP_CHANNELS, rules.precision == "exact"
-    if deep or rules.few:
+    roomy = _roomy(arch)
+    if rules.few:
         most = (128 if exact else 64) if deep else 32
         return Tile(
-            rows=16,
-            cols=_power_of_two(outputs, 16, 16 if exact or rules.few else 32),
+            # A tensor core multiplies 16 rows, whatever there is in them.
+            rows=8 if exact else 16,
+            cols=_power_of_two(outputs, 16, 16),
             depth=_power_of_two(inputs * taps, 16, most),
             warps=4,
-            stages=4 if _roomy(arch) else 3,
+            stages=4 if roomy else 3,
             dot=rules.dot,
             chained=rules.chains(arch),
         )
+    longest = inputs * taps >= LONGEST_DEPTH
     return Tile(
-        rows=64 if _roomy(arch) else 32,
-        cols=_power_of_two(outputs, 16, 64),
+        rows=64 if roomy and not longest else 32,
+        cols=_power_of_two(outputs, 16, 32 if longest and outputs <= 128 else 64),
         depth=_power_of_two(inputs * taps, 16, 32),
         warps=4,
-        stages=3 if _roomy(arch) else 2,
+        stages=3 if roomy and not exact else 2,
         dot=rules.dot,
         chained=rules.chains(arch),
     )
@@ -179,11 +235,11 @@ def conv_transpose1d(arch: int, rules: Rules, inputs: int, width: int) -> Tile:
 def resblock(arch: int, rules: Rules, channels: int) -> Tile:
     """Tile of a residual block in one launch."""
     return Tile(
-        rows=16 if rules.few else 32,
+        rows=32 if not rules.few else 8 if rules.precision == "exact" else 16,
         cols=_power_of_two(channels, 16, FUSED_CHANNELS),
         depth=_power_of_two(channels, 16, 32),
         warps=4,
-        stages=3 if _roomy(arch) else 2,
+        stages=3 if _roomy(arch) and (rules.few or rules.precision == "fast") else 2,
         dot=rules.dot,
         chained=rules.chains(arch),
     )
@@ -201,10 +257,11 @@ def join(arch: int, rules: Rules, channels: int) -> Tile:
 
 def lstm(arch: int, rules: Rules, units: int) -> Tile:
     """Tile of an LSTM step: ``cols`` counts units, each with its four gates."""
+    rows = 64 if _roomy(arch) else 32
     return Tile(
-        rows=16,
+        rows=16 if rules.few else rows,
         cols=8 if rules.few else 16,
-        depth=_power_of_two(units, 16, 64),
+        depth=_power_of_two(units, 16, 64 if rules.few else 32),
         warps=4,
         stages=3 if _roomy(arch) else 2,
         dot=rules.dot,
@@ -223,6 +280,16 @@ def rvq_encode(arch: int, rules: Rules, width: int, size: int) -> Tile:
         dot="ieee",
         chained=rules.chains(arch),
     )
+
+
+def rvq_score(arch: int, rules: Rules, width: int, size: int) -> Tile:
+    """Tile of the products of latents with the vectors of a book, in float32 in both precisions."""
+    cols = _power_of_two(size, 16, 64)
+    if rules.few:
+        return _vector(arch, rules, cols, _power_of_two(width, 16, 1 << 20), 4)
+    roomy = _roomy(arch)
+    rows, stages, depth = 64 if roomy else 32, 3 if roomy else 2, _power_of_two(width, 16, 32)
+    return Tile(rows, cols, depth, 4, stages, "ieee", rules.chains(arch))
 
 
 def rvq_choose(arch: int, rules: Rules) -> Options:

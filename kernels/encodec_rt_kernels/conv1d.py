@@ -8,7 +8,9 @@ over the flattened (tap, channel) axis in one loop. At one slot the weights limi
 256 -> 512 channels and 16 taps), at many slots the multiplications do.
 
 Where the tile is split, programs share out that axis; a second launch adds their parts, in order,
-and the bias.
+and the bias. For few slots the deepest layers are products of a matrix and a vector: a program
+keeps its weights in registers, read before the vector is there, and takes row after row. A layer
+with one output, the last one, is a sum over taps and channels that multiplies nothing else.
 """
 
 from __future__ import annotations
@@ -26,6 +28,8 @@ from encodec_rt_kernels.device import (
     launch_metadata,
     load_tile,
     load_window,
+    rounded,
+    to_dot,
 )
 
 Packed = tuple[Tensor, ...]
@@ -84,10 +88,19 @@ def _conv1d_kernel(
     for start in range(begin, end, DEPTH):
         k = start + tl.arange(0, DEPTH)
         value = load_window(
-            x_row, context_row, row_valid, first, k, INPUTS, TAPS, DILATION, PAST, ELU
+            x_row[:, None],
+            context_row[:, None],
+            row_valid[:, None],
+            first[:, None],
+            k[None, :],
+            INPUTS,
+            TAPS,
+            DILATION,
+            PAST,
+            ELU,
         )
         weight = load_tile(weight_ptr, k, k < TAPS * INPUTS, col, col < OUTPUTS, OUTPUTS)
-        acc = tl.dot(value, weight, acc, input_precision=DOT)
+        acc = tl.dot(rounded(value, DOT), weight, acc, input_precision=DOT)
     if SPLITS == 1:
         acc += tl.load(bias_ptr + col, mask=col < OUTPUTS, other=0.0)[None, :]
     else:
@@ -97,6 +110,143 @@ def _conv1d_kernel(
         acc,
         mask=row_valid[:, None] & (col < OUTPUTS)[None, :],
     )
+    if PAST > 0:
+        carry_context(
+            x_ptr,
+            context_ptr,
+            context_next_ptr,
+            context_stride,
+            context_next_stride,
+            slots,
+            steps,
+            INPUTS,
+            PAST,
+            ELU,
+            CARRY,
+        )
+
+
+@triton.jit(
+    do_not_specialize=["slots", "steps", "steps_out"], launch_metadata=launch_metadata(_products)
+)
+def _conv1d_vector_kernel(
+    x_ptr,
+    context_ptr,
+    context_next_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    context_stride,
+    context_next_stride,
+    slots,
+    steps,
+    steps_out,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    TAPS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DILATION: tl.constexpr,
+    PAST: tl.constexpr,
+    ELU: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    CARRY: tl.constexpr,
+    SPLITS: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
+    k = tl.program_id(2) * DEPTH + tl.arange(0, DEPTH)
+    col = tl.program_id(1) * COLS + tl.arange(0, COLS)
+    col_valid = col < OUTPUTS
+    # [DEPTH, COLS], kept in registers for all rows, and read before the rows are there.
+    weight = load_tile(weight_ptr, k, k < TAPS * INPUTS, col, col_valid, OUTPUTS)
+    bias = tl.zeros((COLS,), tl.float32)
+    if SPLITS == 1:
+        bias = tl.load(bias_ptr + col, mask=col_valid, other=0.0)
+    follow(CHAINED)
+    rows = slots * steps_out
+    y_ptr += tl.program_id(2).to(tl.int64) * rows * OUTPUTS
+    for row in range(0, rows):
+        slot = tl.cast(row // steps_out, tl.int64)
+        value = load_window(
+            x_ptr + slot * steps * INPUTS,
+            context_ptr + slot * context_stride + PAST * INPUTS,
+            row < rows,
+            row % steps_out * STRIDE - PAST,
+            k,
+            INPUTS,
+            TAPS,
+            DILATION,
+            PAST,
+            ELU,
+        )
+        y = tl.sum(value[:, None] * weight, axis=0) + bias
+        tl.store(y_ptr + tl.cast(row, tl.int64) * OUTPUTS + col, y, mask=col_valid)
+    if PAST > 0:
+        carry_context(
+            x_ptr,
+            context_ptr,
+            context_next_ptr,
+            context_stride,
+            context_next_stride,
+            slots,
+            steps,
+            INPUTS,
+            PAST,
+            ELU,
+            CARRY,
+        )
+
+
+@triton.jit(do_not_specialize=["slots", "steps"], launch_metadata=launch_metadata(_products))
+def _conv1d_single_kernel(
+    x_ptr,
+    context_ptr,
+    context_next_ptr,
+    weight_ptr,
+    bias_ptr,
+    y_ptr,
+    context_stride,
+    context_next_stride,
+    slots,
+    steps,
+    steps_out,
+    INPUTS: tl.constexpr,
+    OUTPUTS: tl.constexpr,
+    TAPS: tl.constexpr,
+    STRIDE: tl.constexpr,
+    DILATION: tl.constexpr,
+    PAST: tl.constexpr,
+    ELU: tl.constexpr,
+    ROWS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    CARRY: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
+    follow(CHAINED)
+    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
+    row_valid = row < slots * steps_out
+    slot = (row // steps_out).to(tl.int64)
+    first = row % steps_out * STRIDE - PAST
+    channel = tl.arange(0, DEPTH)
+    channel_valid = channel < INPUTS
+    acc = tl.zeros((ROWS, DEPTH), tl.float32)
+    for tap in tl.static_range(TAPS):
+        value = load_window(
+            (x_ptr + slot * steps * INPUTS)[:, None],
+            (context_ptr + slot * context_stride + PAST * INPUTS)[:, None],
+            row_valid[:, None] & channel_valid[None, :],
+            (first + tap * DILATION)[:, None],
+            channel[None, :],
+            INPUTS,
+            1,
+            1,
+            PAST,
+            ELU,
+        )
+        weight = tl.load(weight_ptr + tap * INPUTS + channel, mask=channel_valid, other=0.0)
+        acc += value * weight[None, :]
+    y = tl.sum(acc, axis=1) + tl.load(bias_ptr)
+    tl.store(y_ptr + row, y, mask=row_valid)
     if PAST > 0:
         carry_context(
             x_ptr,
@@ -135,10 +285,25 @@ def _sum_kernel(
     tl.store(y_ptr + index, acc, mask=valid)
 
 
-def pack_conv1d(weight: Tensor, bias: Tensor, *, stride: int, dilation: int) -> Packed:
+def tile_of(arch: int, rules: configs.Rules, inputs: int, outputs: int, taps: int) -> configs.Tile:
+    """The tile of whichever kernel a convolution has."""
+    single = configs.conv1d_single(arch, rules, inputs, outputs)
+    vector = configs.conv1d_vector(arch, rules, inputs, outputs, taps)
+    return single or vector or configs.conv1d(arch, rules, inputs, outputs, taps)
+
+
+def pack_conv1d(
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    stride: int,
+    dilation: int,
+    rules: configs.Rules = configs.MANY,
+) -> Packed:
     """Weight [C', C, K] and bias -> ([K * C, C'], bias)."""
-    outputs = weight.shape[0]
-    return weight.permute(2, 1, 0).reshape(-1, outputs).contiguous(), bias.contiguous()
+    outputs, inputs, taps = weight.shape
+    dot = tile_of(configs.architecture(weight.device), rules, inputs, outputs, taps).dot
+    return to_dot(weight.permute(2, 1, 0).reshape(-1, outputs), dot), bias.contiguous()
 
 
 def conv1d(
@@ -159,16 +324,29 @@ def conv1d(
     slots, steps, inputs = x.shape
     outputs = weight.shape[1]
     steps_out = steps // stride
-    tile = configs.conv1d(configs.architecture(x.device), rules, inputs, outputs, kernel)
+    arch = configs.architecture(x.device)
     y = torch.empty(slots, steps_out, outputs, device=x.device)
+    single = configs.conv1d_single(arch, rules, inputs, outputs)
+    vector = configs.conv1d_vector(arch, rules, inputs, outputs, kernel)
+    tile = tile_of(arch, rules, inputs, outputs, kernel)
     split = tile.splits > 1
     parts = torch.empty(tile.splits, *y.shape, device=x.device) if split else y
-    row_tiles, col_tiles = (
-        triton.cdiv(slots * steps_out, tile.rows),
-        triton.cdiv(outputs, tile.cols),
-    )
-    grid = (row_tiles, col_tiles, tile.splits)
-    _conv1d_kernel[grid](
+    row_tiles = 1 if vector else triton.cdiv(slots * steps_out, tile.rows)
+    grid = (row_tiles, triton.cdiv(outputs, tile.cols), tile.splits)
+    launch = _conv1d_kernel
+    sizes: dict[str, int | str] = {
+        "ROWS": tile.rows,
+        "COLS": tile.cols,
+        "DEPTH": tile.depth,
+        "SPLITS": tile.splits,
+        "DOT": tile.dot,
+    }
+    if single:
+        launch, sizes = _conv1d_single_kernel, {"ROWS": tile.rows, "DEPTH": tile.depth}
+    elif vector:
+        launch = _conv1d_vector_kernel
+        sizes = {"COLS": tile.cols, "DEPTH": tile.depth, "SPLITS": tile.splits}
+    launch[grid](
         x,
         context,
         context_next,
@@ -187,12 +365,8 @@ def conv1d(
         DILATION=dilation,
         PAST=context.shape[1],
         ELU=elu,
-        ROWS=tile.rows,
-        COLS=tile.cols,
-        DEPTH=tile.depth,
         CARRY=configs.CARRY_BLOCK,
-        SPLITS=tile.splits,
-        DOT=tile.dot,
+        **sizes,
         **tile.options,
     )
     if split:
@@ -204,6 +378,6 @@ def conv1d(
             OUTPUTS=outputs,
             SPLITS=tile.splits,
             BLOCK=configs.SUM_BLOCK,
-            **configs.copy(configs.architecture(x.device), rules),
+            **configs.copy(arch, rules),
         )
     return y

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -48,13 +49,16 @@ def launch_metadata(
 
 @triton.jit
 def follow(CHAINED: tl.constexpr):
-    """Let the next launch be prepared, and wait until all that the one before wrote can be read.
+    """Wait until all that the launch before wrote can be read, and let the next one be prepared.
 
-    Every chained kernel begins with it. As each waits for the one before, it waits for all before.
+    Every chained kernel calls it before it reads what another wrote; weights may be read earlier.
+    As each waits for the one before, it waits for all before. In this order two launches are on the
+    device at a time: were the next one let in before the wait, the launches of a whole tick would
+    stand in each other's way there, and crowd onto few multiprocessors.
     """
     if CHAINED:
-        gdc_launch_dependents()
         gdc_wait()
+        gdc_launch_dependents()
 
 
 @triton.jit
@@ -83,6 +87,23 @@ def tanh(x):
     return tl.where(x < 0.0, -magnitude, magnitude)
 
 
+def to_dot(weight: Tensor, dot: str) -> Tensor:
+    """A packed weight as products in ``dot`` arithmetic take it: for TF32 rounded to nearest."""
+    if dot != "tf32":
+        return weight.contiguous()
+    bits = weight.contiguous().view(torch.int32)
+    return ((bits + 0x1000) & -0x2000).view(torch.float32)
+
+
+@triton.jit
+def rounded(value, DOT: tl.constexpr):
+    """A factor of a product: for TF32 rounded to nearest, since a tensor core cuts digits off."""
+    if DOT == "tf32":
+        bits = value.to(tl.int32, bitcast=True)
+        value = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
+    return value
+
+
 @triton.jit
 def load_tile(matrix_ptr, row, row_valid, col, col_valid, width):
     """The tile (row, col) of a matrix whose rows lie ``width`` apart, zero where not valid."""
@@ -106,19 +127,20 @@ def load_window(
     PAST: tl.constexpr,
     ELU: tl.constexpr,
 ):
-    """The tile (row, k) of the windows of (context, x), k counting (tap, channel).
+    """The windows of (context, x) of rows, at places ``k`` that count (tap, channel).
 
     A row's window begins at step ``first`` of x, which lies in the context where it is below 0;
-    ``context_row`` points behind a slot's last step.
+    ``context_row`` points behind a slot's last step. Rows and places are broadcast: [R, 1] and
+    [1, D] give a tile, a scalar and [D] a vector.
     """
-    step = first[:, None] + (k // CHANNELS * DILATION)[None, :]
-    offset = step * CHANNELS + (k % CHANNELS)[None, :]
-    valid = row_valid[:, None] & (k < TAPS * CHANNELS)[None, :]
-    value = tl.load(x_row[:, None] + offset, mask=valid & (step >= 0), other=0.0)
+    step = first + k // CHANNELS * DILATION
+    offset = step * CHANNELS + k % CHANNELS
+    valid = row_valid & (k < TAPS * CHANNELS)
+    value = tl.load(x_row + offset, mask=valid & (step >= 0), other=0.0)
     if ELU:
         value = elu(value)
     if PAST > 0:
-        old = tl.load(context_row[:, None] + offset, mask=valid & (step < 0), other=0.0)
+        old = tl.load(context_row + offset, mask=valid & (step < 0), other=0.0)
         value = tl.where(step < 0, old, value)
     return value
 

@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from encodec_rt_kernels import configs
-from encodec_rt_kernels.conv1d import conv1d
+from encodec_rt_kernels.conv1d import conv1d, tile_of
 from encodec_rt_kernels.device import (
     Arguments,
     carry_context,
@@ -27,6 +27,8 @@ from encodec_rt_kernels.device import (
     launch_metadata,
     load_tile,
     load_window,
+    rounded,
+    to_dot,
 )
 
 Packed = tuple[Tensor, ...]
@@ -89,13 +91,22 @@ def _resblock_kernel(
         for start in range(0, TAPS * CHANNELS, DEPTH):
             k = start + tl.arange(0, DEPTH)
             value = load_window(
-                x_row, context_row, row_valid, first, k, CHANNELS, TAPS, DILATION, PAST, True
+                x_row[:, None],
+                context_row[:, None],
+                row_valid[:, None],
+                first[:, None],
+                k[None, :],
+                CHANNELS,
+                TAPS,
+                DILATION,
+                PAST,
+                True,
             )
             weight = load_tile(weight_in_ptr, k, k < TAPS * CHANNELS, h, h_valid, HIDDEN)
-            hidden = tl.dot(value, weight, hidden, input_precision=DOT)
+            hidden = tl.dot(rounded(value, DOT), weight, hidden, input_precision=DOT)
         hidden = elu(hidden + tl.load(bias_in_ptr + h, mask=h_valid, other=0.0)[None, :])
         weight_out = load_tile(weight_out_ptr, h, h_valid, col, col_valid, CHANNELS)
-        acc = tl.dot(hidden, weight_out, acc, input_precision=DOT)
+        acc = tl.dot(rounded(hidden, DOT), weight_out, acc, input_precision=DOT)
     place = row.to(tl.int64)[:, None] * CHANNELS + col[None, :]
     valid = row_valid[:, None] & col_valid[None, :]
     if SHORTCUT:
@@ -103,7 +114,7 @@ def _resblock_kernel(
             k = start + tl.arange(0, DEPTH)
             value = load_tile(x_ptr, row.to(tl.int64), row_valid, k, k < CHANNELS, CHANNELS)
             weight = load_tile(shortcut_ptr, k, k < CHANNELS, col, col_valid, CHANNELS)
-            acc = tl.dot(value, weight, acc, input_precision=DOT)
+            acc = tl.dot(rounded(value, DOT), weight, acc, input_precision=DOT)
     else:
         acc += tl.load(x_ptr + place, mask=valid, other=0.0)
     acc += tl.load(bias_ptr + col, mask=col_valid, other=0.0)[None, :]
@@ -152,7 +163,7 @@ def _join_kernel(
         k = start + tl.arange(0, DEPTH)
         value = load_tile(hidden_ptr, row, row_valid, k, k < HIDDEN, HIDDEN)
         weight = load_tile(weight_out_ptr, k, k < HIDDEN, col, col_valid, CHANNELS)
-        acc = tl.dot(elu(value), weight, acc, input_precision=DOT)
+        acc = tl.dot(rounded(elu(value), DOT), weight, acc, input_precision=DOT)
     place = row[:, None] * CHANNELS + col[None, :]
     valid = row_valid[:, None] & col_valid[None, :]
     if SHORTCUT:
@@ -160,28 +171,32 @@ def _join_kernel(
             k = start + tl.arange(0, DEPTH)
             value = load_tile(x_ptr, row, row_valid, k, k < CHANNELS, CHANNELS)
             weight = load_tile(shortcut_ptr, k, k < CHANNELS, col, col_valid, CHANNELS)
-            acc = tl.dot(value, weight, acc, input_precision=DOT)
+            acc = tl.dot(rounded(value, DOT), weight, acc, input_precision=DOT)
     else:
         acc += tl.load(x_ptr + place, mask=valid, other=0.0)
     acc += tl.load(bias_ptr + col, mask=col_valid, other=0.0)[None, :]
     tl.store(y_ptr + place, acc, mask=valid)
 
 
-def pack_resblock(weights: Packed) -> Packed:
+def pack_resblock(weights: Packed, *, rules: configs.Rules = configs.MANY) -> Packed:
     """(w_in [H, C, K], b_in, w_out [C, H, 1], b_out, and of a conv shortcut w [C, C, 1], b).
 
     -> ([K * C, H], b_in, [H, C], the sum of the output biases, and of a conv shortcut [C, C]).
     """
     weight_in, bias_in, weight_out, bias_out, *shortcut = weights
+    hidden, channels, taps = weight_in.shape
+    dot = rules.dot
+    if channels > configs.FUSED_CHANNELS:
+        dot = tile_of(configs.architecture(weight_in.device), rules, channels, hidden, taps).dot
     packed = [
-        weight_in.permute(2, 1, 0).reshape(-1, len(bias_in)).contiguous(),
+        to_dot(weight_in.permute(2, 1, 0).reshape(-1, len(bias_in)), dot),
         bias_in.contiguous(),
-        weight_out[:, :, 0].t().contiguous(),
+        to_dot(weight_out[:, :, 0].t(), rules.dot),
     ]
     if not shortcut:
         return *packed, bias_out.contiguous()
     weight, bias = shortcut
-    return *packed, bias_out + bias, weight[:, :, 0].t().contiguous()
+    return *packed, bias_out + bias, to_dot(weight[:, :, 0].t(), rules.dot)
 
 
 def resblock(

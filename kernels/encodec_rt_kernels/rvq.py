@@ -109,12 +109,11 @@ def _rvq_decode_kernel(
 def pack_codebooks(weights: Packed, *, rules: configs.Rules = configs.MANY) -> Packed:
     """(vectors [Q, V, D],) -> those and their squared norms [Q, V], rounded once from float64.
 
-    Where ``rules.few``, also the tables that its search reads.
+    And the tables of the search in tables, of the first configs.TABLE_BOOKS books.
     """
     (vectors,) = weights
     norms = vectors.double().square().sum(-1).to(vectors.dtype)
-    packed = vectors.contiguous(), norms.contiguous()
-    return (*packed, book_tables(vectors)) if rules.few else packed
+    return vectors.contiguous(), norms.contiguous(), book_tables(vectors)
 
 
 def rvq_encode(
@@ -122,17 +121,17 @@ def rvq_encode(
 ) -> Tensor:
     """Latents [S, T, D] -> codes [S, T, codebooks] int64; the lowest index wins a tie.
 
-    Where ``rules.few``, by tables, unless there are more ``codebooks`` than those are for.
+    By tables, unless there are more ``codebooks`` than those are for.
     """
-    vectors, norms, *tables = packed
+    vectors, norms, tables = packed
     latents = latents.contiguous()
     slots, steps, width = latents.shape
     size = vectors.shape[1]
     arch = configs.architecture(latents.device)
     tile = configs.rvq_encode(arch, rules, width, size)
     codes = torch.empty(slots, steps, codebooks, dtype=torch.int64, device=latents.device)
-    if tables and codebooks <= configs.TABLE_BOOKS:
-        search_tables(latents, vectors, norms, tables[0], codes, rules)
+    if codebooks <= configs.TABLE_BOOKS:
+        search_tables(latents, vectors, norms, tables, codes, rules)
         return codes
     _rvq_encode_kernel[(triton.cdiv(slots * steps, tile.rows),)](
         latents,

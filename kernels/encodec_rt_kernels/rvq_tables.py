@@ -1,13 +1,13 @@
-"""The codebook search of few slots, in tables of products between the books.
+"""The codebook search in tables of products between the books.
 
 With r_q = x - sum_{i<q} e_i,code_i the score of a vector is
 
     |e_qv|^2 - 2 r_q . e_qv = |e_qv|^2 - 2 x . e_qv + sum_{i<q} 2 e_i,code_i . e_qv
 
-One launch computes the products with x for all books, shared out over many programs. In a second
-one program per frame keeps those scores in registers: a stage is their minimum, and adding one row
-of a table, 4 KiB for each later book. So no book is read in the chain of stages, and one slot's
-search is limited by the time that a row takes to arrive.
+One launch computes the products with x for all books at once. In a second one program per frame
+keeps those scores in registers: a stage is their minimum, and adding one row of a table, 4 KiB for
+each later book. So no book is read in the chain of stages: one slot's search is limited by the time
+that a row takes to arrive, and that of many slots is one product of matrices.
 """
 
 from __future__ import annotations
@@ -61,21 +61,55 @@ def _rvq_score_kernel(
     book = tl.program_id(1).to(tl.int64)
     v = tl.program_id(2) * COLS + tl.arange(0, COLS)
     v_valid = v < SIZE
-    d = tl.arange(0, DEPTH)
-    d_valid = d < WIDTH
-    latent = load_tile(latents_ptr, frame, frame < frames, d, d_valid, WIDTH)
-    vector = tl.load(
-        vectors_ptr + book * SIZE * WIDTH + v[None, :] * WIDTH + d[:, None],
-        mask=v_valid[None, :] & d_valid[:, None],
-        other=0.0,
-    )
+    vectors_ptr += book * SIZE * WIDTH
+    acc = tl.zeros((ROWS, COLS), tl.float32)
+    for start in range(0, WIDTH, DEPTH):
+        d = start + tl.arange(0, DEPTH)
+        d_valid = d < WIDTH
+        latent = load_tile(latents_ptr, frame, frame < frames, d, d_valid, WIDTH)
+        vector = tl.load(
+            vectors_ptr + v[None, :] * WIDTH + d[:, None],
+            mask=v_valid[None, :] & d_valid[:, None],
+            other=0.0,
+        )
+        acc = tl.dot(latent, vector, acc, input_precision=DOT)
     norm = tl.load(norms_ptr + book * SIZE + v, mask=v_valid, other=0.0)
-    score = norm[None, :] - 2.0 * tl.dot(latent, vector, input_precision=DOT)
+    score = norm[None, :] - 2.0 * acc
     tl.store(
         scores_ptr + (frame * books + book)[:, None] * SIZE + v[None, :],
         score,
         mask=(frame < frames)[:, None] & v_valid[None, :],
     )
+
+
+@triton.jit(do_not_specialize=["frames", "books"], launch_metadata=launch_metadata(products, moved))
+def _rvq_score_vector_kernel(
+    latents_ptr,
+    vectors_ptr,
+    norms_ptr,
+    scores_ptr,
+    frames,
+    books,
+    WIDTH: tl.constexpr,
+    SIZE: tl.constexpr,
+    COLS: tl.constexpr,
+    DEPTH: tl.constexpr,
+    CHAINED: tl.constexpr,
+):
+    book = tl.program_id(1).to(tl.int64)
+    v = tl.program_id(0) * COLS + tl.arange(0, COLS)
+    v_valid = v < SIZE
+    d = tl.arange(0, DEPTH)
+    d_valid = d < WIDTH
+    # [COLS, DEPTH], kept in registers for all frames, and read before these are there.
+    vector = load_tile(vectors_ptr + book * SIZE * WIDTH, v, v_valid, d, d_valid, WIDTH)
+    norm = tl.load(norms_ptr + book * SIZE + v, mask=v_valid, other=0.0)
+    follow(CHAINED)
+    for index in range(0, frames):
+        frame = tl.cast(index, tl.int64)
+        latent = tl.load(latents_ptr + frame * WIDTH + d, mask=d_valid, other=0.0)
+        score = norm - 2.0 * tl.sum(vector * latent[None, :], axis=1)
+        tl.store(scores_ptr + (frame * books + book) * SIZE + v, score, mask=v_valid)
 
 
 @triton.jit(
@@ -135,9 +169,15 @@ def search_tables(
     _, size, width = vectors.shape
     frames, table_books = slots * steps, min(configs.TABLE_BOOKS, len(vectors))
     arch = configs.architecture(latents.device)
-    tile = configs.rvq_encode(arch, rules, width, size)
+    tile = configs.rvq_score(arch, rules, width, size)
+    col_tiles = triton.cdiv(size, tile.cols)
+    grid: tuple[int, ...] = (triton.cdiv(frames, tile.rows), books, col_tiles)
+    launch = _rvq_score_kernel
+    sizes: dict[str, int | str] = {"ROWS": tile.rows, "DOT": tile.dot}
+    if rules.few:
+        launch, grid, sizes = _rvq_score_vector_kernel, (col_tiles, books), {}
     scores = torch.empty(frames, books, size, device=latents.device)
-    _rvq_score_kernel[(triton.cdiv(frames, tile.rows), books, triton.cdiv(size, tile.cols))](
+    launch[grid](
         latents,
         vectors,
         norms,
@@ -146,10 +186,9 @@ def search_tables(
         books,
         WIDTH=width,
         SIZE=size,
-        ROWS=tile.rows,
         COLS=tile.cols,
         DEPTH=tile.depth,
-        DOT=tile.dot,
+        **sizes,
         **tile.options,
     )
     _rvq_choose_kernel[(frames,)](

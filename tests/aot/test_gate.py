@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.aot.gate import Compiled
+from tests.aot.compiled import Compiled
+from tests.aot.loops import Loop, main_loop, read, worsened, write
 
 ROOT = Path(__file__).parent.parent.parent
 GOOD = Compiled(
@@ -50,6 +51,52 @@ def test_a_kernel_within_all_limits_passes() -> None:
 def test_each_broken_limit_is_named(change: dict[str, object], words: str) -> None:
     (broken,) = replace(GOOD, **change).violations()  # type: ignore[arg-type]
     assert words in broken
+
+
+LISTING = """
+.text._kernel:
+        /*0000*/                   LDC R1, c[0x0][0x28] ;
+.L_x_0:
+        /*0010*/                   FFMA R2, R3, R4, R2 ;
+        /*0020*/                   BAR.SYNC.DEFER_BLOCKING 0x0 ;
+.L_x_1:
+        /*0030*/                   FFMA R2, R3, R4, R2 ;
+        /*0040*/                   FFMA R2, R3, R4, R2 ;
+        /*0050*/                   LDS R5, [R6] ;
+        /*0060*/              @!P0 BRA `(.L_x_1) ;
+        /*0070*/               @P1 BRA `(.L_x_0) ;
+        /*0080*/                   EXIT ;
+.L_x_2:
+        /*0090*/                   BRA `(.L_x_2);
+"""
+
+
+def test_the_loop_with_the_most_products_is_looked_at() -> None:
+    assert main_loop(LISTING) == Loop(3 / 7, 1)
+    inner = LISTING.replace("@P1 BRA `(.L_x_0)", "NOP")
+    assert main_loop(inner) == Loop(2 / 4, 0)
+    assert main_loop(inner.replace("FFMA", "LDS")) == Loop(0.0, 1)
+
+
+def test_a_loop_that_gets_worse_is_named(tmp_path: Path) -> None:
+    key = ("3.7.1", "90", "conv1d", "32x64x4x2", "ieee", "many")
+    write({key: Loop(0.5, 2)}, tmp_path / "baseline.csv")
+    before = read(tmp_path / "baseline.csv")
+    assert before == {key: Loop(0.5, 2)}
+    assert list(worsened({key: Loop(0.495, 2)}, before)) == []
+    (said,) = worsened({key: Loop(0.4, 3)}, before)
+    assert "useful instructions 0.500 -> 0.400; barriers 2 -> 3" in said
+    (said,) = worsened({(*key[:5], "few"): Loop(0.9, 0)}, before)
+    assert "not in the baseline" in said
+    assert list(worsened({("3.9.0", *key[1:]): Loop(0.1, 9)}, before)) == []
+
+
+def test_other_versions_stay_in_the_baseline(tmp_path: Path) -> None:
+    rest = ("90", "lstm", "512", "ieee", "few")
+    path = tmp_path / "baseline.csv"
+    write({("3.6.0", *rest): Loop(0.5, 1), ("3.7.1", *rest): Loop(0.5, 1)}, path)
+    write({("3.7.1", *rest): Loop(0.6, 0)}, path)
+    assert read(path) == {("3.6.0", *rest): Loop(0.5, 1), ("3.7.1", *rest): Loop(0.6, 0)}
 
 
 def run_gate(*arguments: str) -> subprocess.CompletedProcess[str]:

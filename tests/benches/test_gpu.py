@@ -8,20 +8,23 @@ import subprocess
 import sys
 import time
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from benches import gpu, kernels
-from benches.kernels import NotRight, Work, require_right, work
-from benches.record import ROOT, Record
-from benches.rows import LATENCY, RIVALS, CompiledSteps, Row, torch_engine, triton_engine
+from benches import checks, gpu, kernels, streams, timing
+from benches.checks import NotRight
+from benches.kernels import Work, require_right, work
+from benches.record import ROOT
+from benches.rows import FLIPS, LATENCY, RIVALS, CompiledSteps, Row, torch_engine, triton_engine
 from benches.workload import OneLayer, frames, inputs_of, layers, noise, steps_per_frame
 from encodec_rt.config import EncodecConfig
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.backends.torch import TORCH
+from encodec_rt.streaming.cuda_graph import capture_graph
 from encodec_rt.streaming.plan import ResBlockSpec
 from tests.support.models import random_model, tiny_config
 from tests.support.tolerances import bound
@@ -99,19 +102,19 @@ def test_the_bench_is_as_strict_as_the_tests() -> None:
 def test_a_row_with_other_codes_is_not_timed() -> None:
     codes = torch.arange(24).reshape(2, 3, 4)
     other = codes.clone()
-    assert gpu.require_same_codes(codes, codes, "exact") == 0
+    assert checks.require_same_codes(codes, codes, "exact") == 0
     other[0, 0, 3] = 99
-    assert gpu.require_same_codes(other, codes, "exact") == pytest.approx(1 / 6)
+    assert checks.require_same_codes(other, codes, "exact") == pytest.approx(1 / 6)
     other[1, 0, 3] = 99
     with pytest.raises(NotRight, match=r"33\.33 % of the frames have other codes"):
-        gpu.require_same_codes(other, codes, "exact")
-    assert gpu.require_same_codes(other, codes, "fast") == pytest.approx(1 / 3)
+        checks.require_same_codes(other, codes, "exact")
+    assert checks.require_same_codes(other, codes, "fast") == pytest.approx(1 / 3)
 
 
 def test_what_takes_too_long_is_stopped() -> None:
-    with pytest.raises(TimeoutError, match="not done in the 0 s"), gpu.time_limit(0.05):
+    with pytest.raises(TimeoutError, match="not done in the 0 s"), timing.time_limit(0.05):
         time.sleep(60)
-    assert issubclass(TimeoutError, gpu.FAILURES)
+    assert issubclass(TimeoutError, checks.FAILURES)
 
 
 class FakeEvent:
@@ -136,18 +139,16 @@ def device(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> torch.device:
     monkeypatch.setattr(torch.cuda, "Event", FakeEvent)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda *_: None)
     monkeypatch.setattr("encodec_rt.streaming.cuda_graph.capture", lambda device, *runs: runs)
+    monkeypatch.setattr("encodec_rt.streaming.backends.triton.capture_eagerly", capture_graph)
     monkeypatch.setattr("benches.kernels.capture", lambda device, *runs: runs)
-    monkeypatch.setattr("benches.record.RESULTS", tmp_path)
-    monkeypatch.setattr(Record.save, "__defaults__", (tmp_path,))
     for bench in (gpu, kernels):
         monkeypatch.setattr(bench, "require_cuda", lambda: CPU)
         monkeypatch.setattr(bench, "ieee_products", lambda: None)
         monkeypatch.setattr(bench, "random_24khz", small_model)
     monkeypatch.setattr(gpu, "FLUSH_BYTES", 64)
     monkeypatch.setattr(gpu, "CHECKED_FRAMES", 3)
-    monkeypatch.setattr(gpu, "LARGEST", 256)
-    monkeypatch.setattr(gpu, "CHECKED_STREAMS", 2)
-    monkeypatch.setattr(gpu, "FRAME_MS", 1e4)
+    monkeypatch.setattr(gpu, "trained", small_model)
+    monkeypatch.setattr(streams, "CHECKED_STREAMS", 2)
     return CPU
 
 
@@ -157,7 +158,7 @@ def small_model() -> EncodecModel:
 
 def ran(bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *arguments: str) -> Any:
     """The cases of the one record that ``bench`` leaves."""
-    monkeypatch.setattr("sys.argv", ["bench", *arguments])
+    monkeypatch.setattr("sys.argv", ["bench", *arguments, "--out", str(tmp_path)])
     assert bench.main() == 0
     (path,) = tmp_path.glob("*.json")
     return json.loads(path.read_text())["cases"]
@@ -170,12 +171,13 @@ def test_noise_is_cut_into_frames() -> None:
     assert audio.abs().max() > 0.01
 
 
+def broken(model: EncodecModel, slots: int, device: torch.device) -> Any:
+    raise RuntimeError("the device refuses")
+
+
 def test_latency_is_measured_of_what_is_right_and_the_rest_is_excused(
     device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def broken(model: EncodecModel, slots: int, device: torch.device) -> Any:
-        raise RuntimeError("the device refuses")
-
     rows = (
         Row("triton, few slots", partial(triton_engine, few=True, chained=True), live=True),
         Row("torch, eager", partial(torch_engine, graph=False)),
@@ -185,14 +187,29 @@ def test_latency_is_measured_of_what_is_right_and_the_rest_is_excused(
     monkeypatch.setattr(
         gpu, "Limits", lambda: gpu_limits(row_s=1e4, frames=2, live_frames=1, device_frames=2)
     )
-    monkeypatch.setattr(gpu, "FRAME_MS", 10.0)
     cases = ran(gpu, tmp_path, monkeypatch, "latency", "--budget", "1e4")
     (skipped,) = (case for case in cases if "skipped" in case["case"])
     assert skipped["values"] == {"reason": "RuntimeError: the device refuses", "wrong": False}
     timed = [(case["case"]["row"], sorted(case["ms"])) for case in cases if case["ms"]]
     assert timed.count(("triton, few slots", ["decode device", "encode device"])) == 1
-    assert timed.count(("triton, few slots", ["decode wall", "encode wall"])) == 6
+    # Flat out twice; at pace and with a cold cache once each.
+    assert timed.count(("triton, few slots", ["decode wall", "encode wall"])) == 4
     assert timed.count(("torch, eager", ["decode wall", "encode wall"])) == 2
+
+
+def test_a_row_that_takes_all_the_time_takes_no_other_row_s(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slow(model: EncodecModel, slots: int, device: torch.device) -> Any:
+        time.sleep(1000)
+
+    rows = (Row("torch, eager", partial(torch_engine, graph=False)), Row("slow", slow))
+    monkeypatch.setattr(gpu, "RIVALS", rows)
+    monkeypatch.setattr(gpu, "Limits", lambda: gpu_limits(row_s=0.5, frames=2))
+    cases = ran(gpu, tmp_path, monkeypatch, "rivals", "--budget", "1e4")
+    (skipped,) = (case for case in cases if "skipped" in case["case"])
+    assert skipped["values"]["reason"].startswith("TimeoutError")
+    assert sum(bool(case["ms"]) for case in cases) == 2
 
 
 def test_rivals_are_compiled_and_transformers_has_no_state(
@@ -209,14 +226,112 @@ def test_rivals_are_compiled_and_transformers_has_no_state(
     assert timed == {("transformers, per frame", False), ("torch.compile", True)}
 
 
-def test_streams_are_doubled_until_they_are_too_many(
+def test_codes_of_speech_are_counted(
     device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(gpu, "STREAMS", (Row("torch", partial(torch_engine, graph=False)),))
-    monkeypatch.setattr(gpu, "Limits", lambda: gpu_limits(ticks=1, streams_s=0.02))
+    rows = (Row("torch, eager", partial(torch_engine, graph=False)), Row("broken", broken))
+    monkeypatch.setattr(gpu, "FLIPS", rows)
+    monkeypatch.setattr(gpu, "speech", lambda slots: noise(slots, 4 * 8))
+    counted, skipped = ran(gpu, tmp_path, monkeypatch, "flips", "--budget", "1e4")
+    assert counted["values"] == {
+        "frames": 8 * 4,
+        "frames_that_differ": 0.0,
+        "codes_that_differ": 0.0,
+    }
+    assert skipped["case"] == {"skipped": "broken"}
+
+
+def test_speech_of_a_slot_is_the_recording_from_another_place_on() -> None:
+    from benches.workload import speech
+
+    audio = speech(2)
+    assert audio.shape == (2, 96_000)
+    assert not torch.equal(audio[0], audio[1])
+    assert torch.equal(audio[0].sort().values, audio[1].sort().values)
+    assert 0.1 < float(audio.abs().max()) < 1
+
+
+@pytest.mark.parametrize("most", [0, 256, 1234, 3000, 65_536])
+def test_the_most_streams_are_found_within_a_quarter(most: int) -> None:
+    candidates = streams.sizes()
+    assert all(b / a <= 1.3 for a, b in pairwise(candidates))
+    tried: list[int] = []
+
+    def keeps_up(slots: int) -> bool:
+        tried.append(slots)
+        return slots <= most
+
+    best = streams.search(candidates, keeps_up, timing.Budget(1e4))
+    assert best == sum(slots <= most for slots in candidates) - 1
+    assert len(tried) == len(set(tried)) <= 12
+
+
+def test_a_size_that_there_is_no_memory_for_is_too_many() -> None:
+    def keeps_up(slots: int) -> bool:
+        if slots > 2000:
+            raise RuntimeError("out of memory")
+        return True
+
+    best = streams.search(streams.sizes(), keeps_up, timing.Budget(1e4))
+    assert 1600 < streams.sizes()[best] <= 2000
+
+
+class Late:
+    """A runner that takes longer than a frame in these ticks."""
+
+    def __init__(self, *late: int) -> None:
+        self.late, self.count = late, 0
+
+    def encode(self, pcm: torch.Tensor) -> torch.Tensor:
+        self.count += 1
+        if self.count in self.late:
+            time.sleep(0.012)
+        return pcm
+
+    def decode(self, codes: torch.Tensor) -> torch.Tensor:
+        return codes
+
+
+def test_a_tick_is_late_by_when_it_was_due(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "FRAME_MS", 5.0)
+    monkeypatch.setattr(streams, "LATE_ALLOWED", 0.5)
+    times, planned = streams.paced(Late(3), noise(1, 64), 8, 0.05)
+    assert len(times) == planned == 10
+    # The third holds up the fourth, which is late too although it took no time itself.
+    assert [time > 5.0 for time in times[1:4]] == [False, True, True]
+
+
+def test_a_paced_run_that_is_lost_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(streams, "FRAME_MS", 5.0)
+    times, planned = streams.paced(Late(1, 2, 3), noise(1, 64), 8, 10.0)
+    assert planned == 2000
+    assert len(times) < 10
+
+
+def test_streams_are_confirmed_at_pace_or_fewer_are_tried(
+    device: torch.device, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(streams, "STREAMS", (Row("torch", partial(torch_engine, graph=False)),))
+    monkeypatch.setattr(streams, "sizes", lambda: [2, 3, 4])
+    monkeypatch.setattr(streams, "FRAME_MS", 1e4)
+    limits = streams.Limits
+    monkeypatch.setattr(streams, "Limits", lambda: limits(ticks=1, paced_s=0.02))
+    lost = iter([([1.0], 2)])
+    whole = streams.paced
+
+    def paced(*arguments: Any) -> Any:
+        monkeypatch.setattr(streams, "FRAME_MS", 10.0)
+        return next(lost, None) or whole(*arguments)
+
+    monkeypatch.setattr(streams, "paced", paced)
+    monkeypatch.setattr(streams, "LATE_ALLOWED", 1.0)
     cases = ran(gpu, tmp_path, monkeypatch, "streams", "--budget", "1e4")
-    ticks = [case["case"] for case in cases if case["ms"]]
-    assert [(case["slots"], case["paced"]) for case in ticks] == [(256, False), (256, True)]
+    found = [
+        (case["case"]["slots"], case["case"]["paced"], case["values"]["streams"])
+        for case in cases
+        if "streams" in case["values"]
+    ]
+    assert found == [(2, False, 2), (4, False, 4), (4, True, 0), (3, True, 3)]
 
 
 def test_every_layer_is_timed_by_both_sets_of_tiles(
@@ -227,8 +342,9 @@ def test_every_layer_is_timed_by_both_sets_of_tiles(
     monkeypatch.setattr(kernels, "PER_GRAPH", 1)
     arguments = ("--slots", "1", "--precision", "exact", "--budget", "1e4")
     cases = ran(kernels, tmp_path, monkeypatch, *arguments)
-    timed = [case["case"] for case in cases if case["ms"]]
-    assert len(timed) == 2 * len(layers(small_model()))
+    timed = [case["case"]["rules"] for case in cases if case["ms"]]
+    count = len(layers(small_model()))
+    assert timed == ["few"] * count + ["many"] * count
 
 
 def test_a_bench_without_time_says_so(
@@ -240,7 +356,7 @@ def test_a_bench_without_time_says_so(
 
 
 def test_names_of_rows_are_their_own() -> None:
-    for rows in (LATENCY, RIVALS):
+    for rows in (LATENCY, RIVALS, FLIPS):
         assert len({row.name for row in rows}) == len(rows)
 
 
@@ -252,8 +368,8 @@ class Refuse:
         if name.split('.')[0] in {ABSENT}:
             raise ImportError(name)
 sys.meta_path.insert(0, Refuse())
-import benches.gpu, benches.kernels
-for name in ('test_engine', 'test_layers'):
+import benches.gpu, benches.gpu_day, benches.kernels
+for name in ('test_engine', 'test_layers', 'test_sanitizer'):
     runpy.run_path(f'tests/gpu/{{name}}.py')
 """
     environment = {**os.environ, "PYTHONPATH": ".:kernels"}

@@ -19,13 +19,18 @@ RULES_OF_A_CODEC = [
     for few in (False, True)
     for chained in (False, True)
 ]
-RULES: list[Callable[..., Tile]] = [
+RULES: list[Callable[..., Tile | None]] = [
     configs.conv1d,
     configs.conv_transpose1d,
     configs.resblock,
     configs.join,
     configs.lstm,
     configs.rvq_encode,
+    configs.rvq_score,
+    configs.conv1d_single,
+    configs.conv1d_vector,
+    configs.conv_transpose1d_vector,
+    configs.lstm_vector,
 ]
 
 
@@ -41,6 +46,14 @@ def tiles() -> Iterator[Tile]:
                 yield configs.resblock(arch, rules, min(wide, configs.FUSED_CHANNELS))
                 yield configs.join(arch, rules, wide)
                 yield configs.lstm(arch, rules, wide)
+                yield configs.rvq_score(arch, rules, wide, 16 * wide)
+                vectors = (
+                    configs.conv1d_single(arch, rules, wide, 1),
+                    configs.conv1d_vector(arch, rules, wide, 512, 16),
+                    configs.conv_transpose1d_vector(arch, rules, wide, 2),
+                    configs.lstm_vector(arch, rules, wide),
+                )
+                yield from (tile for tile in vectors if tile is not None)
 
 
 def test_every_size_is_a_power_of_two() -> None:
@@ -73,6 +86,7 @@ def test_precision_names_the_arithmetic_of_products(precision: Precision, dot: s
 def test_the_search_is_float32_in_every_precision() -> None:
     for rules in RULES_OF_A_CODEC:
         assert configs.rvq_encode(90, rules, 128, 1024).dot == "ieee"
+        assert configs.rvq_score(90, rules, 128, 1024).dot == "ieee"
 
 
 def test_a_fused_block_holds_all_channels_in_one_tile() -> None:
@@ -87,9 +101,24 @@ def test_a_vector_of_a_book_is_one_tile_deep() -> None:
 
 def test_cards_with_less_shared_memory_get_a_shorter_pipeline() -> None:
     for small, large in ((86, 80), (120, 90)):
-        less = configs.conv1d(small, MANY, 256, 512, 16)
-        more = configs.conv1d(large, MANY, 256, 512, 16)
+        less = configs.conv1d(small, Rules(few=True), 256, 512, 16)
+        more = configs.conv1d(large, Rules(few=True), 256, 512, 16)
         assert less.stages < more.stages
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "taps", "programs"),
+    [(256, 512, 16, 256), (512, 128, 7, 112), (128, 512, 7, 128)],
+)
+def test_a_layer_of_one_row_is_a_matrix_that_fills_the_device(
+    inputs: int, outputs: int, taps: int, programs: int
+) -> None:
+    tile = configs.conv1d_vector(90, Rules(few=True), inputs, outputs, taps)
+    assert tile
+    assert -(-outputs // tile.cols) * tile.splits == programs
+    assert tile.splits * tile.depth >= inputs * taps > (tile.splits - 1) * tile.depth
+    assert configs.conv1d_vector(90, MANY, inputs, outputs, taps) is None
+    assert configs.conv1d_vector(90, Rules(few=True), 128, 256, 10) is None
 
 
 def test_a_device_without_a_gpu_counts_as_8_0() -> None:
@@ -98,7 +127,7 @@ def test_a_device_without_a_gpu_counts_as_8_0() -> None:
 
 @pytest.mark.parametrize(
     ("inputs", "outputs", "taps", "splits"),
-    [(256, 512, 16, 4), (512, 128, 7, 8), (128, 256, 10, 4), (256, 128, 3, 1), (64, 128, 8, 1)],
+    [(256, 512, 16, 4), (512, 128, 7, 16), (128, 256, 10, 8), (64, 128, 8, 8), (32, 64, 4, 1)],
 )
 def test_a_deep_product_of_few_slots_is_shared_out_further(
     inputs: int, outputs: int, taps: int, splits: int

@@ -52,6 +52,8 @@ CONVS = [
     pytest.param(3, 4, 5, 6, 1, 1, 1, True, id="one tap, no context"),
     pytest.param(2, 4, 20, 70, 3, 1, 1, True, id="more channels than a tile"),
     pytest.param(23, 3, 3, 1, 7, 1, 1, True, id="last layer, odd number of slots"),
+    pytest.param(2, 9, 70, 1, 7, 1, 2, True, id="one output of more channels than its kernel has"),
+    pytest.param(2, 90, 32, 1, 7, 1, 2, False, id="one output, more steps than a tile"),
     pytest.param(1, 5, 128, 256, 10, 5, 1, True, id="full size"),
 ]
 
@@ -138,6 +140,78 @@ def test_a_split_product_equals_float64(
     assert gaps_are_untouched(following)
 
 
+@pytest.mark.parametrize(
+    ("slots", "steps", "inputs", "outputs", "kernel", "stride", "dilation"),
+    [
+        pytest.param(2, 2, 8, 20, 4, 2, 1, id="one part"),
+        pytest.param(3, 1, 40, 5, 7, 1, 1, id="parts, context longer than the frame"),
+        pytest.param(1, 3, 9, 17, 3, 1, 2, id="dilated, odd channels"),
+        pytest.param(2, 2, 8, 4, 1, 1, 1, id="one tap, no context"),
+    ],
+)
+def test_a_matrix_times_a_vector_equals_float64(
+    slots: int,
+    steps: int,
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int,
+    dilation: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(configs, "VECTOR_CHANNELS", 8)
+    monkeypatch.setattr(configs, "VECTOR_DEPTH", 128)
+    assert configs.conv1d_vector(80, FEW, inputs, outputs, kernel)
+    past = (kernel - 1) * dilation + 1 - stride
+    x, context = randn(slots, steps, inputs), state(slots, past, inputs)
+    weight = randn(outputs, inputs, kernel, scale=(inputs * kernel) ** -0.5)
+    bias = randn(outputs)
+    packed = pack_conv1d(weight, bias, stride=stride, dilation=dilation)
+    layer = {"kernel": kernel, "stride": stride, "dilation": dilation, "elu": True}
+
+    def run() -> tuple[Tensor, Tensor]:
+        following = poisoned(context)
+        return conv1d(x, context, following, packed, **layer, rules=FEW), following
+
+    y, following = in_any_order(run)
+    wanted_next = context.double()
+    wanted = TORCH.conv1d(x.double(), context.double(), wanted_next, double(weight, bias), **layer)
+    assert error(y, wanted) <= bound("conv1d", "float32")
+    assert error(following, wanted_next) <= bound("elu", "float32")
+    assert gaps_are_untouched(following)
+
+
+def to_tf32(values: Tensor) -> Tensor:
+    """The nearest of the numbers that TF32 has, halves away from zero, as float64."""
+    fraction, exponent = torch.frexp(values.double())
+    steps = fraction * 2048
+    return torch.ldexp(torch.trunc(steps + 0.5 * steps.sign()) / 2048, exponent)
+
+
+def test_fast_products_round_their_factors_to_nearest() -> None:
+    fast = Rules("fast")
+    x, context, tail = randn(2, 6, 9), state(2, 2, 9), state(2, 2, 5)
+    weight, bias = randn(7, 9, 3), torch.zeros(7, device=DEVICE)
+    packed = pack_conv1d(weight, bias, stride=1, dilation=1, rules=fast)
+    layer = {"kernel": 3, "stride": 1, "dilation": 1, "elu": False}
+    y = conv1d(x, context, poisoned(context), packed, **layer, rules=fast)
+    factors = to_tf32(x), to_tf32(context), context.double()
+    wanted = TORCH.conv1d(*factors, (to_tf32(weight), bias.double()), **layer)
+    # On a device the sums, too, are those of a tensor core.
+    assert error(y, wanted) <= (bound("conv1d", "float32") if DEVICE.type == "cpu" else 2e-5)
+    assert (
+        error(y, TORCH.conv1d(*double(x, context, context), double(weight, bias), **layer)) > 1e-5
+    )
+    up = randn(9, 5, 4)
+    packed = pack_conv_transpose1d(up, bias[:5], stride=2, dilation=1, rules=fast)
+    y = conv_transpose1d(x.abs(), tail, poisoned(tail), packed, kernel=4, stride=2, rules=fast)
+    # The ELU of a positive number is that number.
+    given = to_tf32(x.abs()), tail.double(), tail.double()
+    rounded = to_tf32(up), bias[:5].double()
+    wanted = TORCH.conv_transpose1d(*given, rounded, kernel=4, stride=2)
+    assert error(y, wanted) <= (bound("conv1d", "float32") if DEVICE.type == "cpu" else 2e-5)
+
+
 TRANSPOSED = [
     pytest.param(3, 4, 8, 4, 4, 2, id="overlap of one step"),
     pytest.param(2, 1, 8, 4, 16, 8, id="one step"),
@@ -149,10 +223,21 @@ TRANSPOSED = [
 ]
 
 
+@pytest.mark.parametrize("few", [False, True], ids=["many slots", "few slots"])
 @pytest.mark.parametrize(("slots", "steps", "inputs", "outputs", "kernel", "stride"), TRANSPOSED)
 def test_conv_transpose1d_equals_float64(
-    slots: int, steps: int, inputs: int, outputs: int, kernel: int, stride: int
+    slots: int,
+    steps: int,
+    inputs: int,
+    outputs: int,
+    kernel: int,
+    stride: int,
+    few: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    # By the rules for few slots those of two taps are a matrix times a vector.
+    monkeypatch.setattr(configs, "VECTOR_CHANNELS", 4)
+    rules = Rules(few=few)
     x, tail = randn(slots, steps, inputs), state(slots, kernel - stride, outputs)
     weight = randn(inputs, outputs, kernel, scale=(inputs * kernel / stride) ** -0.5)
     bias = randn(outputs)
@@ -160,7 +245,8 @@ def test_conv_transpose1d_equals_float64(
 
     def run() -> tuple[Tensor, Tensor]:
         following = poisoned(tail)
-        return conv_transpose1d(x, tail, following, packed, kernel=kernel, stride=stride), following
+        y = conv_transpose1d(x, tail, following, packed, kernel=kernel, stride=stride, rules=rules)
+        return y, following
 
     y, following = run() if inputs * outputs > 10_000 else in_any_order(run)
     wanted_next = tail.double()

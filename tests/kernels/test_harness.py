@@ -7,6 +7,7 @@ import torch
 import triton
 import triton.language as tl
 from torch import Tensor
+from triton.runtime import interpreter
 
 from tests.support.kernel_harness import (
     DEVICE,
@@ -52,3 +53,23 @@ def test_an_output_that_was_not_written_has_no_error_that_passes() -> None:
     given = wanted.clone()
     given[1, 2] = torch.nan
     assert not error(given, wanted) <= 1.0
+
+
+@triton.jit
+def _copy_kernel(x_ptr, y_ptr, read, write, BLOCK: tl.constexpr):
+    place = tl.arange(0, BLOCK)
+    value = tl.load(x_ptr + place, mask=place < read, other=0.0)
+    tl.store(y_ptr + place, value, mask=place < write)
+
+
+@pytest.mark.skipif(DEVICE.type != "cpu", reason="only the interpreter looks at every access")
+@pytest.mark.parametrize(("read", "write", "outside"), [(5, 5, 0), (6, 5, 1), (5, 8, 3), (0, 6, 1)])
+def test_an_access_outside_all_tensors_is_refused(read: int, write: int, outside: int) -> None:
+    # Of two neighbours in one storage the arena in between is outside.
+    arena = torch.zeros(20)
+    x, y = arena[:5], arena[10:15]
+    if not outside:
+        _copy_kernel[(1,)](x, y, read, write, BLOCK=8)
+        return
+    with pytest.raises(interpreter.InterpreterError, match=f"{outside} of . accesses lie outside"):
+        _copy_kernel[(1,)](x, y, read, write, BLOCK=8)

@@ -47,7 +47,8 @@ def test_a_profiler_is_told_the_products_of_the_paper_model(
 ) -> None:
     directions, rules, flops = 2, 4, 2
     layers = directions * 19_863_552
-    search = 8 * 1024 * 128
+    # By tables, and of all codebooks in the books.
+    search = (8 + 32) * 1024 * 128
     told = sum(launch["flops32"] for launch in launches)
     assert told == flops * SLOTS * rules * (layers + search)
 
@@ -57,7 +58,7 @@ def test_a_profiler_is_told_the_bytes_of_a_layer(launches: list[dict[str, Any]])
     weights, moved = 512 * (256 * 16 + 1), 8 * 256 + 512 + 2 * 8 * 256
     assert told["bytes"] == 4 * (weights + SLOTS * moved)
     told, *_ = (one for one in launches if one["name"] == "_rvq_encode_kernel 128x1024")
-    assert told["bytes"] == 4 * (8 * 1024 * (128 + 1) + SLOTS * 128) + 8 * SLOTS * 8
+    assert told["bytes"] == 4 * (32 * 1024 * (128 + 1) + SLOTS * 128) + 8 * SLOTS * 32
     told, *_ = (one for one in launches if one["name"] == "_rvq_decode_kernel 128x1024")
     assert told["bytes"] == 4 * SLOTS * (8 + 1) * 128 + 8 * SLOTS * 8
     told, *_ = (one for one in launches if one["name"] == "_rvq_choose_kernel 1024")
@@ -68,14 +69,19 @@ def test_every_launch_has_a_name_with_its_layers_sizes(launches: list[dict[str, 
     assert {one["name"].split("_kernel")[0] for one in launches} == {
         "_commit",
         "_conv1d",
+        "_conv1d_single",
+        "_conv1d_vector",
         "_conv_transpose1d",
+        "_conv_transpose1d_vector",
         "_join",
         "_lstm",
+        "_lstm_vector",
         "_resblock",
         "_rvq_choose",
         "_rvq_decode",
         "_rvq_encode",
         "_rvq_score",
+        "_rvq_score_vector",
         "_sum",
     }
 

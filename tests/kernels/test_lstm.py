@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from encodec_rt.streaming.backends.torch import TORCH
-from encodec_rt_kernels import Rules, lstm, pack_lstm
+from encodec_rt_kernels import Rules, configs, lstm, pack_lstm
 from tests.support.kernel_harness import (
     error,
     gaps_are_untouched,
@@ -21,20 +21,31 @@ from tests.support.tolerances import bound
 
 
 @pytest.mark.parametrize(
-    ("slots", "steps", "units", "layers", "few"),
+    ("slots", "steps", "units", "layers", "few", "vector"),
     [
-        pytest.param(3, 1, 8, 2, False, id="one step"),
-        pytest.param(2, 3, 16, 2, False, id="several steps"),
-        pytest.param(1, 2, 20, 1, False, id="one layer, units no multiple of a tile"),
-        pytest.param(17, 1, 40, 3, False, id="more slots and units than a tile"),
-        pytest.param(2, 2, 20, 2, True, id="tiles for few slots"),
-        pytest.param(1, 1, 512, 1, False, id="full size"),
+        pytest.param(3, 1, 8, 2, False, False, id="one step"),
+        pytest.param(2, 3, 16, 2, False, False, id="several steps"),
+        pytest.param(1, 2, 20, 1, False, False, id="one layer, units no multiple of a tile"),
+        pytest.param(65, 1, 40, 3, False, False, id="more slots and units than a tile"),
+        pytest.param(2, 2, 20, 2, True, False, id="few slots, too many units for a vector"),
+        pytest.param(3, 2, 18, 2, True, True, id="a matrix times a vector"),
+        pytest.param(1, 1, 512, 1, False, False, id="full size"),
+        pytest.param(1, 1, 512, 1, True, True, id="full size, a matrix times a vector"),
     ],
 )
 def test_lstm_equals_float64(
-    slots: int, steps: int, units: int, layers: int, few: bool, monkeypatch: pytest.MonkeyPatch
+    slots: int,
+    steps: int,
+    units: int,
+    layers: int,
+    few: bool,
+    vector: bool,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(0)
+    if few and not vector:
+        monkeypatch.setattr(configs, "VECTOR_DEPTH", units - 1)
+    assert bool(configs.lstm_vector(80, Rules(few=few), units)) == vector
     poison_empty(monkeypatch)
     x = randn(slots, steps, units)
     hidden, cell = state(slots, layers, units), state(slots, layers, units)

@@ -12,10 +12,10 @@ import pytest
 from encodec_rt.errors import LinkError
 from encodec_rt.link.call import Call, CallOptions
 from encodec_rt.link.endpoints import FileSink, FileSource, NullSink, SilentSource
-from encodec_rt.link.rtp import Received
 from encodec_rt.link.signalling import SignallingClient, SignallingServer
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.types import Audio
+from encodec_rt.voice.transport import Received
 from tests.support.models import random_model, speech, tiny_config
 
 SECONDS = 3

@@ -50,7 +50,7 @@ def new_call(codec: Codec) -> Call:
 
 
 def dtls_of(call: Call) -> Any:
-    return call._connection.getTransceivers()[0].receiver.transport
+    return call.transport._connection.getTransceivers()[0].receiver.transport
 
 
 def inject(call: Call, other: Call, datagram: bytes) -> None:
@@ -81,7 +81,7 @@ async def set_up(
 
     def connected() -> bool:
         disturb()
-        return one._connected.is_set() and other._connected.is_set()
+        return one.transport._connected.is_set() and other.transport._connected.is_set()
 
     await until(connected, *running)
     return running
@@ -106,7 +106,7 @@ def test_a_stranger_cannot_keep_a_call_from_coming_about(codec: Codec, kind: str
 
             def disturb() -> None:
                 for call in (one, other):
-                    sdp = call._connection.localDescription.sdp
+                    sdp = call.transport._connection.localDescription.sdp
                     for host, port in re.findall(r"udp \d+ ([\d.]+) (\d+) typ host", sdp):
                         sending.sendto(FORGED[kind], (host, int(port)))
 

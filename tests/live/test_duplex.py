@@ -144,7 +144,7 @@ def test_recordings_hold_the_same_frames_as_the_session(monkeypatch, codec, tmp_
     books = session.loop.codebooks
     session.loop.record(
         wav=WavRecording(tmp_path / "out.wav", RATE),
-        ecdc=EcdcRecording(tmp_path / "out.ecdc", codec.config, codec.name, books),
+        codes=EcdcRecording(tmp_path / "out.ecdc", codec.config, codec.name, books),
     )
     session.run(1.01)
     captured = np.concatenate(session.captured)
@@ -159,7 +159,9 @@ def test_a_failure_amid_a_session_keeps_what_was_recorded(monkeypatch, codec, tm
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(1)), keep_all=True)
     session.loop.record(
         wav=WavRecording(tmp_path / "out.wav", RATE),
-        ecdc=EcdcRecording(tmp_path / "out.ecdc", codec.config, codec.name, session.loop.codebooks),
+        codes=EcdcRecording(
+            tmp_path / "out.ecdc", codec.config, codec.name, session.loop.codebooks
+        ),
     )
 
     def fail():

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -68,6 +69,57 @@ def place_free_products(monkeypatch: pytest.MonkeyPatch) -> None:
         return matmul(a, b, dtype="float64").astype(dtype)
 
     monkeypatch.setattr(interpreter.np, "matmul", product)
+
+
+def check_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have the interpreter refuse every access outside the tensors that a launch was given.
+
+    On a device such an access would read or write what another kernel owns, as a rule unnoticed;
+    the interpreter, too, reads any address. A view counts from its first element to its last, so
+    that the arena around it is outside.
+    """
+    inside: list[tuple[int, int]] = []
+    prepare = interpreter.GridExecutor._init_args_hst
+    builder = type(interpreter.interpreter_builder)
+    load, store = builder.create_masked_load, builder.create_masked_store
+
+    def remember(self: Any, args: Any, kwargs: Any) -> Any:
+        given = prepare(self, args, kwargs)
+        inside[:] = [extent(each) for each in (*given[0], *given[1].values()) if is_array(each)]
+        return given
+
+    def require_inside(ptrs: Any, mask: Any) -> None:
+        size = ptrs.get_element_ty().primitive_bitwidth // 8
+        chosen = mask.data.astype(bool)
+        places = np.broadcast_to(ptrs.data, chosen.shape)[chosen].astype(np.int64)
+        valid = np.zeros(places.shape, dtype=bool)
+        for begin, end in inside:
+            valid |= (places >= begin) & (places + size <= end)
+        if not valid.all():
+            raise IndexError(f"{(~valid).sum()} of {valid.size} accesses lie outside all tensors")
+
+    def checked_load(self: Any, ptrs: Any, mask: Any, *rest: Any) -> Any:
+        require_inside(ptrs, mask)
+        return load(self, ptrs, mask, *rest)
+
+    def checked_store(self: Any, ptrs: Any, value: Any, mask: Any, *rest: Any) -> Any:
+        require_inside(ptrs, mask)
+        return store(self, ptrs, value, mask, *rest)
+
+    monkeypatch.setattr(interpreter.GridExecutor, "_init_args_hst", remember)
+    monkeypatch.setattr(builder, "create_masked_load", checked_load)
+    monkeypatch.setattr(builder, "create_masked_store", checked_store)
+
+
+def is_array(value: object) -> bool:
+    """Whether an argument of a launch is a tensor that holds something."""
+    return isinstance(value, Tensor) and value.numel() > 0
+
+
+def extent(view: Tensor) -> tuple[int, int]:
+    """The addresses of a view: that of its first element, and that after its last."""
+    last = sum(step * (size - 1) for step, size in zip(view.stride(), view.shape, strict=True))
+    return view.data_ptr(), view.data_ptr() + (last + 1) * view.element_size()
 
 
 def error(given: Tensor, reference: Tensor) -> float:

@@ -12,7 +12,9 @@ _SUM = (
     "A chain of 4096 float32 additions, 2^-24 * sqrt(4096) where roundings are independent; up to "
     "5.3e-7 measured on CPUs, whose sums are shorter chains."
 )
-_TF32 = "Factors rounded to 11 bits, by 2^-11 at most and 3e-4 on average; sums in float32."
+_TF32 = (
+    "Factors rounded to nearest, 11 bits, by 2^-11 at most: 2.6e-4 to 3.1e-4 emulated at full size."
+)
 
 _BOUNDS = MappingProxyType(
     {
@@ -29,8 +31,12 @@ _BOUNDS = MappingProxyType(
             1e-5,
             "100 dB. Sums of the same products in another order; 1e-6 is usual.",
         ),
+        ("portable audio", "float32"): (
+            1e-6,
+            "120 dB, of the WebAssembly codec with torch's rows; 128 to 133 measured.",
+        ),
         ("conv1d", "float32"): (4e-6, _SUM),
-        ("conv1d", "tf32"): (1e-3, _TF32),
+        ("conv1d", "tf32"): (5e-4, _TF32),
         ("stream audio", "float16"): (
             3e-3,
             "50 dB. Factors of 11 bits in the layers with one row; 62 dB measured at full size.",
@@ -45,11 +51,11 @@ _BOUNDS = MappingProxyType(
             "as for torch's own conv1d; the same sums over 8 rows are added in blocks, 3e-7.",
         ),
         ("conv_transpose1d", "float32"): (4e-6, _SUM),
-        ("conv_transpose1d", "tf32"): (1e-3, _TF32),
+        ("conv_transpose1d", "tf32"): (5e-4, _TF32),
         ("resblock", "float32"): (4e-6, _SUM),
-        ("resblock", "tf32"): (1.5e-3, _TF32 + " Two products in a row."),
+        ("resblock", "tf32"): (7e-4, _TF32 + " Two products in a row."),
         ("lstm", "float32"): (4e-6, _SUM + " No slope of a gate is above 1."),
-        ("lstm", "tf32"): (1e-3, _TF32),
+        ("lstm", "tf32"): (5e-4, _TF32),
         ("elu", "float32"): (
             6e-7,
             "Largest relative error of a kernel's ELU: 2.8e-7 with an exact exponential, where the "

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
+import json
+import shutil
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 from typer.testing import CliRunner
 
 from encodec_rt.cli import app
 from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.pretrained import default_folder
 
 ASSETS = Path(__file__).parents[2] / "encodec_rt" / "assets"
 
@@ -69,3 +73,38 @@ def test_two_files_are_scored_against_each_other(tmp_path: Path) -> None:
     assert "si_sdr_db" in header
     assert "pesq_wb" not in header
     assert row.startswith("quiet.wav")
+
+
+def test_a_language_model_and_tables_are_trained(packed: Path, tmp_path: Path) -> None:
+    from encodec_rt.streaming.codec import Codec
+    from encodec_rt.training.codes import coded_clips
+
+    common = ("train", "lm", tmp_path / "run", "--data", packed, "--widths")
+    code, output = run(*common, "8,a")
+    assert code == 2
+    assert "whole numbers with commas" in output
+    # The bundled clips are all to train on; what is held out is given here.
+    codec = Codec.load("default")
+    name = f"codes-{codec.weights_sha256[:8]}"
+    (tmp_path / "run").mkdir()
+    rng = np.random.default_rng(0)
+    np.savez(
+        tmp_path / "run" / f"{name}-held-out.npz",
+        codes=rng.integers(0, 1024, (30, 16), dtype=np.uint16),
+        lengths=np.array([10, 20]),
+    )
+    code, output = run(*common, "8,8,8,8", "--steps", 1)
+    assert code == 0, output
+    assert "12 kbps" in output
+    report = json.loads((tmp_path / "run" / "report.json").read_text())
+    assert len(report["bits_per_code"]) == 16
+    clips = coded_clips(codec, packed, tmp_path / "run", hours=1)
+    assert [len(clip) for clip in clips.held_out] == [10, 20]
+    shutil.copytree(default_folder(), tmp_path / "model")
+    for kind in ("code_lm", "code_tables"):
+        shutil.copy(tmp_path / "run" / f"{kind}.safetensors", tmp_path / "model")
+    target = tmp_path / "a.encodec"
+    code, output = run("encode", ASSETS / "speech_en.flac", target, "--model", tmp_path / "model")
+    assert code == 0, output
+    code, output = run("info", target)
+    assert "language model" in output

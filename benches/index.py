@@ -1,0 +1,149 @@
+"""The history of all figures: one growing table of the two or three of each run that matter.
+
+    python -m benches.index    # enters records that came from another machine
+
+``benches/results/index.csv`` has a line per figure: date, commit, whether the tree was clean,
+device, bench, record, case, figure, value. A line stays when its record is deleted. Cases that
+differ only in what the table does not show, such as a seed, share a line with their median.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import statistics
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benches.record import RESULTS
+
+INDEX = RESULTS / "index.csv"
+COLUMNS = ("date", "commit", "tree", "device", "bench", "record", "case", "figure", "value")
+
+
+@dataclass(frozen=True)
+class Headline:
+    """What of a bench's cases is shown: these figures, for each combination of these keys.
+
+    A figure is the name of a value, or a timing and its statistic, such as "encode p50".
+    """
+
+    figures: tuple[str, ...]
+    by: tuple[str, ...] = ()
+
+
+WALL = ("encode wall p50", "decode wall p50", "decode wall p99")
+HEADLINES = {
+    "cpu-live": Headline(("cpu p50", "cpu p99", "cpu over products"), ("direction",)),
+    "cpu-files": Headline(
+        ("blocks times real time", "blocks over the faster of the others", "blocks peak_mib"),
+        ("what", "direction", "seconds"),
+    ),
+    "cpu-paced": Headline(("encode p99", "frames_late", "late_max_ms"), ("real_time",)),
+    "cpu-slots": Headline(("both p50", "streams by p50"), ("slots", "threads")),
+    "cpu-startup": Headline(("load to first frame p50",), ("model",)),
+    "stream": Headline(("both p50", "both p99.9", "frames_late"), ("model", "backend", "paced")),
+    "numerics": Headline(("codes_that_differ", "decoder_bfloat16_snr_db"), ("model", "backend")),
+    "quality": Headline(("pesq_wb", "zimtohrli", "visqol"), ("kind", "codec", "kbps")),
+    "link": Headline(
+        ("network_pesq_wb", "concealed_share", "sum_without_computing_ms", "full_rate_after_s"),
+        ("condition", "defence"),
+    ),
+    "link-call": Headline(("concealed_share", "jitter_buffer_ms", "resident_mib"), ("end",)),
+    "link-hour": Headline(("delay_p50_ms", "concealed_share", "resident_mib")),
+    "link-hostile": Headline(("concealed_share", "jitter_buffer_ms"), ("call",)),
+    "link-jitter": Headline(("late_percent", "mean_ms"), ("network", "buffer")),
+    "link-conditions": Headline(
+        ("delay_more_than_the_path_ms", "longest_gap_ms", "concealed_share"), ("condition",)
+    ),
+    "link-rig": Headline(("network_pesq_wb", "delay_p50_ms", "concealed_share"), ("condition",)),
+    "gpu-smoke": Headline((*WALL, "codes_differ"), ("row",)),
+    "gpu-latency": Headline(
+        (*WALL, "encode device p50", "decode device p50"), ("row", "paced", "cold")
+    ),
+    "gpu-rivals": Headline(WALL, ("row", "paced", "cold")),
+    "gpu-profile": Headline(("launches", "replay_us"), ("row", "slots", "profile")),
+    "gpu-variants": Headline(("encode device p50", "decode device p50"), ("rules", "variant")),
+    "gpu-flips": Headline(("frames_that_differ", "codes_that_differ"), ("row",)),
+    "gpu-streams": Headline(("streams", "tick p99.9"), ("row", "paced")),
+    "kernels": Headline(("percent_of_floor",), ("rules", "slots", "precision")),
+}
+"""Of a bench that is not named here: three medians, or the first three numbers, of every case."""
+
+
+def figures_of(case: Mapping[str, Any]) -> dict[str, float]:
+    """Every number of a case by its name: "encode p50" of a timing, and plain values."""
+    found = {
+        f"{timing} {statistic}": float(value)
+        for timing, row in case["ms"].items()
+        for statistic, value in row.items()
+        if isinstance(value, int | float)
+    }
+    values = case["values"].items()
+    return found | {name: float(v) for name, v in values if isinstance(v, int | float)}
+
+
+def rows_of(record: Mapping[str, Any], name: str) -> Iterator[dict[str, str]]:
+    """The lines of the index for the record in the file ``name``.json."""
+    headline = HEADLINES.get(record["bench"])
+    groups: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
+    for case in record["cases"]:
+        found = figures_of(case)
+        keys = case["case"] if headline is None else headline.by
+        label = " ".join(f"{key}={case['case'][key]}" for key in keys if key in case["case"])
+        medians = [each for each in found if "p50" in each]
+        wanted = headline.figures if headline else (medians or list(found))[:3]
+        for figure in wanted:
+            if figure in found:
+                groups[label, figure].append(found[figure])
+    device = record["device"]
+    dirty = record["git"]["dirty"]
+    for (label, figure), values in groups.items():
+        yield {
+            "date": record["time_utc"],
+            "commit": str(record["git"]["commit"])[:12],
+            "tree": "unknown" if dirty is None else "dirty" if dirty else "clean",
+            "device": str(device.get("gpu") or device["cpu"]),
+            "bench": record["bench"],
+            "record": name,
+            "case": label,
+            "figure": figure,
+            "value": f"{statistics.median(values):.6g}",
+        }
+
+
+def entered(index: Path) -> list[dict[str, str]]:
+    """The lines that the index has."""
+    if not index.exists():
+        return []
+    with index.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def enter(records: Iterable[Path], index: Path | None = None) -> Sequence[str]:
+    """Add the records that the index lacks, in the order of time; returns their names."""
+    index = INDEX if index is None else index
+    lines = entered(index)
+    known = {line["record"] for line in lines}
+    new = {path.stem: json.loads(path.read_text("utf-8")) for path in records}
+    new = {name: record for name, record in new.items() if name not in known}
+    for name, record in new.items():
+        lines += rows_of(record, name)
+    lines.sort(key=lambda line: (line["date"], line["record"]))
+    with index.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, COLUMNS, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(lines)
+    return sorted(new)
+
+
+def main() -> None:
+    """Enter every record of benches/results that the index lacks."""
+    print("\n".join(enter(sorted(RESULTS.glob("*.json")))) or "nothing new")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,172 @@
+"""The most streams whose ticks keep the deadline on a GPU, audio in to audio out.
+
+Numbers of slots lie 1.25 apart. Flat out, p99 of a few hundred ticks decides, first by doubling,
+then by halving the interval; then the largest runs at a microphone's pace for as long as there is
+time, where 99.9 % of the ticks must have ended within a frame of the moment their audio was due,
+whatever made them late. A paced run that cannot keep that any more is given up, and the next lower
+number takes its turn.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from benches.checks import FAILURES, codes_of, note, require_same_codes, skip
+from benches.record import Record
+from benches.rows import STREAMS, Contender, Row, torch_engine
+from benches.timing import FRAME_MS, Budget, no_collection, wait_until
+from benches.workload import frames, noise
+from encodec_rt.model.encodec import EncodecModel
+
+STEP = 1.25
+FEWEST, LARGEST = 256, 65_536
+CHECKED_STREAMS = 64
+LATE_ALLOWED = 1e-3
+"""Share of a paced run's ticks that may be late: what p99.9 means."""
+FIRST_SHARE = 0.7
+"""Of the time for many streams that the first row gets, which is what a claim is made of."""
+ENOUGH_S = 10.0
+"""Seconds at pace below which nothing is confirmed."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """How long a run may take."""
+
+    flat_out_s: float = 3.0
+    ticks: int = 200
+    paced_s: float = 60.0
+
+
+def sizes() -> list[int]:
+    """Numbers of slots to try, 1.25 apart, in multiples of 8."""
+    count = 1 + int(math.log(LARGEST / FEWEST, STEP))
+    return sorted({8 * round(FEWEST * STEP**each / 8) for each in range(count)})
+
+
+def measure(
+    record: Record, model: EncodecModel, device: torch.device, limits: Limits, budget: Budget
+) -> None:
+    """Every row of STREAMS in its share of the time."""
+    for index, row in enumerate(STREAMS):
+        last = index == len(STREAMS) - 1
+        share = Budget(budget.left() * (1 if last else FIRST_SHARE))
+        try:
+            many_streams(record, row, model, device, limits, share)
+        except FAILURES as error:
+            skip(record, row, error)
+
+
+def many_streams(
+    record: Record,
+    row: Row,
+    model: EncodecModel,
+    device: torch.device,
+    limits: Limits,
+    budget: Budget,
+) -> None:
+    """Find and confirm the most slots of one row; the record has ``streams`` of each run."""
+    hop = model.config.hop_length
+    audio = noise(CHECKED_STREAMS, 20 * hop)
+    wanted = codes_of(torch_engine(model, CHECKED_STREAMS, device, graph=False), audio, hop)
+    given = codes_of(row.make(model, CHECKED_STREAMS, device), audio, hop)
+    flips = require_same_codes(given, wanted, row.precision)
+    note(record, {"check": "codes", "slots": CHECKED_STREAMS, **row.case}, flips=flips)
+
+    def keeps_up(slots: int) -> bool:
+        runner = row.make(model, slots, device)
+        audio = noise(slots, 4 * hop)
+        with no_collection():
+            times = flat_out(runner, audio, hop, limits.ticks, budget.left(limits.flat_out_s))
+        kept = share_over(times, FRAME_MS) <= 0.01
+        values = {"streams": slots if kept else 0, "kept": kept}
+        note(record, {"slots": slots, "paced": False, **row.case}, {"tick": times}, **values)
+        return kept
+
+    candidates = sizes()
+    best = search(candidates, keeps_up, budget)
+    while best >= 0 and budget.left() > 1:
+        slots = candidates[best]
+        seconds = budget.left(limits.paced_s)
+        runner = row.make(model, slots, device)
+        audio = noise(slots, 4 * hop)
+        with no_collection():
+            times, planned = paced(runner, audio, hop, seconds)
+        late = sum(each > FRAME_MS for each in times)
+        kept = len(times) == planned and late <= LATE_ALLOWED * planned
+        note(
+            record,
+            {"slots": slots, "paced": True, **row.case},
+            {"tick": times},
+            streams=slots if kept else 0,
+            kept=kept,
+            confirmed=kept and seconds >= ENOUGH_S,
+            seconds=len(times) * FRAME_MS / 1000,
+        )
+        del runner
+        if kept:
+            return
+        best -= 1
+
+
+def search(candidates: list[int], keeps_up: object, budget: Budget) -> int:
+    """The index of the largest candidate that keeps up, or -1: by threes, then by halves.
+
+    Three steps of 1.25 are about a doubling. Assumes that what fails fails for all that are larger.
+    """
+    assert callable(keeps_up)
+    low, high, at = -1, len(candidates), 0
+    while at < len(candidates) and budget.left() > 0:
+        try:
+            kept = keeps_up(candidates[at])
+        except FAILURES as error:
+            # As a rule there is no memory for so many.
+            print(f"{candidates[at]} slots: {type(error).__name__}: {error}"[:300], flush=True)
+            kept = False
+        low, high = (at, high) if kept else (low, at)
+        if high - low <= 1:
+            break
+        at = (low + high) // 2 if high < len(candidates) else min(low + 3, len(candidates) - 1)
+    return low
+
+
+def share_over(times: list[float], limit: float) -> float:
+    """The share of ``times`` over ``limit``."""
+    return sum(each > limit for each in times) / len(times)
+
+
+def flat_out(runner: Contender, audio: Tensor, hop: int, count: int, limit_s: float) -> list[float]:
+    """Milliseconds of ``count`` whole ticks, audio in to audio out, one after the other."""
+    inputs = frames(audio, hop)
+    times: list[float] = []
+    begun = time.perf_counter()
+    while len(times) < count and (not times or time.perf_counter() - begun < limit_s):
+        start = time.perf_counter()
+        runner.decode(runner.encode(inputs[len(times) % len(inputs)]))
+        times.append(1e3 * (time.perf_counter() - start))
+    return times
+
+
+def paced(runner: Contender, audio: Tensor, hop: int, seconds: float) -> tuple[list[float], int]:
+    """Milliseconds from when each frame was due until it was heard, and how many were planned.
+
+    A tick that is late makes the next one late as well. Stops once too many are.
+    """
+    inputs = frames(audio, hop)
+    planned = max(1, int(1000 * seconds / FRAME_MS))
+    allowed = LATE_ALLOWED * planned
+    times: list[float] = []
+    late = 0
+    begun = time.perf_counter()
+    while len(times) < planned and late <= allowed:
+        due = begun + (1 + len(times)) * FRAME_MS / 1000
+        wait_until(due)
+        runner.decode(runner.encode(inputs[len(times) % len(inputs)]))
+        times.append(1e3 * (time.perf_counter() - due))
+        late += times[-1] > FRAME_MS
+    return times, planned

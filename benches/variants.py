@@ -1,0 +1,229 @@
+"""Other tiles than the rules give, each beside them: what a person with a GPU tries in minutes.
+
+    python -m benches.variants [--only few many] [--jobs 8] [--budget 60]
+
+A process per variant compiles what it asks for, all at once; then one after the other measures, so
+that nothing else runs on the device. For few slots it is the device's time of one stream's frame,
+for many that of 1024. The unchanged rules come first and last: a variant that gains less than those
+two differ gains nothing. A variant must give the codes of the rules' own kernels, near-ties aside.
+"""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import json
+import multiprocessing
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+
+from benches.checks import FAILURES, codes_of, require_same_codes
+from benches.kernels import finish, ieee_products, require_cuda
+from benches.record import RESULTS, Json, Record
+from benches.rows import triton_engine
+from benches.timing import Budget, replay_ms
+from benches.workload import noise, random_24khz
+from encodec_rt.model.encodec import EncodecModel
+from encodec_rt_kernels import configs
+from encodec_rt_kernels.configs import Tile
+
+Change = Callable[[], None]
+SLOTS = {"few": 1, "many": 1024}
+FRAMES = 30
+REPLAYS = {"few": 300, "many": 60}
+
+
+def product(deep: dict[str, int] | None = None, broad: dict[str, int] | None = None) -> None:
+    """Convolutions with these fields of a tile; deep ones are those with megabytes of weights."""
+    rule = configs._product
+
+    def changed(arch: int, rules: configs.Rules, inputs: int, outputs: int, taps: int) -> Tile:
+        tile = rule(arch, rules, inputs, outputs, taps)
+        is_deep = max(inputs, outputs) >= configs.DEEP_CHANNELS
+        fields = dict((deep if is_deep else broad) or {})
+        for name, size in (("cols", outputs), ("depth", inputs * taps)):
+            if name in fields:
+                fields[name] = max(16, min(fields[name], 1 << (size - 1).bit_length()))
+        return replace(tile, **fields)  # type: ignore[arg-type]
+
+    configs._product = changed
+
+
+def tile_of(name: str, **fields: int) -> None:
+    """Another kernel's rule with these fields of its tile."""
+    rule = getattr(configs, name)
+
+    def changed(*arguments: Any) -> Tile | None:
+        tile: Tile | None = rule(*arguments)
+        return tile and replace(tile, **fields)  # type: ignore[arg-type]
+
+    setattr(configs, name, changed)
+
+
+def constants(**values: int) -> None:
+    """Constants of the rules."""
+    for name, value in values.items():
+        assert hasattr(configs, name)
+        setattr(configs, name, value)
+
+
+def option(name: str, **values: int) -> None:
+    """A rule that gives launch options with these values."""
+    rule = getattr(configs, name)
+    setattr(configs, name, lambda *arguments: {**rule(*arguments), **values})
+
+
+def precision(dot: str) -> None:
+    """Products of matrices in this arithmetic; the search stays as it is."""
+    product(deep={"dot": dot}, broad={"dot": dot})  # type: ignore[dict-item]
+    for name in ("resblock", "lstm"):
+        tile_of(name, dot=dot)  # type: ignore[arg-type]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """A change of the rules for few or for many slots."""
+
+    rules: str
+    name: str
+    change: Change
+
+
+def _few(name: str, change: Change) -> Variant:
+    return Variant("few", name, change)
+
+
+def _many(name: str, change: Change) -> Variant:
+    return Variant("many", name, change)
+
+
+WIDE = {"rows": 64, "cols": 64, "depth": 32, "stages": 3}
+NARROW = {"rows": 16, "cols": 16, "depth": 128, "stages": 4}
+WIDE = {"rows": 64, "cols": 64, "depth": 32, "stages": 3}
+VARIANTS = (
+    _few("rules", lambda: None),
+    _few("16 rows", partial(product, deep={"rows": 16}, broad={"rows": 16})),
+    _few("4 rows", partial(product, deep={"rows": 4}, broad={"rows": 4})),
+    _few("deep, 64 deep", partial(product, deep={"depth": 64})),
+    _few("broad, 64 deep", partial(product, broad={"depth": 64})),
+    _few("broad, 64 deep, 8 warps", partial(product, broad={"depth": 64, "warps": 8})),
+    _few("broad, 2 warps", partial(product, broad={"warps": 2})),
+    _few("resblock, 4 rows", partial(tile_of, "resblock", rows=4)),
+    _few("resblock, 2 warps", partial(tile_of, "resblock", warps=2)),
+    _few("resblock, 16 rows, 8 warps", partial(tile_of, "resblock", rows=16, warps=8)),
+    _few("splits from 256 deep", partial(constants, SPLIT_DEPTH=256, PART_DEPTH=64)),
+    _few("parts of 256", partial(constants, PART_DEPTH=256)),
+    _few("vectors from 256", partial(constants, VECTOR_CHANNELS=256)),
+    _few("choose, 4 warps", partial(option, "rvq_choose", num_warps=4)),
+    _few("rules again", lambda: None),
+    _many("rules", lambda: None),
+    _many("longest 64x64", partial(constants, LONGEST_DEPTH=1 << 20)),
+    _many("longest from 1024", partial(constants, LONGEST_DEPTH=1024)),
+    _many("all 64x64x16, 4 stages", partial(product, *[{"depth": 16, "stages": 4}] * 2)),
+    _many("all 2 stages", partial(product, *[{"stages": 2}] * 2)),
+    _many("score 128 rows, 8 warps", partial(tile_of, "rvq_score", rows=128, warps=8)),
+    _many("score 32 rows", partial(tile_of, "rvq_score", rows=32)),
+    _many("lstm 2 stages", partial(tile_of, "lstm", stages=2)),
+    _many("resblock 8 warps", partial(tile_of, "resblock", warps=8)),
+    _many("resblock 32 deep, 2 stages", partial(tile_of, "resblock", depth=32, stages=2)),
+    _many("one output, 32 rows", partial(tile_of, "conv1d_single", rows=32)),
+    _many("tf32x3", partial(precision, "tf32x3")),
+    _many("rules again", lambda: None),
+)
+"""Those of the next day: what was tried before is in docs/kernels.md."""
+
+
+def try_out(index: int, folder: str) -> None:
+    """In a process of its own: compile, wait for the device, measure, and write what was found."""
+    torch.set_num_threads(1)
+    variant = VARIANTS[index]
+    found: dict[str, Any] = {}
+    try:
+        variant.change()
+        device = require_cuda()
+        ieee_products()
+        few = variant.rules == "few"
+        model, slots = EncodecModel.from_pretrained(folder), SLOTS[variant.rules]
+        begun = time.perf_counter()
+        engine = triton_engine(model, slots, device, few=few, chained=few)
+        found["seconds_to_make"] = time.perf_counter() - begun
+        with open(os.path.join(folder, "device"), "w") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX)
+            codes = codes_of(engine, noise(slots, FRAMES * model.config.hop_length), 320)
+            found["codes"] = codes[:, : min(slots, 64)].tolist()
+            for name, tick in engine.ticks.items():
+                found[f"{name} device"] = replay_ms(tick.again, REPLAYS[variant.rules])
+    except FAILURES as error:
+        found["reason"] = f"{type(error).__name__}: {error}"[:300]
+    with open(os.path.join(folder, f"{index}.json"), "w") as file:
+        json.dump(found, file)
+
+
+def main() -> int:
+    """Try every variant and write one JSON file; 1 if one was not right."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("--only", nargs="+", choices=["few", "many"], default=["few", "many"])
+    parser.add_argument("--jobs", type=int, default=8)
+    parser.add_argument("--budget", type=float, default=90.0, help="seconds for all of it")
+    parser.add_argument("--out", default=RESULTS, help="another folder than benches/results")
+    options = parser.parse_args()
+    budget = Budget(options.budget)
+    record = Record("gpu-variants", device=require_cuda().type, folder=options.out)
+    chosen = [at for at, variant in enumerate(VARIANTS) if variant.rules in options.only]
+    with tempfile.TemporaryDirectory() as folder:
+        random_24khz().save_pretrained(folder)
+        context = multiprocessing.get_context("spawn")
+        waiting = list(chosen)
+        running: list[multiprocessing.context.SpawnProcess] = []
+        while (waiting or running) and budget.left() > 0:
+            running = [each for each in running if each.is_alive()]
+            while waiting and len(running) < options.jobs:
+                running.append(context.Process(target=try_out, args=(waiting.pop(0), folder)))
+                running[-1].start()
+            time.sleep(0.05)
+        for each in running:
+            each.kill()
+        codes: dict[str, torch.Tensor] = {}
+        for at in chosen:
+            path = os.path.join(folder, f"{at}.json")
+            if os.path.exists(path):
+                with open(path) as file:
+                    _note(record, VARIANTS[at], json.load(file), codes)
+            else:
+                record.add({"skipped": VARIANTS[at].name}, values={"reason": "no time was left"})
+    return finish(record)
+
+
+def _note(
+    record: Record, variant: Variant, found: dict[str, Any], codes: dict[str, torch.Tensor]
+) -> None:
+    case: dict[str, Json] = {
+        "rules": variant.rules,
+        "variant": variant.name,
+        "slots": SLOTS[variant.rules],
+    }
+    if "reason" in found:
+        record.add({"skipped": variant.name}, values={"reason": found["reason"]})
+        return
+    given = torch.tensor(found.pop("codes"))
+    try:
+        flips = require_same_codes(given, codes.setdefault(variant.rules, given), "exact")
+    except RuntimeError as error:
+        record.add(case, values={"reason": str(error), "wrong": True})
+        return
+    made = found.pop("seconds_to_make")
+    timings: dict[str, list[float]] = found
+    added = record.add(case, timings, values={"flips": flips, "seconds_to_make": made})
+    print(record.table([added]), flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,359 @@
+"""Reading ``.encodec`` streams: packets with their places in time, gaps, and links of a chain.
+
+A file may hold several streams one after the other (links) and others beside them (skipped).
+Nothing here needs a model, a coder or a length; memory is bounded whatever the bytes claim.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO
+
+from encodec_rt.bitstream.coding import CodeCoder
+from encodec_rt.bitstream.container import (
+    HEAD_MAGIC,
+    MAX_PACKET_BYTES,
+    TAGS_MAGIC,
+    Comments,
+    DataPacket,
+    StreamHeader,
+)
+from encodec_rt.bitstream.ogg import NO_GRANULE, Page, PageReader
+from encodec_rt.errors import PacketError
+from encodec_rt.types import Codes
+
+MAX_POSITION = 2**62
+
+
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A packet that stands for the samples from ``start`` to ``end``; ``last`` ends its stream."""
+
+    packet: DataPacket
+    start: int
+    end: int
+    last: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Samples from ``start`` to ``end`` that are lost, and why; none if nobody counted them."""
+
+    start: int
+    end: int
+    reason: str
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class CodeBlock:
+    """Codes uint16 [frames, codebooks] that stand for the samples from ``start`` to ``end``."""
+
+    codes: Codes
+    scale: float | None
+    start: int
+    end: int
+
+
+class PacketReader:
+    """The packets of the streams in a file, link by link.
+
+    Opening reads the headers of the first link. With ``salvage`` damage comes as Gap and in
+    ``problems``; without, it raises PacketError. A stream that simply stops at the end of a page,
+    as a killed writer leaves it, is no damage: ``ended`` stays False.
+    """
+
+    def __init__(self, file: BinaryIO, *, salvage: bool = False) -> None:
+        self.salvage = salvage
+        self.problems: list[str] = []
+        self.foreign_pages = 0
+        self.ended = False
+        self.serial = 0
+        self.position = 0
+        self._events = iter(PageReader(file, salvage=salvage))
+        self._partial: bytearray | None = None
+        self._next: Page | None = None
+        self._again: Page | None = None
+        self._damaged = False
+        if not self.next_link():
+            raise PacketError("not an .encodec file: there is no EnCodec stream in it")
+
+    def next_link(self) -> bool:
+        """Go on to the next stream, past what is left of this one; False if there is none."""
+        page = self._next or self._find_head()
+        self._next = None
+        while page is not None:
+            try:
+                self._open(page)
+            except PacketError as error:
+                if not self.salvage:
+                    raise
+                self._report(f"a stream was passed over: {error}")
+                page = self._find_head()
+                continue
+            return True
+        return False
+
+    def __iter__(self) -> Iterator[Located | Gap]:
+        """What is left of the present link."""
+        for page in self._data_pages():
+            try:
+                yield from self._located(page)
+            except PacketError as error:
+                if not self.salvage:
+                    raise PacketError(f"{error}, after {self._seconds()}") from None
+                self._report(f"{error}, after {self._seconds()}")
+                self._partial, self._damaged = None, True
+            if page.last:
+                self.ended = True
+        if self._partial and not self.ended:
+            self._problem("the stream ends within a packet")
+
+    def _open(self, page: Page) -> None:
+        """Read both headers, the first of which is on ``page``."""
+        pieces = page.pieces()
+        if len(pieces) != 1 or not pieces[0][1]:
+            raise PacketError("the identification header is not alone on its page")
+        self.header = StreamHeader.parse(pieces[0][0])
+        self.serial, self.ended, self.position = page.serial, page.last, 0
+        self._sequence = page.sequence + 1
+        self._partial = None
+        self._first, self._damaged = True, False
+        self.comments = Comments("")
+        for follower in self._data_pages():
+            if self.salvage and not (self._partial or follower.body.startswith(TAGS_MAGIC)):
+                self._report("the comment header is missing")
+                self._again = follower
+                return
+            self._check_order(follower)
+            for data, complete in follower.pieces():
+                whole = self._joined(data, complete)
+                if whole is None:
+                    continue
+                self.comments = Comments.parse(whole)
+                # Codes begin on a page of their own, so that this one holds nothing else.
+                if len(follower.pieces()) > 1 or not complete:
+                    raise PacketError("the comment header does not end its page")
+                self.ended = follower.last
+                return
+        if not self.salvage:
+            raise PacketError("the stream ends within its headers")
+
+    def _data_pages(self) -> Iterator[Page]:
+        """Pages of the present link; stops, with the page kept, where another link begins."""
+        while (page := self._page()) is not None:
+            own = page.serial == self.serial
+            if page.first:
+                begins = page.body.startswith(HEAD_MAGIC)
+                if begins and (own or not self._first or self.ended):
+                    self._next = page
+                    return
+                self.foreign_pages += 1
+            elif not own:
+                self.foreign_pages += 1
+            elif self.ended:
+                self._problem("pages follow after the end of the stream")
+            else:
+                yield page
+
+    def _page(self) -> Page | None:
+        if (page := self._again) is not None:
+            self._again = None
+            return page
+        for event in self._events:
+            if isinstance(event, Page):
+                return event
+            self._report(f"{event.reason}: {event.size} bytes at {event.offset} passed over")
+            self._damaged = True
+        return None
+
+    def _find_head(self) -> Page | None:
+        while (page := self._page()) is not None:
+            if page.first and page.body.startswith(HEAD_MAGIC):
+                return page
+            self.foreign_pages += 1
+        return None
+
+    def _joined(self, data: bytes, complete: bool) -> bytes | None:
+        """The packet that ``data`` ends, or None if it goes on."""
+        held = self._partial if self._partial is not None else bytearray()
+        held += data
+        if len(held) > MAX_PACKET_BYTES:
+            self._partial = None
+            raise PacketError(f"a packet of more than {MAX_PACKET_BYTES} bytes")
+        self._partial = None if complete else held
+        return bytes(held) if complete else None
+
+    def _located(self, page: Page) -> Iterator[Located | Gap]:
+        """The packets that end on ``page``, with the place in time that its granule gives them."""
+        self._check_order(page)
+        if not page.intact:
+            self._problem("a page has a wrong checksum")
+        packets: list[DataPacket | None] = []
+        for index, (data, complete) in enumerate(page.pieces()):
+            if index == 0 and self._partial is None and page.continued and self._damaged:
+                packets += [None] * complete  # Its beginning was lost, and reported.
+                continue
+            whole = self._joined(data, complete)
+            # An empty packet ends a stream whose last codes were written before the end was known.
+            if whole or (whole is not None and not page.last):
+                packets.append(self._parsed(whole))
+        yield from self._placed(page, packets)
+        self._first = False
+
+    def _check_order(self, page: Page) -> None:
+        wanted = self._sequence & 0xFFFFFFFF
+        # Damage that leaves a page in its place may well have hit this number instead.
+        self._sequence = (page.sequence if page.intact else wanted) + 1
+        if page.sequence != wanted and page.intact:
+            self._problem(f"page {page.sequence} follows where page {wanted} was due")
+            self._partial, self._damaged = None, True
+        if page.continued != (self._partial is not None) and not (self._damaged and page.continued):
+            self._problem("a packet is not continued as it should be")
+            # A damaged page may say so by mistake; what is no packet shows in its checksums.
+            self._damaged |= page.intact
+            self._partial = None
+
+    def _parsed(self, data: bytes) -> DataPacket | None:
+        try:
+            packet = DataPacket.parse(data, self.header, salvage=self.salvage)
+        except PacketError as error:
+            self._problem(str(error))
+            return None
+        if packet.missing:
+            self._report(f"{packet.missing} layers of a packet are damaged, at {self._seconds()}")
+        return packet
+
+    def _placed(self, page: Page, packets: list[DataPacket | None]) -> Iterator[Located | Gap]:
+        durations = [self.header.duration(packet.frames) if packet else 0 for packet in packets]
+        known, lost = sum(durations), packets.count(None)
+        end = self._page_end(page, packets, known, lost)
+        start = self.position
+        if self._first and not (page.last or lost or self._damaged):
+            start = self.position = max(0, end - known)
+        missing = max(0, end - known - start)
+        if page.last and not lost and packets and missing <= self._beyond(packets[-1]):
+            missing = 0
+        if lost and page.last and not self.header.segment:
+            # The end cuts the last frame, not one that was lost.
+            missing = -(-missing // self.header.hop) * self.header.hop
+        # Even where nothing is missing, what was coded before may not be what was decoded.
+        if (missing or self._damaged) and not lost:
+            yield self._gap(missing, "lost pages")
+        for index, (packet, duration) in enumerate(zip(packets, durations, strict=True)):
+            if packet is None:
+                yield self._gap(missing, "a damaged packet")
+                missing = 0
+                continue
+            begin = self.position
+            self.position += duration
+            last = page.last and index == len(packets) - 1
+            if last:
+                self.position = max(begin, min(end, begin + max(duration, self.header.segment)))
+            yield Located(packet, begin, self.position, last)
+        self._damaged = False
+
+    def _beyond(self, packet: DataPacket | None) -> int:
+        """By how much the last segment reaches beyond what is final without it."""
+        return self.header.segment - self.header.stride if packet else 0
+
+    def _page_end(
+        self, page: Page, packets: Sequence[DataPacket | None], known: int, lost: int
+    ) -> int:
+        """Where the packets of ``page`` end, as its granule position says, if that can be."""
+        ends = self.position + known
+        if not packets and not page.last:
+            if page.granule != NO_GRANULE:
+                self._problem("a page on which no packet ends has a granule position")
+            return ends
+        granule = page.granule
+        if not 0 <= granule <= MAX_POSITION:
+            self._problem(f"granule position {granule}, which no stream reaches")
+            return ends
+        final, low, high = packets[-1] if packets else None, ends, ends
+        if page.last and final is not None:
+            low = ends - self.header.duration(final.frames) + 1
+            high = ends + self._beyond(final)
+        if low <= granule <= high:
+            return granule
+        ahead = granule > high and page.intact
+        if lost and not page.intact:
+            # Either the packets were hit or the position was: it is believed where it may be true.
+            most = ends + lost * self.header.duration(self.header.max_frames)
+            return granule if ends < granule <= most else most
+        if ahead and ((self._first and not page.last) or self._damaged or lost):
+            return granule
+        what = "leaps ahead" if granule > high else "goes backwards"
+        self._problem(f"the granule position {what}, to {granule} where {ends} was due")
+        return granule if ahead else ends
+
+    def _gap(self, samples: int, reason: str) -> Gap:
+        begin = self.position
+        self.position += samples
+        return Gap(begin, self.position, reason)
+
+    def _seconds(self) -> str:
+        return f"{self.position / self.header.sampling_rate:.2f} s"
+
+    def _problem(self, text: str) -> None:
+        """Damage: an error, or with ``salvage`` a report."""
+        if not self.salvage:
+            raise PacketError(f"{text}; --salvage decodes what is whole")
+        self._report(text)
+
+    def _report(self, text: str) -> None:
+        if len(self.problems) < 100:
+            self.problems.append(text)
+
+
+def skip_to(located: Iterator[Located | Gap], sample: int) -> Iterator[Located | Gap]:
+    """From the last packet at or before ``sample`` on where decoding may begin, and on.
+
+    What lies before is passed over without being decoded; only the packets since the latest
+    restart are held.
+    """
+    held: list[Located | Gap] = []
+    for item in located:
+        if isinstance(item, Located) and item.packet.restart and item.start <= sample:
+            held = []
+        held.append(item)
+        if item.end > sample:
+            break
+    yield from held
+    yield from located
+
+
+def read_codes(
+    located: Iterable[Located | Gap], header: StreamHeader, coder: CodeCoder, *, salvage: bool
+) -> Iterator[CodeBlock | Gap]:
+    """The codes of packets. What was coded after lost codes is lost too, up to the next restart.
+
+    Raises PacketError for bytes that are no codes, which ``salvage`` makes a gap of.
+    """
+    depth = len(header.layers) if not coder.needs_history else 0
+    for item in located:
+        if isinstance(item, Gap):
+            depth = 0 if coder.needs_history else depth
+            yield item
+            continue
+        packet, decoded = item.packet, None
+        if packet.restart:
+            depth = len(header.layers)
+        if coder.needs_history:
+            packet = packet.keep(depth)
+        if packet.layers:
+            try:
+                decoded = coder.decode(
+                    packet.layers, header.layers, packet.frames, restart=packet.restart
+                )
+            except PacketError as error:
+                if not salvage:
+                    seconds = item.start / header.sampling_rate
+                    raise PacketError(f"{error}, after {seconds:.2f} s") from None
+                depth = 0 if coder.needs_history else depth
+        if item.packet.missing:
+            depth = min(depth, len(packet.layers)) if coder.needs_history else depth
+        if decoded is None:
+            yield Gap(item.start, item.end, "codes that cannot be decoded")
+        else:
+            yield CodeBlock(decoded, packet.scale, item.start, item.end)

@@ -1,0 +1,107 @@
+"""encodec-rt train lm: code tables and a language model for the codes of a model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from encodec_rt.cli.console import ModelOption, say
+from encodec_rt.errors import ConfigError
+
+if TYPE_CHECKING:
+    from encodec_rt.bitstream.coding import CodeTables
+    from encodec_rt.types import Codes
+
+RESTART_S = 8.0
+"""How often a stream in a file begins anew, which is how held-out speech is measured."""
+
+
+def lm(
+    run: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Folder for the codes and what is trained.")
+    ],
+    data: Annotated[
+        Path, typer.Option("--data", help="The packed audio that encodec-rt data index made.")
+    ],
+    model: ModelOption = "default",
+    minutes: Annotated[float, typer.Option("--minutes", help="CPU time to train for.")] = 60.0,
+    steps: Annotated[int | None, typer.Option("--steps", help="Train for so many instead.")] = None,
+    hours: Annotated[float, typer.Option("--hours", help="Speech to train on.")] = 10.0,
+    widths: Annotated[
+        str | None, typer.Option("--widths", help="Units that each layer adds, as 96,64,64,64.")
+    ] = None,
+    threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 1,
+) -> None:
+    """Train code tables and a language model, to be put into the folder of the model.
+
+    RUN gets code_tables.safetensors, code_lm.safetensors and a report.json with the bits that each
+    codebook takes on speech that was held out.
+    """
+    import numpy as np
+    import torch
+
+    from encodec_rt.bitstream.coding import CodeTables
+    from encodec_rt.bitstream.container import StreamHeader
+    from encodec_rt.lm.training import LmRecipe, bits_per_code, lm_config, train_lm
+    from encodec_rt.streaming.codec import Codec
+    from encodec_rt.training.codes import coded_clips
+
+    torch.set_num_threads(threads)
+    codec = Codec.load(model)
+    config, weights = codec.config, bytes.fromhex(codec.weights_sha256)
+    header = StreamHeader.for_model(
+        config, config.num_quantizers, start="exact", weights_sha256=weights
+    )
+    shape = lm_config(header.layers, config.codebook_size, _numbers(widths))
+    clips = coded_clips(codec, data, run, hours=hours, report=say)
+    tables = CodeTables.from_codes(np.concatenate(clips.train), config.codebook_size, weights)
+    tables.save(run / "code_tables.safetensors")
+
+    shown = -1
+
+    def tell(share: float, bits: float) -> None:
+        nonlocal shown
+        if int(20 * share) > shown:
+            shown = int(20 * share)
+            say(f"{100 * share:.0f} %: {bits:.3f} bits per code")
+
+    trained = train_lm(clips.train, shape, LmRecipe(minutes=minutes, steps=steps), tell)
+    found = trained.export(weights)
+    found.save(run / "code_lm.safetensors")
+    frames = round(RESTART_S * config.sampling_rate / config.hop_length)
+    bits = bits_per_code(found, clips.held_out, frames)
+    report = {
+        "model": codec.name,
+        "lm_sha256": found.sha256.hex(),
+        "bytes": (run / "code_lm.safetensors").stat().st_size,
+        "bits_per_code": [round(float(value), 4) for value in bits],
+        "table_bits_per_code": [round(value, 4) for value in _table_bits(tables, clips.held_out)],
+    }
+    (run / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    ends = np.cumsum(header.layers)
+    for end in ends:
+        share = 1 - bits[:end].mean() / header.bits
+        say(f"{header.kbps(int(end)):g} kbps: {100 * share:.1f} % smaller")
+
+
+def _numbers(text: str | None) -> tuple[int, ...] | None:
+    if text is None:
+        return None
+    try:
+        return tuple(map(int, text.split(",")))
+    except ValueError:
+        raise ConfigError(f"widths {text!r}; whole numbers with commas between them") from None
+
+
+def _table_bits(tables: CodeTables, clips: Sequence[Codes]) -> list[float]:
+    import numpy as np
+
+    codes = np.concatenate(clips)
+    return [
+        float(np.log2(65536 / row[codes[:, book]].astype(float)).mean())
+        for book, row in enumerate(tables.counts)
+    ]

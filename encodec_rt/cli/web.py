@@ -1,0 +1,60 @@
+"""encodec-rt web: the page on which one hears oneself through the codec."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from encodec_rt.cli.console import ModelOption, say
+from encodec_rt.cli.link_call import require_link
+from encodec_rt.cli.link_options import TokenOption
+
+if TYPE_CHECKING:
+    import ssl
+
+    from encodec_rt.web.server import PageServer
+
+
+def web(
+    model: ModelOption = "default",
+    host: Annotated[str, typer.Option(help="Address to serve on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="TCP port.", min=0, max=65535)] = 8444,
+    token_file: TokenOption = None,
+) -> None:
+    """Serve a page that runs the codec in the browser: hear yourself through it.
+
+    Beyond loopback this is over TLS and with a token, and the browser has to accept the certificate
+    once. Ends with Ctrl-C.
+    """
+    require_link()
+    from encodec_rt.export.blob import blob
+    from encodec_rt.link import credentials
+    from encodec_rt.model.encodec import EncodecModel
+    from encodec_rt.web.server import PageServer
+
+    folder = credentials.state_folder()
+    token, context = None, None
+    if not credentials.is_loopback(host):
+        token = credentials.read_token(token_file or folder / "link-token")
+        certificate, key = folder / "link-cert.pem", folder / "link-key.pem"
+        if not certificate.is_file():
+            credentials.make_certificate(certificate, key, [host])
+        context = credentials.server_context(certificate, key)
+    server = PageServer(blob(EncodecModel.from_pretrained(model)), token=token)
+    asyncio.run(_serve(server, host, port, context, token))
+
+
+async def _serve(
+    server: PageServer, host: str, port: int, context: ssl.SSLContext | None, token: str | None
+) -> None:
+    bound = await server.start(host, port, context)
+    scheme = "http" if context is None else "https"
+    # Behind the #, which a browser keeps to itself.
+    secret = "" if token is None else f"#token={token}"
+    say(f"open {scheme}://{host}:{bound}/{secret} in a browser; Ctrl-C ends")
+    try:
+        await asyncio.Event().wait()
+    finally:
+        await server.close()

@@ -1,0 +1,46 @@
+"""Finding the language model of a codec's model, or the one that a stream names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from encodec_rt.errors import WeightsError
+from encodec_rt.lm.integer import IntegerLm
+from encodec_rt.pretrained import default_folder
+
+LMS_PATTERN = "code_lm*.safetensors"
+
+
+def lm_for_model(weights_sha256: bytes, folder: Path | None = None) -> IntegerLm | None:
+    """The language model for the codes of a model, from its folder or the package's, if any."""
+    found = [model for model in _all(folder) if model.weights_sha256 == weights_sha256]
+    return found[-1] if found else None
+
+
+def lm_by_hash(sha256: bytes, folder: Path | None = None, path: Path | None = None) -> IntegerLm:
+    """The language model that a stream names, in ``path`` if given.
+
+    Raises WeightsError where it is not at hand.
+    """
+    if path is not None:
+        model = IntegerLm.load(path)
+        if model.sha256 != sha256:
+            raise WeightsError(
+                f"the stream needs the language model {sha256.hex()[:16]}, and {path} is "
+                f"{model.sha256.hex()[:16]}"
+            )
+        return model
+    for model in _all(folder):
+        if model.sha256 == sha256:
+            return model
+    raise WeightsError(
+        f"the stream needs the language model {sha256.hex()[:16]}, which is neither in this "
+        "installation nor in the model's folder; name its file with --lm"
+    )
+
+
+def _all(folder: Path | None) -> Iterator[IntegerLm]:
+    for place in filter(None, (default_folder(), folder)):
+        for path in sorted(place.glob(LMS_PATTERN)):
+            yield IntegerLm.load(path)

@@ -1,0 +1,355 @@
+"""The portable language model: integers end to end, so that its bits are the same everywhere.
+
+Weights and activations have 8 bits. Products are taken in float32, where every partial sum is a
+whole number below 2^24 and thus exact in any order, on any device, by any BLAS; what lies between
+them is float64 whose every operation is exact. docs/language-model.md has the arithmetic.
+
+Needs numpy alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from decimal import Context, Decimal
+from functools import cached_property, lru_cache
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encodec_rt.bitstream.range_coder import TOTAL
+from encodec_rt.errors import WeightsError
+from encodec_rt.types import Codes
+
+Floats = NDArray[np.float32]
+Doubles = NDArray[np.float64]
+Product = Callable[[Floats, Floats], Any]
+"""[T, K] times [K, N] of whole numbers whose partial sums are below 2^24, exactly."""
+
+UNIT = 16
+"""An 8-bit activation of 16 stands for 1; sums of them are kept 16 times finer."""
+LOG_STEPS = 64
+"""Logits count in 64ths of a bit."""
+MAX_INT8 = 127
+_TABLE_BITS = 20
+_TABLE_END = LOG_STEPS * _TABLE_BITS
+_MAX_PRODUCT = 2**24
+
+
+@dataclass(frozen=True)
+class LmConfig:
+    """Shape of a model: the stream's ``layers`` and, for each, how many ``widths`` units it adds.
+
+    What belongs to a layer sees the codes of that layer and of those below, never of those above,
+    so that a stream can lose its upper layers. Block i looks at the present frame and at the one
+    ``dilations[i]`` before.
+    """
+
+    layers: tuple[int, ...]
+    codebook_size: int
+    widths: tuple[int, ...]
+    dilations: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        """Raise WeightsError for a shape that no model has."""
+        numbers = (*self.layers, *self.widths, *self.dilations)
+        if len(self.layers) != len(self.widths) or not self.layers or min(numbers) < 1:
+            raise WeightsError(f"a language model of layers {self.layers} and widths {self.widths}")
+        if not 2 <= self.codebook_size <= TOTAL // 2:
+            raise WeightsError(f"a language model for codebooks of {self.codebook_size}")
+        if 2 * self.width * MAX_INT8**2 >= _MAX_PRODUCT:
+            raise WeightsError(f"{self.width} units; sums of more than 520 would not be exact")
+
+    @cached_property
+    def width(self) -> int:
+        """Units of all layers."""
+        return sum(self.widths)
+
+    @cached_property
+    def ends(self) -> tuple[int, ...]:
+        """Units of each layer and those below."""
+        return tuple(accumulate(self.widths))
+
+    @cached_property
+    def layer_of_book(self) -> tuple[int, ...]:
+        """The layer of each codebook."""
+        return tuple(layer for layer, books in enumerate(self.layers) for _ in range(books))
+
+    def begin(self, layer: int) -> int:
+        """The first unit of ``layer``."""
+        return self.ends[layer] - self.widths[layer]
+
+
+class Affine:
+    """y = floor((x W + b) * scale + 1/2) with whole x, W, b; scale = multiplier / 2^shift."""
+
+    def __init__(self, tensors: Mapping[str, NDArray[Any]], name: str) -> None:
+        weight = tensors[f"{name}.weight"]
+        self.weight: Floats = np.ascontiguousarray(weight.astype(np.float32).T)
+        self.bias: Doubles = tensors[f"{name}.bias"].astype(np.float64)
+        shift = tensors[f"{name}.shift"].astype(np.int64)
+        self.scale: Doubles = np.ldexp(tensors[f"{name}.multiplier"].astype(np.float64), -shift)
+
+    def part(self, rows: slice, columns: Sequence[slice]) -> Affine:
+        """The same for some inputs and outputs."""
+        found = object.__new__(Affine)
+        inputs = [self.weight[one, rows] for one in columns]
+        found.weight = np.ascontiguousarray(np.concatenate(inputs))
+        found.bias, found.scale = self.bias[rows], self.scale[rows]
+        return found
+
+    def __call__(self, x: Floats, product: Product) -> Doubles:
+        """[T, K] -> [T, N]."""
+        sums: Doubles = product(x, self.weight).astype(np.float64)
+        sums += self.bias
+        sums *= self.scale
+        sums += 0.5
+        return np.floor(sums, out=sums)
+
+
+@dataclass
+class LmState:
+    """What a model remembers: the last frame, and for each block as many as its dilation."""
+
+    last: Codes | None
+    past: list[Floats]
+
+
+class IntegerLm:
+    """A model ready to predict, all of whose results are whole numbers."""
+
+    def __init__(
+        self,
+        tensors: Mapping[str, NDArray[Any]],
+        config: LmConfig,
+        *,
+        weights_sha256: bytes = bytes(32),
+    ) -> None:
+        """``tensors`` as ``tensor_shapes`` has them. Raises WeightsError for any other.
+
+        ``weights_sha256`` names the model whose codes it was trained on.
+        """
+        _check(tensors, config)
+        self.weights_sha256 = weights_sha256
+        self.config = config
+        self.tensors = dict(tensors)
+        self.sha256 = _sha256(tensors, config)
+        books = config.layer_of_book
+        self._embeddings = [
+            tensors[f"embedding.{book}"].astype(np.float32) for book in range(len(books))
+        ]
+        self._heads = [Affine(tensors, f"head.{book}") for book in range(len(books))]
+        self._depths = [_Depth(tensors, config, depth) for depth in range(1, len(config.ends) + 1)]
+
+    @classmethod
+    def load(cls, path: Path) -> IntegerLm:
+        """A model from a file that ``save`` wrote. Raises WeightsError for any other."""
+        from safetensors import SafetensorError, safe_open
+
+        try:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata() or {}
+                values = json.loads(metadata["config"])
+                layers, widths, dilations = (
+                    tuple(map(int, values[name])) for name in ("layers", "widths", "dilations")
+                )
+                config = LmConfig(layers, int(values["codebook_size"]), widths, dilations)
+                tensors = {name: file.get_tensor(name) for name in tensor_shapes(config)}
+                weights = bytes.fromhex(metadata["weights_sha256"])
+                return cls(tensors, config, weights_sha256=weights)
+        except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
+            raise WeightsError(f"{path} does not hold a language model: {error}") from None
+
+    def save(self, path: Path) -> None:
+        """Write a safetensors file, the same bytes for the same model."""
+        from safetensors.numpy import save_file
+
+        config = json.dumps(asdict(self.config), sort_keys=True)
+        save_file(
+            self.tensors, path, {"config": config, "weights_sha256": self.weights_sha256.hex()}
+        )
+
+    def start(self) -> LmState:
+        """The state before the first frame."""
+        width = self.config.width
+        return LmState(None, [np.zeros((d, width), np.float32) for d in self.config.dilations])
+
+    def contexts(
+        self, codes: Codes, state: LmState, depth: int, product: Product = np.matmul
+    ) -> Doubles:
+        """What the frames before say of each next one -> [T, units of ``depth`` layers].
+
+        The first frame to predict comes after ``state.last``, the others after each of ``codes``
+        [T - 1, Q]. Moves the past of ``state`` on; its last frame is the caller's to set.
+        """
+        parts = self._depths[depth - 1]
+        last = np.zeros((1, parts.width))
+        if state.last is not None:
+            last = self._embedded(state.last, depth)
+        sums = np.concatenate([last, self._embedded(codes, depth)]) * UNIT
+        for index, (mix, back) in enumerate(parts.blocks):
+            present = _to_int8(sums)
+            past = state.past[index]
+            both = np.concatenate([past[:, : parts.width], present])
+            inputs = np.concatenate([present, both[: len(present)]], axis=1)
+            hidden = _held(mix(inputs, product), 0).astype(np.float32)
+            sums = sums + back(hidden, product)
+            keep = np.zeros_like(past)
+            keep[:, : parts.width] = both[len(both) - len(past) :]
+            state.past[index] = keep
+        return parts.project(_to_int8(sums), product)
+
+    def counts(
+        self,
+        contexts: Doubles,
+        below: Doubles,
+        book: int,
+        product: Product = np.matmul,
+    ) -> NDArray[np.int64]:
+        """The distribution of one codebook -> counts [T, codebook_size] that add up to TOTAL.
+
+        ``below`` [T, units] is the sum of ``embed`` over the frame's codebooks before ``book``.
+        """
+        config = self.config
+        layer = config.layer_of_book[book]
+        begin, end = config.begin(layer), config.ends[layer]
+        known = _held(below[:, :end], -MAX_INT8).astype(np.float32)
+        sums = contexts[:, begin:end] + self._depths[layer].depend(known, product)
+        units = _held(np.floor(sums / UNIT + 0.5), 0).astype(np.float32)
+        return to_probabilities(self._heads[book](units, product))
+
+    def embed(self, codes: NDArray[np.integer[Any]], book: int) -> Doubles:
+        """What codes [T] of a codebook are in the model -> [T, width], zero below their layer."""
+        found = np.zeros((len(codes), self.config.width))
+        begin = self.config.begin(self.config.layer_of_book[book])
+        found[:, begin:] = self._embeddings[book][codes]
+        return found
+
+    def _embedded(self, codes: Codes, depth: int) -> Doubles:
+        width = self.config.ends[depth - 1]
+        sums = np.zeros((len(codes), width))
+        for book, layer in enumerate(self.config.layer_of_book[: codes.shape[1]]):
+            if layer < depth:
+                begin = self.config.begin(layer)
+                sums[:, begin:] += self._embeddings[book][codes[:, book], : width - begin]
+        return sums
+
+
+class _Depth:
+    """The weights that some layers need, cut out of those of all."""
+
+    def __init__(self, tensors: Mapping[str, NDArray[Any]], config: LmConfig, depth: int) -> None:
+        self.width, all_units = config.ends[depth - 1], config.width
+        rows = slice(0, self.width)
+        taps = [rows, slice(all_units, all_units + self.width)]
+        self.blocks = [
+            (
+                Affine(tensors, f"block.{index}.mix").part(rows, taps),
+                Affine(tensors, f"block.{index}.back").part(rows, [rows]),
+            )
+            for index in range(len(config.dilations))
+        ]
+        self.project = Affine(tensors, "project").part(rows, [rows])
+        own = slice(config.begin(depth - 1), self.width)
+        self.depend = Affine(tensors, "depend").part(own, [rows])
+
+
+def to_probabilities(logits: Doubles) -> NDArray[np.int64]:
+    """Whole logits [T, n] in 64ths of a bit -> counts [T, n], at least 1, that add up to TOTAL.
+
+    Shares of 2^logit by a table, rounded down; the rest goes to the likeliest, the first of equals.
+    """
+    best = logits.max(axis=1, keepdims=True)
+    below = np.minimum(best - logits, _TABLE_END).astype(np.int64)
+    shares = _powers()[below]
+    counts: NDArray[np.int64] = 1 + shares * (TOTAL - shares.shape[1]) // shares.sum(
+        axis=1, keepdims=True
+    )
+    rows = np.arange(len(counts))
+    counts[rows, logits.argmax(axis=1)] += TOTAL - counts.sum(axis=1)
+    return counts
+
+
+@lru_cache(maxsize=1)
+def _powers() -> NDArray[np.int64]:
+    """round(2^20 * 2^(-i / 64)), in decimal arithmetic, which no machine does its own way."""
+    context = Context(prec=40)
+    values = []
+    for index in range(_TABLE_END + 1):
+        exponent = context.divide(Decimal(_TABLE_BITS * LOG_STEPS - index), Decimal(LOG_STEPS))
+        values.append(int(context.power(Decimal(2), exponent).to_integral_value()))
+    return np.array(values, np.int64)
+
+
+def _to_int8(sums: Doubles) -> Floats:
+    rounded = np.floor(sums / UNIT + 0.5)
+    return _held(rounded, -MAX_INT8).astype(np.float32)
+
+
+def _held(values: Doubles, least: int) -> Doubles:
+    """Between ``least`` and 127, several times faster than ``numpy.clip`` for a few numbers."""
+    held: Doubles = np.minimum(np.maximum(values, least), MAX_INT8)
+    return held
+
+
+def tensor_shapes(config: LmConfig) -> dict[str, tuple[tuple[int, ...], str]]:
+    """The tensors of a model with their shapes and types."""
+    width, size = config.width, config.codebook_size
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
+
+    def affine(name: str, outputs: int, inputs: int) -> None:
+        found[f"{name}.weight"] = (outputs, inputs), "int8"
+        for part, kind in (("bias", "int32"), ("multiplier", "int32"), ("shift", "uint8")):
+            found[f"{name}.{part}"] = (outputs,), kind
+
+    for index in range(len(config.dilations)):
+        affine(f"block.{index}.mix", width, 2 * width)
+        affine(f"block.{index}.back", width, width)
+    affine("project", width, width)
+    affine("depend", width, width)
+    for book, layer in enumerate(config.layer_of_book):
+        found[f"embedding.{book}"] = (size, width - config.begin(layer)), "int8"
+        affine(f"head.{book}", size, config.widths[layer])
+    return found
+
+
+def unseen(config: LmConfig) -> NDArray[np.bool_]:
+    """[units, units] True where an output would see an input of a layer above it."""
+    layer = np.repeat(np.arange(len(config.widths)), config.widths)
+    return np.asarray(layer[:, None] < layer[None, :])
+
+
+def _check(tensors: Mapping[str, NDArray[Any]], config: LmConfig) -> None:
+    wanted = tensor_shapes(config)
+    if set(tensors) != set(wanted):
+        raise WeightsError("the tensors of the file are not those of a language model")
+    for name, (shape, kind) in wanted.items():
+        tensor = tensors[name]
+        if tensor.shape != shape or tensor.dtype != np.dtype(kind):
+            raise WeightsError(f"{name} is {tensor.dtype} {tensor.shape}; {kind} {shape} is needed")
+        if kind == "int8" and (tensor == -128).any():
+            raise WeightsError(f"{name} has a weight of -128; they lie from -127 to 127")
+        if name.startswith(("block", "project", "depend")) and kind == "int8":
+            above = np.tile(unseen(config), shape[1] // config.width)
+            if tensor[above].any():
+                raise WeightsError(f"{name} lets a layer see the codes of those above it")
+        if name.endswith(".multiplier") and (tensor.min() < 0 or tensor.max() >= 2**16):
+            raise WeightsError(f"{name} has numbers beyond 16 bits")
+        if name.endswith(".shift") and tensor.max() > 40:
+            raise WeightsError(f"{name} has shifts beyond 40")
+        if name.endswith(".bias") and np.abs(tensor.astype(np.int64)).max() >= 2**30:
+            raise WeightsError(f"{name} has numbers beyond 30 bits")
+
+
+def _sha256(tensors: Mapping[str, NDArray[Any]], config: LmConfig) -> bytes:
+    digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
+    for name in sorted(tensors):
+        digest.update(name.encode())
+        little = tensors[name].astype(tensors[name].dtype.newbyteorder("<"))
+        digest.update(little.tobytes())
+    return digest.digest()

@@ -1,0 +1,254 @@
+"""Training the portable language model: the same network in floating point, with fake rounding.
+
+Weights and activations are rounded as ``integer`` rounds them, the gradient passing through, so
+that what is exported predicts as well as what was trained.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from encodec_rt.errors import InputError
+from encodec_rt.lm.integer import LOG_STEPS, MAX_INT8, UNIT, IntegerLm, LmConfig
+from encodec_rt.types import Codes
+
+_LEAST_STEP = 1e-5
+"""The finest step of a row of weights; a row smaller than that is as good as zero."""
+
+
+@dataclass(frozen=True)
+class LmRecipe:
+    """How a model is trained: ``minutes`` of batches of ``batch`` pieces of ``frames`` frames."""
+
+    minutes: float = 10.0
+    steps: int | None = None
+    batch: int = 12
+    frames: int = 150
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.01
+    warm_up: float = 0.03
+    seed: int = 0
+
+
+def lm_config(
+    layers: tuple[int, ...], codebook_size: int, widths: tuple[int, ...] | None = None
+) -> LmConfig:
+    """The shape of the package's own model for a stream of ``layers``: 5 MB for 16 codebooks."""
+    if widths is None:
+        widths = (96, *(64 for _ in layers[1:]))
+    return LmConfig(layers, codebook_size, widths, (1, 2, 4, 8, 16, 32))
+
+
+class QuantizedLinear(nn.Module):
+    """A linear layer whose weights are rounded to 8 bits per row, those of ``mask`` 0 left out."""
+
+    mask: Tensor
+
+    def __init__(self, inputs: int, outputs: int, mask: Tensor | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(outputs, inputs) / math.sqrt(inputs))
+        self.bias = nn.Parameter(torch.zeros(outputs))
+        self.register_buffer("mask", torch.ones(outputs, inputs) if mask is None else mask)
+
+    def rounded(self) -> tuple[Tensor, Tensor]:
+        """Whole weights [outputs, inputs], and the step of each row."""
+        weight = self.weight * self.mask
+        step = (weight.detach().abs().amax(dim=1) / MAX_INT8).clamp(min=_LEAST_STEP)
+        whole = weight / step[:, None]
+        return whole + (whole.round() - whole).detach(), step
+
+    def forward(self, x: Tensor, rows: slice = slice(None), inputs: int | None = None) -> Tensor:
+        whole, step = self.rounded()
+        weight = (whole * step[:, None])[rows, :inputs]
+        return nn.functional.linear(x, weight, self.bias[rows])
+
+
+class TrainableLm(nn.Module):
+    """The network of ``IntegerLm`` in floating point."""
+
+    def __init__(self, config: LmConfig) -> None:
+        super().__init__()
+        self.config = config
+        width = config.width
+        layer = torch.repeat_interleave(
+            torch.arange(len(config.widths)), torch.tensor(config.widths)
+        )
+        seen = (layer[:, None] >= layer[None, :]).float()
+        self.embedding = nn.ParameterList(
+            nn.Parameter(0.2 * torch.randn(config.codebook_size, width - config.begin(of)))
+            for of in config.layer_of_book
+        )
+        both = torch.cat([seen, seen], dim=1)
+        self.mix = nn.ModuleList(QuantizedLinear(2 * width, width, both) for _ in config.dilations)
+        self.back = nn.ModuleList(QuantizedLinear(width, width, seen) for _ in config.dilations)
+        self.project = QuantizedLinear(width, width, seen)
+        self.depend = QuantizedLinear(width, width, seen)
+        self.head = nn.ModuleList(
+            QuantizedLinear(config.widths[of], config.codebook_size) for of in config.layer_of_book
+        )
+        with torch.no_grad():
+            for module in self.back:
+                module.weight.mul_(0.1)  # type: ignore[operator]
+            for module in self.head:
+                module.weight.mul_(0.1)  # type: ignore[operator]
+
+    def forward(self, codes: Tensor) -> Tensor:
+        """Codes [B, T, Q] -> the bits that each codebook takes on average [Q]."""
+        config, width = self.config, self.config.width
+        embedded = [
+            nn.functional.pad(_to_unit(table)[codes[..., book]], (width - table.shape[1], 0))
+            for book, table in enumerate(self.embedding)
+        ]
+        sums = _later(torch.stack(embedded).sum(0), 1)
+        for mix, back, dilation in zip(self.mix, self.back, config.dilations, strict=True):
+            present = _to_unit(sums)
+            hidden = mix(torch.cat([present, _later(present, dilation)], dim=-1))
+            sums = sums + back(_to_unit(hidden.relu()))
+        contexts = self.project(_to_unit(sums))
+        below = torch.zeros_like(contexts)
+        bits = []
+        for book, layer in enumerate(config.layer_of_book):
+            begin, end = config.begin(layer), config.ends[layer]
+            known = below[..., :end].clamp(-MAX_INT8 / UNIT, MAX_INT8 / UNIT)
+            found = contexts[..., begin:end] + self.depend(known, slice(begin, end), end)
+            logits = self.head[book](_to_unit(found.relu()))
+            loss = nn.functional.cross_entropy(logits.flatten(0, 1), codes[..., book].flatten())
+            bits.append(loss / math.log(2))
+            below = below + embedded[book]
+        return torch.stack(bits)
+
+    @torch.no_grad()
+    def export(self, weights_sha256: bytes = bytes(32)) -> IntegerLm:
+        """The model in integers, for the codes of the model of those weights."""
+        tensors: dict[str, NDArray[Any]] = {}
+
+        def affine(name: str, module: QuantizedLinear, unit: float) -> None:
+            whole, step = module.rounded()
+            step = step.double()
+            bias = (module.bias.double() * UNIT / step).round()
+            multiplier, shift = _as_fraction(step.numpy() * unit)
+            tensors[f"{name}.weight"] = whole.round().numpy().astype(np.int8)
+            tensors[f"{name}.bias"] = bias.clamp(-(2**29), 2**29).numpy().astype(np.int32)
+            tensors[f"{name}.multiplier"] = multiplier
+            tensors[f"{name}.shift"] = shift
+
+        for index in range(len(self.config.dilations)):
+            affine(f"block.{index}.mix", self.mix[index], 1.0)  # type: ignore[arg-type]
+            affine(f"block.{index}.back", self.back[index], UNIT)  # type: ignore[arg-type]
+        affine("project", self.project, UNIT)
+        affine("depend", self.depend, UNIT)
+        for book, table in enumerate(self.embedding):
+            scaled = (table * UNIT).round().clamp(-MAX_INT8, MAX_INT8)
+            tensors[f"embedding.{book}"] = scaled.numpy().astype(np.int8)
+            unit = LOG_STEPS * math.log2(math.e) / UNIT
+            affine(f"head.{book}", self.head[book], unit)  # type: ignore[arg-type]
+        return IntegerLm(tensors, self.config, weights_sha256=weights_sha256)
+
+
+def train_lm(
+    clips: Sequence[Codes],
+    config: LmConfig,
+    recipe: LmRecipe,
+    tell: Callable[[float, float], None] = lambda share, bits: None,
+) -> TrainableLm:
+    """Train on ``clips``, codes [frames, Q] each; ``tell`` hears the share done and bits per code.
+
+    Raises InputError where the clips hold too little.
+    """
+    books = sum(config.layers)
+    flat, starts = _pieces(clips, books, recipe.frames)
+    torch.manual_seed(recipe.seed)
+    chance = np.random.default_rng(recipe.seed)
+    model = TrainableLm(config)
+    optimiser = torch.optim.AdamW(
+        model.parameters(),
+        recipe.learning_rate,
+        betas=(0.9, 0.98),
+        weight_decay=recipe.weight_decay,
+    )
+    began, step, smooth = time.process_time(), 0, math.nan
+    while True:
+        done = (
+            step / recipe.steps
+            if recipe.steps is not None
+            else (time.process_time() - began) / (60 * recipe.minutes)
+        )
+        if done >= 1:
+            return model.eval()
+        rate = min(done / recipe.warm_up + 0.01, 0.5 * (1 + math.cos(math.pi * done)) + 0.01)
+        for group in optimiser.param_groups:
+            group["lr"] = recipe.learning_rate * rate
+        chosen = chance.choice(starts, recipe.batch)
+        batch = np.stack([flat[start : start + recipe.frames] for start in chosen])
+        bits = model(torch.from_numpy(batch.astype(np.int64))).mean()
+        optimiser.zero_grad()
+        bits.backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimiser.step()
+        step += 1
+        latest = bits.item()
+        smooth = latest if math.isnan(smooth) else 0.95 * smooth + 0.05 * latest
+        tell(done, smooth)
+
+
+def bits_per_code(model: IntegerLm, clips: Sequence[Codes], frames: int) -> NDArray[np.float64]:
+    """What each codebook of ``clips`` takes on average, begun anew after every ``frames``."""
+    books = sum(model.config.layers)
+    total, count = np.zeros(books), 0
+    for clip in clips:
+        for start in range(0, len(clip), frames):
+            codes = clip[start : start + frames, :books]
+            contexts = model.contexts(codes[:-1], model.start(), len(model.config.layers))
+            below = np.zeros((len(codes), model.config.width))
+            for book in range(books):
+                counts = model.counts(contexts, below, book)
+                chosen = counts[np.arange(len(codes)), codes[:, book]]
+                total[book] -= np.log2(chosen / 65536).sum()
+                below += model.embed(codes[:, book], book)
+            count += len(codes)
+    return total / max(1, count)
+
+
+def _pieces(clips: Sequence[Codes], books: int, frames: int) -> tuple[Codes, NDArray[np.int64]]:
+    """All codes in one array, and where in it a piece of ``frames`` may begin."""
+    whole = [clip[:, :books] for clip in clips if len(clip) and clip.shape[1] >= books]
+    lengths = [len(clip) for clip in whole]
+    if not any(length >= frames for length in lengths):
+        raise InputError(f"no clip has {frames} frames of {books} codebooks to train on")
+    ends = np.cumsum(lengths)
+    starts = [
+        np.arange(end - length, end - frames + 1)
+        for end, length in zip(ends, lengths, strict=True)
+        if length >= frames
+    ]
+    return np.concatenate(whole), np.concatenate(starts)
+
+
+def _to_unit(x: Tensor) -> Tensor:
+    """Rounded to 16ths between -127/16 and 127/16, the gradient passing through between them."""
+    held = x.clamp(-MAX_INT8 / UNIT, MAX_INT8 / UNIT)
+    return held + ((held * UNIT + 0.5).floor() / UNIT - held).detach()
+
+
+def _later(x: Tensor, frames: int) -> Tensor:
+    """[B, T, C] moved ``frames`` later, with zeros in front."""
+    return nn.functional.pad(x, (0, 0, frames, 0))[:, : x.shape[1]]
+
+
+def _as_fraction(
+    scales: NDArray[np.float64],
+) -> tuple[NDArray[np.int32], NDArray[np.uint8]]:
+    """Each scale as a multiplier of 15 bits and a shift: multiplier / 2^shift."""
+    _, exponents = np.frexp(scales)
+    shift = np.clip(15 - exponents, 0, 40)
+    multiplier = np.rint(np.ldexp(scales, shift))
+    return multiplier.astype(np.int32), shift.astype(np.uint8)

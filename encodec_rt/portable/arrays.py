@@ -1,0 +1,41 @@
+"""Audio and codes from outside, checked: as ``streaming.arrays`` does it, without torch."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from encodec_rt.errors import InputError
+from encodec_rt.types import Audio, Codes
+
+
+def as_audio(pcm: ArrayLike, channels: int) -> Audio:
+    """Audio [n] (mono) or [channels, n] -> float32 [n, channels], all finite."""
+    audio = np.asarray(pcm)
+    if audio.dtype.kind != "f":
+        raise InputError(f"audio of type {audio.dtype}; pass floating point samples in [-1, 1]")
+    if audio.ndim == 1 and channels == 1:
+        audio = audio[None]
+    if audio.ndim != 2 or audio.shape[0] != channels:
+        accepted = "[n]" if channels == 1 else f"[{channels}, n]"
+        raise InputError(f"audio of shape {audio.shape}; this model takes {accepted}")
+    with np.errstate(over="ignore"):
+        audio = audio.astype(np.float32)
+    if not np.isfinite(audio).all():
+        raise InputError("the audio holds NaN or infinite samples")
+    frames: Audio = audio.T
+    return frames
+
+
+def as_codes(codes: ArrayLike, size: int, most: int) -> Codes:
+    """Codes [frames, Q], 1 <= Q <= most, each below ``size`` -> uint16."""
+    array = np.asarray(codes)
+    if array.dtype.kind not in "iu" or array.ndim != 2 or not 1 <= array.shape[1] <= most:
+        raise InputError(
+            f"codes of shape {array.shape} and type {array.dtype}; "
+            f"pass integers [frames, codebooks] with 1 to {most} codebooks"
+        )
+    if array.size and not (array.min() >= 0 and array.max() < size):
+        raise InputError(f"codes from {array.min()} to {array.max()}; they lie in [0, {size})")
+    frames: Codes = array.astype(np.uint16)
+    return frames

@@ -1,0 +1,86 @@
+"""The codes that a language model and code tables are trained on: packed audio through a codec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from encodec_rt.atomic import replacing
+from encodec_rt.errors import InputError
+from encodec_rt.streaming.codec import Codec
+from encodec_rt.training.data import Clip, Split, load_index
+from encodec_rt.transcode import FILE_BLOCK_FRAMES
+from encodec_rt.types import Codes
+
+LONGEST_CLIP_S = 20.0
+"""Of longer clips the begin is taken, so that a few of them do not outweigh all others."""
+
+
+@dataclass(frozen=True, eq=False)
+class CodedClips:
+    """Codes of clips, each [frames, codebooks], for each split."""
+
+    train: tuple[Codes, ...]
+    held_out: tuple[Codes, ...]
+
+
+def coded_clips(
+    codec: Codec,
+    data: Path,
+    folder: Path,
+    *,
+    hours: float,
+    seed: int = 0,
+    report: Callable[[str], None] = lambda _: None,
+) -> CodedClips:
+    """Codes of up to ``hours`` of speech in ``data``, and of a tenth of that held out.
+
+    They are kept in ``folder`` under the hash of the weights, and taken from there next time.
+    Raises InputError where there is no packed speech.
+    """
+    found = {}
+    splits: tuple[tuple[Split, float], ...] = (("train", hours), ("held-out", hours / 10))
+    for split, wanted in splits:
+        path = folder / f"codes-{codec.weights_sha256[:8]}-{split}.npz"
+        if not path.is_file():
+            clips = list(_encoded(codec, data, split, wanted * 3600, seed))
+            if not clips:
+                raise InputError(f"{data} has no speech of the split {split!r}")
+            lengths = np.array([len(clip) for clip in clips])
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(path, force=True) as part, part.open("wb") as file:
+                np.savez(file, codes=np.concatenate(clips), lengths=lengths)
+        with np.load(path, allow_pickle=False) as held:
+            codes, ends = held["codes"], np.cumsum(held["lengths"])
+        found[split] = tuple(np.split(codes, ends[:-1]))
+        seconds = len(codes) * codec.config.hop_length / codec.config.sampling_rate
+        report(f"{split}: {len(ends)} clips, {seconds / 3600:.2f} h of codes")
+    return CodedClips(found["train"], found["held-out"])
+
+
+def _encoded(codec: Codec, data: Path, split: Split, wanted_s: float, seed: int) -> Iterator[Codes]:
+    config = codec.config
+    clips: list[tuple[str, Clip]] = [
+        (source.name, clip)
+        for source in load_index(data)
+        if source.kind == "speech"
+        for clip in source.clips
+        if clip.split == split
+    ]
+    order = np.random.default_rng(seed).permutation(len(clips))
+    taken_s = 0.0
+    for index in order:
+        if taken_s >= wanted_s:
+            return
+        name, clip = clips[index]
+        size = min(clip.samples, round(LONGEST_CLIP_S * config.sampling_rate))
+        pcm = np.memmap(data / f"{name}.s16", "<i2", "r", 2 * clip.start, (size,))
+        encoder = codec.stream_encoder(
+            config.target_bandwidths[-1], start="exact", block_frames=FILE_BLOCK_FRAMES
+        )
+        audio = pcm.astype(np.float32) / 32768
+        yield np.concatenate([encoder.push(audio), encoder.flush()])
+        taken_s += size / config.sampling_rate

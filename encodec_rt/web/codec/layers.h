@@ -1,0 +1,204 @@
+// One step through the layers of a direction, and the two edges of a stream: streaming/steps.py.
+#pragma once
+#include "model.h"
+
+// Activations [T, C], and what a layer needs on the way to the next ones. All have SLACK floats
+// more than a layer asks for, so that whole vectors may be written.
+static float *x_buffer, *y_buffer, *full_buffer, *sums_buffer, *windows_buffer;
+enum { SLACK = 64 };
+
+// The row, of `rows` that there are, that the offline padding has at `at` < 0 or >= rows; -1 for
+// zeros. A reflection wider than the clip reflects the clip lengthened by zeros (model/conv.py).
+static int64_t padding_row(int64_t at, int64_t rows, int64_t widest) {
+  if (model.pad_mode == CONSTANT) return -1;
+  if (model.pad_mode == REPLICATE) return at < 0 ? 0 : rows - 1;
+  int64_t length = rows > widest ? rows : widest + 1;
+  if (at >= rows && at < length) return -1;
+  int64_t mirrored = at < 0 ? -at : 2 * (length - 1) - at;
+  return mirrored >= 0 && mirrored < rows ? mirrored : -1;
+}
+
+static void pad_rows(float *first, u64 rows, u32 channels, int64_t from, int64_t until,
+                     int64_t widest) {
+  for (int64_t at = from; at < until; at++) {
+    int64_t row = padding_row(at, (int64_t)rows, widest);
+    float *to = first + at * channels;
+    if (row < 0) clear(to, channels);
+    else copy(to, first + row * channels, channels);
+  }
+}
+
+// Puts the layer's past and its input, `activated` or not, into full_buffer, padded where the
+// stream has an edge, and keeps the last rows as the new past. Returns the rows of input with
+// what was padded on the right.
+static u32 with_past(const Layer *l, float *state, const float *x, u32 T, int edge,
+                     int activated) {
+  u32 C = l->is.in, extra = 0;
+  float *input = full_buffer + (u64)l->past * C;
+  if (activated) elu_into(input, x, (u64)T * C);
+  else copy(input, x, (u64)T * C);
+  if (edge & RIGHT && T % l->is.stride) extra = l->is.stride - T % l->is.stride;
+  if (edge & LEFT) {
+    int64_t widest = l->past > extra ? l->past : extra;
+    pad_rows(input, T, C, -(int64_t)l->past, 0, widest);
+    pad_rows(input, T, C, T, (int64_t)T + extra, widest);
+  } else {
+    copy(full_buffer, state, (u64)l->past * C);
+    pad_rows(full_buffer, (u64)l->past + T, C, (int64_t)l->past + T,
+             (int64_t)l->past + T + extra, extra);
+  }
+  copy(state, full_buffer + (u64)T * C, (u64)l->past * C);
+  return T + extra;
+}
+
+// y [T, N] = the convolution of full_buffer, whose windows are rows of memory as they lie unless
+// the layer is dilated.
+static void convolve(const Layer *l, u32 T, float *y, u32 ys, u32 N) {
+  u32 C = l->is.in, K = l->is.kernel;
+  if (l->is.dilation == 1) {
+    product(full_buffer, l->is.stride * C, T, K * C, l->w, l->b, y, ys, N);
+    return;
+  }
+  float *to = windows_buffer;
+  for (u32 t = 0; t < T; t++)
+    for (u32 k = 0; k < K; k++, to += C)
+      copy(to, full_buffer + ((u64)t * l->is.stride + (u64)k * l->is.dilation) * C, C);
+  product(windows_buffer, K * C, T, K * C, l->w, l->b, y, ys, N);
+}
+
+static u32 conv(const Layer *l, float *arena, const float *x, float *y, u32 T, int edge) {
+  if (!T) return 0;
+  u32 rows = with_past(l, arena + l->state, x, T, edge, l->is.option) / l->is.stride;
+  convolve(l, rows, y, l->is.out, l->is.out);
+  return rows;
+}
+
+static u32 residual(const Layer *l, float *arena, const float *x, float *y, u32 T, int edge) {
+  if (!T) return 0;
+  u32 C = l->is.in, H = l->is.hidden, row = l->is.option ? H + C : H;
+  with_past(l, arena + l->state, x, T, edge & LEFT, 1);
+  convolve(l, T, sums_buffer, row, H);
+  for (u32 t = 0; t < T; t++) {
+    float *sums = sums_buffer + (u64)t * row;
+    elu_into(sums, sums, H);
+    // The 1x1 convolution and the shortcut's are one product over [hidden | x].
+    if (l->is.option) copy(sums + H, x + (u64)t * C, C);
+  }
+  product(sums_buffer, row, T, row, l->w2, l->b2, y, C, C);
+  if (!l->is.option) add_into(y, x, (u64)T * C);
+  return T;
+}
+
+static u32 transposed(const Layer *l, float *arena, const float *x, float *y, u32 T, int edge) {
+  u32 C = l->is.out, stride = l->is.stride, taps = l->is.kernel * C;
+  u64 ready = (u64)T * stride, first = edge & LEFT ? l->is.option : 0;
+  elu_into(full_buffer, x, (u64)T * l->is.in);
+  if (edge & RIGHT) {
+    // One more input of zeros adds nothing and pushes the overlap out.
+    clear(full_buffer + (u64)T * l->is.in, l->is.in);
+    T++;
+    ready += l->is.option;
+    if (ready > (u64)T * stride) ready = (u64)T * stride;
+  }
+  product(full_buffer, l->is.in, T, l->is.in, l->w, l->b2, sums_buffer, taps, taps);
+  float *spread = windows_buffer, *tail = arena + l->state;
+  u64 kept = (u64)l->past * C, given = (u64)T * stride * C;
+  copy(spread, tail, kept);
+  clear(spread + kept, given);
+  for (u32 t = 0; t < T; t++)
+    add_into(spread + (u64)t * stride * C, sums_buffer + (u64)t * taps, taps);
+  copy(tail, spread + given, kept);
+  if (ready <= first) return 0;
+  for (u64 t = first; t < ready; t++) {
+    float *to = y + (t - first) * C;
+    copy(to, spread + t * C, C);
+    add_into(to, l->b, C);
+  }
+  return (u32)(ready - first);
+}
+
+static void lstm_step(const Layer *l, float *arena, const float *x, float *y) {
+  u32 D = l->is.in;
+  float *above = full_buffer, *gates = sums_buffer, *cell = windows_buffer;
+  copy(above, x, D);
+  for (u32 depth = 0; depth < l->is.hidden; depth++) {
+    float *h = arena + l->state + (u64)depth * D, *c = arena + l->cell + (u64)depth * D;
+    copy(above + D, h, D);
+    product(above, 0, 1, 2 * D, l->w + packed_floats(2 * D, 4 * D) * depth,
+            l->b + padded(4 * D) * depth, gates, 0, 4 * D);
+    copy(cell, c, D);
+    // Gates lie as torch has them: take, keep, new, show. Vectors overrun into slack alone.
+    for (u32 i = 0; i < D; i += 4) {
+      V kept = mul(sigmoid4(load4(gates + D + i)), load4(cell + i));
+      V taken = mul(sigmoid4(load4(gates + i)), tanh4(load4(gates + 2 * D + i)));
+      V now = add(kept, taken);
+      store4(cell + i, now);
+      store4(above + i, mul(sigmoid4(load4(gates + 3 * D + i)), tanh4(now)));
+    }
+    copy(c, cell, D);
+    copy(h, above, D);
+  }
+  copy(y, x, D);
+  add_into(y, above, D);
+}
+
+// T rows in x_buffer through all layers, to the rows in x_buffer that are returned.
+static u32 run(const Network *net, float *arena, u32 T, int edge) {
+  for (u32 i = 0; i < net->count; i++) {
+    const Layer *l = &net->layers[i];
+    float *x = x_buffer, *y = y_buffer;
+    switch (l->is.kind) {
+      case CONV: T = conv(l, arena, x, y, T, edge); break;
+      case RESIDUAL: T = residual(l, arena, x, y, T, edge); break;
+      case TRANSPOSED: T = transposed(l, arena, x, y, T, edge); break;
+      default:
+        for (u32 t = 0; t < T; t++)
+          lstm_step(l, arena, x + (u64)t * l->is.in, y + (u64)t * l->is.in);
+    }
+    x_buffer = y;
+    y_buffer = x;
+  }
+  return T;
+}
+
+static u64 larger(u64 a, u64 b) { return a > b ? a : b; }
+
+// What the buffers must hold for T rows of input: activations, full, sums, windows. Returns the
+// rows that come out at most, or 0 where a buffer would be larger than MAX_SCRATCH.
+static u64 measure(const Network *net, u64 T, u64 need[4]) {
+  need[0] = larger(need[0], T * net->layers[0].is.in);
+  for (u32 i = 0; i < net->count; i++) {
+    const Layer *l = &net->layers[i];
+    u64 in = l->is.in, out = l->is.out, kernel = l->is.kernel, full = 0, sums = 0, windows = 0;
+    switch (l->is.kind) {
+      case CONV:
+        full = (l->past + T + l->is.stride) * in;
+        T = T / l->is.stride + 1;
+        windows = l->is.dilation > 1 ? T * kernel * in : 0;
+        break;
+      case RESIDUAL:
+        full = (l->past + T) * in;
+        sums = T * (l->is.hidden + in);
+        windows = l->is.dilation > 1 ? T * kernel * in : 0;
+        break;
+      case TRANSPOSED:
+        T = T + 1;
+        full = T * in;
+        sums = T * kernel * out;
+        windows = (T * l->is.stride + l->past) * out;
+        T = T * l->is.stride;
+        break;
+      default:
+        full = 2 * in;
+        sums = 4 * in;
+        windows = in;
+    }
+    need[0] = larger(need[0], T * out);
+    need[1] = larger(need[1], full);
+    need[2] = larger(need[2], sums);
+    need[3] = larger(need[3], windows);
+    for (int k = 0; k < 4; k++)
+      if (need[k] > MAX_SCRATCH) return 0;
+  }
+  return T;
+}

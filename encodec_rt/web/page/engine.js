@@ -1,0 +1,63 @@
+// What is done with each hop of samples, in the audio thread or in a worker: through the codec and
+// back to one's own ear, or into a call.
+import { Codec } from "./codec.js";
+import { Concealer } from "./conceal.js";
+import { Receiver, Sender } from "./voice.js";
+
+export class Engine {
+  // `send` takes the packets of a call.
+  constructor({ wasm, blob }, books, send) {
+    this.codec = new Codec(wasm, blob);
+    this.send = send;
+    this.loss = 0;
+    this.sender = null;
+    this.setBooks(books);
+  }
+
+  // Of the loop; those of a call were agreed upon.
+  setBooks(books) {
+    if (this.sender || books === this.books) return;
+    this.encoder?.close();
+    this.concealer?.decoder.close();
+    this.books = books;
+    this.encoder = this.codec.encoder(books);
+    this.concealer = new Concealer(this.codec, books);
+  }
+
+  beginCall({ ssrc }) {
+    this.sender = new Sender(this.codec, this.books, ssrc);
+    this.receiver = new Receiver(this.codec, this.books);
+  }
+
+  get inCall() {
+    return this.sender !== null;
+  }
+
+  // What the messages that page, worklet and worker have in common ask for.
+  control(data, nowS) {
+    if (data.books) this.setBooks(data.books);
+    if (data.loss !== undefined) this.loss = data.loss;
+    if (data.call) this.beginCall(data.call);
+    if (data.packet) this.receiver?.receive(data.packet, nowS);
+  }
+
+  // One hop through the codec: {decoded, lost}.
+  loop(samples) {
+    const codes = this.encoder.encode(samples);
+    const lost = Math.random() < this.loss;
+    return { decoded: this.concealer.play(lost ? null : codes), lost };
+  }
+
+  // One hop into the call.
+  say(samples) {
+    const packet = this.sender.push(samples);
+    if (packet) this.send(packet);
+  }
+
+  // One hop out of the call: {decoded, lost, counts, held}.
+  hear(nowS) {
+    const decoded = this.receiver.play(nowS);
+    const { buffer, counts } = this.receiver;
+    return { decoded, lost: false, counts: { ...counts }, held: Math.max(0, buffer.targetMs) / 1000 };
+  }
+}

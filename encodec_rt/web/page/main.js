@@ -1,0 +1,291 @@
+// The page: buttons, what they start, and what is drawn. The audio thread is worklet.js.
+import { Call } from "./call.js";
+import { describe, isSupported } from "./codec.js";
+import { levelDb } from "./conceal.js";
+import { playCancellable } from "./echo.js";
+import { Spectrogram } from "./spectrogram.js";
+import { wav } from "./wav.js";
+
+const KEPT_HOPS = 75 * 600;
+const element = (id) => document.getElementById(id);
+const { folder, model: modelUrl, clip: clipUrl } = document.body.dataset;
+
+// A model's file beyond this takes more of the audio thread's time than is safe.
+const MAX_INSIDE_BYTES = globalThis.encodecMaxInsideBytes ?? 16e6;
+
+const page = { worker: null, context: null, node: null, source: null, stream: null, ear: "codec", muted: false, saved: [], about: null };
+// What tests ask of the page.
+globalThis.encodec = page;
+
+function say(text, wrong = false) {
+  element("status").textContent = text;
+  element("status").classList.toggle("wrong", wrong);
+}
+
+const token = () => new URLSearchParams(location.hash.slice(1)).get("token");
+
+async function bytes(url) {
+  const headers = token() ? { Authorization: `Bearer ${token()}` } : {};
+  const response = await fetch(url, { headers });
+  if (!response.ok) throw new Error(`the server refused ${url} (${response.status})`);
+  return response.arrayBuffer();
+}
+
+async function load() {
+  if (!isSupported()) throw new Error("This browser is too old: it lacks WebAssembly SIMD. Please update it.");
+  const [wasm, blob] = await Promise.all([bytes(`${folder}/codec.wasm`), bytes(modelUrl)]);
+  page.model = { wasm, blob };
+  page.about = describe(new Uint8Array(blob));
+  const { bandwidths_kbps: rates, codebooks } = page.about;
+  const chosen = rates.includes(6) ? 6 : rates[rates.length - 1];
+  rates.forEach((kbps, i) => {
+    const label = document.createElement("label");
+    const input = Object.assign(document.createElement("input"), { type: "radio", name: "kbps", value: codebooks[i], checked: kbps === chosen });
+    input.addEventListener("change", () => codecPort()?.postMessage({ books: codebooks[i] }));
+    label.append(input, ` ${kbps} kbps`);
+    element("bandwidths").append(label);
+  });
+  for (const id of ["microphone", "clip", "file", "call", "send-clip"]) element(id).disabled = false;
+  page.ready = performance.now();
+  say(`Ready: ${page.about.model}, ${page.about.sampling_rate / 1000} kHz. ${micHint()}`);
+}
+
+function micHint() {
+  if (globalThis.isSecureContext && navigator.mediaDevices) return "";
+  return "The microphone needs HTTPS or this machine's own address (localhost); the example and files work here.";
+}
+
+// Called in the click itself: some browsers let no audio begin later.
+function openContext() {
+  const rate = page.about.sampling_rate;
+  try {
+    page.context = new AudioContext({ sampleRate: rate, latencyHint: "interactive" });
+  } catch {
+    page.context = new AudioContext({ latencyHint: "interactive" });
+  }
+  page.resumed = page.context.resume();
+}
+
+async function openNode() {
+  await page.context.audioWorklet.addModule(`${folder}/worklet.js`);
+  page.node = new AudioWorkletNode(page.context, "encodec", {
+    numberOfInputs: 1, numberOfOutputs: 1, outputChannelCount: [1],
+    channelCount: 1, channelCountMode: "explicit", channelInterpretation: "speakers",
+  });
+  const books = Number(document.querySelector("input[name=kbps]:checked").value);
+  const start = { model: page.model, books, loss: element("loss").value / 100 };
+  if (page.model.blob.byteLength > MAX_INSIDE_BYTES) await openWorker(start);
+  else await answered(page.node.port, start);
+  page.node.port.postMessage({ ear: page.muted ? "mute" : page.ear });
+  if (!element("speakers").checked) {
+    page.node.connect(page.context.destination);
+    return;
+  }
+  const destination = page.context.createMediaStreamDestination();
+  page.node.connect(destination);
+  page.speakers = await playCancellable(destination.stream);
+}
+
+// A large model computes beside the audio thread, at the price of a longer queue.
+async function openWorker(start) {
+  const { port1, port2 } = new MessageChannel();
+  page.worker = new Worker(`${folder}/worker.js`, { type: "module" });
+  page.worker.onerror = ({ message }) => say(`The codec stopped: ${message}`, true);
+  const { frame } = await answered(page.worker, { ...start, port: port1 }, [port1]);
+  await answered(page.node.port, { worker: port2, rate: page.about.sampling_rate, frame }, [port2]);
+}
+
+// Posts a message and resolves when the other side is ready; goes on taking what it says.
+function answered(port, message, transfer = []) {
+  return new Promise((done, fail) => {
+    port.onmessage = ({ data }) => {
+      if (data.failed) { fail(new Error(data.failed)); say(`The codec stopped: ${data.failed}`, true); }
+      if (data.ready) { Object.assign(page, data.ready); done(data.ready); }
+      if (data.hop) draw(data.hop);
+      if (data.packet) page.call?.send(data.packet);
+    };
+    port.postMessage(message, transfer);
+  });
+}
+
+// Where the codec is told what changes.
+function codecPort() {
+  return page.worker ?? page.node?.port;
+}
+
+async function start(connect) {
+  const before = stop();
+  page.saved = [];
+  openContext();
+  try {
+    await before;
+    // The prompt for the microphone comes while the worklet loads.
+    const [source] = await Promise.all([connect(), openNode()]);
+    await page.resumed;
+    page.source = source;
+    source.connect(page.node);
+    source.start?.();
+  } catch (error) {
+    await stop();
+    say(explain(error), true);
+    return;
+  }
+  element("stop").hidden = false;
+  for (const id of ["ear", "mute", "save"]) element(id).disabled = false;
+  say(page.context.sampleRate === page.about.sampling_rate ? "Running." : `Running; this device keeps to ${page.context.sampleRate} Hz, so the page resamples.`);
+}
+
+function explain(error) {
+  if (error.name === "NotAllowedError") return "The microphone is blocked. Allow it for this page (the lock or camera sign beside the address), then start again; or play the example.";
+  if (error.name === "NotFoundError") return "No microphone was found. Plug one in, or play the example.";
+  if (error.name === "NotReadableError") return "Another program holds the microphone. Close it there, then start again.";
+  return `That did not work: ${error.message}`;
+}
+
+// Sound first, then the network: the click that starts a call is the one that may start audio.
+async function converse(connect) {
+  await start(connect);
+  if (!page.node) return;
+  const books = Number(document.querySelector("input[name=kbps]:checked").value);
+  const port = codecPort();
+  const receive = (packet) => port.postMessage({ packet }, [packet.buffer]);
+  const call = (page.call = new Call(page.about, books, receive, (why) => page.call === call && stop().then(() => say(why, true))));
+  say("Waiting for another browser to open this page and call…");
+  try {
+    await call.connect(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/meet`, token());
+  } catch (error) {
+    if (page.call !== call) return;
+    await stop();
+    say(`No call: ${error.message}.`, true);
+    return;
+  }
+  page.saved = [];
+  port.postMessage({ call: { ssrc: crypto.getRandomValues(new Uint32Array(1))[0] } });
+  say("In a call. Use headphones.");
+}
+
+// In a call a file takes the microphone's place.
+async function send(connect) {
+  try {
+    const source = await connect();
+    page.source?.disconnect();
+    page.source = source;
+    source.connect(page.node);
+    source.start();
+  } catch (error) {
+    say(explain(error), true);
+  }
+}
+
+async function microphone() {
+  if (!navigator.mediaDevices) throw new Error(micHint());
+  const audio = { channelCount: 1, echoCancellation: true, noiseSuppression: false, autoGainControl: false };
+  page.stream = await navigator.mediaDevices.getUserMedia({ audio });
+  const [track] = page.stream.getAudioTracks();
+  track.addEventListener("ended", () => { stop(); say("The microphone is gone. Plug it in and start again.", true); });
+  return page.context.createMediaStreamSource(page.stream);
+}
+
+async function playing(content) {
+  const source = page.context.createBufferSource();
+  source.buffer = await page.context.decodeAudioData(content);
+  source.loop = true;
+  return source;
+}
+
+// Everything is let go at once; what is awaited is the device's own end.
+async function stop() {
+  const { source, node, stream, context, call, worker, speakers } = page;
+  Object.assign(page, { context: null, node: null, source: null, stream: null, call: null, worker: null, speakers: null, last: null });
+  worker?.terminate();
+  speakers?.close();
+  call?.end("You hung up.");
+  element("stop").hidden = true;
+  for (const id of ["ear", "mute"]) element(id).disabled = true;
+  source?.disconnect();
+  node?.disconnect();
+  stream?.getTracks().forEach((track) => track.stop());
+  await context?.close();
+}
+
+const pictures = { said: new Spectrogram(element("said")), heard: new Spectrogram(element("heard")) };
+
+function draw(hop) {
+  page.last = hop;
+  page.saved.push({ heard: hop.decoded, said: hop.original });
+  if (page.saved.length > KEPT_HOPS) page.saved.shift();
+  if (document.hidden) return;
+  pictures.said.push(hop.original);
+  pictures.heard.push(hop.decoded);
+  element("said-level").value = levelDb(hop.original);
+  element("heard-level").value = levelDb(hop.decoded);
+  if (hop.hops % 38 === 1) latency(hop);
+}
+
+function latency(hop) {
+  const { context } = page;
+  if (!context) return;
+  const rows = [
+    ["Microphone, as the browser says", page.stream?.getAudioTracks()[0].getSettings().latency],
+    ["One frame", page.frame / page.about.sampling_rate],
+    ["Held against jitter", hop.held],
+    ["Waiting to be played", hop.waiting],
+    ["Browser's mixer", context.baseLatency],
+    ["Device, as the browser says", context.outputLatency],
+  ].filter(([, seconds]) => Number.isFinite(seconds));
+  page.latency = rows.reduce((sum, [, seconds]) => sum + seconds, 0);
+  rows.push(["Together, without the network", page.latency]);
+  const counted = hop.counts ? Object.entries(hop.counts) : [["Gaps so far", hop.underruns]];
+  rows.push(...counted);
+  element("latency").tBodies[0].replaceChildren(
+    ...rows.map(([name, value], i) => {
+      const row = document.createElement("tr");
+      const counts = i >= rows.length - counted.length;
+      if (i === rows.length - counted.length - 1) row.className = "total";
+      const text = counts ? String(value) : `${(1000 * value).toFixed(1)} ms`;
+      row.append(...[name, text].map((words) => Object.assign(document.createElement("td"), { textContent: words })));
+      return row;
+    }),
+  );
+}
+
+function listen() {
+  page.node?.port.postMessage({ ear: page.muted ? "mute" : page.ear });
+  element("ear").setAttribute("aria-pressed", String(page.ear === "original"));
+  element("ear-text").textContent = page.ear === "original" ? "Original" : "Codec";
+  element("mute").setAttribute("aria-pressed", String(page.muted));
+}
+
+const actions = {
+  ear: () => { page.ear = page.ear === "codec" ? "original" : "codec"; listen(); },
+  mute: () => { page.muted = !page.muted; listen(); },
+  save: () => {
+    const file = new Blob([wav(page.saved.map((hop) => hop.heard), page.about.sampling_rate)], { type: "audio/wav" });
+    const link = Object.assign(document.createElement("a"), { href: URL.createObjectURL(file), download: "heard.wav" });
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 10_000);
+  },
+};
+for (const [id, action] of Object.entries(actions)) element(id).addEventListener("click", action);
+document.addEventListener("keydown", (event) => {
+  const id = { b: "ear", m: "mute", s: "save" }[event.key.toLowerCase()];
+  const typing = event.ctrlKey || event.metaKey || event.altKey || event.target.type === "text";
+  if (id && !typing && !element(id).disabled) actions[id]();
+});
+element("microphone").addEventListener("click", () => start(microphone));
+element("clip").addEventListener("click", () => start(async () => playing(await bytes(clipUrl))));
+element("call").addEventListener("click", () => converse(microphone));
+element("send-clip").addEventListener("click", () => converse(async () => playing(await bytes(clipUrl))));
+element("file").addEventListener("change", async ({ target }) => {
+  const [file] = target.files;
+  if (!file) return;
+  const connect = async () => playing(await file.arrayBuffer());
+  await (page.call ? send(connect) : start(connect));
+});
+element("stop").addEventListener("click", () => { stop(); say("Stopped."); });
+element("loss").addEventListener("input", ({ target }) => {
+  element("loss-text").textContent = `${target.value} %`;
+  codecPort()?.postMessage({ loss: target.value / 100 });
+});
+
+load().catch((error) => say(error.message, true));

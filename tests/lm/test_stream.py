@@ -1,0 +1,68 @@
+import io
+import random
+
+import numpy as np
+import pytest
+
+from encodec_rt.bitstream.container import StreamHeader
+from encodec_rt.bitstream.container_reader import CodeBlock, Gap, PacketReader, read_codes, skip_to
+from encodec_rt.bitstream.container_writer import ContainerWriter
+from encodec_rt.bitstream.ogg import PageReader
+from encodec_rt.errors import PacketError
+from encodec_rt.lm.coding import LmCoder
+from tests.support.lms import likely_codes, random_lm
+
+MODEL = random_lm()
+HEADER = StreamHeader(800, 1, 8, 16, MODEL.config.layers)
+CODES = likely_codes(MODEL, 400)
+
+
+def written(page_s):
+    file = io.BytesIO()
+    writer = ContainerWriter(file, HEADER, LmCoder(MODEL), page_s=page_s)
+    for start in range(0, 400, 33):
+        writer.write(CODES[start : start + 33])
+    writer.finish(3200)
+    return file.getvalue()
+
+
+def read(data, *, salvage=False):
+    reader = PacketReader(io.BytesIO(data), salvage=salvage)
+    return reader, list(read_codes(reader, reader.header, LmCoder(MODEL), salvage=salvage))
+
+
+@pytest.mark.parametrize("page_s", [1.0, 2.0, 100.0])
+def test_codes_survive_and_contexts_restart_with_pages(page_s):
+    data = written(page_s)
+    _, items = read(data)
+    assert np.array_equal(np.concatenate([item.codes for item in items]), CODES)
+    reader = PacketReader(io.BytesIO(data))
+    restarts = [item.start for item in reader if item.packet.restart]
+    assert restarts == list(range(0, 3200, round(page_s * 800)))[: len(restarts)]
+    assert len(restarts) == len(list(PageReader(io.BytesIO(data)))) - 2
+
+
+def test_a_flipped_bit_costs_its_block_and_no_more():
+    data = written(1.0)
+    begin = list(PageReader(io.BytesIO(data)))[2].offset
+    chance = random.Random(3)
+    for _ in range(12):
+        damaged = bytearray(data)
+        damaged[chance.randrange(begin, len(data))] ^= 1 << chance.randrange(8)
+        with pytest.raises(PacketError):
+            read(bytes(damaged))
+        _, items = read(bytes(damaged), salvage=True)
+        lost = sum(item.end - item.start for item in items if isinstance(item, Gap))
+        assert lost <= 800
+        for item in items:
+            if isinstance(item, CodeBlock):
+                first, (frames, books) = item.start // 8, item.codes.shape
+                assert np.array_equal(item.codes, CODES[first : first + frames, :books])
+
+
+def test_seeking_decodes_from_the_nearest_restart():
+    reader = PacketReader(io.BytesIO(written(2.0)))
+    located = skip_to(iter(reader), 2500)
+    items = list(read_codes(located, reader.header, LmCoder(MODEL), salvage=False))
+    assert items[0].start == 1600
+    assert np.array_equal(np.concatenate([item.codes for item in items]), CODES[200:])

@@ -1,0 +1,101 @@
+// node harness.mjs PAGE_FOLDER COMMANDS.json: runs the page's modules on what a test wrote, and
+// prints what they made of it.
+import { readFileSync } from "node:fs";
+import { pathToFileURL } from "node:url";
+
+const [folder, file] = process.argv.slice(2);
+const load = (name) => import(pathToFileURL(`${folder}/${name}.js`));
+const { encodePacket, encodeRtp, PacketError, parsePacket, parseRtp } = await load("packet");
+const { JitterBuffer } = await load("jitter");
+const { Codec } = await load("codec");
+const { Concealer } = await load("conceal");
+const { Resampler } = await load("resample");
+
+const bytes = (hex) => Uint8Array.from(Buffer.from(hex, "hex"));
+const hex = (array) => Buffer.from(array.buffer, array.byteOffset, array.byteLength).toString("hex");
+const floats = (base64) => {
+  const buffer = Buffer.from(base64, "base64");
+  return new Float32Array(buffer.buffer.slice(buffer.byteOffset, buffer.byteOffset + buffer.length));
+};
+const base64 = (array) => Buffer.from(array.buffer, array.byteOffset, array.byteLength).toString("base64");
+const plain = (packet) => ({ ...packet, codes: [...packet.codes], redundancy: packet.redundancy && { ...packet.redundancy, codes: [...packet.redundancy.codes] } });
+
+function refusable(work) {
+  try {
+    return work();
+  } catch (error) {
+    if (error instanceof PacketError) return { refused: error.message };
+    throw error;
+  }
+}
+
+const tasks = {
+  parse: ({ payloads, bits, most }) => payloads.map((text) => refusable(() => plain(parsePacket(bytes(text), bits, most)))),
+  encode: ({ packets, bits }) => packets.map((packet) => hex(encodePacket(packet, bits))),
+  rtp: ({ packets }) => packets.map((text) => refusable(() => {
+    const parsed = parseRtp(bytes(text));
+    return { ...parsed, payload: hex(parsed.payload), again: hex(encodeRtp(parsed)) };
+  })),
+  // Hostile messages by the hundred thousand: counted, and nothing but a PacketError comes.
+  fuzz: ({ count, bits, seeds }) => {
+    let state = 12345;
+    const random = (n) => {
+      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+      return Math.floor((state / 2 ** 32) * n);
+    };
+    let taken = 0;
+    for (let i = 0; i < count; i++) {
+      let message = i % 2 ? Uint8Array.from({ length: random(60) }, () => random(256)) : bytes(seeds[random(seeds.length)]);
+      if (i % 2 === 0) message[random(message.length)] = random(256);
+      if (i % 3 === 0) message = message.subarray(0, random(message.length + 1));
+      const result = refusable(() => parsePacket(parseRtp(message).payload, bits, 8));
+      if (!result.refused) taken += 1;
+    }
+    return { count, taken };
+  },
+  jitter: ({ options, events }) => {
+    const buffer = new JitterBuffer(options);
+    return events.map(([kind, now, ...rest]) => {
+      if (kind === "get") {
+        const slot = buffer.get(now, rest[0]);
+        return [slot.kind, slot.index, slot.codes && [...slot.codes], slot.skipped, slot.waitedS, buffer.targetMs];
+      }
+      const [payload, sequence, timestamp, ssrc] = rest;
+      const packet = payload === null ? null : parsePacket(bytes(payload), 10);
+      const { accepted, late, restarted } = buffer.put(packet, { sequence, timestamp, ssrc }, now);
+      return [accepted, restarted, late.map(([index, codes]) => [index, [...codes]])];
+    });
+  },
+  stream: ({ wasm, model, books, pcm, snapshot, decoderSnapshot }) => {
+    const codec = new Codec(readFileSync(wasm), readFileSync(model));
+    const encoder = codec.encoder(books);
+    const decoder = codec.decoder(books);
+    if (snapshot) encoder.restore(bytes(snapshot));
+    if (decoderSnapshot) decoder.restore(bytes(decoderSnapshot));
+    const samples = floats(pcm);
+    const codes = [];
+    const heard = [];
+    for (let at = 0; at < samples.length; at += codec.hop) {
+      codes.push([...encoder.encode(samples.subarray(at, at + codec.hop))]);
+      heard.push(...decoder.decode(codes[codes.length - 1]));
+    }
+    return { codes, heard: base64(Float32Array.from(heard)), snapshot: hex(encoder.snapshot()), decoderSnapshot: hex(decoder.snapshot()) };
+  },
+  conceal: ({ wasm, model, books, frames }) => {
+    const codec = new Codec(readFileSync(wasm), readFileSync(model));
+    const concealer = new Concealer(codec, books);
+    return base64(Float32Array.from(frames.flatMap((codes) => [...concealer.play(codes)])));
+  },
+  resample: ({ from, to, pcm, sizes }) => {
+    const resampler = new Resampler(from, to);
+    const samples = floats(pcm);
+    const out = [];
+    for (let at = 0, i = 0; at < samples.length; at += sizes[i % sizes.length], i++) {
+      out.push(...resampler.push(samples.subarray(at, at + sizes[i % sizes.length])));
+    }
+    return base64(Float32Array.from(out));
+  },
+};
+
+const { task, ...given } = JSON.parse(readFileSync(file, "utf8"));
+console.log(JSON.stringify(tasks[task](given)));
