@@ -36,7 +36,7 @@ if TYPE_CHECKING:
     from encodec_rt.audio import RawFormat
     from encodec_rt.container_audio import ContainerAudio
 
-NAMING = Naming(".wav", frozenset({".ecdc", ".encodec"}), AUDIO_SUFFIXES)
+NAMING = Naming(".wav", frozenset({".encodec", ".ecdc"}), AUDIO_SUFFIXES)
 
 
 def decode_file(
@@ -47,18 +47,18 @@ def decode_file(
     backend: BackendOption = "auto",
     start: StartOption = "exact",
     force: ForceOption = False,
-    raw: Annotated[
-        str | None,
-        typer.Option(
-            "--raw", help="Write samples without a header: s16le, f32le, ...", metavar="PCM"
-        ),
-    ] = None,
     salvage: Annotated[
         bool, typer.Option("--salvage", help="Decode what is whole of a damaged file.")
     ] = False,
     begin: FromOption = 0.0,
     end: ToOption = None,
     lm: LmOption = None,
+    raw: Annotated[
+        str | None,
+        typer.Option(
+            "--raw", help="Write samples without a header: s16le, f32le, ...", metavar="PCM"
+        ),
+    ] = None,
 ) -> None:
     """Decode a file to 16-bit audio; the suffix of the output names its format.
 

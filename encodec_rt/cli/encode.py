@@ -1,4 +1,4 @@
-"""encodec-rt encode: audio to a file of codes."""
+"""encodec-rt encode: audio to an .encodec or .ecdc file."""
 
 from __future__ import annotations
 
@@ -43,7 +43,9 @@ if TYPE_CHECKING:
     from encodec_rt.streaming.weights import Start
 
 FORMATS = ("encodec", "ecdc")
-NAMING = Naming(".ecdc", AUDIO_SUFFIXES, frozenset({".ecdc", ".encodec"}))
+
+
+NAMING = Naming(".encodec", AUDIO_SUFFIXES, frozenset({".encodec", ".ecdc"}))
 
 
 def encode_file(
@@ -52,9 +54,6 @@ def encode_file(
     options: CodecOptions,
     raw: RawOptions,
     start: StartOption = "exact",
-    strict: StrictOption = False,
-    begin: FromOption = 0.0,
-    end: ToOption = None,
     file_format: Annotated[
         str | None,
         typer.Option("--format", help="encodec or ecdc; needed for '-'.", metavar="FORMAT"),
@@ -64,6 +63,9 @@ def encode_file(
         typer.Option("--coding", help="Of .encodec: auto, raw, tables or lm.", metavar="CODING"),
     ] = "auto",
     lm: LmOption = None,
+    strict: StrictOption = False,
+    begin: FromOption = 0.0,
+    end: ToOption = None,
 ) -> None:
     """Encode audio to a file, in memory that does not grow with its length.
 
@@ -79,9 +81,10 @@ def encode_file(
     with ExitStack() as stack:
         reader = stack.enter_context(AudioReader(source, raw=raw.format(), strict=strict))
         codec = options.load()
-        books = codec.config.codebooks_for(options.bandwidth)
-        rate = codec.config.sampling_rate
-        heard = reader.blocks(rate, codec.config.audio_channels)
+        config = codec.config
+        books = config.codebooks_for(options.bandwidth)
+        rate = config.sampling_rate
+        heard = reader.blocks(rate, config.audio_channels)
         audio = Meter(
             between(heard, rate, begin, end),
             label="encoding",
@@ -97,6 +100,9 @@ def encode_file(
     kbps = size * 8e-3 / audio.seconds if audio.samples else 0.0
     report(f"{audio.summary()}: {books} codebooks, {size} bytes ({kbps:.2f} kbps)")
     warn(reader)
+
+
+encode = with_groups(several(NAMING)(encode_file))
 
 
 def _format_of(target: str, named: str | None) -> str:
@@ -163,6 +169,3 @@ def _write_container(
         for block in blocks:
             writer.write(block.codes, block.scale)
         return writer.finish(audio.samples)
-
-
-encode = with_groups(several(NAMING)(encode_file))

@@ -19,7 +19,14 @@ RATE = 800
 ENCODE = Naming(".ecdc", frozenset({".wav", ".flac"}), frozenset({".ecdc"}))
 ROUNDTRIP = Naming(".coded.wav", frozenset({".wav"}), None)
 COMMANDS = [["encode"], ["decode"], ["roundtrip"], ["info"], ["demo"], ["live"], ["devices"]]
-COMMANDS += [["quality"], ["train"], ["data"], ["data", "fetch"], ["data", "index"]]
+COMMANDS += [
+    ["quality"],
+    ["train"],
+    ["train", "lm"],
+    ["data"],
+    ["data", "fetch"],
+    ["data", "index"],
+]
 COMMANDS += [["link"], ["link", "listen"], ["link", "call"], ["link", "token"], ["link", "demo"]]
 
 
@@ -97,12 +104,12 @@ def test_a_folder_is_encoded_decoded_and_each_file_is_what_it_is_alone(
     options = ("--model", model, "--jobs", jobs)
     result = run("encode", clips, f"{coded}/", "-b", 2, *options)
     assert result.exit_code == 0, result.output
-    assert names(coded) == ["a.ecdc", "b.ecdc", "sub/c.ecdc"]
+    assert names(coded) == ["a.encodec", "b.encodec", "sub/c.encodec"]
     assert run("decode", coded, f"{heard}/", *options).exit_code == 0
     assert names(heard) == ["a.wav", "b.wav", "sub/c.wav"]
-    alone = tmp_path / "alone.ecdc"
+    alone = tmp_path / "alone.encodec"
     assert run("encode", clips / "b.flac", alone, "-b", 2, "--model", model).exit_code == 0
-    assert alone.read_bytes() == (coded / "b.ecdc").read_bytes()
+    assert alone.read_bytes() == (coded / "b.encodec").read_bytes()
     assert soundfile.info(heard / "sub" / "c.wav").frames == 1_002
 
 
@@ -112,10 +119,10 @@ def test_a_file_that_fails_stops_no_other_and_is_named(clips, model):
     assert result.exit_code == 2
     assert re.search(r"encodec-rt: .*bad\.wav is not audio of a known format", result.stderr)
     assert "3 of 4 files done" in result.stderr
-    assert [name for name in names(clips) if name.endswith(".ecdc")] == [
-        "a.ecdc",
-        "b.ecdc",
-        "sub/c.ecdc",
+    assert [name for name in names(clips) if name.endswith(".encodec")] == [
+        "a.encodec",
+        "b.encodec",
+        "sub/c.encodec",
     ]
 
 

@@ -304,7 +304,9 @@ def test_raw_samples_go_in_and_out(clip, model, tmp_path):
     wanted = encoded(clip, model, tmp_path).read_bytes()
     samples = soundfile.read(clip, dtype="int16")[0].astype("<i2").tobytes()
     raw = ("--raw", "s16le", "--rate", RATE, "--channels", 1)
-    given = run("encode", "-", "-", "-b", 2, "--model", model, *raw, stdin=samples)
+    given = run(
+        "encode", "-", "-", "-b", 2, "--model", model, "--format", "ecdc", *raw, stdin=samples
+    )
     assert given.stdout_bytes == wanted
     heard = run("decode", "-", "-", "--model", model, "--raw", "s16le", stdin=wanted)
     target = tmp_path / "x.wav"
@@ -334,7 +336,10 @@ def shell(line, folder, **places):
         ("{rt} encode - x.ecdc <&-", "standard input is closed"),
         ("{rt} decode {file} - --model {model} >&-", "standard output is closed"),
         ("{rt} decode {file} - --model {model} >/dev/full", "standard output: No space left"),
-        ("{rt} encode {clip} - -b 2 --model {model} >/dev/full", "standard output: No space left"),
+        (
+            "{rt} encode {clip} - --format ecdc -b 2 --model {model} >/dev/full",
+            "standard output: No space left",
+        ),
         ("{rt} decode {file} /dev/full --model {model}", "/dev/full: No space left on device"),
         ("ulimit -f 1; {rt} decode {file} x.wav --model {model}", "x.wav: File too large"),
     ],
@@ -355,7 +360,7 @@ def test_substituted_files_named_pipes_and_devices_are_inputs_and_outputs(clip, 
         "{rt} encode <(cat {clip}) a.ecdc -b 2 --model {model}",
         "{rt} encode /dev/stdin b.ecdc -b 2 --model {model} <{clip}",
         "mkfifo f; cat {clip} >f & {rt} encode f c.ecdc -b 2 --model {model}",
-        "{rt} encode {clip} /dev/stdout -b 2 --model {model} | cat >d.ecdc",
+        "{rt} encode {clip} /dev/stdout --format ecdc -b 2 --model {model} | cat >d.ecdc",
     )
     result = shell("set -e; " + "; ".join(lines), tmp_path, clip=clip, model=model)
     assert result.returncode == 0, result.stderr
