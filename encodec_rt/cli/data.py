@@ -49,7 +49,7 @@ def index(
     from encodec_rt.training.sources import PACKAGES, Kind, Source, by_name
 
     named = by_name(sources.split(",")) if sources else PACKAGES
-    found = [(source, folder / "raw" / source.name) for source in named]
+    found = [(source, folder / "raw" / source.archive) for source in named]
     missing = [source.name for source, path in found if not path.is_dir()]
     if sources and missing:
         raise InputError(f"not fetched yet: {', '.join(missing)}; run encodec-rt data fetch first")

@@ -34,9 +34,16 @@ def orthogonalised(matrix: Tensor, *, iterations: int = 5, dtype: torch.dtype) -
     tall = matrix.shape[0] > matrix.shape[1]
     x = (matrix.t() if tall else matrix).to(dtype)
     x = x / (x.norm() + 1e-7)
-    for _ in range(iterations):
-        squares = x @ x.t()
-        x = a * x + (b * squares + c * squares @ squares) @ x
+    gram = x @ x.t()
+    product: Tensor | None = None
+    for i in range(iterations):
+        step = torch.add(b * gram, gram @ gram, alpha=c)
+        step.diagonal().add_(a)
+        product = step if product is None else step @ product
+        if i < iterations - 1:
+            gram = step @ gram @ step
+    assert product is not None
+    x = product @ x
     nearest: Tensor = (x.t() if tall else x).to(matrix.dtype)
     return nearest
 

@@ -162,7 +162,10 @@ class TrainingConfig:
                     "model": EncodecConfig.from_dict(values["model"]),
                     "stages": tuple(Stage(**stage) for stage in values["stages"]),
                     "mix": MixConfig(
-                        **{**values["mix"], "gain_db": tuple(values["mix"]["gain_db"])}
+                        **{
+                            name: tuple(value) if isinstance(value, list) else value
+                            for name, value in values["mix"].items()
+                        }
                     ),
                     "discriminator": DiscriminatorConfig(
                         windows=tuple(values["discriminator"]["windows"]),

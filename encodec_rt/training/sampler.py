@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,9 @@ import torch
 from torch import Tensor
 
 from encodec_rt.errors import ConfigError
+from encodec_rt.training.acoustics import at_snr, coloured_noise, reverberated
 from encodec_rt.training.data import FULL_BAND_HZ, Clip, IndexedSource, Split
+from encodec_rt.training.sources import Kind
 
 Floats = npt.NDArray[np.float32]
 
@@ -29,6 +32,11 @@ class MixConfig:
     and .12. ``full_band_share`` of all clips come from files with content up to 9.5 kHz: without
     such a share a codec learns to drop the highs. ``weights`` favour sources within their group;
     one that is not named counts as the square root of its hours.
+
+    ``reverb_share`` of the items with speech are put into a room whose reverberation time [s] is
+    drawn from ``reverb_s``; ``noise_share`` of them get background noise at a signal-to-noise ratio
+    drawn from ``noise_snr_db``: half from the index's sources of kind noise, where it has any, and
+    half synthesised.
     """
 
     music: float = 0.18
@@ -38,6 +46,10 @@ class MixConfig:
     full_band_share: float = 0.5
     level_dbfs: float = -20.0
     gain_db: tuple[float, float] = (-10.0, 6.0)
+    noise_share: float = 0.0
+    noise_snr_db: tuple[float, float] = (5.0, 30.0)
+    reverb_share: float = 0.0
+    reverb_s: tuple[float, float] = (0.15, 0.8)
     weights: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -85,6 +97,7 @@ class Sampler:
         crop: int,
         seed: int,
         split: Split = "train",
+        sampling_rate: int = 24_000,
     ) -> None:
         """Open the packed audio; raises ConfigError when the mix asks for what is not there."""
         known = {source.name for source in sources}
@@ -95,13 +108,14 @@ class Sampler:
         self.mix = mix
         self.crop = crop
         self.seed = seed
+        self.sampling_rate = sampling_rate
         self.audio = {
             source.name: np.memmap(folder / f"{source.name}.s16", dtype="<i2", mode="r")
             for source in sources
             if source.clips
         }
         self.pools: dict[tuple[str, bool], _Pool] = {}
-        for kind in ("speech", "music"):
+        for kind in get_args(Kind):
             for full in (True, False):
                 members = [
                     (source, clip)
@@ -113,12 +127,13 @@ class Sampler:
                 ]
                 if members:
                     self.pools[kind, full] = _Pool(members, mix.weights)
-        if not self.pools:
+        present = {kind for kind, _ in self.pools} - {"noise"}
+        if not present:
             raise ConfigError(
                 f"the index holds no {split} audio; index at least two files, one is held out"
             )
+        self.kinds = sorted(present)
         shares = {"music": mix.music, "speech": mix.speech, "two": mix.two, "three": mix.three}
-        present = {kind for kind, _ in self.pools}
         if "music" not in present:
             shares |= {"speech": mix.speech + mix.music, "music": 0.0}
         if "speech" not in present:
@@ -136,7 +151,7 @@ class Sampler:
         kinds = {
             "music": ("music",),
             "speech": ("speech",),
-            "two": tuple(rng.choice(sorted({kind for kind, _ in self.pools}), 2)),
+            "two": tuple(rng.choice(self.kinds, 2)),
             "three": ("speech",) * 3,
         }[recipe]
         # The paper rejects crops that clip: a loud mix is drawn again, and scaled in the end.
@@ -144,10 +159,28 @@ class Sampler:
             mixed = np.zeros(self.crop, dtype=np.float32)
             for kind in kinds:
                 mixed += self._clip(str(kind), rng)
+            if "speech" in kinds:
+                mixed = self._surroundings(mixed, rng)
             peak = float(np.abs(mixed).max())
             if peak <= 0.99:
                 return mixed
         return mixed * np.float32(0.99 / peak)
+
+    def _surroundings(self, audio: Floats, rng: np.random.Generator) -> Floats:
+        """The item in a room and with background noise, as often as the mix says."""
+        mix = self.mix
+        if mix.reverb_share and rng.random() < mix.reverb_share:
+            decay_s = float(rng.uniform(*mix.reverb_s))
+            audio = reverberated(audio, decay_s, rng, self.sampling_rate)
+        if mix.noise_share and rng.random() < mix.noise_share:
+            recorded = any(kind == "noise" for kind, _ in self.pools) and rng.random() < 0.5
+            noise = (
+                self._clip("noise", rng)
+                if recorded
+                else coloured_noise(self.crop, rng, self.sampling_rate)
+            )
+            audio = at_snr(audio, noise, float(rng.uniform(*mix.noise_snr_db)))
+        return audio
 
     def _clip(self, kind: str, rng: np.random.Generator) -> Floats:
         full = bool(rng.random() < self.mix.full_band_share)
