@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from encodec_rt.cli.console import say
-from encodec_rt.cli.data import fetch, index
+from encodec_rt.cli.data import fetch, index, join, shard, split, unshard
 from encodec_rt.cli.decode import decode
 from encodec_rt.cli.demo import demo
 from encodec_rt.cli.encode import encode
@@ -66,7 +66,18 @@ def _group(help_text: str, *commands: Callable[..., None]) -> typer.Typer:
 app = _group(
     "EnCodec as a live codec.", encode, decode, roundtrip, info, demo, live, devices, quality, train
 )
-app.add_typer(_group("Fetch and index the audio to train on.", fetch, index), name="data")
+app.add_typer(
+    _group(
+        "Fetch and index the audio to train on, and bring it elsewhere.",
+        fetch,
+        index,
+        shard,
+        unshard,
+        split,
+        join,
+    ),
+    name="data",
+)
 app.add_typer(_group("Call another machine.", listen, call, token, link_demo), name="link")
 
 

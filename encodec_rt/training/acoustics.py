@@ -1,6 +1,6 @@
 """Rooms and background noise, synthesised: what a call from a kitchen adds to a voice.
 
-Everything is drawn from the generator that is passed in, so that the same seed gives the same audio.
+Everything is drawn from the generator that is passed in: the same seed gives the same audio.
 """
 
 from __future__ import annotations

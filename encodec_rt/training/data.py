@@ -12,7 +12,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -21,7 +21,9 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
+from encodec_rt.atomic import replacing
 from encodec_rt.errors import InputError
+from encodec_rt.training.analysis import ACTIVE_DBFS, active_spans, bandwidth_hz
 from encodec_rt.training.sources import Kind, Source
 
 Floats = npt.NDArray[np.float32]
@@ -33,9 +35,6 @@ SLOWEST_RATE_HZ = 16_000
 NARROWEST_SPEECH_HZ = 4_300.0
 FULL_BAND_HZ = 9_500.0
 HELD_OUT_SHARE = 0.03
-ACTIVE_DBFS = -48.0
-_WINDOW_S = 0.02
-_LONGEST_GAP_S = 0.4
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,38 +101,6 @@ def decode_mono(path: Path, sampling_rate: int) -> tuple[Floats, int]:
     return audio.astype(np.float32, copy=False), rate
 
 
-def active_spans(audio: Floats, sampling_rate: int) -> list[tuple[int, int]]:
-    """(start, length) of the stretches above -48 dBFS, gaps of up to 0.4 s bridged."""
-    window = int(sampling_rate * _WINDOW_S)
-    count = len(audio) // window
-    if count == 0:
-        return []
-    power = np.square(audio[: count * window].reshape(count, window)).mean(1)
-    loud = np.flatnonzero(power > 10 ** (ACTIVE_DBFS / 10))
-    if not len(loud):
-        return []
-    breaks = np.flatnonzero(np.diff(loud) > _LONGEST_GAP_S / _WINDOW_S)
-    firsts = loud[np.concatenate([[0], breaks + 1])]
-    lasts = loud[np.concatenate([breaks, [len(loud) - 1]])]
-    return [(int(a) * window, int(b - a + 1) * window) for a, b in zip(firsts, lasts, strict=True)]
-
-
-def bandwidth_hz(audio: Floats, sampling_rate: int) -> float:
-    """The lowest frequency above which less than a millionth of the power lies."""
-    size = 2048
-    if len(audio) < size:
-        audio = np.pad(audio, (0, size - len(audio)))
-    count = min(len(audio) // size, 512)
-    starts = np.linspace(0, len(audio) - size, count).astype(int)
-    frames = np.stack([audio[s : s + size] for s in starts]) * np.hanning(size)
-    power = (np.abs(np.fft.rfft(frames)) ** 2).mean(0)
-    above = np.cumsum(power[::-1])[::-1]
-    if above[0] <= 0:
-        return 0.0
-    inside = np.flatnonzero(above > above[0] * 1e-6)
-    return float(inside[-1] * sampling_rate / size)
-
-
 def index_sources(
     sources: Sequence[tuple[Source, Path]],
     destination: Path,
@@ -143,15 +110,18 @@ def index_sources(
 ) -> tuple[IndexedSource, ...]:
     """Decode, measure, split and pack each (source, folder) into ``destination``; what was indexed.
 
-    A source that is already packed there is kept. Raises InputError when nothing usable is found.
+    A source that is already packed there is kept. Raises InputError when nothing usable is found,
+    or nothing that could be held out or trained on; what was packed just now is then removed.
     """
     destination.mkdir(parents=True, exist_ok=True)
     indexed: list[IndexedSource] = []
+    fresh: list[str] = []
     for source, folder in sources:
         table = destination / f"{source.name}.json"
         if not table.is_file():
             _pack(source, folder, destination, sampling_rate)
-        indexed.append(_read_table(table))
+            fresh.append(source.name)
+        indexed.append(read_table(table))
         left_out = indexed[-1].left_out
         report(
             f"{source.name}: {len(indexed[-1].clips)} files, "
@@ -160,12 +130,29 @@ def index_sources(
         )
         for path, reason in left_out:
             report(f"  left out {path}: {reason}")
-    if not any(source.clips for source in indexed):
-        raise InputError(
-            f"no usable audio in {', '.join(str(folder) for _, folder in sources)}; "
-            f"wanted are {', '.join(AUDIO_SUFFIXES)} files of at least {SHORTEST_S} s"
-        )
+    if problem := _why_untrainable(indexed):
+        for name in fresh:
+            for suffix in (".json", ".s16"):
+                (destination / f"{name}{suffix}").unlink()
+        folders = ", ".join(str(folder) for _, folder in sources)
+        raise InputError(f"no usable audio in {folders}: {problem}")
     return tuple(indexed)
+
+
+def _why_untrainable(sources: Sequence[IndexedSource]) -> str:
+    clips = [clip for source in sources if source.kind != "noise" for clip in source.clips]
+    if not clips:
+        return (
+            f"wanted are {', '.join(AUDIO_SUFFIXES)} files of speech or music of at least "
+            f"{SHORTEST_S} s"
+        )
+    for split, purpose in (("held-out", "is left to hold out from"), ("train", "is left for")):
+        if all(clip.split != split for clip in clips):
+            return (
+                f"nothing {purpose} training, out of {len(clips)} usable files; at least two "
+                "files of a kind are needed, of which one is held out"
+            )
+    return ""
 
 
 def load_index(folder: Path) -> tuple[IndexedSource, ...]:
@@ -175,7 +162,7 @@ def load_index(folder: Path) -> tuple[IndexedSource, ...]:
         raise InputError(
             f"{folder} holds no packed audio; run `encodec-rt data index` with that folder first"
         )
-    return tuple(_read_table(table) for table in tables)
+    return tuple(read_table(table) for table in tables)
 
 
 def _pack(source: Source, folder: Path, destination: Path, sampling_rate: int) -> None:
@@ -224,20 +211,21 @@ def _pack(source: Source, folder: Path, destination: Path, sampling_rate: int) -
                 )
             )
             position += len(audio)
+    if len(clips) >= 2 and all(clip.split == "train" for clip in clips):
+        # Of the files that were to be held out, none is usable.
+        first = min(range(len(clips)), key=lambda number: _name_hash(clips[number].path))
+        clips[first] = replace(clips[first], split="held-out")
     partial.replace(packed)
-    table = {
-        "name": source.name,
-        "kind": source.kind,
-        "licence": source.licence,
-        "authors": source.authors,
-        "version": source.version,
-        "sampling_rate": sampling_rate,
-        "clips": [asdict(clip) for clip in clips],
-        "left_out": left_out,
-    }
-    written = destination / f"{source.name}.json.partial"
-    written.write_text(json.dumps(table))
-    written.replace(destination / f"{source.name}.json")
+    found = IndexedSource(
+        name=source.name,
+        kind=source.kind,
+        licence=source.licence,
+        authors=source.authors,
+        version=source.version,
+        clips=tuple(clips),
+        left_out=tuple(left_out),
+    )
+    write_table(found, destination, sampling_rate=sampling_rate)
 
 
 def _matches(pattern: str, path: str) -> bool:
@@ -262,22 +250,37 @@ def _held_out_paths(source: Source, names: Sequence[str]) -> set[str]:
     named = {name for name in names if name.endswith(source.held_out_files or ("\0",))}
     voices = {name for name in names if source.speaker_of(name) in source.held_out_speakers}
     rest = [name for name in names if name not in named | voices]
-    by_hash = sorted(rest, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    by_hash = sorted(rest, key=_name_hash)
     count = math.ceil(HELD_OUT_SHARE * len(rest)) if len(rest) >= 2 else 0
     return named | voices | set(by_hash[:count])
 
 
-def _read_table(path: Path) -> IndexedSource:
-    table = json.loads(path.read_text())
-    return IndexedSource(
-        name=table["name"],
-        kind=table["kind"],
-        licence=table["licence"],
-        authors=table["authors"],
-        version=table["version"],
-        clips=tuple(
-            Clip(**{**clip, "spans": tuple((s, n) for s, n in clip["spans"])})
-            for clip in table["clips"]
-        ),
-        left_out=tuple((name, reason) for name, reason in table["left_out"]),
-    )
+def _name_hash(name: str) -> str:
+    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
+
+
+def write_table(source: IndexedSource, folder: Path, *, sampling_rate: int) -> None:
+    """Write the table of a packed source as ``folder/<name>.json``."""
+    with replacing(folder / f"{source.name}.json", force=True) as partial:
+        table = {**asdict(source), "sampling_rate": sampling_rate}
+        partial.write_text(json.dumps(table), encoding="utf-8")
+
+
+def read_table(path: Path) -> IndexedSource:
+    """What ``write_table`` wrote; raises InputError for anything else."""
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        return IndexedSource(
+            name=table["name"],
+            kind=table["kind"],
+            licence=table["licence"],
+            authors=table["authors"],
+            version=table["version"],
+            clips=tuple(
+                Clip(**{**clip, "spans": tuple((s, n) for s, n in clip["spans"])})
+                for clip in table["clips"]
+            ),
+            left_out=tuple((name, reason) for name, reason in table["left_out"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a table of packed audio: {error}") from error

@@ -13,6 +13,8 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Literal, get_args
 
+import torch
+
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import ConfigError
 from encodec_rt.training.discriminator import DiscriminatorConfig
@@ -54,6 +56,8 @@ class Stage:
     """One phase of a run, which lasts until progress ``until``.
 
     ``weights`` are multiplied with the losses or, where ``balanced``, are their gradient shares.
+    With a ``frozen_encoder`` neither the encoder nor the codebooks move: the decoder alone learns,
+    and codes that were written before stay readable.
     """
 
     name: str
@@ -63,6 +67,7 @@ class Stage:
     weights: Mapping[str, float]
     quantised: bool = True
     balanced: bool = False
+    frozen_encoder: bool = False
 
     @property
     def adversarial(self) -> bool:
@@ -151,26 +156,15 @@ class TrainingConfig:
         known = {entry.name for entry in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ConfigError(f"a training configuration has no {', '.join(unknown)}")
-        plain: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
+        plain = _with_tuples(values)
         try:
             return cls(
                 **{
                     **plain,
                     "model": EncodecConfig.from_dict(values["model"]),
                     "stages": tuple(Stage(**stage) for stage in values["stages"]),
-                    "mix": MixConfig(
-                        **{
-                            name: tuple(value) if isinstance(value, list) else value
-                            for name, value in values["mix"].items()
-                        }
-                    ),
-                    "discriminator": DiscriminatorConfig(
-                        windows=tuple(values["discriminator"]["windows"]),
-                        filters=values["discriminator"]["filters"],
-                    ),
+                    "mix": MixConfig(**_with_tuples(values["mix"])),
+                    "discriminator": DiscriminatorConfig(**_with_tuples(values["discriminator"])),
                 }
             )
         except (KeyError, TypeError) as error:
@@ -188,6 +182,21 @@ class TrainingConfig:
         return cls.from_dict(values)
 
 
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` as JSON gave them, with tuples for lists."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
+    }
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Whether ``device`` has instructions for bfloat16; without, convolutions are far slower."""
+    if torch.device(device).type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # oneDNN asks for AVX-512 on x86; its answer is False for AVX2 alone.
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
 def _small_model(filters: int, width: int) -> EncodecConfig:
     return EncodecConfig(
         target_bandwidths=(1.5, 3.0, 6.0, 12.0),
@@ -199,8 +208,11 @@ def _small_model(filters: int, width: int) -> EncodecConfig:
 
 _SHARES = (0.15, 0.25, 0.35, 0.25)
 
+_MIX = MixConfig(noise_share=0.1, reverb_share=0.1)
+
 _DEFAULT = TrainingConfig(
     model=_small_model(16, 128),
+    mix=_MIX,
     stages=(
         Stage("warm-up", 0.08, 4, 1e-3, WAVEFORM_WEIGHTS, quantised=False),
         Stage("waveform", 0.5, 4, 1e-3, WAVEFORM_WEIGHTS),
@@ -234,6 +246,31 @@ PRESETS: Mapping[str, TrainingConfig] = MappingProxyType(
                 ),
             ),
             discriminator=DiscriminatorConfig(filters=16),
+        ),
+        "decoder": replace(
+            _DEFAULT,
+            mix=replace(_MIX, full_band_share=0.75),
+            stages=(
+                Stage(
+                    "decoder alone",
+                    1.0,
+                    6,
+                    3e-4,
+                    {"relative_complex": 0.5, "compressed": 1.0, "log_mel": 1.0, "mel": 1.0}
+                    | {"adversarial": 3.0, "features": 2.0},
+                    balanced=True,
+                    frozen_encoder=True,
+                ),
+            ),
+            crop_s=0.4,
+            optimiser="adam",
+            betas=(0.7, 0.95),
+            output_rate_share=0.1,
+            weight_ema=0.998,
+            bypass_share=0.0,
+            discriminator=DiscriminatorConfig(windows=(1024, 512, 256), filters=12, gain=10.0),
+            discriminator_rate=1e-3,
+            discriminator_chance=1.0,
         ),
         "paper": TrainingConfig(
             model=EncodecConfig(),
@@ -277,4 +314,5 @@ PRESETS: Mapping[str, TrainingConfig] = MappingProxyType(
         ),
     }
 )
-"""``default`` is for one CPU core; ``gpu`` adds the discriminator; ``paper`` is the paper."""
+"""``default`` is for one CPU core; ``gpu`` adds the discriminator; ``decoder`` goes on with a
+trained model's decoder alone, so that its codes stay; ``paper`` is the paper."""

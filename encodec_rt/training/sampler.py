@@ -105,6 +105,7 @@ class Sampler:
             raise ConfigError(
                 f"weights name {', '.join(unknown)}, but the index holds {', '.join(sorted(known))}"
             )
+        self.sources, self.folder, self.split = sources, folder, split
         self.mix = mix
         self.crop = crop
         self.seed = seed
@@ -140,6 +141,25 @@ class Sampler:
             shares |= {"music": mix.music + mix.speech + mix.three, "speech": 0.0, "three": 0.0}
         self.recipes = tuple(shares)
         self.chances = np.array(list(shares.values())) / sum(shares.values())
+
+    def held_out(self, crop: int) -> Sampler:
+        """A sampler of the held-out audio, of another crop length, else as this one."""
+        return self._another(self.mix, crop, "held-out")
+
+    def remixed(self, mix: MixConfig) -> Sampler:
+        """A sampler of the same audio, crops and seed with another mix."""
+        return self._another(mix, self.crop, self.split)
+
+    def _another(self, mix: MixConfig, crop: int, split: Split) -> Sampler:
+        return Sampler(
+            self.sources,
+            self.folder,
+            mix,
+            crop=crop,
+            seed=self.seed,
+            split=split,
+            sampling_rate=self.sampling_rate,
+        )
 
     def batch(self, step: int, items: int) -> Tensor:
         """Crops [items, 1, crop] of training step ``step``, the same each time it is asked for."""

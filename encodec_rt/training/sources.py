@@ -1,4 +1,4 @@
-"""The named Debian packages that hold the training audio, and how they are fetched.
+"""The named Debian packages that hold the training audio.
 
 Every package is pinned to one version and one SHA-256, so that two people who fetch it train on the
 same audio. The licences are those of each package's own ``debian/copyright``.
@@ -6,19 +6,12 @@ same audio. The licences are those of each package's own ``debian/copyright``.
 
 from __future__ import annotations
 
-import logging
 import re
-import shutil
-import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from encodec_rt.errors import ConfigError, InputError
-from encodec_rt.model.identity import file_sha256
-
-_log = logging.getLogger(__name__)
+from encodec_rt.errors import ConfigError
 
 Kind = Literal["speech", "music", "noise"]
 
@@ -28,9 +21,9 @@ class Source:
     """One body of audio: a pinned Debian package, or a folder of the user's own.
 
     ``package`` names the Debian package where it is not ``name``: one package may hold bodies of
-    several kinds. ``files`` is searched in each path; ``speaker`` is a pattern whose first group names the voice.
-    A whole voice in ``held_out_speakers``, and every path that ends in one of ``held_out_files``,
-    never reaches training.
+    several kinds. ``files`` is searched in each path; ``speaker`` is a pattern whose first group
+    names the voice. A whole voice in ``held_out_speakers``, and every path that ends in one of
+    ``held_out_files``, never reaches training.
     """
 
     name: str
@@ -281,59 +274,3 @@ def by_name(names: Iterable[str]) -> tuple[Source, ...]:
             f"no training package is called {', '.join(unknown)}; known: {', '.join(table)}"
         )
     return tuple(table[name] for name in wanted)
-
-
-def apt_download(source: Source, folder: Path) -> Path:
-    """The path of the package that ``apt-get download`` put into ``folder``."""
-    _run(["apt-get", "download", f"{source.archive}={source.version}"], folder)
-    return _archive(source, folder)
-
-
-def fetch_package(
-    source: Source,
-    root: Path,
-    download: Callable[[Source, Path], Path] = apt_download,
-) -> Path:
-    """The folder ``root/raw/<package>`` with the package's files, downloaded and unpacked if need be.
-
-    Needs Debian's ``apt-get`` and ``dpkg-deb``; nothing is installed. Raises InputError when a tool
-    is missing, a download fails, or the package's SHA-256 is not the pinned one.
-    """
-    unpacked = root / "raw" / source.archive
-    if unpacked.is_dir():
-        return unpacked
-    debs = root / "deb"
-    debs.mkdir(parents=True, exist_ok=True)
-    archive = _archive(source, debs)
-    if not archive.is_file():
-        archive = download(source, debs)
-    found = file_sha256(archive)
-    if found != source.sha256:
-        archive.unlink()
-        raise InputError(
-            f"{archive.name} has SHA-256 {found}, but {source.archive} {source.version} is pinned to "
-            f"{source.sha256}; the file was removed, fetch it again from a Debian mirror you trust"
-        )
-    partial = unpacked.with_name(unpacked.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _run(["dpkg-deb", "-x", str(archive.resolve()), str(partial.resolve())], root)
-    partial.rename(unpacked)
-    _log.info("fetched %s %s", source.archive, source.version)
-    return unpacked
-
-
-def _archive(source: Source, folder: Path) -> Path:
-    return folder / f"{source.archive}_{source.version.replace(':', '%3a')}_all.deb"
-
-
-def _run(command: list[str], folder: Path) -> None:
-    try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{command[0]} is needed to fetch the training packages and was not found; "
-            "run this on Debian or a system with its tools, or index folders of your own"
-        ) from error
-    except subprocess.CalledProcessError as error:
-        raise InputError(f"{' '.join(command)} failed: {error.stderr.strip()}") from error

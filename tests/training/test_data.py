@@ -8,15 +8,11 @@ import soundfile
 from numpy.typing import NDArray
 
 from encodec_rt.errors import ConfigError, InputError
-from encodec_rt.training.data import (
-    active_spans,
-    bandwidth_hz,
-    decode_mono,
-    index_sources,
-    load_index,
-)
+from encodec_rt.training.analysis import active_spans, bandwidth_hz
+from encodec_rt.training.data import decode_mono, index_sources, load_index
+from encodec_rt.training.fetch import fetch_package
 from encodec_rt.training.sampler import MixConfig, Sampler
-from encodec_rt.training.sources import PACKAGES, Source, by_name, fetch_package
+from encodec_rt.training.sources import PACKAGES, Source, by_name
 
 ASSETS = Path(__file__).parents[2] / "encodec_rt" / "assets"
 RATE = 24_000

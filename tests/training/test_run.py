@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,10 +11,11 @@ from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import ConfigError, WeightsError
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.training.data import index_sources
+from encodec_rt.training.initialisation import initialise
+from encodec_rt.training.losses import si_sdr_db
 from encodec_rt.training.recipe import PRESETS, Stage, TrainingConfig
 from encodec_rt.training.run import Budget, Run, read_checkpoint
 from encodec_rt.training.sources import Source
-from encodec_rt.training.trainer import initialise, si_sdr_db
 
 ASSETS = Path(__file__).parents[2] / "encodec_rt" / "assets"
 SMOKE = PRESETS["smoke"]
@@ -63,6 +65,63 @@ def test_a_run_leaves_its_configuration_curves_and_audio(finished: Run) -> None:
     assert not list(finished.folder.glob("*.part*"))
 
 
+def test_every_checkpoint_is_scored_on_held_out_speech(finished: Run) -> None:
+    scores = {row: value for _, _, _, row, value in finished.rows if row.startswith("held_out_")}
+    assert 1.0 <= scores["held_out_pesq_wb"] < 2.0
+    assert -1.0 <= scores["held_out_estoi"] < 0.9
+    assert scores["held_out_band_2_4_khz_db"] < 20
+    # The bundled recordings have 8 kHz at most, so that nothing above can be compared.
+    assert "held_out_band_8_11_khz_db" not in scores
+    assert finished.validation.missing == ""
+
+
+def test_a_run_without_the_speech_metrics_says_what_it_does_not_score(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pesq", None)
+    lines: list[str] = []
+    smoke_run(tmp_path, packed, steps=1).train(lines.append)
+    assert "the package pesq" in lines[-1]
+    assert "held_out_estoi" in lines[-1]
+
+
+def test_a_frozen_encoder_and_its_codebooks_stay_bit_for_bit(
+    finished: Run, packed: Path, tmp_path: Path
+) -> None:
+    adversarial = SMOKE.stages[-1]
+    frozen = replace(SMOKE, stages=(replace(adversarial, frozen_encoder=True),))
+    trained = finished.trainer.average
+    run = Run(tmp_path, packed, frozen, Budget(steps=6), validation_items=1, start_from=trained)
+    run.train()
+    for model in (run.trainer.model, run.trainer.average):
+        moved = {
+            name
+            for name, value in trained.state_dict().items()
+            if not torch.equal(model.state_dict()[name], value)
+        }
+        assert moved
+        assert all(name.startswith("decoder.") for name in moved)
+    assert "discriminator" in read_checkpoint(tmp_path / "checkpoint.pt")["trainer"]
+
+
+def test_freezing_midway_fixes_the_encoder_that_is_exported(packed: Path, tmp_path: Path) -> None:
+    codec = replace(SMOKE.stages[1], until=0.5)
+    alone = replace(SMOKE.stages[-1], frozen_encoder=True)
+    run = smoke_run(tmp_path, packed, replace(SMOKE, stages=(codec, alone)), steps=8)
+    run.train()
+    exported = run.trainer.average.encoder.state_dict()
+    for name, value in run.trainer.model.encoder.state_dict().items():
+        assert torch.allclose(exported[name], value, rtol=1e-6, atol=0), name
+    again = smoke_run(tmp_path, packed, replace(SMOKE, stages=(codec, alone)), steps=9)
+    assert again.trainer.encoder_frozen
+
+
+def test_a_checkpoint_stores_nothing_twice(finished: Run) -> None:
+    state = read_checkpoint(finished.folder / "checkpoint.pt")["trainer"]
+    assert not any(name.endswith(".embed") for name in state["model"])
+    assert set(state["average"]) == {name for name, _ in finished.trainer.model.named_parameters()}
+
+
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     finished: Run, packed: Path, tmp_path: Path
 ) -> None:
@@ -83,6 +142,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     for part in ("model", "average", "discriminator"):
         for name, value in wanted[part].items():
             assert torch.equal(value, got[part][name]), (part, name)
+    for name, value in finished.trainer.average.state_dict().items():
+        assert torch.equal(value, second.trainer.average.state_dict()[name]), name
     assert got["balancers"] == wanted["balancers"]
     for theirs, ours in zip(wanted["optimiser"], got["optimiser"], strict=True):
         assert theirs["state"].keys() == ours["state"].keys()
