@@ -284,6 +284,7 @@ PRESETS: Mapping[str, TrainingConfig] = MappingProxyType(
         ),
         "smoke": replace(
             _DEFAULT,
+            mix=MixConfig(),
             model=EncodecConfig(
                 target_bandwidths=(1.5, 3.0),
                 num_filters=4,

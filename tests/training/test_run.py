@@ -70,7 +70,7 @@ def test_every_checkpoint_is_scored_on_held_out_speech(finished: Run) -> None:
     assert 1.0 <= scores["held_out_pesq_wb"] < 2.0
     assert -1.0 <= scores["held_out_estoi"] < 0.9
     assert scores["held_out_band_2_4_khz_db"] < 20
-    # The bundled recordings have 8 kHz at most, so that nothing above can be compared.
+    # The bundled recordings end at 8 kHz, so that nothing above can be compared.
     assert "held_out_band_8_11_khz_db" not in scores
     assert finished.validation.missing == ""
 
