@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from encodec_rt.quality import Kind
 from encodec_rt.training.acoustics import at_snr, coloured_noise, reverberated
-from encodec_rt.training.data import IndexedSource
+from encodec_rt.training.tables import IndexedSource
 
 RATE = 24_000
 CLIP_S = 5.0

@@ -26,7 +26,7 @@ from benches.held_out import RATE, HeldOut, Samples, held_out_clips, in_a_room, 
 from benches.record import Json, Record
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.quality import BANDS_KHZ, band_levels_db, band_name, score
-from encodec_rt.training.data import load_index
+from encodec_rt.training.tables import load_index
 
 OPUS_KBPS = (6, 9, 12, 16, 24)
 METRICS = (

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from benches.held_out import RATE, HeldOut, Samples, held_out_clips
 from benches.quality import through_model, through_opus
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.training.data import load_index
+from encodec_rt.training.tables import load_index
 
 CLIPS = ("tuxpaint-stamps-default/da#1", "fretsonfire-songs-sectoid#0")
 TITLES = ("Speech of an unheard voice", "Rock music")

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from encodec_rt.cli.console import ForceOption, say
-from encodec_rt.errors import InputError
+from encodec_rt.errors import ConfigError, InputError
 
 FolderArgument = Annotated[
     Path, typer.Argument(metavar="FOLDER", help="Where the audio is kept; it needs some GB.")
@@ -41,11 +41,20 @@ def index(
     music: Annotated[
         list[Path] | None, typer.Option("--music", help="A folder of your own music.")
     ] = None,
+    rate: Annotated[
+        int, typer.Option("--rate", help="The model's: 24000, or 48000 for default-48k.")
+    ] = 24_000,
+    channels: Annotated[int, typer.Option("--channels", help="The model's: 1 or 2.")] = 1,
 ) -> None:
     """Decode, measure, split and pack what was fetched, or folders of your own, for training.
 
-    Files that cannot be used are named with the reason. The result is FOLDER/packed.
+    Files that cannot be used are named with the reason. The result is FOLDER/packed, or
+    FOLDER/packed-RATExCHANNELS for other audio than 24 kHz mono.
     """
+    if not 8_000 <= rate <= 192_000 or channels not in (1, 2):
+        raise ConfigError(
+            f"rate={rate}, channels={channels}; accepted: 8000 to 192000 Hz, and 1 or 2 channels"
+        )
     from encodec_rt.training.data import index_sources
     from encodec_rt.training.sources import PACKAGES, Kind, Source, by_name
 
@@ -67,7 +76,8 @@ def index(
             f"{folder} holds no fetched package; run encodec-rt data fetch, or name a folder of "
             "your own with --speech or --music"
         )
-    index_sources(pairs, folder / "packed", report=say)
+    name = "packed" if (rate, channels) == (24_000, 1) else f"packed-{rate}x{channels}"
+    index_sources(pairs, folder / name, sampling_rate=rate, channels=channels, report=say)
 
 
 def shard(

@@ -30,7 +30,9 @@ def train(
     ],
     preset: Annotated[
         str,
-        typer.Option("--preset", help="default, cpu-tiny, gpu, decoder, paper or smoke."),
+        typer.Option(
+            "--preset", help="default, cpu-tiny, default-48k, gpu, decoder, paper or smoke."
+        ),
     ] = "default",
     config: Annotated[
         Path | None, typer.Option("--config", help="A training.json instead of a preset.")
@@ -102,7 +104,8 @@ def _for_this_machine(config: TrainingConfig, device: str) -> TrainingConfig:
 
 
 def _config(preset: str, config: Path | None) -> TrainingConfig:
-    from encodec_rt.training.recipe import PRESETS, TrainingConfig
+    from encodec_rt.training.presets import PRESETS
+    from encodec_rt.training.recipe import TrainingConfig
 
     if config is not None:
         return TrainingConfig.load(config)

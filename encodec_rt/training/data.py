@@ -8,26 +8,24 @@ one table per source.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import av
 import numpy as np
 import numpy.typing as npt
 import soxr
 
-from encodec_rt.atomic import replacing
+from encodec_rt.audio import AudioReader
 from encodec_rt.errors import InputError
 from encodec_rt.training.analysis import ACTIVE_DBFS, active_spans, bandwidth_hz
 from encodec_rt.training.sources import Kind, Source
+from encodec_rt.training.tables import Clip, IndexedSource, read_table, write_table
 
 Floats = npt.NDArray[np.float32]
-Split = Literal["train", "held-out"]
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".g722")
 SHORTEST_S = 0.25
@@ -35,42 +33,6 @@ SLOWEST_RATE_HZ = 16_000
 NARROWEST_SPEECH_HZ = 4_300.0
 FULL_BAND_HZ = 9_500.0
 HELD_OUT_SHARE = 0.03
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """One usable file in its source's packed PCM; ``spans`` are (start, length) of active audio."""
-
-    path: str
-    start: int
-    samples: int
-    speaker: str
-    split: Split
-    level_dbfs: float
-    bandwidth_hz: float
-    spans: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class IndexedSource:
-    """What the index holds of one source: its usable clips, and what was left out and why."""
-
-    name: str
-    kind: Kind
-    licence: str
-    authors: str
-    version: str
-    clips: tuple[Clip, ...]
-    left_out: tuple[tuple[str, str], ...]
-
-    def hours(self, split: Split, *, active: bool = False) -> float:
-        """Hours of that split; ``active`` counts only the spans above the level floor."""
-        samples = sum(
-            sum(length for _, length in clip.spans) if active else clip.samples
-            for clip in self.clips
-            if clip.split == split
-        )
-        return samples / 24_000 / 3600
 
 
 def decode_mono(path: Path, sampling_rate: int) -> tuple[Floats, int]:
@@ -106,10 +68,12 @@ def index_sources(
     destination: Path,
     *,
     sampling_rate: int = 24_000,
+    channels: int = 1,
     report: Callable[[str], None] = lambda _: None,
 ) -> tuple[IndexedSource, ...]:
     """Decode, measure, split and pack each (source, folder) into ``destination``; what was indexed.
 
+    Packed is int16 PCM at ``sampling_rate`` of ``channels``, their samples side by side.
     A source that is already packed there is kept. Raises InputError when nothing usable is found,
     or nothing that could be held out or trained on; what was packed just now is then removed.
     """
@@ -119,7 +83,7 @@ def index_sources(
     for source, folder in sources:
         table = destination / f"{source.name}.json"
         if not table.is_file():
-            _pack(source, folder, destination, sampling_rate)
+            _pack(source, folder, destination, sampling_rate, channels)
             fresh.append(source.name)
         indexed.append(read_table(table))
         left_out = indexed[-1].left_out
@@ -155,17 +119,9 @@ def _why_untrainable(sources: Sequence[IndexedSource]) -> str:
     return ""
 
 
-def load_index(folder: Path) -> tuple[IndexedSource, ...]:
-    """Every source packed in ``folder``, by name; raises InputError where there is none."""
-    tables = sorted(folder.glob("*.json")) if folder.is_dir() else []
-    if not tables:
-        raise InputError(
-            f"{folder} holds no packed audio; run `encodec-rt data index` with that folder first"
-        )
-    return tuple(read_table(table) for table in tables)
-
-
-def _pack(source: Source, folder: Path, destination: Path, sampling_rate: int) -> None:
+def _pack(
+    source: Source, folder: Path, destination: Path, sampling_rate: int, channels: int
+) -> None:
     pattern = source.files
     paths = sorted(
         path
@@ -185,17 +141,18 @@ def _pack(source: Source, folder: Path, destination: Path, sampling_rate: int) -
         for path in paths:
             name = path.relative_to(folder).as_posix()
             try:
-                audio, rate = decode_mono(path, sampling_rate)
+                sound, rate = _decode(path, sampling_rate, channels)
             except InputError as error:
                 left_out.append((name, str(error)))
                 continue
+            audio = sound.mean(0)
             spans = active_spans(audio, sampling_rate)
             bandwidth = bandwidth_hz(audio, sampling_rate)
             reason = _why_unusable(source.kind, len(audio) / sampling_rate, rate, spans, bandwidth)
             if reason:
                 left_out.append((name, reason))
                 continue
-            np.round(np.clip(audio, -1, 1) * 32767).astype("<i2").tofile(file)
+            np.round(np.clip(sound.T, -1, 1) * 32767).astype("<i2").tofile(file)
             active = np.concatenate([audio[s : s + n] for s, n in spans])
             speaker = source.speaker_of(name)
             clips.append(
@@ -224,8 +181,22 @@ def _pack(source: Source, folder: Path, destination: Path, sampling_rate: int) -
         version=source.version,
         clips=tuple(clips),
         left_out=tuple(left_out),
+        sampling_rate=sampling_rate,
+        channels=channels,
     )
-    write_table(found, destination, sampling_rate=sampling_rate)
+    write_table(found, destination)
+
+
+def _decode(path: Path, sampling_rate: int, channels: int) -> tuple[Floats, int]:
+    """The audio [channels, n] of a file at ``sampling_rate``, and the file's own rate."""
+    if channels == 1:
+        mono, rate = decode_mono(path, sampling_rate)
+        return mono[None], rate
+    with AudioReader(path) as reader:
+        blocks = list(reader.blocks(sampling_rate, channels))
+        if not blocks:
+            raise InputError(f"{path} holds no audio that can be read: it is empty")
+        return np.concatenate(blocks, axis=1), reader.rate_hz
 
 
 def _matches(pattern: str, path: str) -> bool:
@@ -257,30 +228,3 @@ def _held_out_paths(source: Source, names: Sequence[str]) -> set[str]:
 
 def _name_hash(name: str) -> str:
     return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
-
-
-def write_table(source: IndexedSource, folder: Path, *, sampling_rate: int) -> None:
-    """Write the table of a packed source as ``folder/<name>.json``."""
-    with replacing(folder / f"{source.name}.json", force=True) as partial:
-        table = {**asdict(source), "sampling_rate": sampling_rate}
-        partial.write_text(json.dumps(table), encoding="utf-8")
-
-
-def read_table(path: Path) -> IndexedSource:
-    """What ``write_table`` wrote; raises InputError for anything else."""
-    try:
-        table = json.loads(path.read_text(encoding="utf-8"))
-        return IndexedSource(
-            name=table["name"],
-            kind=table["kind"],
-            licence=table["licence"],
-            authors=table["authors"],
-            version=table["version"],
-            clips=tuple(
-                Clip(**{**clip, "spans": tuple((s, n) for s, n in clip["spans"])})
-                for clip in table["clips"]
-            ),
-            left_out=tuple((name, reason) for name, reason in table["left_out"]),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{path} is not a table of packed audio: {error}") from error

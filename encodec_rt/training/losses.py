@@ -63,6 +63,11 @@ def spectrum(audio: Tensor, size: int) -> Tensor:
     )
 
 
+def one_channel(audio: Tensor) -> Tensor:
+    """[B, C, L] -> [B * C, 1, L]: each channel is judged by itself (paper, section 3.4)."""
+    return audio.reshape(-1, 1, audio.shape[-1])
+
+
 def si_sdr_db(estimate: Tensor, target: Tensor) -> Tensor:
     """Scale-invariant signal-to-distortion ratio of each item of [B, 1, L], in dB."""
     scale = (target * estimate).sum(-1, keepdim=True) / target.square().sum(-1, keepdim=True)

@@ -16,9 +16,9 @@ from encodec_rt.atomic import replacing
 from encodec_rt.errors import ConfigError, WeightsError
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.pretrained import write_json
-from encodec_rt.training.data import load_index
 from encodec_rt.training.recipe import TrainingConfig
 from encodec_rt.training.sampler import Sampler
+from encodec_rt.training.tables import load_index
 from encodec_rt.training.trainer import Trainer
 from encodec_rt.training.validation import CROP_S, Validation
 
@@ -81,7 +81,13 @@ class Run:
         sources = load_index(data)
         rate = config.model.sampling_rate
         sampler = Sampler(
-            sources, data, config.mix, crop=config.crop, seed=config.seed, sampling_rate=rate
+            sources,
+            data,
+            config.mix,
+            crop=config.crop,
+            seed=config.seed,
+            sampling_rate=rate,
+            channels=config.model.audio_channels,
         )
         held_out = sampler.held_out(round(CROP_S * rate))
         self.validation = Validation(config, held_out, folder / "validation", validation_items)

@@ -17,8 +17,9 @@ from torch import Tensor
 
 from encodec_rt.errors import ConfigError
 from encodec_rt.training.acoustics import at_snr, coloured_noise, reverberated
-from encodec_rt.training.data import FULL_BAND_HZ, Clip, IndexedSource, Split
+from encodec_rt.training.data import FULL_BAND_HZ
 from encodec_rt.training.sources import Kind
+from encodec_rt.training.tables import Clip, IndexedSource, Split
 
 Floats = npt.NDArray[np.float32]
 
@@ -98,6 +99,7 @@ class Sampler:
         seed: int,
         split: Split = "train",
         sampling_rate: int = 24_000,
+        channels: int = 1,
     ) -> None:
         """Open the packed audio; raises ConfigError when the mix asks for what is not there."""
         known = {source.name for source in sources}
@@ -105,13 +107,23 @@ class Sampler:
             raise ConfigError(
                 f"weights name {', '.join(unknown)}, but the index holds {', '.join(sorted(known))}"
             )
+        for source in sources:
+            if (source.sampling_rate, source.channels) != (sampling_rate, channels):
+                raise ConfigError(
+                    f"{source.name} is packed at {source.sampling_rate} Hz with "
+                    f"{source.channels} channels, but the model takes {sampling_rate} Hz with "
+                    f"{channels}; index the audio anew with --rate and --channels"
+                )
         self.sources, self.folder, self.split = sources, folder, split
         self.mix = mix
         self.crop = crop
         self.seed = seed
         self.sampling_rate = sampling_rate
+        self.channels = channels
         self.audio = {
-            source.name: np.memmap(folder / f"{source.name}.s16", dtype="<i2", mode="r")
+            source.name: np.memmap(folder / f"{source.name}.s16", dtype="<i2", mode="r").reshape(
+                -1, channels
+            )
             for source in sources
             if source.clips
         }
@@ -159,12 +171,13 @@ class Sampler:
             seed=self.seed,
             split=split,
             sampling_rate=self.sampling_rate,
+            channels=self.channels,
         )
 
     def batch(self, step: int, items: int) -> Tensor:
-        """Crops [items, 1, crop] of training step ``step``, the same each time it is asked for."""
+        """Crops [items, channels, crop] of training step ``step``, the same at each call."""
         rng = np.random.default_rng([self.seed, step])
-        return torch.from_numpy(np.stack([self._item(rng) for _ in range(items)]))[:, None]
+        return torch.from_numpy(np.stack([self._item(rng) for _ in range(items)]))
 
     def _item(self, rng: np.random.Generator) -> Floats:
         recipe = self.recipes[int(rng.choice(len(self.recipes), p=self.chances))]
@@ -176,7 +189,7 @@ class Sampler:
         }[recipe]
         # The paper rejects crops that clip: a loud mix is drawn again, and scaled in the end.
         for _ in range(4):
-            mixed = np.zeros(self.crop, dtype=np.float32)
+            mixed = np.zeros((self.channels, self.crop), dtype=np.float32)
             for kind in kinds:
                 mixed += self._clip(str(kind), rng)
             if "speech" in kinds:
@@ -191,13 +204,15 @@ class Sampler:
         mix = self.mix
         if mix.reverb_share and rng.random() < mix.reverb_share:
             decay_s = float(rng.uniform(*mix.reverb_s))
-            audio = reverberated(audio, decay_s, rng, self.sampling_rate)
+            audio = np.stack(
+                [reverberated(side, decay_s, rng, self.sampling_rate) for side in audio]
+            )
         if mix.noise_share and rng.random() < mix.noise_share:
             recorded = any(kind == "noise" for kind, _ in self.pools) and rng.random() < 0.5
             noise = (
                 self._clip("noise", rng)
                 if recorded
-                else coloured_noise(self.crop, rng, self.sampling_rate)
+                else coloured_noise(self.crop, rng, self.sampling_rate)[None]
             )
             audio = at_snr(audio, noise, float(rng.uniform(*mix.noise_snr_db)))
         return audio
@@ -210,14 +225,13 @@ class Sampler:
         return self._cut(name, clip, at, rng) * np.float32(10 ** (gain_db / 20))
 
     def _cut(self, name: str, clip: Clip, at: int, rng: np.random.Generator) -> Floats:
-        """A crop that holds sample ``at`` of the clip, zero-padded where the clip is too short."""
+        """A crop [channels, crop] with sample ``at`` of the clip; zeros where the clip is short."""
         lowest, highest = max(0, at - self.crop + 1), min(at, max(0, clip.samples - self.crop))
         start = int(rng.integers(lowest, highest + 1)) if lowest <= highest else 0
         samples = min(self.crop, clip.samples - start)
         offset = int(rng.integers(self.crop - samples + 1))
-        cut = np.zeros(self.crop, dtype=np.float32)
+        cut = np.zeros((self.channels, self.crop), dtype=np.float32)
         first = clip.start + start
-        cut[offset : offset + samples] = self.audio[name][first : first + samples] / np.float32(
-            32768
-        )
+        piece = self.audio[name][first : first + samples].T
+        cut[:, offset : offset + samples] = piece / np.float32(32768)
         return cut

@@ -22,7 +22,7 @@ import numpy.typing as npt
 
 from encodec_rt.atomic import replacing
 from encodec_rt.errors import ConfigError, InputError
-from encodec_rt.training.data import Clip, IndexedSource, load_index, read_table, write_table
+from encodec_rt.training.tables import Clip, IndexedSource, load_index, read_table, write_table
 
 Pcm = npt.NDArray[np.int16]
 
@@ -48,6 +48,12 @@ def write_shards(
         raise InputError(f"{folder} is not an empty folder; give a new name for the shards")
     folder.mkdir(parents=True, exist_ok=True)
     sources = {source.name: source for source in load_index(packed)}
+    for source in sources.values():
+        if (source.sampling_rate, source.channels) != (_BLOCK, 1):
+            raise InputError(
+                f"{source.name} is packed at {source.sampling_rate} Hz with {source.channels} "
+                "channels; shards hold 24 kHz mono"
+            )
     seconds = shard_mib * 2**20 * 8 / (kbps * 1000 * _OVERHEAD)
     written = []
     for number, clips in enumerate(_dealt(list(sources.values()), int(seconds * _BLOCK))):
@@ -87,7 +93,7 @@ def read_shards(folder: Path, packed: Path) -> list[IndexedSource]:
             at += clip.samples
     for name, facts in sources.items():
         source = IndexedSource(**facts, clips=tuple(clips[name]), left_out=())
-        write_table(source, packed, sampling_rate=_BLOCK)
+        write_table(source, packed)
     return [read_table(packed / f"{name}.json") for name in sorted(sources)]
 
 

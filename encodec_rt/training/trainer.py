@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from encodec_rt.errors import WeightsError
-from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.model.encodec import EncodecModel, loudness
 from encodec_rt.training import losses
 from encodec_rt.training.balancer import Balancer
 from encodec_rt.training.discriminator import MultiScaleStftDiscriminator
@@ -111,7 +111,7 @@ class Trainer:
             total = sum((stage.weights[name] * term for name, term in terms.items()), penalty)
             torch.autograd.backward([total])
         measured["gradient_norm"] = self.optimiser.step(rate)
-        measured["si_sdr_db"] = float(losses.si_sdr_db(estimate.detach(), target).mean())
+        measured["si_sdr_db"] = self._si_sdr_db(estimate.detach(), target)
         self.step += 1
         self._follow()
         return measured
@@ -119,8 +119,9 @@ class Trainer:
     def _forward(
         self, target: Tensor, stage: Stage, generator: torch.Generator
     ) -> tuple[Tensor, Quantised | None]:
+        scale = loudness(target) if self.config.model.normalize else None
         with torch.set_grad_enabled(not stage.frozen_encoder), self._autocast():
-            latents = self.model.encoder(target)
+            latents = self.model.encoder(target if scale is None else target / scale)
         latents = latents.float()
         quantised = None
         if stage.quantised:
@@ -138,8 +139,12 @@ class Trainer:
             )
             latents = torch.where(bypass.to(self.device), latents, quantised.latents)
         with self._autocast():
-            estimate = self.model.decoder(latents)
-        return estimate.float(), quantised
+            estimate = self.model.decoder(latents).float()
+        return estimate if scale is None else estimate * scale, quantised
+
+    def _si_sdr_db(self, estimate: Tensor, target: Tensor) -> float:
+        pair = losses.one_channel(estimate), losses.one_channel(target)
+        return float(losses.si_sdr_db(*pair).mean())
 
     @torch.no_grad()
     def _freeze_encoder(self) -> None:
@@ -152,6 +157,7 @@ class Trainer:
     ) -> dict[str, Tensor]:
         """The losses that ``stage`` weighs and that need no discriminator, by name."""
         config, rate = self.config, self.config.model.sampling_rate
+        estimate, target = losses.one_channel(estimate), losses.one_channel(target)
         wanted = {name for name, weight in stage.weights.items() if weight > 0}
         terms = losses.relative_terms(
             estimate,
@@ -181,7 +187,7 @@ class Trainer:
     def _judge(self, audio: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
         """The discriminator's logits and features of every scale, in float32."""
         with self._autocast():
-            logits, features = self.discriminator(audio)
+            logits, features = self.discriminator(losses.one_channel(audio))
         return [part.float() for part in logits], [[f.float() for f in own] for own in features]
 
     def _train_discriminator(
@@ -207,7 +213,8 @@ class Trainer:
             # Batches after the end of any run, so that none of them is seen twice.
             batch = self.sampler.batch(2**40 + number, stage.items).to(self.device)
             with self._autocast():
-                latents = self.model.encoder(batch)
+                scale = loudness(batch) if self.config.model.normalize else 1.0
+                latents = self.model.encoder(batch / scale)
             rows.append(latents.float().permute(0, 2, 1).flatten(0, 1))
         start_codebooks(self.model.quantizer, torch.cat(rows), generator)
         self.codebooks_started = True

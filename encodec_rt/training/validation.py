@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from encodec_rt.errors import BackendUnavailable
+from encodec_rt.model.encodec import loudness
 from encodec_rt.quality import band_levels_db, estoi, pesq_wb
-from encodec_rt.training.losses import si_sdr_db
+from encodec_rt.training.losses import one_channel, si_sdr_db
 from encodec_rt.training.recipe import Stage, TrainingConfig
 from encodec_rt.training.sampler import MixConfig, Sampler
 from encodec_rt.training.trainer import Trainer
@@ -51,7 +52,9 @@ class Validation:
         self._write(audio, estimate)
         terms = trainer.reconstruction_losses(estimate, audio, stage)
         found = {f"held_out_{name}": float(term) for name, term in terms.items()}
-        found["held_out_si_sdr_db"] = float(si_sdr_db(estimate, audio).mean())
+        found["held_out_si_sdr_db"] = float(
+            si_sdr_db(one_channel(estimate), one_channel(audio)).mean()
+        )
         if self.speech is not None:
             speech = self.speech.to(trainer.device)
             found |= self._speech_scores(speech, decoded(trainer, speech))
@@ -60,7 +63,7 @@ class Validation:
     def _speech_scores(self, speech: Tensor, estimate: Tensor) -> dict[str, float]:
         values: dict[str, list[float]] = defaultdict(list)
         for item, ours in zip(speech, estimate, strict=True):
-            pair = item[0].cpu().numpy(), ours[0].cpu().numpy()
+            pair = item.mean(0).cpu().numpy(), ours.mean(0).cpu().numpy()
             for name, level in band_levels_db(*pair, self.rate).items():
                 _keep(values[f"held_out_{name}"], level)
             for name, metric in (("pesq_wb", pesq_wb), ("estoi", estoi)):
@@ -75,20 +78,21 @@ class Validation:
         for number, (reference, ours) in enumerate(zip(audio, estimate, strict=True)):
             for what, signal in (("original", reference), ("decoded", ours)):
                 path = self.folder / f"{number:02d}-{what}.flac"
-                samples = signal[0].clamp(-1, 1).cpu().numpy()
+                samples = signal.clamp(-1, 1).t().cpu().numpy()
                 soundfile.write(path, samples, self.rate, subtype="PCM_16")
 
 
 def decoded(trainer: Trainer, audio: Tensor) -> Tensor:
-    """``audio`` [B, 1, L] through the averaged model."""
+    """``audio`` [B, C, L] through the averaged model."""
     bandwidths = trainer.config.model.target_bandwidths
     bandwidth = 6.0 if 6.0 in bandwidths else bandwidths[-1]
     model = trainer.average
-    latents = model.encoder(audio)
     if trainer.codebooks_started:
-        latents = model.quantizer.decode(model.quantizer.encode(latents, bandwidth))
-    estimate: Tensor = model.decoder(latents)[..., : audio.shape[-1]]
-    return estimate
+        estimate: Tensor = model(audio, bandwidth=bandwidth).audio_values
+        return estimate[..., : audio.shape[-1]]
+    scale = loudness(audio) if model.config.normalize else 1.0
+    unquantised: Tensor = scale * model.decoder(model.encoder(audio / scale))
+    return unquantised[..., : audio.shape[-1]]
 
 
 def _keep(values: list[float], value: float | None) -> None:

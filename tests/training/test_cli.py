@@ -15,8 +15,9 @@ from typer.testing import CliRunner
 from encodec_rt.cli import app
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.training import recipe
-from encodec_rt.training.data import load_index
-from encodec_rt.training.recipe import PRESETS, TrainingConfig
+from encodec_rt.training.presets import PRESETS
+from encodec_rt.training.recipe import TrainingConfig
+from encodec_rt.training.tables import load_index
 
 ASSETS = Path(__file__).parents[2] / "encodec_rt" / "assets"
 

@@ -9,10 +9,11 @@ from numpy.typing import NDArray
 
 from encodec_rt.errors import ConfigError, InputError
 from encodec_rt.training.analysis import active_spans, bandwidth_hz
-from encodec_rt.training.data import decode_mono, index_sources, load_index
+from encodec_rt.training.data import decode_mono, index_sources
 from encodec_rt.training.fetch import fetch_package
 from encodec_rt.training.sampler import MixConfig, Sampler
 from encodec_rt.training.sources import PACKAGES, Source, by_name
+from encodec_rt.training.tables import load_index
 
 ASSETS = Path(__file__).parents[2] / "encodec_rt" / "assets"
 RATE = 24_000

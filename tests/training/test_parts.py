@@ -9,10 +9,11 @@ import pytest
 
 from encodec_rt.errors import ConfigError, InputError
 from encodec_rt.quality import si_sdr_db
-from encodec_rt.training.data import index_sources, load_index
+from encodec_rt.training.data import index_sources
 from encodec_rt.training.parts import join_file, split_file
 from encodec_rt.training.shards import read_shards, write_shards
 from encodec_rt.training.sources import Source
+from encodec_rt.training.tables import load_index
 
 ASSETS = Path(__file__).parents[2] / "encodec_rt" / "assets"
 

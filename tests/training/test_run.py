@@ -4,7 +4,9 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from encodec_rt.config import EncodecConfig
@@ -13,7 +15,8 @@ from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.training.data import index_sources
 from encodec_rt.training.initialisation import initialise
 from encodec_rt.training.losses import si_sdr_db
-from encodec_rt.training.recipe import PRESETS, Stage, TrainingConfig
+from encodec_rt.training.presets import PRESETS
+from encodec_rt.training.recipe import Stage, TrainingConfig
 from encodec_rt.training.run import Budget, Run, read_checkpoint
 from encodec_rt.training.sources import Source
 
@@ -114,6 +117,45 @@ def test_freezing_midway_fixes_the_encoder_that_is_exported(packed: Path, tmp_pa
         assert torch.allclose(exported[name], value, rtol=1e-6, atol=0), name
     again = smoke_run(tmp_path, packed, replace(SMOKE, stages=(codec, alone)), steps=9)
     assert again.trainer.encoder_frozen
+
+
+def test_a_stereo_model_in_chunks_is_trained_through_all_its_stages(tmp_path: Path) -> None:
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+    for number in range(3):
+        noise = np.random.default_rng(number).standard_normal((60_000, 2))
+        soundfile.write(recordings / f"{number}.wav", 0.1 * noise * [1.0, 0.3], 48_000)
+    own = Source("own", "music", "CC0", "nobody")
+    packed = tmp_path / "packed"
+    (source,) = index_sources([(own, recordings)], packed, sampling_rate=48_000, channels=2)
+    assert source.hours("train") == pytest.approx(2 * 1.25 / 3600)
+    preset = PRESETS["default-48k"]
+    small = replace(
+        preset.model,
+        num_filters=4,
+        hidden_size=16,
+        codebook_dim=16,
+        codebook_size=16,
+        target_bandwidths=(0.6, 1.2),
+    )
+    stages = tuple(replace(stage, items=2) for stage in SMOKE.stages)
+    config = replace(
+        preset,
+        model=small,
+        stages=stages,
+        bandwidth_shares=(),
+        precision="float32",
+        discriminator=SMOKE.discriminator,
+        kmeans_batches=2,
+    )
+    run = Run(tmp_path / "run", packed, config, Budget(steps=6), validation_items=1)
+    run.train()
+    assert curve(run, "held_out_si_sdr_db")
+    assert run.trainer.codebooks_started
+    audio, rate = soundfile.read(tmp_path / "run" / "validation" / "00-decoded.flac")
+    assert (rate, audio.shape) == (48_000, (144_000, 2))
+    with pytest.raises(ConfigError, match="48000 Hz with 2 channels"):
+        smoke_run(tmp_path / "other", packed)
 
 
 def test_a_checkpoint_stores_nothing_twice(finished: Run) -> None:
