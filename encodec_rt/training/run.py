@@ -17,7 +17,7 @@ from encodec_rt.errors import ConfigError, WeightsError
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.pretrained import write_json
 from encodec_rt.training.recipe import TrainingConfig
-from encodec_rt.training.sampler import Sampler
+from encodec_rt.training.sampler import Prefetcher, Sampler
 from encodec_rt.training.tables import load_index
 from encodec_rt.training.trainer import Trainer
 from encodec_rt.training.validation import CROP_S, Validation
@@ -91,7 +91,9 @@ class Run:
         )
         held_out = sampler.held_out(round(CROP_S * rate))
         self.validation = Validation(config, held_out, folder / "validation", validation_items)
-        self.trainer = Trainer(config, sampler, device or torch.device("cpu"))
+        device = device or torch.device("cpu")
+        batches = sampler if device.type == "cpu" else Prefetcher(sampler)
+        self.trainer = Trainer(config, batches, device)
         self.progress = 0.0
         self.minutes = 0.0
         self.rows: list[tuple[int, float, float, str, float]] = []

@@ -6,9 +6,10 @@ A batch is a function of (seed, step) alone: nothing has to be stored to go on w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import get_args
+from typing import Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -52,6 +53,32 @@ class MixConfig:
     reverb_share: float = 0.0
     reverb_s: tuple[float, float] = (0.15, 0.8)
     weights: Mapping[str, float] = field(default_factory=dict)
+
+
+class Batches(Protocol):
+    """Where training gets its crops from."""
+
+    def batch(self, step: int, items: int) -> Tensor:
+        """Crops [items, channels, crop] of training step ``step``."""
+
+
+class Prefetcher:
+    """A sampler's batches, drawn ahead in threads while a GPU computes the step before."""
+
+    def __init__(self, sampler: Batches, *, ahead: int = 4, threads: int = 2) -> None:
+        """``ahead`` batches are drawn beyond the one that was asked for last."""
+        self._sampler = sampler
+        self._ahead = ahead
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sampler")
+        self._drawn: dict[tuple[int, int], Future[Tensor]] = {}
+
+    def batch(self, step: int, items: int) -> Tensor:
+        """What the sampler's ``batch`` gives."""
+        self._drawn = {key: f for key, f in self._drawn.items() if key[0] >= step}
+        for later in range(step, step + 1 + self._ahead):
+            if (later, items) not in self._drawn:
+                self._drawn[later, items] = self._pool.submit(self._sampler.batch, later, items)
+        return self._drawn.pop((step, items)).result()
 
 
 class _Pool:

@@ -29,13 +29,13 @@ from encodec_rt.training.quantizer import (
     without_entries,
 )
 from encodec_rt.training.recipe import Stage, TrainingConfig
-from encodec_rt.training.sampler import Sampler
+from encodec_rt.training.sampler import Batches
 
 
 class Trainer:
     """The model under training with its averages, optimisers, balancer and discriminator."""
 
-    def __init__(self, config: TrainingConfig, sampler: Sampler, device: torch.device) -> None:
+    def __init__(self, config: TrainingConfig, sampler: Batches, device: torch.device) -> None:
         """Build and initialise everything from ``config.seed``."""
         self.config = config
         self.sampler = sampler
