@@ -55,7 +55,6 @@ class Trainer:
             betas=config.betas,
             output_rate_share=config.output_rate_share,
             clip_norm=config.clip_norm,
-            dtype=torch.bfloat16 if config.precision == "bfloat16" else torch.float32,
         )
         self.critic = torch.optim.Adam(
             self.discriminator.parameters(), betas=config.discriminator_betas
