@@ -40,11 +40,13 @@ METRICS = (
 )
 SHOWN = METRICS[:6]
 SURROUNDINGS: dict[str, Callable[[HeldOut], HeldOut]] = {
+    "speech": lambda clip: clip,
+    "music": lambda clip: clip,
     "noisy speech": noisy,
     "reverberant speech": in_a_room,
 }
 
-KINDS = ("speech", "music", *SURROUNDINGS)
+KINDS = tuple(SURROUNDINGS)
 
 Row = Mapping[str, float | None]
 
@@ -122,7 +124,7 @@ def common(name: str, *rows: Sequence[Row]) -> list[list[float]]:
         values = [row[name] for row in clip]
         if all(value is not None for value in values):
             for own, value in zip(kept, values, strict=True):
-                own.append(float(value))  # type: ignore[arg-type]
+                own.append(float(value))
     return kept
 
 
@@ -260,7 +262,7 @@ def main() -> None:
         chosen = [clip for clip in clips if clip.kind == plain]
         if options.most:
             chosen = chosen[:: -(-len(chosen) // options.most)]
-        chosen = [SURROUNDINGS.get(kind, lambda clip: clip)(clip) for clip in chosen]
+        chosen = [SURROUNDINGS[kind](clip) for clip in chosen]
         add_cases(record, kind, chosen, tested, visqol=options.visqol)
     use = codebook_use(model, clips)
     record.add({"kind": "codebooks", "codec": "encodec_rt", "kbps": None}, values=use)
