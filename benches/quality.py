@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import subprocess
 import tempfile
-from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,63 +20,44 @@ from typing import Any
 import numpy as np
 import soundfile
 import torch
-from numpy.typing import NDArray
 
-from benches.record import RESULTS, Record
+from benches.bootstrap import interval, paired_difference
+from benches.held_out import RATE, HeldOut, Samples, held_out_clips, in_a_room, noisy
+from benches.record import RESULTS, Json, Record
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.quality import Kind, score
-from encodec_rt.training.data import IndexedSource, load_index
+from encodec_rt.quality import BANDS_KHZ, band_levels_db, band_name, score
+from encodec_rt.training.tables import load_index
 
-RATE = 24_000
-CLIP_S = 5.0
-LEVEL_DBFS = -22.0
 OPUS_KBPS = (6, 9, 12, 16, 24)
-UNSEEN = {"asterisk-core-sounds-it-g722": 4, "tuxpaint-stamps-default/da": 4}
-CLIPS = {"speech": 2, "music": 2}
-METRICS = ("si_sdr_db", "pesq_wb", "estoi", "zimtohrli", "visqol", "log_spectral_distance_db")
+METRICS = (
+    "si_sdr_db",
+    "pesq_wb",
+    "estoi",
+    "zimtohrli",
+    "visqol",
+    "log_spectral_distance_db",
+    *(band_name(low, high) for low, high in BANDS_KHZ),
+)
+SHOWN = METRICS[:6]
+SURROUNDINGS: dict[str, Callable[[HeldOut], HeldOut]] = {
+    "speech": lambda clip: clip,
+    "music": lambda clip: clip,
+    "noisy speech": noisy,
+    "reverberant speech": in_a_room,
+}
 
-Samples = NDArray[np.float32]
+KINDS = tuple(SURROUNDINGS)
+
+Row = Mapping[str, float | None]
 
 
 @dataclass(frozen=True)
-class HeldOut:
-    """One clip to score: where it comes from, whether its voice is unseen, and its audio."""
+class Tested:
+    """One codec at one rate: as the record names it, and as a function of audio."""
 
-    name: str
-    kind: Kind
-    unseen: bool
-    audio: Samples
-
-
-def held_out_clips(sources: Sequence[IndexedSource], folder: Path) -> list[HeldOut]:
-    """Clips of 5 s of held-out files' active audio, one after another, at one level."""
-    found = []
-    for source in sources:
-        packed = np.memmap(folder / f"{source.name}.s16", dtype="<i2", mode="r")
-        voices = defaultdict(list)
-        for clip in source.clips:
-            if clip.split == "held-out":
-                unseen = clip.speaker if clip.speaker in UNSEEN else ""
-                voices[unseen].append(clip)
-        for unseen, clips in sorted(voices.items()):
-            wanted = UNSEEN[unseen] if unseen else CLIPS[source.kind]
-            size = int(CLIP_S * RATE)
-            joined: list[Samples] = []
-            for clip in clips[:: max(1, len(clips) // (8 * wanted))]:
-                gain = np.float32(10 ** ((LEVEL_DBFS - clip.level_dbfs) / 20) / 32768)
-                for start, length in clip.spans:
-                    first = clip.start + start
-                    joined.append(packed[first : first + length] * gain)
-            whole = np.concatenate(joined)
-            count = min(wanted, len(whole) // size)
-            starts = np.linspace(0, max(0, len(whole) - size), count).astype(int)
-            for number, start in enumerate(starts):
-                cut = whole[start : start + size]
-                peak = float(np.abs(cut).max())
-                cut = cut * np.float32(min(1.0, 0.95 / peak))
-                name = f"{unseen or source.name}#{number}"
-                found.append(HeldOut(name, source.kind, bool(unseen), cut))
-    return found
+    codec: str
+    kbps: float | None
+    run: Callable[[Samples], Samples]
 
 
 def through_model(model: EncodecModel, kbps: float | None) -> Callable[[Samples], Samples]:
@@ -131,46 +111,130 @@ def codebook_use(model: EncodecModel, clips: Sequence[HeldOut]) -> dict[str, Any
     return {"frames": codes.shape[1], "used_share": shares, "entropy_bits": bits}
 
 
-def means(rows: Sequence[Mapping[str, float | None]]) -> dict[str, float]:
+def scores(clip: HeldOut, decoded: Samples, *, visqol: bool) -> dict[str, float | None]:
+    """Every score of one clip by name, and the level of each band against the original."""
+    found = score(clip.audio, decoded, RATE, kind=clip.kind, visqol=visqol).as_dict()
+    return found | band_levels_db(clip.audio, decoded[: len(clip.audio)], RATE)
+
+
+def common(name: str, *rows: Sequence[Row]) -> list[list[float]]:
+    """The values of score ``name`` in each of ``rows``, of the clips for which all have one."""
+    kept: list[list[float]] = [[] for _ in rows]
+    for clip in zip(*rows, strict=True):
+        values = [row[name] for row in clip]
+        if all(value is not None for value in values):
+            for own, value in zip(kept, values, strict=True):
+                own.append(float(value))
+    return kept
+
+
+def means(rows: Sequence[Row]) -> dict[str, float]:
     """The mean of each score over the clips that have it."""
-    found = {}
-    for name in METRICS:
-        values = [value for row in rows if (value := row[name]) is not None]
-        if values:
-            found[name] = round(float(np.mean(values)), 4)
-    return found
+    return {
+        name: round(float(np.mean(values)), 4)
+        for name in METRICS
+        if (values := common(name, rows)[0])
+    }
+
+
+def intervals(rows: Sequence[Row]) -> dict[str, Json]:
+    """The 95 % interval of the mean of each score."""
+    return {name: list(interval(v)) for name in METRICS if (v := common(name, rows)[0])}
+
+
+def differences(ours: Sequence[Row], theirs: Sequence[Row]) -> dict[str, Json]:
+    """The mean difference of each score on the same clips, with its 95 % interval."""
+    pairs = {name: common(name, ours, theirs) for name in METRICS}
+    return {name: list(paired_difference(a, b)) for name, (a, b) in pairs.items() if a}
+
+
+_TITLES = {
+    "si_sdr_db": ("SI-SDR", "dB"),
+    "pesq_wb": ("PESQ wide-band", "opinion score"),
+    "estoi": ("ESTOI", "share"),
+    "zimtohrli": ("Zimtohrli", "opinion score"),
+    "visqol": ("ViSQOL", "opinion score"),
+}
+_LABELS = {"encodec_rt": "encodec_rt", "opus": "Opus", "against": "the model compared with"}
 
 
 def draw(record: Record, picture: Path) -> None:
-    """Quality against kbps, ours and Opus, speech above and music below."""
+    """Quality against kbps, ours and Opus, one row of panels per kind of audio."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    shown = ("si_sdr_db", "pesq_wb", "estoi", "zimtohrli", "visqol")
-    figure = Figure(figsize=(15, 6), layout="constrained")
+    kinds = list(dict.fromkeys(str(c.case["kind"]) for c in record.cases if "clips" in c.values))
+    figure = Figure(figsize=(15, 3 * len(kinds)), layout="constrained")
+    figure.suptitle("Quality of held-out audio; higher is better", fontsize=12)
     FigureCanvasAgg(figure)
-    axes = figure.subplots(2, len(shown), squeeze=False)
-    for row, kind in zip(axes, ("speech", "music"), strict=True):
-        for axis, metric in zip(row, shown, strict=True):
-            for codec in ("encodec_rt", "opus"):
-                points = [
-                    (float(str(case.case["kbps"])), case.values[metric])
-                    for case in record.cases
-                    if case.case["kind"] == kind
-                    and case.case["codec"] == codec
-                    and case.case["kbps"] is not None
-                    and metric in case.values
-                ]
+    axes = figure.subplots(len(kinds), len(_TITLES), squeeze=False)
+    for row, kind in zip(axes, kinds, strict=True):
+        for axis, (metric, (title, unit)) in zip(row, _TITLES.items(), strict=True):
+            for codec, label in _LABELS.items():
+                points = _points(record, kind, codec, metric)
                 if points:
-                    axis.plot(*zip(*points, strict=True), "o-", label=codec)
-            axis.set_title(f"{kind}: {metric}", fontsize=9)
+                    axis.plot(*zip(*points, strict=True), "o-", markersize=4, label=label)
+            axis.set_title(f"{title}, {kind}", fontsize=9)
             axis.set_xlabel("kbps", fontsize=8)
+            axis.set_ylabel(unit, fontsize=8)
+            axis.tick_params(labelsize=8)
             axis.grid(alpha=0.3)
-            if axis.lines:
-                axis.legend(fontsize=8, frameon=False)
-            else:
+            if not axis.lines:
                 axis.set_visible(False)
+    handles, labels = axes[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=3, fontsize=9, frameon=False)
     figure.savefig(picture, format="png", dpi=100)
+
+
+def _points(record: Record, kind: str, codec: str, metric: str) -> list[tuple[float, float]]:
+    return [
+        (float(str(case.case["kbps"])), float(str(case.values[metric])))
+        for case in record.cases
+        if case.case["kind"] == kind
+        and case.case["codec"] == codec
+        and case.case["kbps"] is not None
+        and metric in case.values
+    ]
+
+
+def codecs(options: argparse.Namespace, model: EncodecModel) -> list[Tested]:
+    """The model at its rates, the one it is compared with, and Opus."""
+    wanted = options.kbps or list(model.config.target_bandwidths)
+    found = [Tested("encodec_rt", kbps, through_model(model, kbps)) for kbps in wanted]
+    if not options.kbps:
+        found.append(Tested("encodec_rt", None, through_model(model, None)))
+    if options.against:
+        other = EncodecModel.from_pretrained(options.against)
+        found += [Tested("against", kbps, through_model(other, kbps)) for kbps in wanted]
+    if options.opus_tools:
+        rates = options.opus_kbps or OPUS_KBPS
+        found += [Tested("opus", kbps, through_opus(options.opus_tools, kbps)) for kbps in rates]
+    return found
+
+
+def add_cases(
+    record: Record, kind: str, clips: Sequence[HeldOut], tested: Sequence[Tested], *, visqol: bool
+) -> None:
+    """Score every codec on ``clips``, and our 6 kbps against each other codec, clip by clip."""
+    table: dict[tuple[str, float | None], list[Row]] = {}
+    for one in tested:
+        rows = {clip.name: scores(clip, one.run(clip.audio), visqol=visqol) for clip in clips}
+        table[one.codec, one.kbps] = list(rows.values())
+        unseen = [rows[clip.name] for clip in clips if clip.unseen]
+        values: dict[str, Json] = {**means(list(rows.values())), "clips": len(rows)}
+        values |= {f"unseen_{name}": value for name, value in means(unseen).items()}
+        values["interval_95"] = intervals(list(rows.values()))
+        case = {"kind": kind, "codec": one.codec, "kbps": one.kbps}
+        record.add(case, values={**values, "per_clip": rows})
+        shown = "  ".join(f"{name} {values[name]:.3f}" for name in SHOWN if name in values)
+        bands = " ".join(f"{values[n]:.1f}" for n in METRICS[6:] if n in values)
+        label = f"{kind:<18} {one.codec:<10} {one.kbps or 'unquantised'!s:<11}"
+        print(f"{label} {shown}  bands {bands}", flush=True)
+    ours = table.get(("encodec_rt", 6.0))
+    for (codec, kbps), rows_of in table.items():
+        if ours is not None and codec != "encodec_rt":
+            case = {"kind": kind, "codec": "encodec_rt", "kbps": 6.0, "minus": codec, "at": kbps}
+            record.add(case, values={"difference": differences(ours, rows_of)})
 
 
 def main() -> None:
@@ -178,8 +242,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="default")
+    parser.add_argument("--against", help="another model, scored on the same clips")
     parser.add_argument("--opus-tools", type=Path, help="folder of opusenc and opusdec")
     parser.add_argument("--visqol", action="store_true")
+    parser.add_argument("--kbps", type=float, nargs="+", help="our rates, if not all")
+    parser.add_argument("--opus-kbps", type=int, nargs="+", help="Opus's rates, if not all")
+    parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--most", type=int, default=0, help="score only so many clips of each kind")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--keep", action="store_true", help="write the JSON")
@@ -187,31 +255,15 @@ def main() -> None:
     torch.set_num_threads(1)
     clips = held_out_clips(load_index(options.data), options.data)
     model = EncodecModel.from_pretrained(options.model)
-    codecs: list[tuple[str, float | None, Callable[[Samples], Samples]]] = [
-        ("encodec_rt", kbps, through_model(model, kbps)) for kbps in model.config.target_bandwidths
-    ]
-    codecs.append(("encodec_rt", None, through_model(model, None)))
-    if options.opus_tools:
-        codecs += [("opus", kbps, through_opus(options.opus_tools, kbps)) for kbps in OPUS_KBPS]
+    tested = codecs(options, model)
     record = Record("quality", folder=RESULTS if options.keep else None)
-    for kind in ("speech", "music"):
-        chosen = [clip for clip in clips if clip.kind == kind]
+    for kind in options.kinds:
+        plain = "music" if kind == "music" else "speech"
+        chosen = [clip for clip in clips if clip.kind == plain]
         if options.most:
             chosen = chosen[:: -(-len(chosen) // options.most)]
-        for codec, kbps, run in codecs:
-            rows = {
-                clip.name: score(
-                    clip.audio, run(clip.audio), RATE, kind=clip.kind, visqol=options.visqol
-                ).as_dict()
-                for clip in chosen
-            }
-            unseen = [rows[clip.name] for clip in chosen if clip.unseen]
-            values = {**means(list(rows.values())), "clips": len(rows)}
-            values |= {f"unseen_{name}": value for name, value in means(unseen).items()}
-            case = {"kind": kind, "codec": codec, "kbps": kbps}
-            record.add(case, values={**values, "per_clip": rows})
-            shown = "  ".join(f"{name} {values[name]:.3f}" for name in METRICS if name in values)
-            print(f"{kind:<7} {codec:<11} {kbps or 'unquantised'!s:<12} {shown}", flush=True)
+        chosen = [SURROUNDINGS[kind](clip) for clip in chosen]
+        add_cases(record, kind, chosen, tested, visqol=options.visqol)
     use = codebook_use(model, clips)
     record.add({"kind": "codebooks", "codec": "encodec_rt", "kbps": None}, values=use)
     print(f"codebooks: least used share {min(use['used_share'])}, entropy {use['entropy_bits']}")

@@ -2,7 +2,7 @@
 
 Every score compares aligned mono signals. SI-SDR (Le Roux et al. 2019) asks for the waveform, PESQ
 wide-band (ITU-T P.862.2) and ESTOI (Jensen and Taal 2016) for speech as heard, Zimtohrli for any
-audio; ViSQOL is slow and its library is not installed by default.
+audio, and so does ViSQOL, which is slow. All libraries come with the extra ``[quality]``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,8 @@ Samples = NDArray[np.float32]
 Kind = Literal["speech", "music"]
 
 LONGEST_LAG_MS = 40.0
+BANDS_KHZ = ((0.25, 0.5), (0.5, 1.0), (1.0, 2.0), (2.0, 4.0), (4.0, 8.0), (5.0, 8.0), (8.0, 11.0))
+"""Octaves, and the two bands in which a dull codec fails; 11 kHz is where 24 kHz audio ends."""
 SHORTEST_S = 0.5
 _SPEECH_RATE_HZ = 16_000
 _FULL_RATE_HZ = 48_000
@@ -69,6 +71,45 @@ def log_spectral_distance_db(reference: Samples, decoded: Samples) -> float:
     return float(np.sqrt(np.square(difference).mean(1)).mean())
 
 
+def band_levels_db(
+    reference: Samples, decoded: Samples, sampling_rate: int
+) -> dict[str, float | None]:
+    """How much louder [dB] ``decoded`` is than ``reference`` in each band, by the band's name.
+
+    0 is right; below it the codec dulls, above it it adds noise. None where the upper half of the
+    band holds less than a millionth of the reference's power: what is sampled at 16 kHz has no
+    level above 8 kHz that could be compared.
+    """
+    powers = [_mean_power(audio) for audio in (reference, decoded)]
+    levels: dict[str, float | None] = {}
+    for low, high in BANDS_KHZ:
+        top = _band_power(powers[0], (low + high) / 2, high, sampling_rate)
+        if top <= 1e-6 * powers[0].sum():
+            levels[band_name(low, high)] = None
+            continue
+        wanted, got = (_band_power(power, low, high, sampling_rate) for power in powers)
+        levels[band_name(low, high)] = 10 * math.log10(max(got, 1e-12 * wanted) / wanted)
+    return levels
+
+
+def band_name(low_khz: float, high_khz: float) -> str:
+    """What the level of a band is called in records and curves."""
+    return f"band_{low_khz:g}_{high_khz:g}_khz_db"
+
+
+def _mean_power(audio: Samples, size: int = 2048) -> NDArray[np.float64]:
+    """[n] -> the mean power [1025] of Hann windows that overlap by half."""
+    padded = np.pad(audio.astype(np.float64), (0, max(0, size - len(audio))))
+    frames = np.lib.stride_tricks.sliding_window_view(padded, size)[:: size // 2]
+    power: NDArray[np.float64] = np.square(np.abs(np.fft.rfft(frames * np.hanning(size)))).mean(0)
+    return power
+
+
+def _band_power(power: NDArray[np.float64], low: float, high: float, rate: int) -> float:
+    frequency_khz = np.linspace(0, rate / 2000, len(power))
+    return float(power[(frequency_khz >= low) & (frequency_khz < high)].sum())
+
+
 def align(reference: Samples, decoded: Samples, *, longest_lag: int) -> tuple[Samples, Samples]:
     """Both signals, cut to where they overlap after the delay that correlates best.
 
@@ -95,8 +136,8 @@ def score(
 ) -> Scores:
     """The scores of mono ``decoded`` [n] against mono ``reference`` [m].
 
-    Raises InputError for signals too short, silent or not finite, and BackendUnavailable when a
-    metric's library is not installed.
+    Raises InputError for signals too short, silent, not finite, or of lengths that no delay
+    explains, and BackendUnavailable when a metric's library is not installed.
     """
     for name, audio in (("reference", reference), ("decoded audio", decoded)):
         if audio.ndim != 1 or not np.isfinite(audio).all():
@@ -109,13 +150,19 @@ def score(
     if not np.any(reference):
         raise InputError("the reference is silent, so that nothing can be compared with it")
     longest = int(LONGEST_LAG_MS * sampling_rate / 1000)
+    if abs(len(reference) - len(decoded)) > longest:
+        raise InputError(
+            f"the reference lasts {len(reference) / sampling_rate:.3f} s and the decoded audio "
+            f"{len(decoded) / sampling_rate:.3f} s; they may differ by {LONGEST_LAG_MS:g} ms, "
+            "which is as far as a codec's delay is sought: cut both to the same stretch"
+        )
     reference, decoded = align(reference, decoded, longest_lag=longest)
     scores = Scores(
         si_sdr_db=si_sdr_db(reference, decoded),
         log_spectral_distance_db=log_spectral_distance_db(reference, decoded),
         zimtohrli=_zimtohrli(reference, decoded, sampling_rate),
-        pesq_wb=_pesq(reference, decoded, sampling_rate) if kind == "speech" else None,
-        estoi=_estoi(reference, decoded, sampling_rate) if kind == "speech" else None,
+        pesq_wb=pesq_wb(reference, decoded, sampling_rate) if kind == "speech" else None,
+        estoi=estoi(reference, decoded, sampling_rate) if kind == "speech" else None,
         visqol=_visqol(reference, decoded, sampling_rate) if visqol else None,
     )
     return scores
@@ -135,7 +182,8 @@ def _zimtohrli(reference: Samples, decoded: Samples, rate: int) -> float:
     return float(zimtohrli.mos_from_signals(a, b))
 
 
-def _pesq(reference: Samples, decoded: Samples, rate: int) -> float | None:
+def pesq_wb(reference: Samples, decoded: Samples, rate: int) -> float | None:
+    """PESQ wide-band; None where it finds no speech. BackendUnavailable without its library."""
     try:
         import pesq
     except ImportError as error:
@@ -147,7 +195,8 @@ def _pesq(reference: Samples, decoded: Samples, rate: int) -> float | None:
         return None
 
 
-def _estoi(reference: Samples, decoded: Samples, rate: int) -> float:
+def estoi(reference: Samples, decoded: Samples, rate: int) -> float:
+    """ESTOI; raises BackendUnavailable without its library."""
     try:
         import pystoi
     except ImportError as error:
@@ -159,10 +208,12 @@ def _estoi(reference: Samples, decoded: Samples, rate: int) -> float:
 def _visqol(reference: Samples, decoded: Samples, rate: int) -> float:
     try:
         import visqol
+
+        metric = visqol.VisqolApi()
+        # Its support vector machine, libsvm, is imported only here.
+        metric.create(mode="audio")
     except ImportError as error:
-        raise _missing("visqol-python") from error
-    metric = visqol.VisqolApi()
-    metric.create(mode="audio")
+        raise _missing("visqol-python, with libsvm-official,") from error
     a, b = (
         _resampled(audio, rate, _FULL_RATE_HZ).astype(np.float64) for audio in (reference, decoded)
     )
@@ -171,6 +222,6 @@ def _visqol(reference: Samples, decoded: Samples, rate: int) -> float:
 
 def _missing(package: str) -> BackendUnavailable:
     return BackendUnavailable(
-        f"the metric needs the package {package}; install it with "
-        "pip install 'encodec-rt[quality]' or by its own name"
+        f"the metric needs the package {package} which is not installed; "
+        "pip install 'encodec-rt[quality]' brings all metrics"
     )

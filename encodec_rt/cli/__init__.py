@@ -13,7 +13,7 @@ import typer
 from typer.core import TyperGroup
 
 from encodec_rt.cli.console import say
-from encodec_rt.cli.data import fetch, index
+from encodec_rt.cli.data import fetch, index, join, shard, split, unshard
 from encodec_rt.cli.decode import decode
 from encodec_rt.cli.demo import demo
 from encodec_rt.cli.edit import cat, cut, scale
@@ -112,7 +112,18 @@ app = _group(
 training = _group("Train a model, or a language model of its codes.", lm)
 training.command("model")(with_habits(train))
 app.add_typer(training, name="train", cls=_Training)
-app.add_typer(_group("Fetch and index the audio to train on.", fetch, index), name="data")
+app.add_typer(
+    _group(
+        "Fetch and index the audio to train on, and bring it elsewhere.",
+        fetch,
+        index,
+        shard,
+        unshard,
+        split,
+        join,
+    ),
+    name="data",
+)
 app.add_typer(_group("Call another machine.", listen, call, token, link_demo), name="link")
 app.add_typer(_group("Write a model for other runtimes.", export_web, export_onnx), name="export")
 

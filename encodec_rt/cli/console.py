@@ -184,11 +184,12 @@ def device_choice(text: str | None) -> int | str | None:
 
 
 def check_device(device: str) -> None:
-    """Raise ConfigError unless torch has a device of that name here."""
+    """Raise ConfigError unless torch can compute on a device of that name here."""
     import torch
 
     try:
-        torch.empty(0, device=device)
+        # A number is read back, which a device without memory ("meta") cannot do.
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         reason = str(error).splitlines()[0]
         raise ConfigError(f"device {device!r} cannot be used here: {reason}") from error

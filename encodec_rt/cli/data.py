@@ -1,4 +1,4 @@
-"""encodec-rt data: fetch and index the audio to train on."""
+"""encodec-rt data: fetch and index the audio to train on, and bring it elsewhere."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from encodec_rt.cli.console import say
-from encodec_rt.errors import InputError
+from encodec_rt.cli.console import ForceOption, say
+from encodec_rt.errors import ConfigError, InputError
 
 FolderArgument = Annotated[
     Path, typer.Argument(metavar="FOLDER", help="Where the audio is kept; it needs some GB.")
@@ -23,7 +23,8 @@ def fetch(folder: FolderArgument, sources: SourcesOption = "") -> None:
 
     Each is pinned to one version and checked against its SHA-256. Nothing is installed.
     """
-    from encodec_rt.training.sources import PACKAGES, by_name, fetch_package
+    from encodec_rt.training.fetch import fetch_package
+    from encodec_rt.training.sources import PACKAGES, by_name
 
     wanted = by_name(sources.split(",")) if sources else PACKAGES
     for source in wanted:
@@ -40,16 +41,25 @@ def index(
     music: Annotated[
         list[Path] | None, typer.Option("--music", help="A folder of your own music.")
     ] = None,
+    rate: Annotated[
+        int, typer.Option("--rate", help="The model's: 24000, or 48000 for default-48k.")
+    ] = 24_000,
+    channels: Annotated[int, typer.Option("--channels", help="The model's: 1 or 2.")] = 1,
 ) -> None:
     """Decode, measure, split and pack what was fetched, or folders of your own, for training.
 
-    Files that cannot be used are named with the reason. The result is FOLDER/packed.
+    Files that cannot be used are named with the reason. The result is FOLDER/packed, or
+    FOLDER/packed-RATExCHANNELS for other audio than 24 kHz mono.
     """
+    if not 8_000 <= rate <= 192_000 or channels not in (1, 2):
+        raise ConfigError(
+            f"rate={rate}, channels={channels}; accepted: 8000 to 192000 Hz, and 1 or 2 channels"
+        )
     from encodec_rt.training.data import index_sources
     from encodec_rt.training.sources import PACKAGES, Kind, Source, by_name
 
     named = by_name(sources.split(",")) if sources else PACKAGES
-    found = [(source, folder / "raw" / source.name) for source in named]
+    found = [(source, folder / "raw" / source.archive) for source in named]
     missing = [source.name for source, path in found if not path.is_dir()]
     if sources and missing:
         raise InputError(f"not fetched yet: {', '.join(missing)}; run encodec-rt data fetch first")
@@ -58,7 +68,7 @@ def index(
     for kind, folders in own:
         for path in folders:
             if not path.is_dir():
-                raise InputError(f"{path} is no folder")
+                raise InputError(f"{path} is not a folder")
             name = path.resolve().name
             pairs.append((Source(name, kind, "the user's own", "the user's own"), path))
     if not pairs:
@@ -66,4 +76,57 @@ def index(
             f"{folder} holds no fetched package; run encodec-rt data fetch, or name a folder of "
             "your own with --speech or --music"
         )
-    index_sources(pairs, folder / "packed", report=say)
+    name = "packed" if (rate, channels) == (24_000, 1) else f"packed-{rate}x{channels}"
+    index_sources(pairs, folder / name, sampling_rate=rate, channels=channels, report=say)
+
+
+def shard(
+    packed: Annotated[
+        Path, typer.Argument(metavar="PACKED", help="The packed audio that data index made.")
+    ],
+    shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="A new folder for the shards.")],
+    kbps: Annotated[float, typer.Option("--kbps", help="Opus rate; 48 is 22 MB per hour.")] = 48.0,
+    mib: Annotated[float, typer.Option("--mib", help="Size of a shard, at most.")] = 15.0,
+    most: Annotated[int, typer.Option("--most", help="End after so many shards; 0: all.")] = 0,
+) -> None:
+    """Write packed audio as Opus shards, for a machine that only small files reach."""
+    from encodec_rt.training.shards import write_shards
+
+    for path in write_shards(packed, shards, kbps=kbps, shard_mib=mib, most=most):
+        say(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
+
+
+def unshard(
+    shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="A folder of shards.")],
+    packed: Annotated[
+        Path, typer.Argument(metavar="PACKED", help="A new folder for the packed audio.")
+    ],
+) -> None:
+    """Unpack Opus shards into packed audio to train on."""
+    from encodec_rt.training.shards import read_shards
+
+    for source in read_shards(shards, packed):
+        say(f"{source.name}: {source.hours('train'):.2f} h to train on")
+
+
+def split(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint, or any file.")],
+    parts: Annotated[Path, typer.Argument(metavar="PARTS", help="A new folder for the parts.")],
+    mib: Annotated[float, typer.Option("--mib", help="Size of a part, at most.")] = 15.0,
+) -> None:
+    """Split a large file, such as a run's checkpoint.pt, into parts with checksums."""
+    from encodec_rt.training.parts import split_file
+
+    say(f"{parts}: {split_file(file, parts, part_mib=mib)} parts")
+
+
+def join(
+    parts: Annotated[Path, typer.Argument(metavar="PARTS", help="What data split made.")],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to make of them.")],
+    force: ForceOption = False,
+) -> None:
+    """Join the parts of a file, each checked by its SHA-256."""
+    from encodec_rt.training.parts import join_file
+
+    join_file(parts, file, force=force)
+    say(f"{file}: {file.stat().st_size / 2**20:.1f} MiB")

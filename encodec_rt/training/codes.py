@@ -11,7 +11,7 @@ import numpy as np
 from encodec_rt.atomic import replacing
 from encodec_rt.errors import InputError
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.training.data import Clip, Split, load_index
+from encodec_rt.training.tables import Clip, Split, load_index
 from encodec_rt.transcode import FILE_BLOCK_FRAMES
 from encodec_rt.types import Codes
 

@@ -3,26 +3,59 @@
 from __future__ import annotations
 
 import csv
+import math
 from collections import defaultdict
+from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 
 from encodec_rt.atomic import replacing
 from encodec_rt.errors import InputError
+from encodec_rt.quality import BANDS_KHZ, band_name
+
+
+@dataclass(frozen=True, slots=True)
+class _Panel:
+    """Curves that share one axis: its title, its unit, and each curve's name and label."""
+
+    title: str
+    unit: str
+    curves: tuple[tuple[str, str], ...]
+
+
+def _both(title: str, unit: str, name: str) -> _Panel:
+    return _Panel(title, unit, ((name, "training"), (f"held_out_{name}", "held-out")))
+
 
 _PANELS = (
-    ("si_sdr_db", "held_out_si_sdr_db"),
-    ("relative_l1", "held_out_relative_l1"),
-    ("relative_complex", "held_out_relative_complex"),
-    ("log_magnitude", "held_out_log_magnitude"),
-    ("log_mel", "held_out_log_mel"),
-    ("compressed", "held_out_compressed"),
-    ("mel", "held_out_mel"),
-    ("adversarial", "discriminator"),
-    ("features",),
-    ("commitment",),
-    ("live_share",),
-    ("gradient_norm",),
-    ("learning_rate",),
+    _both("SI-SDR, higher is better", "dB", "si_sdr_db"),
+    _Panel(
+        "PESQ of speech, higher is better", "opinion score", (("held_out_pesq_wb", "held-out"),)
+    ),
+    _Panel("ESTOI of speech, higher is better", "share", (("held_out_estoi", "held-out"),)),
+    _Panel(
+        "Level of speech by band, 0 is right",
+        "dB against the original",
+        tuple(
+            (f"held_out_{band_name(low, high)}", f"{low:g}-{high:g} kHz") for low, high in BANDS_KHZ
+        ),
+    ),
+    _both("Waveform L1", "share of the signal", "relative_l1"),
+    _both("Complex spectra, L1", "share of the signal", "relative_complex"),
+    _both("Logarithmic magnitudes, L1", "nepers", "log_magnitude"),
+    _both("Logarithmic mel bands, L1", "nepers", "log_mel"),
+    _both("Compressed spectra, distance", "share of the signal", "compressed"),
+    _both("Mel spectra, L1 + L2", "loss", "mel"),
+    _Panel(
+        "Hinge losses",
+        "loss",
+        (("adversarial", "of the codec"), ("discriminator", "of the critic")),
+    ),
+    _Panel("Feature matching", "share of the features", (("features", "training"),)),
+    _Panel("Commitment", "squared distance", (("commitment", "training"),)),
+    _Panel("Entries in use", "share of a codebook", (("live_share", "training"),)),
+    _Panel("Norm of the gradient", "norm", (("gradient_norm", "training"),)),
+    _Panel("Learning rate", "per step", (("learning_rate", "training"),)),
 )
 
 
@@ -38,27 +71,51 @@ def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
     return dict(curves)
 
 
+def with_gaps(points: list[tuple[int, float]]) -> tuple[list[float], list[float]]:
+    """Steps and values to draw, with a hole where a curve was not measured for a while.
+
+    A pause is longer than three times the usual distance of two points: the loss was not part of
+    the stages in between, so that a line across would show what nobody measured.
+    """
+    distances = sorted(later[0] - earlier[0] for earlier, later in pairwise(points))
+    usual = distances[len(distances) // 2] if distances else 0
+    steps: list[float] = []
+    values: list[float] = []
+    for number, (step, value) in enumerate(points):
+        if number and step - points[number - 1][0] > 3 * usual:
+            steps.append(math.nan)
+            values.append(math.nan)
+        steps.append(step)
+        values.append(value)
+    return steps, values
+
+
 def plot_curves(source: Path, picture: Path) -> None:
     """Draw the curves in ``source`` (a ``curves.csv``) to the PNG ``picture``."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     curves = read_curves(source)
-    panels = [[name for name in panel if name in curves] for panel in _PANELS]
-    panels = [panel for panel in panels if panel]
+    shown = [(p, [(n, label) for n, label in p.curves if n in curves]) for p in _PANELS]
+    panels = [(panel, names) for panel, names in shown if names]
     if not panels:
         raise InputError(f"{source} holds no curve yet")
     columns = 3
     rows = -(-len(panels) // columns)
-    figure = Figure(figsize=(4 * columns, 2.6 * rows), layout="constrained")
+    figure = Figure(figsize=(4.4 * columns, 2.8 * rows), layout="constrained")
     FigureCanvasAgg(figure)
     axes = list(figure.subplots(rows, columns, squeeze=False).flat)
-    for axis, panel in zip(axes, panels, strict=False):
-        for name in panel:
-            steps, values = zip(*curves[name], strict=True)
-            axis.plot(steps, values, linewidth=1.0, label=name)
-        axis.legend(fontsize=8, frameon=False)
+    for axis, (panel, names) in zip(axes, panels, strict=False):
+        for name, label in names:
+            steps, values = with_gaps(curves[name])
+            # A point that stands alone is no line: it needs a mark to be seen.
+            marker = "o" if len(steps) < 40 else None
+            axis.plot(steps, values, linewidth=1.0, marker=marker, markersize=2.5, label=label)
+        if len(panel.curves) > 1:
+            axis.legend(fontsize=7, frameon=False, ncols=1 + len(names) // 4)
+        axis.set_title(panel.title, fontsize=9)
         axis.set_xlabel("step", fontsize=8)
+        axis.set_ylabel(panel.unit, fontsize=8)
         axis.tick_params(labelsize=8)
         axis.grid(alpha=0.3)
     for axis in axes[len(panels) :]:

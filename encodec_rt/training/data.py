@@ -8,23 +8,22 @@ one table per source.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import replace
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
 from encodec_rt.audio import AudioReader
 from encodec_rt.errors import InputError
+from encodec_rt.training.analysis import ACTIVE_DBFS, active_spans, bandwidth_hz
 from encodec_rt.training.sources import Kind, Source
+from encodec_rt.training.tables import Clip, IndexedSource, read_table, write_table
 
 Floats = npt.NDArray[np.float32]
-Split = Literal["train", "held-out"]
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".g722")
 SHORTEST_S = 0.25
@@ -32,45 +31,6 @@ SLOWEST_RATE_HZ = 16_000
 NARROWEST_SPEECH_HZ = 4_300.0
 FULL_BAND_HZ = 9_500.0
 HELD_OUT_SHARE = 0.03
-ACTIVE_DBFS = -48.0
-_WINDOW_S = 0.02
-_LONGEST_GAP_S = 0.4
-
-
-@dataclass(frozen=True, slots=True)
-class Clip:
-    """One usable file in its source's packed PCM; ``spans`` are (start, length) of active audio."""
-
-    path: str
-    start: int
-    samples: int
-    speaker: str
-    split: Split
-    level_dbfs: float
-    bandwidth_hz: float
-    spans: tuple[tuple[int, int], ...]
-
-
-@dataclass(frozen=True, slots=True)
-class IndexedSource:
-    """What the index holds of one source: its usable clips, and what was left out and why."""
-
-    name: str
-    kind: Kind
-    licence: str
-    authors: str
-    version: str
-    clips: tuple[Clip, ...]
-    left_out: tuple[tuple[str, str], ...]
-
-    def hours(self, split: Split, *, active: bool = False) -> float:
-        """Hours of that split; ``active`` counts only the spans above the level floor."""
-        samples = sum(
-            sum(length for _, length in clip.spans) if active else clip.samples
-            for clip in self.clips
-            if clip.split == split
-        )
-        return samples / 24_000 / 3600
 
 
 def decode_mono(path: Path, sampling_rate: int) -> tuple[Floats, int]:
@@ -86,56 +46,29 @@ def decode_mono(path: Path, sampling_rate: int) -> tuple[Floats, int]:
     return audio, reader.rate_hz
 
 
-def active_spans(audio: Floats, sampling_rate: int) -> list[tuple[int, int]]:
-    """(start, length) of the stretches above -48 dBFS, gaps of up to 0.4 s bridged."""
-    window = int(sampling_rate * _WINDOW_S)
-    count = len(audio) // window
-    if count == 0:
-        return []
-    power = np.square(audio[: count * window].reshape(count, window)).mean(1)
-    loud = np.flatnonzero(power > 10 ** (ACTIVE_DBFS / 10))
-    if not len(loud):
-        return []
-    breaks = np.flatnonzero(np.diff(loud) > _LONGEST_GAP_S / _WINDOW_S)
-    firsts = loud[np.concatenate([[0], breaks + 1])]
-    lasts = loud[np.concatenate([breaks, [len(loud) - 1]])]
-    return [(int(a) * window, int(b - a + 1) * window) for a, b in zip(firsts, lasts, strict=True)]
-
-
-def bandwidth_hz(audio: Floats, sampling_rate: int) -> float:
-    """The lowest frequency above which less than a millionth of the power lies."""
-    size = 2048
-    if len(audio) < size:
-        audio = np.pad(audio, (0, size - len(audio)))
-    count = min(len(audio) // size, 512)
-    starts = np.linspace(0, len(audio) - size, count).astype(int)
-    frames = np.stack([audio[s : s + size] for s in starts]) * np.hanning(size)
-    power = (np.abs(np.fft.rfft(frames)) ** 2).mean(0)
-    above = np.cumsum(power[::-1])[::-1]
-    if above[0] <= 0:
-        return 0.0
-    inside = np.flatnonzero(above > above[0] * 1e-6)
-    return float(inside[-1] * sampling_rate / size)
-
-
 def index_sources(
     sources: Sequence[tuple[Source, Path]],
     destination: Path,
     *,
     sampling_rate: int = 24_000,
+    channels: int = 1,
     report: Callable[[str], None] = lambda _: None,
 ) -> tuple[IndexedSource, ...]:
     """Decode, measure, split and pack each (source, folder) into ``destination``; what was indexed.
 
-    A source that is already packed there is kept. Raises InputError when nothing usable is found.
+    Packed is int16 PCM at ``sampling_rate`` of ``channels``, their samples side by side.
+    A source that is already packed there is kept. Raises InputError when nothing usable is found,
+    or nothing that could be held out or trained on; what was packed just now is then removed.
     """
     destination.mkdir(parents=True, exist_ok=True)
     indexed: list[IndexedSource] = []
+    fresh: list[str] = []
     for source, folder in sources:
         table = destination / f"{source.name}.json"
         if not table.is_file():
-            _pack(source, folder, destination, sampling_rate)
-        indexed.append(_read_table(table))
+            _pack(source, folder, destination, sampling_rate, channels)
+            fresh.append(source.name)
+        indexed.append(read_table(table))
         left_out = indexed[-1].left_out
         report(
             f"{source.name}: {len(indexed[-1].clips)} files, "
@@ -144,25 +77,34 @@ def index_sources(
         )
         for path, reason in left_out:
             report(f"  left out {path}: {reason}")
-    if not any(source.clips for source in indexed):
-        raise InputError(
-            f"no usable audio in {', '.join(str(folder) for _, folder in sources)}; "
-            f"wanted are {', '.join(AUDIO_SUFFIXES)} files of at least {SHORTEST_S} s"
-        )
+    if problem := _why_untrainable(indexed):
+        for name in fresh:
+            for suffix in (".json", ".s16"):
+                (destination / f"{name}{suffix}").unlink()
+        folders = ", ".join(str(folder) for _, folder in sources)
+        raise InputError(f"no usable audio in {folders}: {problem}")
     return tuple(indexed)
 
 
-def load_index(folder: Path) -> tuple[IndexedSource, ...]:
-    """Every source packed in ``folder``, by name; raises InputError where there is none."""
-    tables = sorted(folder.glob("*.json")) if folder.is_dir() else []
-    if not tables:
-        raise InputError(
-            f"{folder} holds no packed audio; run `encodec-rt data index` with that folder first"
+def _why_untrainable(sources: Sequence[IndexedSource]) -> str:
+    clips = [clip for source in sources if source.kind != "noise" for clip in source.clips]
+    if not clips:
+        return (
+            f"wanted are {', '.join(AUDIO_SUFFIXES)} files of speech or music of at least "
+            f"{SHORTEST_S} s"
         )
-    return tuple(_read_table(table) for table in tables)
+    for split, purpose in (("held-out", "is left to hold out from"), ("train", "is left for")):
+        if all(clip.split != split for clip in clips):
+            return (
+                f"nothing {purpose} training, out of {len(clips)} usable files; at least two "
+                "files of a kind are needed, of which one is held out"
+            )
+    return ""
 
 
-def _pack(source: Source, folder: Path, destination: Path, sampling_rate: int) -> None:
+def _pack(
+    source: Source, folder: Path, destination: Path, sampling_rate: int, channels: int
+) -> None:
     pattern = source.files
     paths = sorted(
         path
@@ -182,17 +124,18 @@ def _pack(source: Source, folder: Path, destination: Path, sampling_rate: int) -
         for path in paths:
             name = path.relative_to(folder).as_posix()
             try:
-                audio, rate = decode_mono(path, sampling_rate)
+                sound, rate = _decode(path, sampling_rate, channels)
             except InputError as error:
                 left_out.append((name, str(error)))
                 continue
+            audio = sound.mean(0)
             spans = active_spans(audio, sampling_rate)
             bandwidth = bandwidth_hz(audio, sampling_rate)
             reason = _why_unusable(source.kind, len(audio) / sampling_rate, rate, spans, bandwidth)
             if reason:
                 left_out.append((name, reason))
                 continue
-            np.round(np.clip(audio, -1, 1) * 32767).astype("<i2").tofile(file)
+            np.round(np.clip(sound.T, -1, 1) * 32767).astype("<i2").tofile(file)
             active = np.concatenate([audio[s : s + n] for s, n in spans])
             speaker = source.speaker_of(name)
             clips.append(
@@ -208,20 +151,35 @@ def _pack(source: Source, folder: Path, destination: Path, sampling_rate: int) -
                 )
             )
             position += len(audio)
+    if len(clips) >= 2 and all(clip.split == "train" for clip in clips):
+        # Of the files that were to be held out, none is usable.
+        first = min(range(len(clips)), key=lambda number: _name_hash(clips[number].path))
+        clips[first] = replace(clips[first], split="held-out")
     partial.replace(packed)
-    table = {
-        "name": source.name,
-        "kind": source.kind,
-        "licence": source.licence,
-        "authors": source.authors,
-        "version": source.version,
-        "sampling_rate": sampling_rate,
-        "clips": [asdict(clip) for clip in clips],
-        "left_out": left_out,
-    }
-    written = destination / f"{source.name}.json.partial"
-    written.write_text(json.dumps(table))
-    written.replace(destination / f"{source.name}.json")
+    found = IndexedSource(
+        name=source.name,
+        kind=source.kind,
+        licence=source.licence,
+        authors=source.authors,
+        version=source.version,
+        clips=tuple(clips),
+        left_out=tuple(left_out),
+        sampling_rate=sampling_rate,
+        channels=channels,
+    )
+    write_table(found, destination)
+
+
+def _decode(path: Path, sampling_rate: int, channels: int) -> tuple[Floats, int]:
+    """The audio [channels, n] of a file at ``sampling_rate``, and the file's own rate."""
+    if channels == 1:
+        mono, rate = decode_mono(path, sampling_rate)
+        return mono[None], rate
+    with AudioReader(path) as reader:
+        blocks = list(reader.blocks(sampling_rate, channels))
+        if not blocks:
+            raise InputError(f"{path} holds no audio that can be read: it is empty")
+        return np.concatenate(blocks, axis=1), reader.rate_hz
 
 
 def _matches(pattern: str, path: str) -> bool:
@@ -246,22 +204,10 @@ def _held_out_paths(source: Source, names: Sequence[str]) -> set[str]:
     named = {name for name in names if name.endswith(source.held_out_files or ("\0",))}
     voices = {name for name in names if source.speaker_of(name) in source.held_out_speakers}
     rest = [name for name in names if name not in named | voices]
-    by_hash = sorted(rest, key=lambda name: hashlib.sha256(name.encode()).hexdigest())
+    by_hash = sorted(rest, key=_name_hash)
     count = math.ceil(HELD_OUT_SHARE * len(rest)) if len(rest) >= 2 else 0
     return named | voices | set(by_hash[:count])
 
 
-def _read_table(path: Path) -> IndexedSource:
-    table = json.loads(path.read_text())
-    return IndexedSource(
-        name=table["name"],
-        kind=table["kind"],
-        licence=table["licence"],
-        authors=table["authors"],
-        version=table["version"],
-        clips=tuple(
-            Clip(**{**clip, "spans": tuple((s, n) for s, n in clip["spans"])})
-            for clip in table["clips"]
-        ),
-        left_out=tuple((name, reason) for name, reason in table["left_out"]),
-    )
+def _name_hash(name: str) -> str:
+    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()

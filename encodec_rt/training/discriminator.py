@@ -13,10 +13,15 @@ from torch.nn.utils.parametrizations import weight_norm
 
 @dataclass(frozen=True, slots=True)
 class DiscriminatorConfig:
-    """Windows and width; the defaults are the paper's, a small budget takes fewer of both."""
+    """Windows and width; the defaults are the paper's, a small budget takes fewer of both.
+
+    ``gain`` multiplies the spectra: speech at -20 dBFS has values of about 0.1, from which the
+    first layers learn slowly.
+    """
 
     windows: tuple[int, ...] = (2048, 1024, 512, 256, 128)
     filters: int = 32
+    gain: float = 1.0
 
 
 class StftDiscriminator(nn.Module):
@@ -24,10 +29,11 @@ class StftDiscriminator(nn.Module):
 
     window: Tensor
 
-    def __init__(self, size: int, filters: int) -> None:
+    def __init__(self, size: int, filters: int, gain: float = 1.0) -> None:
         """Build the six convolutions: 3 x 9 kernels, time dilations 1, 2, 4, frequency stride 2."""
         super().__init__()
         self.size = size
+        self.gain = gain
         self.register_buffer("window", torch.hann_window(size), persistent=False)
         layers = [nn.Conv2d(2, filters, (3, 9), padding=(1, 4))]
         layers += [
@@ -56,7 +62,7 @@ class StftDiscriminator(nn.Module):
             return_complex=True,
         )
         # [B, 2, frames, bins]: the real and the imaginary part are the two channels.
-        hidden = torch.view_as_real(spectrum).permute(0, 3, 2, 1)
+        hidden = self.gain * torch.view_as_real(spectrum).permute(0, 3, 2, 1)
         features = []
         for layer in self.layers:
             hidden = leaky_relu(layer(hidden), 0.2)
@@ -72,7 +78,7 @@ class MultiScaleStftDiscriminator(nn.Module):
         """Build the discriminators that ``config`` names."""
         super().__init__()
         self.scales = nn.ModuleList(
-            StftDiscriminator(size, config.filters) for size in config.windows
+            StftDiscriminator(size, config.filters, config.gain) for size in config.windows
         )
 
     def forward(self, audio: Tensor) -> tuple[list[Tensor], list[Sequence[Tensor]]]:

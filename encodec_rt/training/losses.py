@@ -63,6 +63,19 @@ def spectrum(audio: Tensor, size: int) -> Tensor:
     )
 
 
+def one_channel(audio: Tensor) -> Tensor:
+    """[B, C, L] -> [B * C, 1, L]: each channel is judged by itself (paper, section 3.4)."""
+    return audio.reshape(-1, 1, audio.shape[-1])
+
+
+def si_sdr_db(estimate: Tensor, target: Tensor) -> Tensor:
+    """Scale-invariant signal-to-distortion ratio of each item of [B, 1, L], in dB."""
+    scale = (target * estimate).sum(-1, keepdim=True) / target.square().sum(-1, keepdim=True)
+    wanted = scale * target
+    ratio = wanted.square().sum(-1) / (estimate - wanted).square().sum(-1).clamp(min=1e-12)
+    return 10 * torch.log10(ratio.clamp(min=1e-12)).squeeze(1)
+
+
 def time_l1(estimate: Tensor, target: Tensor) -> Tensor:
     """Mean absolute difference of the waveforms (the paper's time loss)."""
     return (estimate - target).abs().mean()

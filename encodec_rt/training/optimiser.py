@@ -28,28 +28,36 @@ al. 2025, "Muon is scalable for LLM training")."""
 
 
 @torch.no_grad()
-def orthogonalised(matrix: Tensor, *, iterations: int = 5, dtype: torch.dtype) -> Tensor:
-    """[m, n] -> [m, n] with the same singular vectors and singular values between 0.6 and 1.3."""
+def orthogonalised(matrix: Tensor, *, iterations: int = 5) -> Tensor:
+    """[m, n] -> [m, n] with the same singular vectors and singular values between 0.6 and 1.3.
+
+    Every iteration multiplies by a polynomial of x x^T, and all of these commute. So the small
+    matrix x x^T alone is iterated, and x is multiplied once, by their product.
+    """
     a, b, c = _QUINTIC
     tall = matrix.shape[0] > matrix.shape[1]
-    x = (matrix.t() if tall else matrix).to(dtype)
+    x = matrix.t() if tall else matrix
     x = x / (x.norm() + 1e-7)
-    for _ in range(iterations):
-        squares = x @ x.t()
-        x = a * x + (b * squares + c * squares @ squares) @ x
-    nearest: Tensor = (x.t() if tall else x).to(matrix.dtype)
+    gram = x @ x.t()
+    product: Tensor | None = None
+    for i in range(iterations):
+        step = torch.add(b * gram, gram @ gram, alpha=c)
+        step.diagonal().add_(a)
+        product = step if product is None else step @ product
+        if i < iterations - 1:
+            gram = step @ gram @ step
+    assert product is not None
+    x = product @ x
+    nearest: Tensor = x.t() if tall else x
     return nearest
 
 
 class Muon(torch.optim.Optimizer):
     """Orthogonalised Nesterov momentum; every parameter is a matrix [shape[0], the rest]."""
 
-    def __init__(
-        self, groups: Iterable[Mapping[str, Any]], *, momentum: float = 0.95, dtype: torch.dtype
-    ) -> None:
-        """``dtype`` is what the orthogonalisation computes in; bfloat16 is precise enough."""
+    def __init__(self, groups: Iterable[Mapping[str, Any]], *, momentum: float = 0.95) -> None:
+        """Each group has its parameters and, until a step sets it, the learning rate 0."""
         super().__init__([dict(group) for group in groups], {"lr": 0.0, "momentum": momentum})
-        self.dtype = dtype
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -67,7 +75,7 @@ class Muon(torch.optim.Optimizer):
         average = state["momentum"].lerp_(parameter.grad, 1 - momentum)
         matrix = parameter.grad.lerp(average, momentum).flatten(1)
         size = _ADAM_SIZE * math.sqrt(max(matrix.shape))
-        direction = orthogonalised(matrix, dtype=self.dtype)
+        direction = orthogonalised(matrix)
         parameter.add_(direction.view_as(parameter), alpha=-rate * size)
 
 
@@ -88,7 +96,6 @@ class Optimiser:
         betas: tuple[float, float],
         output_rate_share: float,
         clip_norm: float,
-        dtype: torch.dtype,
     ) -> None:
         """Sort the parameters; vectors, biases and magnitudes always have Adam."""
         output = list(model.decoder.layers[-1].parameters())
@@ -101,7 +108,7 @@ class Optimiser:
         ]
         self.parts: list[torch.optim.Optimizer] = [torch.optim.Adam(groups, betas=betas)]
         if matrices:
-            self.parts.append(Muon([{"params": matrices, "share": 1.0}], dtype=dtype))
+            self.parts.append(Muon([{"params": matrices, "share": 1.0}]))
         self.clip_norm = clip_norm
 
     def zero_grad(self) -> None:

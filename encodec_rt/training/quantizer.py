@@ -7,6 +7,7 @@ straight-through gradient, commitment, and a number of codebooks drawn for each 
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,8 @@ from torch import Tensor
 from torch.nn.functional import mse_loss
 
 from encodec_rt.model.quantizer import EncodecEuclideanCodebook, EncodecResidualVectorQuantizer
+
+_ENTRIES = ".codebook.embed"
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,8 +46,11 @@ def quantise(
     *,
     decay: float = 0.99,
     dead_share: float = 0.1,
+    frozen: bool = False,
 ) -> Quantised:
     """Quantise latents [B, D, T] with ``books`` [B] codebooks per item, and move the codebooks.
+
+    ``frozen`` codebooks stay as they are.
 
     An entry whose mean use falls below ``dead_share`` of an even share becomes one of this batch's
     residuals, drawn with ``generator`` (on the CPU, so that every device draws the same).
@@ -61,7 +67,8 @@ def quantise(
         with torch.no_grad():
             indices = nearest(residual, book)
             entries = book.embed[indices]
-            _follow(book, residual[active], indices[active], generator, decay, dead_share)
+            if not frozen:
+                _follow(book, residual[active], indices[active], generator, decay, dead_share)
             used.append((book.cluster_size > dead_share * book.cluster_size.mean()).sum())
         commitment = commitment + mse_loss(residual[active], entries[active]) / len(
             quantizer.layers
@@ -93,7 +100,26 @@ def _follow(
         chosen = torch.randint(len(rows), (len(dead),), generator=generator).to(rows.device)
         book.embed_avg[dead] = rows[chosen] * even
         book.cluster_size[dead] = even
-    book.embed.copy_(book.embed_avg / book.cluster_size.clamp(min=1e-5)[:, None])
+    book.embed.copy_(_entries(book.embed_avg, book.cluster_size))
+
+
+def _entries(embed_avg: Tensor, cluster_size: Tensor) -> Tensor:
+    return embed_avg / cluster_size.clamp(min=1e-5)[:, None]
+
+
+def without_entries(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A model's tensors but the entries of its codebooks, which the moving averages determine."""
+    return {name: value for name, value in tensors.items() if not name.endswith(_ENTRIES)}
+
+
+def with_entries(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What ``without_entries`` was given, bit for bit."""
+    found = dict(tensors)
+    for name, averages in tensors.items():
+        if name.endswith(f"{_ENTRIES}_avg"):
+            size = tensors[f"{name.removesuffix('embed_avg')}cluster_size"]
+            found[name.removesuffix("_avg")] = _entries(averages, size)
+    return found
 
 
 @torch.no_grad()

@@ -1,4 +1,4 @@
-"""Every hyper-parameter of a training run in one place, and the presets.
+"""Every hyper-parameter of a training run in one place.
 
 A run is a sequence of stages over a budget whose progress goes from 0 to 1. Which losses a stage
 sums, whether it quantises and whether a discriminator takes part are its own settings.
@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Literal, get_args
+
+import torch
 
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import ConfigError
@@ -33,27 +34,14 @@ LOSSES = (
 )
 _ADVERSARIAL = ("adversarial", "features")
 
-WAVEFORM_WEIGHTS = {
-    "relative_l1": 1.0,
-    "relative_magnitude": 1.0,
-    "relative_complex": 0.5,
-    "log_magnitude": 0.5,
-}
-"""What learns the waveform without a discriminator; heavier logarithms would drown its phase."""
-
-LOUDNESS_WEIGHTS = {"relative_l1": 0.5, "compressed": 3.0, "log_magnitude": 0.25}
-"""For the end of a run, when the waveform is learnt: what is heard. Without the logarithms what is
-weak would be left out, the highs first."""
-
-PAPER_WEIGHTS = {"time_l1": 0.1, "mel": 1.0, "adversarial": 3.0, "features": 3.0}
-"""Gradient shares of the paper's 24 kHz model, for a balanced stage."""
-
 
 @dataclass(frozen=True)
 class Stage:
     """One phase of a run, which lasts until progress ``until``.
 
     ``weights`` are multiplied with the losses or, where ``balanced``, are their gradient shares.
+    With a ``frozen_encoder`` neither the encoder nor the codebooks move: the decoder alone learns,
+    and codes that were written before stay readable.
     """
 
     name: str
@@ -63,6 +51,7 @@ class Stage:
     weights: Mapping[str, float]
     quantised: bool = True
     balanced: bool = False
+    frozen_encoder: bool = False
 
     @property
     def adversarial(self) -> bool:
@@ -120,8 +109,11 @@ class TrainingConfig:
                 f"{len(self.bandwidth_shares)} bandwidth_shares for the bandwidths "
                 f"{self.model.target_bandwidths}; one share for each, or none for even shares"
             )
-        if self.model.audio_channels != 1 or self.model.chunk_length_s is not None:
-            raise ConfigError("training takes one-channel models without chunks")
+        if self.model.chunk_length_s not in (None, self.crop_s):
+            raise ConfigError(
+                f"crop_s={self.crop_s}; a model with chunks of {self.model.chunk_length_s} s is "
+                "trained on crops as long as they are"
+            )
         if self.optimiser not in get_args(Kind):
             raise ConfigError(
                 f"optimiser={self.optimiser!r}; accepted: {', '.join(get_args(Kind))}"
@@ -151,23 +143,15 @@ class TrainingConfig:
         known = {entry.name for entry in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ConfigError(f"a training configuration has no {', '.join(unknown)}")
-        plain: dict[str, Any] = {
-            name: tuple(value) if isinstance(value, list) else value
-            for name, value in values.items()
-        }
+        plain = _with_tuples(values)
         try:
             return cls(
                 **{
                     **plain,
                     "model": EncodecConfig.from_dict(values["model"]),
                     "stages": tuple(Stage(**stage) for stage in values["stages"]),
-                    "mix": MixConfig(
-                        **{**values["mix"], "gain_db": tuple(values["mix"]["gain_db"])}
-                    ),
-                    "discriminator": DiscriminatorConfig(
-                        windows=tuple(values["discriminator"]["windows"]),
-                        filters=values["discriminator"]["filters"],
-                    ),
+                    "mix": MixConfig(**_with_tuples(values["mix"])),
+                    "discriminator": DiscriminatorConfig(**_with_tuples(values["discriminator"])),
                 }
             )
         except (KeyError, TypeError) as error:
@@ -185,93 +169,16 @@ class TrainingConfig:
         return cls.from_dict(values)
 
 
-def _small_model(filters: int, width: int) -> EncodecConfig:
-    return EncodecConfig(
-        target_bandwidths=(1.5, 3.0, 6.0, 12.0),
-        num_filters=filters,
-        hidden_size=width,
-        pad_mode="constant",
-    )
-
-
-_SHARES = (0.15, 0.25, 0.35, 0.25)
-
-_DEFAULT = TrainingConfig(
-    model=_small_model(16, 128),
-    stages=(
-        Stage("warm-up", 0.08, 4, 1e-3, WAVEFORM_WEIGHTS, quantised=False),
-        Stage("waveform", 0.5, 4, 1e-3, WAVEFORM_WEIGHTS),
-        Stage("loudness", 0.86, 4, 1e-3, LOUDNESS_WEIGHTS),
-        Stage("loudness, larger batches", 1.0, 8, 1e-3, LOUDNESS_WEIGHTS),
-    ),
-    optimiser="muon",
-    bandwidth_shares=_SHARES,
-    precision="bfloat16",
-)
-
-PRESETS: Mapping[str, TrainingConfig] = MappingProxyType(
-    {
-        "default": _DEFAULT,
-        "cpu-tiny": replace(_DEFAULT, model=_small_model(8, 64)),
-        "gpu": replace(
-            _DEFAULT,
-            crop_s=1.0,
-            weight_ema=0.999,
-            stages=(
-                Stage("warm-up", 0.05, 64, 1e-3, WAVEFORM_WEIGHTS, quantised=False),
-                Stage("waveform", 0.4, 64, 1e-3, WAVEFORM_WEIGHTS),
-                Stage(
-                    "adversarial",
-                    1.0,
-                    64,
-                    3e-4,
-                    {"relative_l1": 0.1, "relative_complex": 0.5, "mel": 1.0}
-                    | {"adversarial": 3.0, "features": 3.0},
-                    balanced=True,
-                ),
-            ),
-            discriminator=DiscriminatorConfig(filters=16),
-        ),
-        "paper": TrainingConfig(
-            model=EncodecConfig(),
-            stages=(Stage("paper", 1.0, 64, 3e-4, PAPER_WEIGHTS, balanced=True),),
-            mix=MixConfig(music=0.32, speech=0.32, two=0.24, three=0.12),
-            crop_s=1.0,
-            betas=(0.5, 0.9),
-            bypass_share=0.0,
-            lowest_rate_share=1.0,
-            output_rate_share=1.0,
-        ),
-        "smoke": replace(
-            _DEFAULT,
-            model=EncodecConfig(
-                target_bandwidths=(1.5, 3.0),
-                num_filters=4,
-                hidden_size=16,
-                codebook_size=64,
-                num_lstm_layers=1,
-                pad_mode="constant",
-            ),
-            stages=(
-                Stage("warm-up", 0.3, 4, 2e-3, WAVEFORM_WEIGHTS, quantised=False),
-                Stage("codec", 0.7, 4, 2e-3, LOUDNESS_WEIGHTS),
-                Stage(
-                    "adversarial",
-                    1.0,
-                    4,
-                    1e-3,
-                    {**LOUDNESS_WEIGHTS, **PAPER_WEIGHTS},
-                    balanced=True,
-                ),
-            ),
-            bandwidth_shares=(),
-            crop_s=0.2,
-            windows=(64, 256, 1024),
-            kmeans_batches=4,
-            warm_up_steps=5,
-            discriminator=DiscriminatorConfig(windows=(512, 128), filters=4),
-            precision="float32",
-        ),
+def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
+    """``values`` as JSON gave them, with tuples for lists."""
+    return {
+        name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }
-)
-"""``default`` is for one CPU core; ``gpu`` adds the discriminator; ``paper`` is the paper."""
+
+
+def computes_bfloat16(device: str) -> bool:
+    """Whether ``device`` has instructions for bfloat16; without, convolutions are far slower."""
+    if torch.device(device).type == "cuda":
+        return bool(torch.cuda.is_bf16_supported(including_emulation=False))
+    # oneDNN asks for AVX-512 on x86; its answer is False for AVX2 alone.
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())

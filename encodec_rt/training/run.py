@@ -10,18 +10,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import soundfile
 import torch
-from torch import Tensor
 
 from encodec_rt.atomic import replacing
 from encodec_rt.errors import ConfigError, WeightsError
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.pretrained import write_json
-from encodec_rt.training.data import load_index
 from encodec_rt.training.recipe import TrainingConfig
-from encodec_rt.training.sampler import Sampler
-from encodec_rt.training.trainer import Trainer, si_sdr_db
+from encodec_rt.training.sampler import Prefetcher, Sampler
+from encodec_rt.training.tables import load_index
+from encodec_rt.training.trainer import Trainer
+from encodec_rt.training.validation import CROP_S, Validation
 
 CHECKPOINT = "checkpoint.pt"
 CURVES = "curves.csv"
@@ -81,12 +80,20 @@ class Run:
         self.clock = clock
         sources = load_index(data)
         rate = config.model.sampling_rate
-        sampler = Sampler(sources, data, config.mix, crop=config.crop, seed=config.seed)
-        held_out = Sampler(
-            sources, data, config.mix, crop=3 * rate, seed=config.seed, split="held-out"
+        sampler = Sampler(
+            sources,
+            data,
+            config.mix,
+            crop=config.crop,
+            seed=config.seed,
+            sampling_rate=rate,
+            channels=config.model.audio_channels,
         )
-        self.validation = held_out.batch(0, validation_items)
-        self.trainer = Trainer(config, sampler, device or torch.device("cpu"))
+        held_out = sampler.held_out(round(CROP_S * rate))
+        self.validation = Validation(config, held_out, folder / "validation", validation_items)
+        device = device or torch.device("cpu")
+        batches = sampler if device.type == "cpu" else Prefetcher(sampler)
+        self.trainer = Trainer(config, batches, device)
         self.progress = 0.0
         self.minutes = 0.0
         self.rows: list[tuple[int, float, float, str, float]] = []
@@ -132,7 +139,9 @@ class Run:
 
     def save(self) -> str:
         """Validate and write the checkpoint, the curves and the audio; one line that says so."""
-        line = self._note(self._validate())
+        stage = self.trainer.config.stage_at(self.progress)
+        scores = self.validation.scores(self.trainer, stage)
+        line = self._note(scores)
         state = {
             "trainer": self.trainer.state_dict(),
             "progress": self.progress,
@@ -147,7 +156,8 @@ class Run:
             writer = csv.writer(file)
             writer.writerow(_COLUMNS)
             writer.writerows(self.rows)
-        return f"checkpoint; {line}"
+        missing = f"; not scored: {self.validation.missing}" if self.validation.missing else ""
+        return f"checkpoint; {line}{missing}"
 
     def _note(self, values: Mapping[str, float]) -> str:
         step = self.trainer.step
@@ -155,27 +165,6 @@ class Run:
         self.rows += [(*stamp, name, round(value, 6)) for name, value in values.items()]
         shown = " ".join(f"{name} {value:.4g}" for name, value in values.items())
         return f"step {step} progress {self.progress:.4f} minute {self.minutes:.1f} {shown}"
-
-    @torch.no_grad()
-    def _validate(self) -> dict[str, float]:
-        trainer = self.trainer
-        audio = self.validation.to(trainer.device)
-        bandwidths = trainer.config.model.target_bandwidths
-        bandwidth = 6.0 if 6.0 in bandwidths else bandwidths[-1]
-        model = trainer.average
-        latents = model.encoder(audio)
-        if trainer.codebooks_started:
-            latents = model.quantizer.decode(model.quantizer.encode(latents, bandwidth))
-        estimate = model.decoder(latents)[..., : audio.shape[-1]]
-        folder = self.folder / "validation"
-        folder.mkdir(exist_ok=True)
-        for number, (reference, ours) in enumerate(zip(audio, estimate, strict=True)):
-            _write_audio(folder / f"{number:02d}-original.flac", reference, trainer)
-            _write_audio(folder / f"{number:02d}-decoded.flac", ours, trainer)
-        stage = trainer.config.stage_at(self.progress)
-        terms = trainer.reconstruction_losses(estimate, audio, stage)
-        held_out = {f"held_out_{name}": float(term) for name, term in terms.items()}
-        return held_out | {"held_out_si_sdr_db": float(si_sdr_db(estimate, audio).mean())}
 
     def _resume(self) -> None:
         state = read_checkpoint(self.folder / CHECKPOINT)
@@ -204,8 +193,3 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     if not isinstance(state, dict) or "trainer" not in state:
         raise WeightsError(f"{path} is no training checkpoint")
     return state
-
-
-def _write_audio(path: Path, audio: Tensor, trainer: Trainer) -> None:
-    samples = audio[0].clamp(-1, 1).cpu().numpy()
-    soundfile.write(path, samples, trainer.config.model.sampling_rate, subtype="PCM_16")

@@ -6,8 +6,10 @@ A batch is a function of (seed, step) alone: nothing has to be stored to go on w
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +17,10 @@ import torch
 from torch import Tensor
 
 from encodec_rt.errors import ConfigError
-from encodec_rt.training.data import FULL_BAND_HZ, Clip, IndexedSource, Split
+from encodec_rt.training.acoustics import at_snr, coloured_noise, reverberated
+from encodec_rt.training.data import FULL_BAND_HZ
+from encodec_rt.training.sources import Kind
+from encodec_rt.training.tables import Clip, IndexedSource, Split
 
 Floats = npt.NDArray[np.float32]
 
@@ -29,6 +34,11 @@ class MixConfig:
     and .12. ``full_band_share`` of all clips come from files with content up to 9.5 kHz: without
     such a share a codec learns to drop the highs. ``weights`` favour sources within their group;
     one that is not named counts as the square root of its hours.
+
+    ``reverb_share`` of the items with speech are put into a room whose reverberation time [s] is
+    drawn from ``reverb_s``; ``noise_share`` of them get background noise at a signal-to-noise ratio
+    drawn from ``noise_snr_db``: half from the index's sources of kind noise, where it has any, and
+    half synthesised.
     """
 
     music: float = 0.18
@@ -38,7 +48,37 @@ class MixConfig:
     full_band_share: float = 0.5
     level_dbfs: float = -20.0
     gain_db: tuple[float, float] = (-10.0, 6.0)
+    noise_share: float = 0.0
+    noise_snr_db: tuple[float, float] = (5.0, 30.0)
+    reverb_share: float = 0.0
+    reverb_s: tuple[float, float] = (0.15, 0.8)
     weights: Mapping[str, float] = field(default_factory=dict)
+
+
+class Batches(Protocol):
+    """Where training gets its crops from."""
+
+    def batch(self, step: int, items: int) -> Tensor:
+        """Crops [items, channels, crop] of training step ``step``."""
+
+
+class Prefetcher:
+    """A sampler's batches, drawn ahead in threads while a GPU computes the step before."""
+
+    def __init__(self, sampler: Batches, *, ahead: int = 4, threads: int = 2) -> None:
+        """``ahead`` batches are drawn beyond the one that was asked for last."""
+        self._sampler = sampler
+        self._ahead = ahead
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sampler")
+        self._drawn: dict[tuple[int, int], Future[Tensor]] = {}
+
+    def batch(self, step: int, items: int) -> Tensor:
+        """What the sampler's ``batch`` gives."""
+        self._drawn = {key: f for key, f in self._drawn.items() if key[0] >= step}
+        for later in range(step, step + 1 + self._ahead):
+            if (later, items) not in self._drawn:
+                self._drawn[later, items] = self._pool.submit(self._sampler.batch, later, items)
+        return self._drawn.pop((step, items)).result()
 
 
 class _Pool:
@@ -85,6 +125,8 @@ class Sampler:
         crop: int,
         seed: int,
         split: Split = "train",
+        sampling_rate: int = 24_000,
+        channels: int = 1,
     ) -> None:
         """Open the packed audio; raises ConfigError when the mix asks for what is not there."""
         known = {source.name for source in sources}
@@ -92,16 +134,28 @@ class Sampler:
             raise ConfigError(
                 f"weights name {', '.join(unknown)}, but the index holds {', '.join(sorted(known))}"
             )
+        for source in sources:
+            if (source.sampling_rate, source.channels) != (sampling_rate, channels):
+                raise ConfigError(
+                    f"{source.name} is packed at {source.sampling_rate} Hz with "
+                    f"{source.channels} channels, but the model takes {sampling_rate} Hz with "
+                    f"{channels}; index the audio anew with --rate and --channels"
+                )
+        self.sources, self.folder, self.split = sources, folder, split
         self.mix = mix
         self.crop = crop
         self.seed = seed
+        self.sampling_rate = sampling_rate
+        self.channels = channels
         self.audio = {
-            source.name: np.memmap(folder / f"{source.name}.s16", dtype="<i2", mode="r")
+            source.name: np.memmap(folder / f"{source.name}.s16", dtype="<i2", mode="r").reshape(
+                -1, channels
+            )
             for source in sources
             if source.clips
         }
         self.pools: dict[tuple[str, bool], _Pool] = {}
-        for kind in ("speech", "music"):
+        for kind in get_args(Kind):
             for full in (True, False):
                 members = [
                     (source, clip)
@@ -113,12 +167,13 @@ class Sampler:
                 ]
                 if members:
                     self.pools[kind, full] = _Pool(members, mix.weights)
-        if not self.pools:
+        present = {kind for kind, _ in self.pools} - {"noise"}
+        if not present:
             raise ConfigError(
                 f"the index holds no {split} audio; index at least two files, one is held out"
             )
+        self.kinds = sorted(present)
         shares = {"music": mix.music, "speech": mix.speech, "two": mix.two, "three": mix.three}
-        present = {kind for kind, _ in self.pools}
         if "music" not in present:
             shares |= {"speech": mix.speech + mix.music, "music": 0.0}
         if "speech" not in present:
@@ -126,28 +181,68 @@ class Sampler:
         self.recipes = tuple(shares)
         self.chances = np.array(list(shares.values())) / sum(shares.values())
 
+    def held_out(self, crop: int) -> Sampler:
+        """A sampler of the held-out audio, of another crop length, else as this one."""
+        return self._another(self.mix, crop, "held-out")
+
+    def remixed(self, mix: MixConfig) -> Sampler:
+        """A sampler of the same audio, crops and seed with another mix."""
+        return self._another(mix, self.crop, self.split)
+
+    def _another(self, mix: MixConfig, crop: int, split: Split) -> Sampler:
+        return Sampler(
+            self.sources,
+            self.folder,
+            mix,
+            crop=crop,
+            seed=self.seed,
+            split=split,
+            sampling_rate=self.sampling_rate,
+            channels=self.channels,
+        )
+
     def batch(self, step: int, items: int) -> Tensor:
-        """Crops [items, 1, crop] of training step ``step``, the same each time it is asked for."""
+        """Crops [items, channels, crop] of training step ``step``, the same at each call."""
         rng = np.random.default_rng([self.seed, step])
-        return torch.from_numpy(np.stack([self._item(rng) for _ in range(items)]))[:, None]
+        return torch.from_numpy(np.stack([self._item(rng) for _ in range(items)]))
 
     def _item(self, rng: np.random.Generator) -> Floats:
         recipe = self.recipes[int(rng.choice(len(self.recipes), p=self.chances))]
         kinds = {
             "music": ("music",),
             "speech": ("speech",),
-            "two": tuple(rng.choice(sorted({kind for kind, _ in self.pools}), 2)),
+            "two": tuple(rng.choice(self.kinds, 2)),
             "three": ("speech",) * 3,
         }[recipe]
         # The paper rejects crops that clip: a loud mix is drawn again, and scaled in the end.
         for _ in range(4):
-            mixed = np.zeros(self.crop, dtype=np.float32)
+            mixed = np.zeros((self.channels, self.crop), dtype=np.float32)
             for kind in kinds:
                 mixed += self._clip(str(kind), rng)
+            if "speech" in kinds:
+                mixed = self._surroundings(mixed, rng)
             peak = float(np.abs(mixed).max())
             if peak <= 0.99:
                 return mixed
         return mixed * np.float32(0.99 / peak)
+
+    def _surroundings(self, audio: Floats, rng: np.random.Generator) -> Floats:
+        """The item in a room and with background noise, as often as the mix says."""
+        mix = self.mix
+        if mix.reverb_share and rng.random() < mix.reverb_share:
+            decay_s = float(rng.uniform(*mix.reverb_s))
+            audio = np.stack(
+                [reverberated(side, decay_s, rng, self.sampling_rate) for side in audio]
+            )
+        if mix.noise_share and rng.random() < mix.noise_share:
+            recorded = any(kind == "noise" for kind, _ in self.pools) and rng.random() < 0.5
+            noise = (
+                self._clip("noise", rng)
+                if recorded
+                else coloured_noise(self.crop, rng, self.sampling_rate)[None]
+            )
+            audio = at_snr(audio, noise, float(rng.uniform(*mix.noise_snr_db)))
+        return audio
 
     def _clip(self, kind: str, rng: np.random.Generator) -> Floats:
         full = bool(rng.random() < self.mix.full_band_share)
@@ -157,14 +252,13 @@ class Sampler:
         return self._cut(name, clip, at, rng) * np.float32(10 ** (gain_db / 20))
 
     def _cut(self, name: str, clip: Clip, at: int, rng: np.random.Generator) -> Floats:
-        """A crop that holds sample ``at`` of the clip, zero-padded where the clip is too short."""
+        """A crop [channels, crop] with sample ``at`` of the clip; zeros where the clip is short."""
         lowest, highest = max(0, at - self.crop + 1), min(at, max(0, clip.samples - self.crop))
         start = int(rng.integers(lowest, highest + 1)) if lowest <= highest else 0
         samples = min(self.crop, clip.samples - start)
         offset = int(rng.integers(self.crop - samples + 1))
-        cut = np.zeros(self.crop, dtype=np.float32)
+        cut = np.zeros((self.channels, self.crop), dtype=np.float32)
         first = clip.start + start
-        cut[offset : offset + samples] = self.audio[name][first : first + samples] / np.float32(
-            32768
-        )
+        piece = self.audio[name][first : first + samples].T
+        cut[:, offset : offset + samples] = piece / np.float32(32768)
         return cut

@@ -1,4 +1,4 @@
-"""The named Debian packages that hold the training audio, and how they are fetched.
+"""The named Debian packages that hold the training audio.
 
 Every package is pinned to one version and one SHA-256, so that two people who fetch it train on the
 same audio. The licences are those of each package's own ``debian/copyright``.
@@ -6,30 +6,24 @@ same audio. The licences are those of each package's own ``debian/copyright``.
 
 from __future__ import annotations
 
-import logging
 import re
-import shutil
-import subprocess
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Literal
 
-from encodec_rt.errors import ConfigError, InputError
-from encodec_rt.model.identity import file_sha256
+from encodec_rt.errors import ConfigError
 
-_log = logging.getLogger(__name__)
-
-Kind = Literal["speech", "music"]
+Kind = Literal["speech", "music", "noise"]
 
 
 @dataclass(frozen=True, slots=True)
 class Source:
     """One body of audio: a pinned Debian package, or a folder of the user's own.
 
-    ``files`` is searched in each path; ``speaker`` is a pattern whose first group names the voice.
-    A whole voice in ``held_out_speakers``, and every path that ends in one of ``held_out_files``,
-    never reaches training.
+    ``package`` names the Debian package where it is not ``name``: one package may hold bodies of
+    several kinds. ``files`` is searched in each path; ``speaker`` is a pattern whose first group
+    names the voice. A whole voice in ``held_out_speakers``, and every path that ends in one of
+    ``held_out_files``, never reaches training.
     """
 
     name: str
@@ -38,10 +32,16 @@ class Source:
     authors: str
     version: str = ""
     sha256: str = ""
+    package: str = ""
     files: str = ""
     speaker: str = ""
     held_out_speakers: tuple[str, ...] = ()
     held_out_files: tuple[str, ...] = ()
+
+    @property
+    def archive(self) -> str:
+        """The name of the Debian package, which is also that of the folder it is unpacked to."""
+        return self.package or self.name
 
     def speaker_of(self, path: str) -> str:
         """The voice that ``path`` belongs to: ``source`` or ``source/voice``."""
@@ -193,6 +193,74 @@ PACKAGES: tuple[Source, ...] = (
         sha256="14c1ed3e43c1a6a80eae7698f0469a0825cd1184e441968d62df89ca418aa0b4",
         files=r"\.ogg$",
     ),
+    Source(
+        "qabcs-data",
+        "speech",
+        "GPL-3.0-or-later",
+        "DanSoft and the qABCs project",
+        version="1.0.2-6",
+        sha256="3484da4cf258e6f3a39a1fc99bbfcaddfd679cff96a8fa792f261ab0a2bf9d86",
+        files=r"/sounds/(alpha|words)/[^/]*\.(ogg|wav|mp3)$",
+        speaker=r"/abcs/(\w+)/sounds/",
+    ),
+    Source(
+        "qabcs-noises",
+        "noise",
+        "GPL-3.0-or-later",
+        "DanSoft and the qABCs project",
+        version="1.0.2-6",
+        sha256="3484da4cf258e6f3a39a1fc99bbfcaddfd679cff96a8fa792f261ab0a2bf9d86",
+        package="qabcs-data",
+        files=r"/abcs/all/noises/[^/]*\.(ogg|wav|mp3)$",
+    ),
+    Source(
+        "gcin-voice",
+        "speech",
+        "GPL-3.0 or LGPL-3.0, and CC-BY-3.0",
+        "Edward Der-Hua Liu; ChionMeilin with the voice of Chu Lo",
+        version="0~20170223-3",
+        sha256="6a0353f0294d06f7bd901bada3d5d9eec63b66c2ec029f92da3124d93d45de70",
+        files=r"/[35]\.ogg$",
+        speaker=r"/([35])\.ogg$",
+    ),
+    Source(
+        "fretsonfire-songs-muldjord",
+        "music",
+        "CC-BY-SA-3.0",
+        "El Senator of Muldjord",
+        version="2.dfsg-2.1",
+        sha256="b37adf8b08b46d4182c283e760e4f40622d83674e05803960ea1e11a92600c7b",
+        files=r"\.ogg$",
+    ),
+    Source(
+        "colobot-music",
+        "music",
+        "GPL-3.0-or-later",
+        "EPSITEC SA and TerranovaTeam",
+        version="0.2.0-2",
+        sha256="819e799542eac69c95b072567b5584eb3e0b2bb900de13efa3684915747b1644",
+        package="colobot-common-sounds",
+        files=r"/music/[^/]*\.ogg$",
+    ),
+    Source(
+        "colobot-sounds",
+        "noise",
+        "GPL-3.0-or-later",
+        "EPSITEC SA and TerranovaTeam",
+        version="0.2.0-2",
+        sha256="819e799542eac69c95b072567b5584eb3e0b2bb900de13efa3684915747b1644",
+        package="colobot-common-sounds",
+        files=r"/sounds/[^/]*\.(ogg|wav)$",
+    ),
+    Source(
+        "sonic-pi-samples",
+        "noise",
+        "MIT and CC0-1.0",
+        "Samuel Aaron and the recordists named in its copyright file",
+        version="3.2.2~repack-8",
+        sha256="25f2312d2fae005e6ad0f4726b8ed3084e776006a5a132083506e960224ac79d",
+        files=r"/(ambi_|vinyl_hiss|loop_3d_printer|perc_door|perc_till|misc_)[^/]*\.flac$",
+    ),
 )
 
 
@@ -206,59 +274,3 @@ def by_name(names: Iterable[str]) -> tuple[Source, ...]:
             f"no training package is called {', '.join(unknown)}; known: {', '.join(table)}"
         )
     return tuple(table[name] for name in wanted)
-
-
-def apt_download(source: Source, folder: Path) -> Path:
-    """The path of the package that ``apt-get download`` put into ``folder``."""
-    _run(["apt-get", "download", f"{source.name}={source.version}"], folder)
-    return _archive(source, folder)
-
-
-def fetch_package(
-    source: Source,
-    root: Path,
-    download: Callable[[Source, Path], Path] = apt_download,
-) -> Path:
-    """The folder ``root/raw/<name>`` with the package's files, downloaded and unpacked if need be.
-
-    Needs Debian's ``apt-get`` and ``dpkg-deb``; nothing is installed. Raises InputError when a tool
-    is missing, a download fails, or the package's SHA-256 is not the pinned one.
-    """
-    unpacked = root / "raw" / source.name
-    if unpacked.is_dir():
-        return unpacked
-    debs = root / "deb"
-    debs.mkdir(parents=True, exist_ok=True)
-    archive = _archive(source, debs)
-    if not archive.is_file():
-        archive = download(source, debs)
-    found = file_sha256(archive)
-    if found != source.sha256:
-        archive.unlink()
-        raise InputError(
-            f"{archive.name} has SHA-256 {found}, but {source.name} {source.version} is pinned to "
-            f"{source.sha256}; the file was removed, fetch it again from a Debian mirror you trust"
-        )
-    partial = unpacked.with_name(unpacked.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    _run(["dpkg-deb", "-x", str(archive.resolve()), str(partial.resolve())], root)
-    partial.rename(unpacked)
-    _log.info("fetched %s %s", source.name, source.version)
-    return unpacked
-
-
-def _archive(source: Source, folder: Path) -> Path:
-    return folder / f"{source.name}_{source.version.replace(':', '%3a')}_all.deb"
-
-
-def _run(command: list[str], folder: Path) -> None:
-    try:
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, text=True)
-    except FileNotFoundError as error:
-        raise InputError(
-            f"{command[0]} is needed to fetch the training packages and was not found; "
-            "run this on Debian or a system with its tools, or index folders of your own"
-        ) from error
-    except subprocess.CalledProcessError as error:
-        raise InputError(f"{' '.join(command)} failed: {error.stderr.strip()}") from error

@@ -12,61 +12,30 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.nn.utils.parametrize import is_parametrized
+from torch import Tensor
 
 from encodec_rt.errors import WeightsError
-from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.model.encodec import EncodecModel, loudness
 from encodec_rt.training import losses
 from encodec_rt.training.balancer import Balancer
 from encodec_rt.training.discriminator import MultiScaleStftDiscriminator
+from encodec_rt.training.initialisation import initialise
 from encodec_rt.training.optimiser import Optimiser
-from encodec_rt.training.quantizer import Quantised, quantise, start_codebooks
+from encodec_rt.training.quantizer import (
+    Quantised,
+    quantise,
+    start_codebooks,
+    with_entries,
+    without_entries,
+)
 from encodec_rt.training.recipe import Stage, TrainingConfig
-from encodec_rt.training.sampler import Sampler
-
-
-@torch.no_grad()
-def initialise(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw every convolution so that variance is kept from layer to layer; biases are zero.
-
-    The standard deviation is 1 / sqrt(fan), where fan counts the inputs that reach one output: a
-    transposed convolution's kernel is spread over ``stride`` outputs. PyTorch's own rule lets an
-    untrained EnCodec pass almost no signal, and then hundreds of steps learn nothing.
-    """
-    for module in model.modules():
-        if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
-            fan = module.in_channels * module.kernel_size[0]
-            if isinstance(module, nn.ConvTranspose1d):
-                fan = fan // module.stride[0]
-            shape = module.weight.shape
-            _set_weight(module, torch.randn(shape, generator=generator) / math.sqrt(fan))
-            if module.bias is not None:
-                module.bias.zero_()
-    convolutions = [m for m in model.modules() if isinstance(m, nn.Conv1d)]
-    # Audio is about a tenth as large as the activations before it.
-    _set_weight(convolutions[-1], 0.1 * convolutions[-1].weight)
-
-
-def _set_weight(module: nn.Conv1d | nn.ConvTranspose1d, weight: Tensor) -> None:
-    if is_parametrized(module, "weight"):
-        module.weight = weight
-    else:
-        module.weight.copy_(weight)
-
-
-def si_sdr_db(estimate: Tensor, target: Tensor) -> Tensor:
-    """Scale-invariant signal-to-distortion ratio of each item of [B, 1, L], in dB."""
-    scale = (target * estimate).sum(-1, keepdim=True) / target.square().sum(-1, keepdim=True)
-    wanted = scale * target
-    ratio = wanted.square().sum(-1) / (estimate - wanted).square().sum(-1).clamp(min=1e-12)
-    return 10 * torch.log10(ratio.clamp(min=1e-12)).squeeze(1)
+from encodec_rt.training.sampler import Batches
 
 
 class Trainer:
     """The model under training with its averages, optimisers, balancer and discriminator."""
 
-    def __init__(self, config: TrainingConfig, sampler: Sampler, device: torch.device) -> None:
+    def __init__(self, config: TrainingConfig, sampler: Batches, device: torch.device) -> None:
         """Build and initialise everything from ``config.seed``."""
         self.config = config
         self.sampler = sampler
@@ -86,7 +55,6 @@ class Trainer:
             betas=config.betas,
             output_rate_share=config.output_rate_share,
             clip_norm=config.clip_norm,
-            dtype=torch.bfloat16 if config.precision == "bfloat16" else torch.float32,
         )
         self.critic = torch.optim.Adam(
             self.discriminator.parameters(), betas=config.discriminator_betas
@@ -96,6 +64,7 @@ class Trainer:
         }
         self.step = 0
         self.codebooks_started = False
+        self.encoder_frozen = False
         books = [config.model.codebooks_for(kbps) for kbps in config.model.target_bandwidths]
         self.books = torch.tensor(books)
         shares = config.bandwidth_shares or (1.0,) * len(books)
@@ -113,6 +82,8 @@ class Trainer:
         stage = self.config.stage_at(progress)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
         target = self.sampler.batch(self.step, stage.items).to(self.device)
+        if stage.frozen_encoder and not self.encoder_frozen:
+            self._freeze_encoder()
         if stage.quantised and not self.codebooks_started:
             self._start_codebooks(stage, generator)
         rate = self._learning_rate(stage, progress)
@@ -124,7 +95,7 @@ class Trainer:
         measured |= {name: float(term.detach()) for name, term in terms.items()}
         self.optimiser.zero_grad()
         penalty = estimate.new_zeros(())
-        if quantised is not None:
+        if quantised is not None and not stage.frozen_encoder:
             penalty = self.config.commitment * quantised.commitment
             measured["commitment"] = float(quantised.commitment.detach())
             entries = self.config.model.codebook_size
@@ -132,14 +103,14 @@ class Trainer:
         if stage.balanced:
             gradient = self.balancers[stage.name].gradient(terms, estimate)
             roots, gradients = [estimate, penalty], [gradient, torch.ones_like(penalty)]
-            if quantised is None:
+            if not penalty.requires_grad:
                 roots, gradients = roots[:1], gradients[:1]
             torch.autograd.backward(roots, gradients)
         else:
             total = sum((stage.weights[name] * term for name, term in terms.items()), penalty)
             torch.autograd.backward([total])
         measured["gradient_norm"] = self.optimiser.step(rate)
-        measured["si_sdr_db"] = float(si_sdr_db(estimate.detach(), target).mean())
+        measured["si_sdr_db"] = self._si_sdr_db(estimate.detach(), target)
         self.step += 1
         self._follow()
         return measured
@@ -147,8 +118,9 @@ class Trainer:
     def _forward(
         self, target: Tensor, stage: Stage, generator: torch.Generator
     ) -> tuple[Tensor, Quantised | None]:
-        with self._autocast():
-            latents = self.model.encoder(target)
+        scale = loudness(target) if self.config.model.normalize else None
+        with torch.set_grad_enabled(not stage.frozen_encoder), self._autocast():
+            latents = self.model.encoder(target if scale is None else target / scale)
         latents = latents.float()
         quantised = None
         if stage.quantised:
@@ -162,17 +134,29 @@ class Trainer:
                 generator,
                 decay=self.config.codebook_ema,
                 dead_share=self.config.dead_share,
+                frozen=stage.frozen_encoder,
             )
             latents = torch.where(bypass.to(self.device), latents, quantised.latents)
         with self._autocast():
-            estimate = self.model.decoder(latents)
-        return estimate.float(), quantised
+            estimate = self.model.decoder(latents).float()
+        return estimate if scale is None else estimate * scale, quantised
+
+    def _si_sdr_db(self, estimate: Tensor, target: Tensor) -> float:
+        pair = losses.one_channel(estimate), losses.one_channel(target)
+        return float(losses.si_sdr_db(*pair).mean())
+
+    @torch.no_grad()
+    def _freeze_encoder(self) -> None:
+        """Fix the encoder as the average that is exported, so that codes change no more."""
+        self.model.encoder.load_state_dict(self.average.encoder.state_dict())
+        self.encoder_frozen = True
 
     def reconstruction_losses(
         self, estimate: Tensor, target: Tensor, stage: Stage
     ) -> dict[str, Tensor]:
         """The losses that ``stage`` weighs and that need no discriminator, by name."""
         config, rate = self.config, self.config.model.sampling_rate
+        estimate, target = losses.one_channel(estimate), losses.one_channel(target)
         wanted = {name for name, weight in stage.weights.items() if weight > 0}
         terms = losses.relative_terms(
             estimate,
@@ -193,11 +177,17 @@ class Trainer:
         if stage.adversarial:
             self.discriminator.requires_grad_(False)
             with torch.no_grad():
-                _, real_features = self.discriminator(target)
-            fake, fake_features = self.discriminator(estimate)
+                _, real_features = self._judge(target)
+            fake, fake_features = self._judge(estimate)
             terms["adversarial"] = losses.generator_hinge(fake)
             terms["features"] = losses.feature_matching(real_features, fake_features)
         return {name: term for name, term in terms.items() if name in stage.weights}
+
+    def _judge(self, audio: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
+        """The discriminator's logits and features of every scale, in float32."""
+        with self._autocast():
+            logits, features = self.discriminator(losses.one_channel(audio))
+        return [part.float() for part in logits], [[f.float() for f in own] for own in features]
 
     def _train_discriminator(
         self, target: Tensor, estimate: Tensor, generator: torch.Generator
@@ -205,8 +195,8 @@ class Trainer:
         if float(torch.rand((), generator=generator)) >= self.config.discriminator_chance:
             return {}
         self.discriminator.requires_grad_(True)
-        real, _ = self.discriminator(target)
-        fake, _ = self.discriminator(estimate.detach())
+        real, _ = self._judge(target)
+        fake, _ = self._judge(estimate.detach())
         loss = losses.discriminator_hinge(real, fake)
         self.critic.zero_grad(set_to_none=True)
         torch.autograd.backward([loss])
@@ -222,7 +212,8 @@ class Trainer:
             # Batches after the end of any run, so that none of them is seen twice.
             batch = self.sampler.batch(2**40 + number, stage.items).to(self.device)
             with self._autocast():
-                latents = self.model.encoder(batch)
+                scale = loudness(batch) if self.config.model.normalize else 1.0
+                latents = self.model.encoder(batch / scale)
             rows.append(latents.float().permute(0, 2, 1).flatten(0, 1))
         start_codebooks(self.model.quantizer, torch.cat(rows), generator)
         self.codebooks_started = True
@@ -254,8 +245,10 @@ class Trainer:
             "config": self.config.to_dict(),
             "step": self.step,
             "codebooks_started": self.codebooks_started,
-            "model": self.model.state_dict(),
-            "average": self.average.state_dict(),
+            "encoder_frozen": self.encoder_frozen,
+            "model": without_entries(self.model.state_dict()),
+            # All else of the average is the model's own.
+            "average": dict(self.average.named_parameters()),
             "discriminator": self.discriminator.state_dict(),
             "optimiser": self.optimiser.state_dict(),
             "critic": self.critic.state_dict(),
@@ -270,8 +263,9 @@ class Trainer:
         self._refuse_another(state["config"]["model"], "the checkpoint")
         self.step = int(state["step"])
         self.codebooks_started = bool(state["codebooks_started"])
-        self.model.load_state_dict(state["model"])
-        self.average.load_state_dict(state["average"])
+        self.encoder_frozen = bool(state.get("encoder_frozen", False))
+        self.model.load_state_dict(with_entries(state["model"]))
+        self.average.load_state_dict(self.model.state_dict() | dict(state["average"]))
         if state["config"]["optimiser"] == self.config.optimiser:
             self.optimiser.load_state_dict(state["optimiser"])
         if state["config"]["discriminator"] == self.config.to_dict()["discriminator"]:

@@ -8,15 +8,12 @@ import soundfile
 from numpy.typing import NDArray
 
 from encodec_rt.errors import ConfigError, InputError
-from encodec_rt.training.data import (
-    active_spans,
-    bandwidth_hz,
-    decode_mono,
-    index_sources,
-    load_index,
-)
-from encodec_rt.training.sampler import MixConfig, Sampler
-from encodec_rt.training.sources import PACKAGES, Source, by_name, fetch_package
+from encodec_rt.training.analysis import active_spans, bandwidth_hz
+from encodec_rt.training.data import decode_mono, index_sources
+from encodec_rt.training.fetch import fetch_package
+from encodec_rt.training.sampler import MixConfig, Prefetcher, Sampler
+from encodec_rt.training.sources import PACKAGES, Source, by_name
+from encodec_rt.training.tables import load_index
 
 ASSETS = Path(__file__).parents[2] / "encodec_rt" / "assets"
 RATE = 24_000
@@ -116,6 +113,15 @@ def test_a_batch_depends_on_the_seed_and_the_step_alone(recordings: Path) -> Non
     assert not sampler(2).batch(7, 4).equal(again.batch(7, 4))
 
 
+def test_batches_drawn_ahead_are_the_samplers_own(recordings: Path) -> None:
+    packed = recordings.parent / "packed"
+    sources = index_sources([(folder_source(), recordings)], packed)
+    sampler = Sampler(sources, packed, MixConfig(), crop=2_400, seed=1)
+    ahead = Prefetcher(sampler)
+    for step, items in ((0, 2), (1, 2), (2, 3), (7, 3), (2**40, 2), (8, 3), (3, 1)):
+        assert ahead.batch(step, items).equal(sampler.batch(step, items)), step
+
+
 def test_crops_longer_than_a_file_hold_all_of_it_and_zeros(recordings: Path) -> None:
     packed = recordings.parent / "packed"
     sources = index_sources([(folder_source(), recordings)], packed)
@@ -176,7 +182,8 @@ def test_every_package_is_pinned_and_says_its_licence() -> None:
         assert source.version
         assert source.licence
         assert source.authors
-    assert len({source.sha256 for source in PACKAGES}) == len(PACKAGES)
+    archives = {(source.archive, source.version, source.sha256) for source in PACKAGES}
+    assert len({archive for archive, _, _ in archives}) == len(archives)
     with pytest.raises(ConfigError, match="no training package is called nothing"):
         by_name(["nothing"])
 

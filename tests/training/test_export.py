@@ -10,8 +10,8 @@ from encodec_rt.errors import InputError
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.training.curves import plot_curves, read_curves
 from encodec_rt.training.export import TRAINING_ONLY, export_weights
-from encodec_rt.training.recipe import PRESETS
-from encodec_rt.training.trainer import initialise
+from encodec_rt.training.initialisation import initialise
+from encodec_rt.training.presets import PRESETS
 
 
 def started_model() -> EncodecModel:

@@ -23,7 +23,7 @@ def test_orthogonalisation_keeps_directions_and_evens_sizes(shape: tuple[int, in
         full_matrices=False,
     )
     sizes = torch.logspace(0, -2, min(shape), dtype=torch.float64)
-    got = orthogonalised((left * sizes) @ right, dtype=torch.float64)
+    got = orthogonalised((left * sizes) @ right)
     inside = left.t() @ got @ right.t()
     assert (inside - inside.diagonal().diag()).abs().max() < 1e-9
     large = inside.diagonal()[sizes > 0.05]
@@ -33,7 +33,7 @@ def test_orthogonalisation_keeps_directions_and_evens_sizes(shape: tuple[int, in
 
 def test_muon_steps_are_as_large_as_adams() -> None:
     weight = torch.nn.Parameter(torch.zeros(24, 8, 10))
-    muon = Muon([{"params": [weight]}], dtype=torch.float32)
+    muon = Muon([{"params": [weight]}])
     muon.param_groups[0]["lr"] = 0.5
     weight.grad = torch.randn(24, 8, 10, generator=torch.Generator().manual_seed(2))
     muon.step()
@@ -50,7 +50,6 @@ def _optimiser(kind: Kind) -> tuple[EncodecModel, Optimiser]:
         betas=(0.8, 0.99),
         output_rate_share=0.03,
         clip_norm=1.0,
-        dtype=torch.float32,
     )
 
 

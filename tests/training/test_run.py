@@ -1,19 +1,24 @@
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
+import soundfile
 import torch
 
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import ConfigError, WeightsError
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.training.data import index_sources
-from encodec_rt.training.recipe import PRESETS, Stage, TrainingConfig
+from encodec_rt.training.initialisation import initialise
+from encodec_rt.training.losses import si_sdr_db
+from encodec_rt.training.presets import PRESETS
+from encodec_rt.training.recipe import Stage, TrainingConfig
 from encodec_rt.training.run import Budget, Run, read_checkpoint
 from encodec_rt.training.sources import Source
-from encodec_rt.training.trainer import initialise, si_sdr_db
 
 ASSETS = Path(__file__).parents[2] / "encodec_rt" / "assets"
 SMOKE = PRESETS["smoke"]
@@ -63,6 +68,102 @@ def test_a_run_leaves_its_configuration_curves_and_audio(finished: Run) -> None:
     assert not list(finished.folder.glob("*.part*"))
 
 
+def test_every_checkpoint_is_scored_on_held_out_speech(finished: Run) -> None:
+    scores = {row: value for _, _, _, row, value in finished.rows if row.startswith("held_out_")}
+    assert 1.0 <= scores["held_out_pesq_wb"] < 2.0
+    assert -1.0 <= scores["held_out_estoi"] < 0.9
+    assert scores["held_out_band_2_4_khz_db"] < 20
+    # The bundled recordings end at 8 kHz, so that nothing above can be compared.
+    assert "held_out_band_8_11_khz_db" not in scores
+    assert finished.validation.missing == ""
+
+
+def test_a_run_without_the_speech_metrics_says_what_it_does_not_score(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pesq", None)
+    lines: list[str] = []
+    smoke_run(tmp_path, packed, steps=1).train(lines.append)
+    assert "the package pesq" in lines[-1]
+    assert "held_out_estoi" in lines[-1]
+
+
+def test_a_frozen_encoder_and_its_codebooks_stay_bit_for_bit(
+    finished: Run, packed: Path, tmp_path: Path
+) -> None:
+    adversarial = SMOKE.stages[-1]
+    frozen = replace(SMOKE, stages=(replace(adversarial, frozen_encoder=True),))
+    trained = finished.trainer.average
+    run = Run(tmp_path, packed, frozen, Budget(steps=6), validation_items=1, start_from=trained)
+    run.train()
+    for model in (run.trainer.model, run.trainer.average):
+        moved = {
+            name
+            for name, value in trained.state_dict().items()
+            if not torch.equal(model.state_dict()[name], value)
+        }
+        assert moved
+        assert all(name.startswith("decoder.") for name in moved)
+    assert "discriminator" in read_checkpoint(tmp_path / "checkpoint.pt")["trainer"]
+
+
+def test_freezing_midway_fixes_the_encoder_that_is_exported(packed: Path, tmp_path: Path) -> None:
+    codec = replace(SMOKE.stages[1], until=0.5)
+    alone = replace(SMOKE.stages[-1], frozen_encoder=True)
+    run = smoke_run(tmp_path, packed, replace(SMOKE, stages=(codec, alone)), steps=8)
+    run.train()
+    exported = run.trainer.average.encoder.state_dict()
+    for name, value in run.trainer.model.encoder.state_dict().items():
+        assert torch.allclose(exported[name], value, rtol=1e-6, atol=0), name
+    again = smoke_run(tmp_path, packed, replace(SMOKE, stages=(codec, alone)), steps=9)
+    assert again.trainer.encoder_frozen
+
+
+def test_a_stereo_model_in_chunks_is_trained_through_all_its_stages(tmp_path: Path) -> None:
+    recordings = tmp_path / "recordings"
+    recordings.mkdir()
+    for number in range(3):
+        noise = np.random.default_rng(number).standard_normal((60_000, 2))
+        soundfile.write(recordings / f"{number}.wav", 0.1 * noise * [1.0, 0.3], 48_000)
+    own = Source("own", "music", "CC0", "nobody")
+    packed = tmp_path / "packed"
+    (source,) = index_sources([(own, recordings)], packed, sampling_rate=48_000, channels=2)
+    assert source.hours("train") == pytest.approx(2 * 1.25 / 3600)
+    preset = PRESETS["default-48k"]
+    small = replace(
+        preset.model,
+        num_filters=4,
+        hidden_size=16,
+        codebook_dim=16,
+        codebook_size=16,
+        target_bandwidths=(0.6, 1.2),
+    )
+    stages = tuple(replace(stage, items=2) for stage in SMOKE.stages)
+    config = replace(
+        preset,
+        model=small,
+        stages=stages,
+        bandwidth_shares=(),
+        precision="float32",
+        discriminator=SMOKE.discriminator,
+        kmeans_batches=2,
+    )
+    run = Run(tmp_path / "run", packed, config, Budget(steps=6), validation_items=1)
+    run.train()
+    assert curve(run, "held_out_si_sdr_db")
+    assert run.trainer.codebooks_started
+    audio, rate = soundfile.read(tmp_path / "run" / "validation" / "00-decoded.flac")
+    assert (rate, audio.shape) == (48_000, (144_000, 2))
+    with pytest.raises(ConfigError, match="48000 Hz with 2 channels"):
+        smoke_run(tmp_path / "other", packed)
+
+
+def test_a_checkpoint_stores_nothing_twice(finished: Run) -> None:
+    state = read_checkpoint(finished.folder / "checkpoint.pt")["trainer"]
+    assert not any(name.endswith(".embed") for name in state["model"])
+    assert set(state["average"]) == {name for name, _ in finished.trainer.model.named_parameters()}
+
+
 def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     finished: Run, packed: Path, tmp_path: Path
 ) -> None:
@@ -83,6 +184,8 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
     for part in ("model", "average", "discriminator"):
         for name, value in wanted[part].items():
             assert torch.equal(value, got[part][name]), (part, name)
+    for name, value in finished.trainer.average.state_dict().items():
+        assert torch.equal(value, second.trainer.average.state_dict()[name]), name
     assert got["balancers"] == wanted["balancers"]
     for theirs, ours in zip(wanted["optimiser"], got["optimiser"], strict=True):
         assert theirs["state"].keys() == ours["state"].keys()

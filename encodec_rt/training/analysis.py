@@ -1,0 +1,44 @@
+"""What a recording holds: where it is active, and how far up it reaches."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+Floats = npt.NDArray[np.float32]
+
+ACTIVE_DBFS = -48.0
+_WINDOW_S = 0.02
+_LONGEST_GAP_S = 0.4
+
+
+def active_spans(audio: Floats, sampling_rate: int) -> list[tuple[int, int]]:
+    """(start, length) of the stretches above -48 dBFS, gaps of up to 0.4 s bridged."""
+    window = int(sampling_rate * _WINDOW_S)
+    count = len(audio) // window
+    if count == 0:
+        return []
+    power = np.square(audio[: count * window].reshape(count, window)).mean(1)
+    loud = np.flatnonzero(power > 10 ** (ACTIVE_DBFS / 10))
+    if not len(loud):
+        return []
+    breaks = np.flatnonzero(np.diff(loud) > _LONGEST_GAP_S / _WINDOW_S)
+    firsts = loud[np.concatenate([[0], breaks + 1])]
+    lasts = loud[np.concatenate([breaks, [len(loud) - 1]])]
+    return [(int(a) * window, int(b - a + 1) * window) for a, b in zip(firsts, lasts, strict=True)]
+
+
+def bandwidth_hz(audio: Floats, sampling_rate: int) -> float:
+    """The lowest frequency above which less than a millionth of the power lies."""
+    size = 2048
+    if len(audio) < size:
+        audio = np.pad(audio, (0, size - len(audio)))
+    count = min(len(audio) // size, 512)
+    starts = np.linspace(0, len(audio) - size, count).astype(int)
+    frames = np.stack([audio[s : s + size] for s in starts]) * np.hanning(size)
+    power = (np.abs(np.fft.rfft(frames)) ** 2).mean(0)
+    above = np.cumsum(power[::-1])[::-1]
+    if above[0] <= 0:
+        return 0.0
+    inside = np.flatnonzero(above > above[0] * 1e-6)
+    return float(inside[-1] * sampling_rate / size)

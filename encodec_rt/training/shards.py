@@ -1,0 +1,196 @@
+"""Packed audio as Opus shards, small enough to bring to a machine that only small files reach.
+
+A shard is ``shard-NNN.opus``, the clips one after another in a single Ogg Opus stream at a constant
+rate, and ``shard-NNN.json``, the table that finds them again. Clips are dealt out by the hash of
+their names, held-out ones too, so that any one shard is a fair sample of the whole. At 48 kbps an
+hour takes 22 MB; unpacking gives back a folder of packed audio, sample for sample as long.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import defaultdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import numpy.typing as npt
+
+from encodec_rt.atomic import replacing
+from encodec_rt.errors import ConfigError, InputError
+from encodec_rt.training.tables import Clip, IndexedSource, load_index, read_table, write_table
+
+Pcm = npt.NDArray[np.int16]
+
+_OVERHEAD = 1.03
+_BLOCK = 24_000
+_MAX_KBPS = 256.0
+
+
+def write_shards(
+    packed: Path, folder: Path, *, kbps: float = 48.0, shard_mib: float = 15.0, most: int = 0
+) -> list[Path]:
+    """Write the packed audio of ``packed`` as shards of at most ``shard_mib`` MiB to ``folder``.
+
+    ``most`` ends after so many shards. Raises InputError if ``folder`` is not empty.
+    """
+    if not 6 <= kbps <= _MAX_KBPS:
+        raise ConfigError(f"kbps={kbps}; accepted: 6 to {_MAX_KBPS:g}")
+    if not 0.1 <= shard_mib <= 1024 or most < 0:
+        raise ConfigError(
+            f"shards of {shard_mib} MiB, {most} at most; accepted: 0.1 to 1024 MiB, and 0 for all"
+        )
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise InputError(f"{folder} is not an empty folder; give a new name for the shards")
+    folder.mkdir(parents=True, exist_ok=True)
+    sources = {source.name: source for source in load_index(packed)}
+    for source in sources.values():
+        if (source.sampling_rate, source.channels) != (_BLOCK, 1):
+            raise InputError(
+                f"{source.name} is packed at {source.sampling_rate} Hz with {source.channels} "
+                "channels; shards hold 24 kHz mono"
+            )
+    seconds = shard_mib * 2**20 * 8 / (kbps * 1000 * _OVERHEAD)
+    written = []
+    for number, clips in enumerate(_dealt(list(sources.values()), int(seconds * _BLOCK))):
+        if most and number == most:
+            break
+        written.append(folder / f"shard-{number:03d}.opus")
+        _write_shard(written[-1], clips, sources, packed, kbps)
+    return written
+
+
+def read_shards(folder: Path, packed: Path) -> list[IndexedSource]:
+    """Unpack every shard in ``folder`` into ``packed``, as ``data index`` would have made it.
+
+    Raises InputError for a damaged shard, and if ``packed`` holds packed audio already.
+    """
+    tables = sorted(folder.glob("shard-*.json")) if folder.is_dir() else []
+    if not tables:
+        raise InputError(f"{folder} holds no shards; encodec-rt data shard makes them")
+    if packed.is_dir() and any(packed.glob("*.json")):
+        raise InputError(f"{packed} holds packed audio already; give a new folder")
+    packed.mkdir(parents=True, exist_ok=True)
+    sources: dict[str, dict[str, Any]] = {}
+    clips: dict[str, list[Clip]] = defaultdict(list)
+    for path in tables:
+        table = _read_table(path)
+        audio = _decode(path.with_suffix(".opus"), table)
+        at = 0
+        for entry in table["clips"]:
+            name = entry.pop("source")
+            sources.setdefault(name, table["sources"][name])
+            clip = Clip(**{**entry, "spans": tuple((s, n) for s, n in entry["spans"])})
+            target = packed / f"{name}.s16"
+            start = target.stat().st_size // 2 if target.is_file() else 0
+            with target.open("ab") as file:
+                audio[at : at + clip.samples].astype("<i2").tofile(file)
+            clips[name].append(replace(clip, start=start))
+            at += clip.samples
+    for name, facts in sources.items():
+        source = IndexedSource(**facts, clips=tuple(clips[name]), left_out=())
+        write_table(source, packed)
+    return [read_table(packed / f"{name}.json") for name in sorted(sources)]
+
+
+def _dealt(
+    sources: Sequence[IndexedSource], samples: int
+) -> Iterator[list[tuple[IndexedSource, Clip]]]:
+    """Clips in the order of their names' hashes, in groups of at most ``samples``, or of one."""
+    named = [(source, clip) for source in sources for clip in source.clips]
+    named.sort(key=lambda pair: _name_hash(f"{pair[0].name}/{pair[1].path}"))
+    group: list[tuple[IndexedSource, Clip]] = []
+    filled = 0
+    for source, clip in named:
+        if group and filled + clip.samples > samples:
+            yield group
+            group, filled = [], 0
+        group.append((source, clip))
+        filled += clip.samples
+    if group:
+        yield group
+
+
+def _write_shard(
+    path: Path,
+    clips: Sequence[tuple[IndexedSource, Clip]],
+    sources: dict[str, IndexedSource],
+    packed: Path,
+    kbps: float,
+) -> None:
+    pcm = {
+        name: np.memmap(packed / f"{name}.s16", dtype="<i2", mode="r")
+        for name in {source.name for source, _ in clips}
+    }
+    with replacing(path, force=False) as partial:
+        _encode(partial, (pcm[s.name][c.start : c.start + c.samples] for s, c in clips), kbps)
+        digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+    table = {
+        "sha256": digest,
+        "samples": sum(clip.samples for _, clip in clips),
+        "sources": {
+            name: {
+                key: getattr(sources[name], key)
+                for key in ("name", "kind", "licence", "authors", "version")
+            }
+            for name in pcm
+        },
+        "clips": [{"source": source.name, **asdict(clip)} for source, clip in clips],
+    }
+    with replacing(path.with_suffix(".json"), force=False) as partial:
+        partial.write_text(json.dumps(table), encoding="utf-8")
+
+
+def _encode(path: Path, pieces: Iterator[Pcm], kbps: float) -> None:
+    with av.open(str(path), "w", format="ogg") as container:
+        stream = container.add_stream("libopus", rate=_BLOCK, options={"vbr": "off"})
+        stream.bit_rate = round(kbps * 1000)
+        stream.layout = "mono"
+        position = 0
+        for block in _blocks(pieces):
+            frame = av.AudioFrame.from_ndarray(block[None], format="s16", layout="mono")
+            frame.sample_rate, frame.pts = _BLOCK, position
+            position += len(block)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+
+
+def _blocks(pieces: Iterator[Pcm]) -> Iterator[Pcm]:
+    for piece in pieces:
+        for start in range(0, len(piece), _BLOCK):
+            yield np.ascontiguousarray(piece[start : start + _BLOCK])
+
+
+def _decode(path: Path, table: dict[str, Any]) -> Pcm:
+    """The shard's samples [n], as many as its table says."""
+    if hashlib.sha256(path.read_bytes()).hexdigest() != table["sha256"]:
+        raise InputError(
+            f"{path} is damaged: it has another SHA-256 than its table; bring it again"
+        )
+    blocks: list[Pcm] = []
+    with av.open(str(path)) as container:
+        to_rate = av.AudioResampler(format="s16", layout="mono", rate=_BLOCK)
+        for frame in container.decode(audio=0):
+            blocks += [part.to_ndarray()[0] for part in to_rate.resample(frame)]
+        blocks += [part.to_ndarray()[0] for part in to_rate.resample(None)]
+    audio = np.concatenate(blocks)
+    wanted = int(table["samples"])
+    return np.pad(audio[:wanted], (0, max(0, wanted - len(audio))))
+
+
+def _read_table(path: Path) -> dict[str, Any]:
+    try:
+        table = json.loads(path.read_text(encoding="utf-8"))
+        if not path.with_suffix(".opus").is_file():
+            raise InputError(f"{path.with_suffix('.opus')} is missing: a table stands alone")
+        return {name: table[name] for name in ("sha256", "samples", "sources", "clips")}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{path} is not a shard's table: {error}") from error
+
+
+def _name_hash(name: str) -> str:
+    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
