@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from encodec_rt.extras import needed_for
+from encodec_rt.pcm import to_int16
 from encodec_rt.sound.fifo import Samples
 from encodec_rt.sound.streams import BLOCK_S, AudioSink
 from encodec_rt.types import Audio
@@ -204,8 +205,6 @@ class Playout:
         return self._skipping
 
     def _to_int16(self, audio: Audio) -> Samples:
-        scaled = np.rint(audio * 32768.0)
-        limited = np.clip(scaled, -32768, 32767)
-        self.clipped += int(np.count_nonzero(scaled != limited))
-        samples: Samples = limited.astype(np.int16)
+        samples: Samples = to_int16(audio)
+        self.clipped += int(np.count_nonzero(np.rint(audio * 32768.0) != samples))
         return samples

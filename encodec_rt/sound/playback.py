@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from encodec_rt.errors import AudioDeviceError
+from encodec_rt.pcm import to_int16
 from encodec_rt.sound.streams import AudioSystem
 
 QUEUED_S = 0.5
@@ -37,7 +38,7 @@ def play_blocks(system: AudioSystem, blocks: Iterable[NDArray[np.float32]], rate
         def queue(mono: NDArray[np.float32], *, last: bool = False) -> None:
             if resampler is not None:
                 mono = resampler.resample_chunk(mono, last=last)
-            pcm = np.clip(np.rint(mono * 32768.0), -32768, 32767).astype(np.int16)
+            pcm = to_int16(mono)
             size = max(1, int(_PIECE_S * sink.rate_hz))
             for start in range(0, len(pcm), size):
                 while sink.fill > QUEUED_S * sink.rate_hz:
