@@ -196,7 +196,7 @@ def with_header(**changes):
         (with_header(nc=2.0), "'nc'"),
         (with_header(lm=0), "'lm'"),
         (with_header(nc=10**9), "the model has 32"),
-        (with_header(lm=True), "language model, which encodec_rt does not read yet"),
+        (with_header(lm=True), "name its .th file with --lm"),
         (with_header(al=10**15), "ends before the 1000000000000000 samples"),
         (with_header() + b"\0", "more bytes follow"),
     ],
