@@ -184,7 +184,7 @@ def _inspect(
         listing = _tool("nvdisasm", "-c", file.name)
     counts = re.search(r"REG:(\d+) STACK:(\d+)", usage)
     assert counts, f"cuobjdump did not say what {name} uses: {usage!r}"
-    found = Counter(re.findall(r"\b(FFMA|HMMA|HGMMA|UTC[A-Z]*MMA)\b", listing))
+    found = Counter(re.findall(r"\b(FFMA2?|HMMA|HGMMA|UTC[A-Z]*MMA)\b", listing))
     return Compiled(
         kernel=name,
         shape=layer_sizes(options) or "any",

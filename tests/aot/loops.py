@@ -35,7 +35,8 @@ class Loop:
     def worse_than(self, before: Loop) -> list[str]:
         """In words, what got worse."""
         found = []
-        if self.useful < before.useful * (1 - SLACK):
+        # The baseline is written with as many digits.
+        if round(self.useful, 3) < before.useful * (1 - SLACK):
             found.append(f"useful instructions {before.useful:.3f} -> {self.useful:.3f}")
         if self.barriers > before.barriers:
             found.append(f"barriers {before.barriers} -> {self.barriers}")
