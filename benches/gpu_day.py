@@ -42,8 +42,8 @@ START_S = 15.0
 """For a part to import torch and find its device, before its own time; and to write its end."""
 GRACE_S = 5.0
 """For what is interrupted to write its last lines."""
-MOST_SKIPPED = 6
-MOST_PRINTED = 4000
+MAX_SKIPPED = 6
+MAX_PRINTED = 4000
 """Characters of the table at the end: what may come back of a long output."""
 
 
@@ -155,11 +155,11 @@ def summary(out: Path) -> Iterator[str]:
         yield f"{record['bench']}, {record['device'].get('gpu') or record['device']['cpu']}"
         yield from _one_stream(record)
         skipped = [case for case in record["cases"] if "skipped" in case["case"]]
-        for case in skipped[:MOST_SKIPPED]:
+        for case in skipped[:MAX_SKIPPED]:
             reason = str(case["values"].get("reason"))[:90]
             yield f"  not timed: {case['case']['skipped']}: {reason}"
-        if skipped[MOST_SKIPPED:]:
-            yield f"  and {len(skipped) - MOST_SKIPPED} more not timed"
+        if skipped[MAX_SKIPPED:]:
+            yield f"  and {len(skipped) - MAX_SKIPPED} more not timed"
         for case in record["cases"]:
             what, values = case["case"], case["values"]
             if values.get("wrong"):
@@ -266,7 +266,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             print(log[-1200:], flush=True)
     text = "\n".join(summary(out))
     (out / "summary.txt").write_text(text + "\n", encoding="utf-8")
-    print(text[:MOST_PRINTED])
+    print(text[:MAX_PRINTED])
     failed = [f"{name} {what}" for name, what in became.items() if what != "ok"]
     print(f"results are in {out}" + (f"; NOT ok: {', '.join(failed)}" if failed else ""))
     return int(bool(failed))

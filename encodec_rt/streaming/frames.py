@@ -10,7 +10,9 @@ from torch import Tensor
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import InputError
 from encodec_rt.streaming.engine import Engine
-from encodec_rt.streaming.snapshot import Snapshot
+from encodec_rt.streaming.snapshot import Kind, Snapshot
+from encodec_rt.streaming.state import StreamState
+from encodec_rt.streaming.stream_base import Stream
 from encodec_rt.streaming.streams import StreamDecoder, StreamEncoder
 from encodec_rt.types import Audio, Codes
 
@@ -63,7 +65,33 @@ class FrameDecoder(Protocol):
         """Continue from ``snapshot``, bit for bit."""
 
 
-class SlotEncoder:
+class _Slot:
+    """One direction of one slot of an engine, stepped by a stream that borrows the slot's state."""
+
+    def __init__(self, engine: Engine, slot: int, state: StreamState, stream: Stream) -> None:
+        engine.check_slot(slot)
+        self.config: EncodecConfig = engine.model.config
+        self.codebooks = engine.codebooks
+        self._slot, self._state, self._borrower = slot, state, stream
+
+    def snapshot(self) -> Snapshot:
+        """As a stream's."""
+        self._borrow()
+        return self._borrower.snapshot()
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """As a stream's."""
+        self._borrower.restore(snapshot)
+        self._give_back()
+
+    def _borrow(self) -> None:
+        self._borrower.runner.now.load_(0, self._state.arena[self._slot])
+
+    def _give_back(self) -> None:
+        self._state.load_(self._slot, self._borrower.runner.now.arena[0])
+
+
+class SlotEncoder(_Slot):
     """The encoder of one slot of an engine, stepped by itself between the engine's ticks.
 
     The slot's codes are those of a stream, bit for bit: the step is a stream's.
@@ -71,38 +99,22 @@ class SlotEncoder:
 
     def __init__(self, engine: Engine, slot: int) -> None:
         """Take the slot as it is: mid-stream. Raises InputError for a slot that is not there."""
-        engine.check_slot(slot)
-        self._state, self._slot = engine.encoder_state, slot
+        weights = engine.model
+        _check_begun(engine, "encoder", weights.encoder_start_frames)
         self._stream = StreamEncoder(
-            engine.model, engine.codebooks, start=engine.start, graph=engine.graph
+            weights, engine.codebooks, start=engine.start, graph=engine.graph
         )
-        if engine.start == "exact" and engine.model.encoder_start_frames > 1:
-            raise InputError(
-                "a slot with start='exact' begins with Engine.begin_encoder, which returns its "
-                "first codes; a SlotEncoder cannot begin it"
-            )
-        self.config: EncodecConfig = engine.model.config
-        self.codebooks = engine.codebooks
+        super().__init__(engine, slot, engine.encoder_state, self._stream)
 
     def push(self, pcm: ArrayLike | Tensor) -> Codes:
         """As ``StreamEncoder.push``."""
-        self._stream.runner.now.load_(0, self._state.arena[self._slot])
+        self._borrow()
         codes = self._stream.push(pcm)
-        self._state.load_(self._slot, self._stream.runner.now.arena[0])
+        self._give_back()
         return codes
 
-    def snapshot(self) -> Snapshot:
-        """As ``StreamEncoder.snapshot``."""
-        self._stream.runner.now.load_(0, self._state.arena[self._slot])
-        return self._stream.snapshot()
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """As ``StreamEncoder.restore``."""
-        self._stream.restore(snapshot)
-        self._state.load_(self._slot, self._stream.runner.now.arena[0])
-
-
-class SlotDecoder:
+class SlotDecoder(_Slot):
     """The decoder of one slot of an engine, stepped by itself between the engine's ticks.
 
     What it gives is a stream's audio, bit for bit. Where all slots step in one tick, feed
@@ -111,18 +123,12 @@ class SlotDecoder:
 
     def __init__(self, engine: Engine, slot: int) -> None:
         """Take the slot as it is: mid-stream. Raises InputError for a slot that is not there."""
-        engine.check_slot(slot)
-        self._state, self._slot = engine.decoder_state, slot
+        weights = engine.model
+        _check_begun(engine, "decoder", weights.decoder_start_frames)
         self._stream = StreamDecoder(
-            engine.model, engine.codebooks, start=engine.start, graph=engine.graph
+            weights, engine.codebooks, start=engine.start, graph=engine.graph
         )
-        if engine.start == "exact" and engine.model.decoder_start_frames > 1:
-            raise InputError(
-                "a slot with start='exact' begins with Engine.begin_decoder, which returns its "
-                "first audio; a SlotDecoder cannot begin it"
-            )
-        self.config: EncodecConfig = engine.model.config
-        self.codebooks = engine.codebooks
+        super().__init__(engine, slot, engine.decoder_state, self._stream)
 
     def dequantize(self, codes: ArrayLike | Tensor) -> Tensor:
         """As ``StreamDecoder.dequantize``."""
@@ -130,21 +136,19 @@ class SlotDecoder:
 
     def push_latents(self, latents: Tensor) -> Audio:
         """As ``StreamDecoder.push_latents``."""
-        self._stream.runner.now.load_(0, self._state.arena[self._slot])
+        self._borrow()
         audio = self._stream.push_latents(latents)
-        self._state.load_(self._slot, self._stream.runner.now.arena[0])
+        self._give_back()
         return audio
 
     def silence_latent(self) -> Tensor:
         """As ``StreamDecoder.silence_latent``."""
         return self._stream.silence_latent()
 
-    def snapshot(self) -> Snapshot:
-        """As ``StreamDecoder.snapshot``."""
-        self._stream.runner.now.load_(0, self._state.arena[self._slot])
-        return self._stream.snapshot()
 
-    def restore(self, snapshot: Snapshot) -> None:
-        """As ``StreamDecoder.restore``."""
-        self._stream.restore(snapshot)
-        self._state.load_(self._slot, self._stream.runner.now.arena[0])
+def _check_begun(engine: Engine, kind: Kind, start_frames: int) -> None:
+    if engine.start == "exact" and start_frames > 1:
+        raise InputError(
+            f"a slot of start='exact' begins with Engine.begin_{kind}, which gives its first "
+            f"output; a Slot{kind.capitalize()} cannot begin it"
+        )
