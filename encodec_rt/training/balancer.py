@@ -13,7 +13,8 @@ class Balancer:
 
     Each gradient is divided by a moving average of its own norm (decay ``decay``, corrected for its
     start at zero), so that ``weights[name] / sum(weights)`` is the share of the norm ``total`` that
-    loss contributes, whatever the loss's own scale.
+    loss contributes, whatever the loss's own scale. The averages stay on the device, so that no
+    step waits for them.
     """
 
     def __init__(
@@ -23,8 +24,9 @@ class Balancer:
         self.weights = dict(weights)
         self.decay = decay
         self.total = total
-        self.norms: dict[str, float] = {}
-        self.steps: dict[str, int] = {}
+        self._start: dict[str, tuple[float, int]] = {}
+        # Per loss the average of its norms and how many are in it, where the loss is computed.
+        self._averages: dict[str, tuple[Tensor, Tensor]] = {}
 
     def gradient(self, losses: Mapping[str, Tensor], output: Tensor) -> Tensor:
         """The balanced gradient of all ``losses`` with respect to ``output`` [B, ...].
@@ -36,20 +38,34 @@ class Balancer:
         combined = torch.zeros_like(output)
         for name, loss in losses.items():
             (gradient,) = torch.autograd.grad(loss, output, retain_graph=True)
-            norm = float(gradient.flatten(1).norm(dim=1).mean())
-            steps = self.steps.get(name, 0) + 1
-            average = self.decay * self.norms.get(name, 0.0) + (1 - self.decay) * norm
-            self.steps[name], self.norms[name] = steps, average
+            average, steps = self._averages_of(name, gradient)
+            average.lerp_(gradient.flatten(1).norm(dim=1).mean().double(), 1 - self.decay)
+            steps.add_(1)
             scale = average / (1 - self.decay**steps)
             share = self.weights[name] / sum_of_weights
             combined += gradient * (self.total * share / (scale + 1e-12))
         return combined
 
+    def _averages_of(self, name: str, like: Tensor) -> tuple[Tensor, Tensor]:
+        if name not in self._averages:
+            start = self._start.get(name, (0.0, 0))
+            norm, steps = (like.new_full((), value, dtype=torch.float64) for value in start)
+            self._averages[name] = norm, steps
+        return self._averages[name]
+
     def state_dict(self) -> dict[str, dict[str, float] | dict[str, int]]:
-        """The moving averages, as plain numbers."""
-        return {"norms": dict(self.norms), "steps": dict(self.steps)}
+        """The moving averages and how many norms are in each, as plain numbers."""
+        found = dict(self._start)
+        for name, (average, steps) in self._averages.items():
+            found[name] = float(average), int(steps)
+        return {
+            "norms": {name: norm for name, (norm, _) in found.items()},
+            "steps": {name: steps for name, (_, steps) in found.items()},
+        }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
         """Go on with averages that ``state_dict`` gave."""
-        self.norms = {name: float(value) for name, value in state["norms"].items()}
-        self.steps = {name: int(value) for name, value in state["steps"].items()}
+        self._averages = {}
+        self._start = {
+            name: (float(norm), int(state["steps"][name])) for name, norm in state["norms"].items()
+        }

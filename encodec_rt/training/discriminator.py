@@ -63,6 +63,9 @@ class StftDiscriminator(nn.Module):
         )
         # [B, 2, frames, bins]: the real and the imaginary part are the two channels.
         hidden = self.gain * torch.view_as_real(spectrum).permute(0, 3, 2, 1)
+        if hidden.is_cuda:
+            # So few channels reach the tensor cores only when they lie side by side.
+            hidden = hidden.contiguous(memory_format=torch.channels_last)
         features = []
         for layer in self.layers:
             hidden = leaky_relu(layer(hidden), 0.2)

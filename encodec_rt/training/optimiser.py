@@ -9,6 +9,7 @@ two-dimensional parameters only; a convolution's kernel is a matrix once it is f
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
@@ -29,31 +30,35 @@ al. 2025, "Muon is scalable for LLM training")."""
 
 @torch.no_grad()
 def orthogonalised(matrix: Tensor, *, iterations: int = 5) -> Tensor:
-    """[m, n] -> [m, n] with the same singular vectors and singular values between 0.6 and 1.3.
+    """[..., m, n] -> the same singular vectors, with singular values between 0.6 and 1.3.
 
     Every iteration multiplies by a polynomial of x x^T, and all of these commute. So the small
     matrix x x^T alone is iterated, and x is multiplied once, by their product.
     """
     a, b, c = _QUINTIC
-    tall = matrix.shape[0] > matrix.shape[1]
-    x = matrix.t() if tall else matrix
-    x = x / (x.norm() + 1e-7)
-    gram = x @ x.t()
+    tall = matrix.shape[-2] > matrix.shape[-1]
+    x = matrix.mT if tall else matrix
+    x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    gram = x @ x.mT
     product: Tensor | None = None
     for i in range(iterations):
         step = torch.add(b * gram, gram @ gram, alpha=c)
-        step.diagonal().add_(a)
+        step.diagonal(dim1=-2, dim2=-1).add_(a)
         product = step if product is None else step @ product
         if i < iterations - 1:
             gram = step @ gram @ step
     assert product is not None
     x = product @ x
-    nearest: Tensor = x.t() if tall else x
+    nearest: Tensor = x.mT if tall else x
     return nearest
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised Nesterov momentum; every parameter is a matrix [shape[0], the rest]."""
+    """Orthogonalised Nesterov momentum; every parameter is a matrix [shape[0], the rest].
+
+    Matrices of one shape go through the iterations together: a GPU would otherwise spend its time
+    on launching many small products.
+    """
 
     def __init__(self, groups: Iterable[Mapping[str, Any]], *, momentum: float = 0.95) -> None:
         """Each group has its parameters and, until a step sets it, the learning rate 0."""
@@ -61,22 +66,28 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step for every parameter that has a gradient."""
+        """One step for every parameter that has a gradient; all of them on one device."""
         for group in self.param_groups:
-            for parameter in group["params"]:
-                if parameter.grad is not None:
-                    self._move(parameter, group["lr"], group["momentum"])
+            moved = [p for p in group["params"] if p.grad is not None]
+            if moved:
+                self._move(moved, group["lr"], group["momentum"])
 
-    def _move(self, parameter: Tensor, rate: float, momentum: float) -> None:
-        assert parameter.grad is not None
-        state = self.state[parameter]
-        if not state:
-            state["momentum"] = torch.zeros_like(parameter)
-        average = state["momentum"].lerp_(parameter.grad, 1 - momentum)
-        matrix = parameter.grad.lerp(average, momentum).flatten(1)
-        size = _ADAM_SIZE * math.sqrt(max(matrix.shape))
-        direction = orthogonalised(matrix)
-        parameter.add_(direction.view_as(parameter), alpha=-rate * size)
+    def _move(self, parameters: list[Tensor], rate: float | Tensor, momentum: float) -> None:
+        for parameter in parameters:
+            if not self.state[parameter]:
+                self.state[parameter]["momentum"] = torch.zeros_like(parameter)
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        averages = [self.state[p]["momentum"] for p in parameters]
+        torch._foreach_lerp_(averages, gradients, 1 - momentum)
+        wanted = torch._foreach_lerp(gradients, averages, momentum)
+        by_shape: dict[torch.Size, list[int]] = defaultdict(list)
+        for number, matrix in enumerate(wanted):
+            by_shape[matrix.flatten(1).shape].append(number)
+        for shape, numbers in by_shape.items():
+            size = _ADAM_SIZE * math.sqrt(max(shape))
+            directions = orthogonalised(torch.stack([wanted[n].flatten(1) for n in numbers]))
+            for number, direction in zip(numbers, directions * (rate * size), strict=True):
+                parameters[number].sub_(direction.view_as(parameters[number]))
 
 
 class Optimiser:
@@ -106,9 +117,10 @@ class Optimiser:
             {"params": others, "share": 1.0},
             {"params": output, "share": output_rate_share},
         ]
-        self.parts: list[torch.optim.Optimizer] = [torch.optim.Adam(groups, betas=betas)]
+        self.parts: list[torch.optim.Optimizer] = [adam(groups, betas)]
         if matrices:
             self.parts.append(Muon([{"params": matrices, "share": 1.0}]))
+        self.parameters = [*self.body, *output]
         self.clip_norm = clip_norm
 
     def zero_grad(self) -> None:
@@ -116,24 +128,64 @@ class Optimiser:
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
-    def step(self, rate: float) -> float:
-        """Clip and move by the learning ``rate``, unless a gradient is not finite; their norm."""
-        norm = float(nn.utils.clip_grad_norm_(self.body, self.clip_norm))
+    def step(self, rate: Tensor) -> Tensor:
+        """Clip and move by the learning ``rate``; the norm of the gradients, both 0-d.
+
+        If that norm is not finite, nothing moves, and the gradients count as zero. It is decided on
+        the device, so that no step waits for the one before and a CUDA graph can hold it.
+        """
+        norm = nn.utils.clip_grad_norm_(self.body, self.clip_norm)
+        finite = norm.isfinite()
+        for parameter in self.parameters:
+            if parameter.grad is not None:
+                parameter.grad = torch.where(finite, parameter.grad, 0.0)
         for part in self.parts:
             for group in part.param_groups:
-                group["lr"] = rate * group["share"]
-            if math.isfinite(norm):
-                part.step()
+                set_rate(group, torch.where(finite, rate * group["share"], 0.0))
+            part.step()
         return norm
 
     def state_dict(self) -> list[dict[str, Any]]:
         """The moments of every part."""
-        return [part.state_dict() for part in self.parts]
+        return [moments(part) for part in self.parts]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
         """Go on with the moments that ``state_dict`` gave of the same kind and model."""
         for part, state in zip(self.parts, states, strict=True):
-            part.load_state_dict(state)
+            load_moments(part, state)
+
+
+def moments(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
+    """The state of an optimiser without its settings, which depend on the device."""
+    state = optimiser.state_dict()
+    groups = [{"params": group["params"]} for group in state["param_groups"]]
+    return {"state": state["state"], "param_groups": groups}
+
+
+def load_moments(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Go on with what ``moments`` gave, on this or another kind of device."""
+    groups = [
+        {**own, "params": theirs["params"]}
+        for own, theirs in zip(optimiser.param_groups, state["param_groups"], strict=True)
+    ]
+    optimiser.load_state_dict({"state": state["state"], "param_groups": groups})
+
+
+def adam(
+    groups: Iterable[Any], betas: tuple[float, float], *, rate: float = 1e-3
+) -> torch.optim.Adam:
+    """Adam that a CUDA graph can hold where the parameters are on a GPU."""
+    listed = list(groups)
+    first = listed[0]["params"][0] if isinstance(listed[0], dict) else listed[0]
+    if not first.is_cuda:
+        return torch.optim.Adam(listed, lr=rate, betas=betas)
+    tensor = torch.tensor(rate, device=first.device)
+    return torch.optim.Adam(listed, lr=tensor, betas=betas, fused=True, capturable=True)
+
+
+def set_rate(group: dict[str, Any], rate: Tensor) -> None:
+    """Give the group of an optimiser its learning rate; on a GPU without waiting for its value."""
+    group["lr"] = rate if rate.is_cuda else float(rate)
 
 
 def _is_matrix(parameter: Tensor) -> bool:

@@ -27,6 +27,18 @@ PAPER_WEIGHTS = {"time_l1": 0.1, "mel": 1.0, "adversarial": 3.0, "features": 3.0
 """Gradient shares of the paper's 24 kHz model, for a balanced stage."""
 
 
+HEARD_WEIGHTS = {
+    "relative_l1": 0.1,
+    "relative_complex": 0.3,
+    "compressed": 1.0,
+    "mel": 1.5,
+    "adversarial": 2.0,
+    "features": 1.5,
+}
+"""Gradient shares of a balanced stage with a discriminator: the highs come from it, and the rest
+holds the waveform. A larger share of the features than of the judgement pulls the highs down."""
+
+
 def _small_model(filters: int, width: int) -> EncodecConfig:
     return EncodecConfig(
         target_bandwidths=(1.5, 3.0, 6.0, 12.0),
@@ -54,6 +66,19 @@ _DEFAULT = TrainingConfig(
     precision="bfloat16",
 )
 
+_GPU = replace(
+    _DEFAULT,
+    weight_ema=0.999,
+    stages=(
+        Stage("loudness", 0.1, 32, 1e-3, LOUDNESS_WEIGHTS),
+        Stage("adversarial", 1.0, 32, 6e-4, HEARD_WEIGHTS, balanced=True),
+    ),
+    commitment=1.0,
+    bypass_share=0.15,
+    discriminator=DiscriminatorConfig(gain=10.0),
+    discriminator_chance=1.0,
+)
+
 PRESETS: Mapping[str, TrainingConfig] = MappingProxyType(
     {
         "default": _DEFAULT,
@@ -78,24 +103,17 @@ PRESETS: Mapping[str, TrainingConfig] = MappingProxyType(
         ),
         "cpu-tiny": replace(_DEFAULT, model=_small_model(8, 64)),
         "gpu": replace(
-            _DEFAULT,
-            crop_s=1.0,
-            weight_ema=0.999,
+            _GPU,
             stages=(
                 Stage("warm-up", 0.05, 64, 1e-3, WAVEFORM_WEIGHTS, quantised=False),
-                Stage("waveform", 0.4, 64, 1e-3, WAVEFORM_WEIGHTS),
-                Stage(
-                    "adversarial",
-                    1.0,
-                    64,
-                    3e-4,
-                    {"relative_l1": 0.1, "relative_complex": 0.5, "mel": 1.0}
-                    | {"adversarial": 3.0, "features": 3.0},
-                    balanced=True,
+                Stage("waveform", 0.3, 64, 1e-3, WAVEFORM_WEIGHTS),
+                *(
+                    replace(stage, until=until)
+                    for stage, until in zip(_GPU.stages, (0.4, 1.0), strict=True)
                 ),
             ),
-            discriminator=DiscriminatorConfig(filters=16),
         ),
+        "adversarial": _GPU,
         "decoder": replace(
             _DEFAULT,
             mix=replace(_MIX, full_band_share=0.75),
@@ -164,6 +182,7 @@ PRESETS: Mapping[str, TrainingConfig] = MappingProxyType(
         ),
     }
 )
-"""``default`` is for one CPU core; ``gpu`` adds the discriminator; ``decoder`` goes on with a
-trained model's decoder alone, so that its codes stay; ``default-48k`` is a small stereo model in
+"""``default`` is for one CPU core; ``gpu`` adds the discriminator; ``adversarial`` goes on with a
+trained model and the discriminator, on a GPU too; ``decoder`` with its decoder alone, so that its
+codes stay; ``default-48k`` is a small stereo model in
 chunks, which needs an index of its own (48 kHz, 2 channels); ``paper`` is the paper."""

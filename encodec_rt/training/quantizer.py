@@ -12,7 +12,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.functional import mse_loss
 
 from encodec_rt.model.quantizer import EncodecEuclideanCodebook, EncodecResidualVectorQuantizer
 
@@ -38,11 +37,28 @@ def nearest(rows: Tensor, book: EncodecEuclideanCodebook) -> Tensor:
     return (2 * rows @ book.embed.t() - book.embed.square().sum(1)).argmax(1)
 
 
+def draw_replacements(
+    books: Tensor, frames: int, levels: int, entries: int, generator: torch.Generator
+) -> Tensor:
+    """[levels, entries] rows of a batch that may replace dead entries, of items that use the level.
+
+    ``books`` [B] is on the CPU, and rows count through items and their ``frames``. Drawing on the
+    CPU, before the step, makes every device draw the same and lets none wait for the other.
+    """
+    rows = torch.zeros(levels, entries, dtype=torch.int64)
+    for level in range(levels):
+        items = (books > level).nonzero().squeeze(1)
+        if len(items):
+            drawn = torch.randint(len(items) * frames, (entries,), generator=generator)
+            rows[level] = items[drawn // frames] * frames + drawn % frames
+    return rows
+
+
 def quantise(
     quantizer: EncodecResidualVectorQuantizer,
     latents: Tensor,
     books: Tensor,
-    generator: torch.Generator,
+    replacements: Tensor,
     *,
     decay: float = 0.99,
     dead_share: float = 0.1,
@@ -52,32 +68,34 @@ def quantise(
 
     ``frozen`` codebooks stay as they are.
 
-    An entry whose mean use falls below ``dead_share`` of an even share becomes one of this batch's
-    residuals, drawn with ``generator`` (on the CPU, so that every device draws the same).
+    An entry whose mean use falls below ``dead_share`` of an even share becomes the residual of the
+    row that ``replacements`` (see ``draw_replacements``) names for it. Nothing here waits for a
+    value from the device.
     """
     batch, width, frames = latents.shape
     rows = latents.permute(0, 2, 1).reshape(-1, width)
-    wanted = books.to(latents.device).repeat_interleave(frames)
+    wanted = books.repeat_interleave(frames, output_size=batch * frames)
     residual = rows
     total = torch.zeros_like(rows)
     commitment = rows.new_zeros(())
     used = []
-    for level, book in enumerate(codebooks_of(quantizer)[: int(books.max())]):
-        active = wanted > level
+    for level, book in enumerate(codebooks_of(quantizer)[: len(replacements)]):
+        active = (wanted > level).to(rows.dtype)[:, None]
         with torch.no_grad():
             indices = nearest(residual, book)
             entries = book.embed[indices]
             if not frozen:
-                _follow(book, residual[active], indices[active], generator, decay, dead_share)
+                _follow(book, residual, indices, active, replacements[level], decay, dead_share)
             used.append((book.cluster_size > dead_share * book.cluster_size.mean()).sum())
-        commitment = commitment + mse_loss(residual[active], entries[active]) / len(
-            quantizer.layers
-        )
-        total = total + entries * active[:, None]
+        error = ((residual - entries).square() * active).sum()
+        commitment = commitment + error / (active.sum().clamp(min=1) * width)
+        total = total + entries * active
         residual = residual - entries
     through = rows + (total - rows).detach()
     return Quantised(
-        through.view(batch, frames, width).permute(0, 2, 1), commitment, torch.stack(used)
+        through.view(batch, frames, width).permute(0, 2, 1),
+        commitment / len(quantizer.layers),
+        torch.stack(used),
     )
 
 
@@ -85,22 +103,30 @@ def _follow(
     book: EncodecEuclideanCodebook,
     rows: Tensor,
     indices: Tensor,
-    generator: torch.Generator,
+    active: Tensor,
+    replacements: Tensor,
     decay: float,
     dead_share: float,
 ) -> None:
-    entries = len(book.embed)
-    counts = torch.bincount(indices, minlength=entries).to(rows.dtype)
-    sums = torch.zeros_like(book.embed).index_add_(0, indices, rows)
-    book.cluster_size.mul_(decay).add_(counts, alpha=1 - decay)
-    book.embed_avg.mul_(decay).add_(sums, alpha=1 - decay)
-    even = book.cluster_size.sum() / entries
-    dead = (book.cluster_size < dead_share * even).nonzero().squeeze(1)
-    if len(dead):
-        chosen = torch.randint(len(rows), (len(dead),), generator=generator).to(rows.device)
-        book.embed_avg[dead] = rows[chosen] * even
-        book.cluster_size[dead] = even
-    book.embed.copy_(_entries(book.embed_avg, book.cluster_size))
+    """Move ``book`` towards the ``active`` [N, 1] rows [N, D] of ``indices`` [N], if there are any.
+
+    Written without a branch on a value, so that a CUDA graph can hold it.
+    """
+    counts = torch.zeros_like(book.cluster_size).index_add_(0, indices, active[:, 0])
+    sums = torch.zeros_like(book.embed).index_add_(0, indices, rows * active)
+    size = book.cluster_size * decay + counts * (1 - decay)
+    average = book.embed_avg * decay + sums * (1 - decay)
+    even = size.sum() / len(size)
+    dead = size < dead_share * even
+    average = torch.where(dead[:, None], rows[replacements] * even, average)
+    size = torch.where(dead, even, size)
+    any_active = active.sum() > 0
+    for old, new in (
+        (book.cluster_size, size),
+        (book.embed_avg, average),
+        (book.embed, _entries(average, size)),
+    ):
+        old.copy_(torch.where(any_active, new, old))
 
 
 def _entries(embed_avg: Tensor, cluster_size: Tensor) -> Tensor:

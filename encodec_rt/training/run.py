@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from encodec_rt.atomic import replacing
 from encodec_rt.errors import ConfigError, WeightsError
@@ -116,7 +117,7 @@ class Run:
         """
         begun, begun_at, minutes = self.progress, self.clock(), self.minutes
         saved_at = begun_at
-        gathered: dict[str, list[float]] = {}
+        gathered: dict[str, list[Tensor]] = {}
         try:
             while True:
                 now = self.clock()
@@ -131,7 +132,7 @@ class Run:
                 for name, value in self.trainer.advance(self.progress).items():
                     gathered.setdefault(name, []).append(value)
                 if self.trainer.step % self.log_steps == 0:
-                    means = {name: sum(v) / len(v) for name, v in gathered.items()}
+                    means = {name: float(torch.stack(v).mean()) for name, v in gathered.items()}
                     report(self._note(means))
                     gathered.clear()
         finally:

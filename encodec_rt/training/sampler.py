@@ -5,8 +5,9 @@ A batch is a function of (seed, step) alone: nothing has to be stored to go on w
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+import itertools
+import os
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol, get_args
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from encodec_rt.errors import ConfigError
 from encodec_rt.training.acoustics import at_snr, coloured_noise, reverberated
@@ -63,22 +65,41 @@ class Batches(Protocol):
 
 
 class Prefetcher:
-    """A sampler's batches, drawn ahead in threads while a GPU computes the step before."""
+    """A sampler's batches, drawn ahead by other processes while a GPU computes."""
 
-    def __init__(self, sampler: Batches, *, ahead: int = 4, threads: int = 2) -> None:
-        """``ahead`` batches are drawn beyond the one that was asked for last."""
+    def __init__(self, sampler: Batches, *, workers: int | None = None, ahead: int = 2) -> None:
+        """``workers`` processes, or all cores but two, draw ``ahead`` batches each in advance."""
         self._sampler = sampler
+        self._workers = workers or max(1, (os.cpu_count() or 1) - 2)
         self._ahead = ahead
-        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="sampler")
-        self._drawn: dict[tuple[int, int], Future[Tensor]] = {}
+        self._next: tuple[int, int] | None = None
+        self._drawn: Iterator[Tensor] = iter(())
 
     def batch(self, step: int, items: int) -> Tensor:
-        """What the sampler's ``batch`` gives."""
-        self._drawn = {key: f for key, f in self._drawn.items() if key[0] >= step}
-        for later in range(step, step + 1 + self._ahead):
-            if (later, items) not in self._drawn:
-                self._drawn[later, items] = self._pool.submit(self._sampler.batch, later, items)
-        return self._drawn.pop((step, items)).result()
+        """What the sampler's ``batch`` gives; quick for the step after the one before."""
+        if self._next != (step, items):
+            loader = DataLoader(
+                _Steps(self._sampler, items),
+                batch_size=None,
+                sampler=itertools.count(step),
+                num_workers=self._workers,
+                prefetch_factor=self._ahead,
+                multiprocessing_context="fork",
+            )
+            self._drawn = iter(loader)
+        self._next = step + 1, items
+        return next(self._drawn)
+
+
+@dataclass(frozen=True, slots=True)
+class _Steps(Dataset[Tensor]):
+    """Batches of ``items`` by their step."""
+
+    batches: Batches
+    items: int
+
+    def __getitem__(self, step: int) -> Tensor:
+        return self.batches.batch(step, self.items)
 
 
 class _Pool:

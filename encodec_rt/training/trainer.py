@@ -2,6 +2,9 @@
 
 All chance comes from (seed, step), so the state is the step, the progress and tensors; on the CPU a
 resumed run is bit for bit the run that was not interrupted, as long as its budget counts steps.
+
+What is drawn is drawn on the CPU, before the step; the step itself never waits for a value of the
+device, so that a GPU can run ahead and record it (``captured``).
 """
 
 from __future__ import annotations
@@ -18,11 +21,13 @@ from encodec_rt.errors import WeightsError
 from encodec_rt.model.encodec import EncodecModel, loudness
 from encodec_rt.training import losses
 from encodec_rt.training.balancer import Balancer
+from encodec_rt.training.captured import CapturedSteps, EagerSteps, Inputs
 from encodec_rt.training.discriminator import MultiScaleStftDiscriminator
 from encodec_rt.training.initialisation import initialise
-from encodec_rt.training.optimiser import Optimiser
+from encodec_rt.training.optimiser import Optimiser, adam, load_moments, moments
 from encodec_rt.training.quantizer import (
     Quantised,
+    draw_replacements,
     quantise,
     start_codebooks,
     with_entries,
@@ -56,8 +61,10 @@ class Trainer:
             output_rate_share=config.output_rate_share,
             clip_norm=config.clip_norm,
         )
-        self.critic = torch.optim.Adam(
-            self.discriminator.parameters(), betas=config.discriminator_betas
+        self.critic = adam(
+            self.discriminator.parameters(),
+            config.discriminator_betas,
+            rate=config.discriminator_rate,
         )
         self.balancers = {
             stage.name: Balancer(stage.weights) for stage in config.stages if stage.balanced
@@ -69,6 +76,7 @@ class Trainer:
         self.books = torch.tensor(books)
         shares = config.bandwidth_shares or (1.0,) * len(books)
         self.book_shares = torch.tensor(shares, dtype=torch.float64)
+        self.steps = CapturedSteps(device) if device.type == "cuda" else EagerSteps()
 
     def start_from(self, model: EncodecModel) -> None:
         """Go on from a trained model's weights, with new optimisers; WeightsError for another."""
@@ -77,29 +85,67 @@ class Trainer:
             own.load_state_dict(model.state_dict())
         self.codebooks_started = True
 
-    def advance(self, progress: float) -> dict[str, float]:
-        """One step at ``progress`` in [0, 1); what was measured in it, by name."""
+    def advance(self, progress: float) -> dict[str, Tensor]:
+        """One step at ``progress`` in [0, 1); what was measured in it, by name, as 0-d tensors.
+
+        The tensors stay on the device: reading one waits for the step.
+        """
         stage = self.config.stage_at(progress)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-        target = self.sampler.batch(self.step, stage.items).to(self.device)
         if stage.frozen_encoder and not self.encoder_frozen:
             self._freeze_encoder()
         if stage.quantised and not self.codebooks_started:
             self._start_codebooks(stage, generator)
-        rate = self._learning_rate(stage, progress)
-        estimate, quantised = self._forward(target, stage, generator)
-        measured = {"learning_rate": rate}
-        if stage.adversarial:
-            measured |= self._train_discriminator(target, estimate, generator)
+        inputs = self._draw(stage, progress, generator)
+        chance = float(torch.rand((), generator=generator))
+        critic = stage.adversarial and chance < self.config.discriminator_chance
+
+        def step(given: Inputs) -> dict[str, Tensor]:
+            return self._step(stage, given, train_critic=critic)
+
+        measured = self.steps.run((stage.name, critic), step, inputs)
+        self.step += 1
+        return measured
+
+    def _draw(self, stage: Stage, progress: float, generator: torch.Generator) -> Inputs:
+        """Everything that differs from one step to the next, on the device."""
+        model = self.config.model
+        inputs = {
+            "audio": self.sampler.batch(self.step, stage.items),
+            "rate": torch.tensor(self._learning_rate(stage, progress)),
+            "decay": torch.tensor(min(self.config.weight_ema, (1 + self.step) / (10 + self.step))),
+        }
+        if stage.quantised:
+            shape = stage.items, 1, 1
+            drawn = torch.multinomial(self.book_shares, stage.items, True, generator=generator)
+            frames = -(-inputs["audio"].shape[-1] // model.hop_length)
+            levels = int(self.books.max())
+            inputs["books"] = self.books[drawn]
+            inputs["bypass"] = torch.rand(shape, generator=generator) < self.config.bypass_share
+            inputs["replacements"] = draw_replacements(
+                self.books[drawn], frames, levels, model.codebook_size, generator
+            )
+        if self.device.type == "cuda":
+            # Copied from pinned memory, a batch is on its way while the step before computes.
+            inputs = {name: value.pin_memory() for name, value in inputs.items()}
+        return {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
+
+    def _step(self, stage: Stage, given: Inputs, *, train_critic: bool) -> dict[str, Tensor]:
+        """The whole step on the device: forward, discriminator, losses, backward, averages."""
+        target = given["audio"]
+        estimate, quantised = self._forward(target, stage, given)
+        measured = {"learning_rate": given["rate"].clone()}
+        if train_critic:
+            measured["discriminator"] = self._train_discriminator(target, estimate)
         terms = self._losses(estimate, target, stage)
-        measured |= {name: float(term.detach()) for name, term in terms.items()}
+        measured |= {name: term.detach() for name, term in terms.items()}
         self.optimiser.zero_grad()
         penalty = estimate.new_zeros(())
         if quantised is not None and not stage.frozen_encoder:
             penalty = self.config.commitment * quantised.commitment
-            measured["commitment"] = float(quantised.commitment.detach())
+            measured["commitment"] = quantised.commitment.detach()
             entries = self.config.model.codebook_size
-            measured["live_share"] = float(quantised.used.float().mean()) / entries
+            measured["live_share"] = quantised.used.float().mean() / entries
         if stage.balanced:
             gradient = self.balancers[stage.name].gradient(terms, estimate)
             roots, gradients = [estimate, penalty], [gradient, torch.ones_like(penalty)]
@@ -109,14 +155,13 @@ class Trainer:
         else:
             total = sum((stage.weights[name] * term for name, term in terms.items()), penalty)
             torch.autograd.backward([total])
-        measured["gradient_norm"] = self.optimiser.step(rate)
+        measured["gradient_norm"] = self.optimiser.step(given["rate"])
         measured["si_sdr_db"] = self._si_sdr_db(estimate.detach(), target)
-        self.step += 1
-        self._follow()
+        self._follow(given["decay"])
         return measured
 
     def _forward(
-        self, target: Tensor, stage: Stage, generator: torch.Generator
+        self, target: Tensor, stage: Stage, given: Inputs
     ) -> tuple[Tensor, Quantised | None]:
         scale = loudness(target) if self.config.model.normalize else None
         with torch.set_grad_enabled(not stage.frozen_encoder), self._autocast():
@@ -124,26 +169,23 @@ class Trainer:
         latents = latents.float()
         quantised = None
         if stage.quantised:
-            items = len(target)
-            drawn = torch.multinomial(self.book_shares, items, True, generator=generator)
-            bypass = torch.rand(items, 1, 1, generator=generator) < self.config.bypass_share
             quantised = quantise(
                 self.model.quantizer,
                 latents,
-                self.books[drawn],
-                generator,
+                given["books"],
+                given["replacements"],
                 decay=self.config.codebook_ema,
                 dead_share=self.config.dead_share,
                 frozen=stage.frozen_encoder,
             )
-            latents = torch.where(bypass.to(self.device), latents, quantised.latents)
+            latents = torch.where(given["bypass"], latents, quantised.latents)
         with self._autocast():
             estimate = self.model.decoder(latents).float()
         return estimate if scale is None else estimate * scale, quantised
 
-    def _si_sdr_db(self, estimate: Tensor, target: Tensor) -> float:
+    def _si_sdr_db(self, estimate: Tensor, target: Tensor) -> Tensor:
         pair = losses.one_channel(estimate), losses.one_channel(target)
-        return float(losses.si_sdr_db(*pair).mean())
+        return losses.si_sdr_db(*pair).mean()
 
     @torch.no_grad()
     def _freeze_encoder(self) -> None:
@@ -189,21 +231,16 @@ class Trainer:
             logits, features = self.discriminator(losses.one_channel(audio))
         return [part.float() for part in logits], [[f.float() for f in own] for own in features]
 
-    def _train_discriminator(
-        self, target: Tensor, estimate: Tensor, generator: torch.Generator
-    ) -> dict[str, float]:
-        if float(torch.rand((), generator=generator)) >= self.config.discriminator_chance:
-            return {}
+    def _train_discriminator(self, target: Tensor, estimate: Tensor) -> Tensor:
+        """One step of the discriminator; its loss."""
         self.discriminator.requires_grad_(True)
         real, _ = self._judge(target)
         fake, _ = self._judge(estimate.detach())
         loss = losses.discriminator_hinge(real, fake)
         self.critic.zero_grad(set_to_none=True)
         torch.autograd.backward([loss])
-        for group in self.critic.param_groups:
-            group["lr"] = self.config.discriminator_rate
         self.critic.step()
-        return {"discriminator": float(loss.detach())}
+        return loss.detach()
 
     @torch.no_grad()
     def _start_codebooks(self, stage: Stage, generator: torch.Generator) -> None:
@@ -225,15 +262,14 @@ class Trainer:
         return stage.learning_rate * warm * (lowest + (1 - lowest) * cosine)
 
     @torch.no_grad()
-    def _follow(self) -> None:
-        decay = min(self.config.weight_ema, (1 + self.step) / (10 + self.step))
-        live, average = self.model.state_dict(), self.average.state_dict()
-        parameters = {name for name, _ in self.model.named_parameters()}
-        for name, value in average.items():
-            if name in parameters:
-                value.lerp_(live[name], 1 - decay)
-            else:
-                value.copy_(live[name])
+    def _follow(self, decay: Tensor) -> None:
+        """Move the averages of the weights; buffers are the model's own."""
+        live: list[Tensor] = list(self.model.parameters())
+        averages: list[Tensor] = list(self.average.parameters())
+        towards = torch._foreach_sub(live, averages)
+        torch._foreach_mul_(towards, 1 - decay)
+        torch._foreach_add_(averages, towards)
+        torch._foreach_copy_(list(self.average.buffers()), list(self.model.buffers()))
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bfloat16"
@@ -251,7 +287,7 @@ class Trainer:
             "average": dict(self.average.named_parameters()),
             "discriminator": self.discriminator.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "critic": self.critic.state_dict(),
+            "critic": moments(self.critic),
             "balancers": {name: b.state_dict() for name, b in self.balancers.items()},
         }
 
@@ -270,7 +306,7 @@ class Trainer:
             self.optimiser.load_state_dict(state["optimiser"])
         if state["config"]["discriminator"] == self.config.to_dict()["discriminator"]:
             self.discriminator.load_state_dict(state["discriminator"])
-            self.critic.load_state_dict(state["critic"])
+            load_moments(self.critic, state["critic"])
         for name, balancer in self.balancers.items():
             if name in state["balancers"]:
                 balancer.load_state_dict(state["balancers"][name])

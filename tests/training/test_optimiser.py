@@ -68,9 +68,9 @@ def test_a_gradient_that_is_not_finite_moves_nothing(kind: Kind) -> None:
         parameter.grad = torch.ones_like(parameter)
     before = [p.detach().clone() for p in model.parameters()]
     next(model.encoder.parameters()).grad.view(-1)[0] = math.inf  # type: ignore[union-attr]
-    assert not math.isfinite(optimiser.step(1e-3))
+    assert not math.isfinite(optimiser.step(torch.tensor(1e-3)))
     assert all(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))
     for parameter in model.parameters():
         parameter.grad = torch.ones_like(parameter)
-    assert math.isfinite(optimiser.step(1e-3))
+    assert math.isfinite(optimiser.step(torch.tensor(1e-3)))
     assert not any(torch.equal(p, old) for p, old in zip(model.parameters(), before, strict=True))

@@ -57,7 +57,7 @@ def test_the_loss_falls_and_every_part_takes_part(finished: Run) -> None:
     assert len(curve(finished, "features")) >= 2
     assert curve(finished, "live_share")[-1] > 0.5
     (balancer,) = finished.trainer.balancers.values()
-    assert set(balancer.norms) == set(balancer.weights)
+    assert set(balancer.state_dict()["norms"]) == set(balancer.weights)
 
 
 def test_a_run_leaves_its_configuration_curves_and_audio(finished: Run) -> None:
