@@ -70,13 +70,15 @@ _GPU = replace(
     _DEFAULT,
     weight_ema=0.999,
     stages=(
-        Stage("loudness", 0.1, 32, 1e-3, LOUDNESS_WEIGHTS),
+        Stage("loudness", 0.22, 32, 1e-3, LOUDNESS_WEIGHTS),
         Stage("adversarial", 1.0, 32, 6e-4, HEARD_WEIGHTS, balanced=True),
     ),
     commitment=1.0,
     bypass_share=0.15,
-    discriminator=DiscriminatorConfig(gain=10.0),
+    discriminator=DiscriminatorConfig(filters=16, gain=10.0),
+    discriminator_rate=5e-4,
     discriminator_chance=1.0,
+    judged_share=0.5,
 )
 
 PRESETS: Mapping[str, TrainingConfig] = MappingProxyType(

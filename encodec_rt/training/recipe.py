@@ -61,7 +61,10 @@ class Stage:
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """A whole run: model, data mix, stages and optimisation."""
+    """A whole run: model, data mix, stages and optimisation.
+
+    The discriminator sees ``judged_share`` of each crop, from a random place on.
+    """
 
     model: EncodecConfig
     stages: tuple[Stage, ...]
@@ -87,6 +90,7 @@ class TrainingConfig:
     discriminator_rate: float = 3e-4
     discriminator_betas: tuple[float, float] = (0.5, 0.9)
     discriminator_chance: float = 2 / 3
+    judged_share: float = 1.0
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
@@ -114,6 +118,8 @@ class TrainingConfig:
                 f"crop_s={self.crop_s}; a model with chunks of {self.model.chunk_length_s} s is "
                 "trained on crops as long as they are"
             )
+        if not 0 < self.judged_share <= 1:
+            raise ConfigError(f"judged_share={self.judged_share}; accepted: above 0, up to 1")
         if self.optimiser not in get_args(Kind):
             raise ConfigError(
                 f"optimiser={self.optimiser!r}; accepted: {', '.join(get_args(Kind))}"

@@ -20,11 +20,11 @@ from torch import Tensor
 from encodec_rt.errors import WeightsError
 from encodec_rt.model.encodec import EncodecModel, loudness
 from encodec_rt.training import losses
+from encodec_rt.training.adversary import Adversary, Judged
 from encodec_rt.training.balancer import Balancer
 from encodec_rt.training.captured import CapturedSteps, EagerSteps, Inputs
-from encodec_rt.training.discriminator import MultiScaleStftDiscriminator
 from encodec_rt.training.initialisation import initialise
-from encodec_rt.training.optimiser import Optimiser, adam, load_moments, moments
+from encodec_rt.training.optimiser import Optimiser
 from encodec_rt.training.quantizer import (
     Quantised,
     draw_replacements,
@@ -49,10 +49,9 @@ class Trainer:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(config.seed)
             self.model = EncodecModel(config.model)
-            self.discriminator = MultiScaleStftDiscriminator(config.discriminator)
+            self.adversary = Adversary(config, device)
         initialise(self.model, generator)
         self.model.to(device).train()
-        self.discriminator.to(device).train()
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimiser = Optimiser(
             self.model,
@@ -60,11 +59,6 @@ class Trainer:
             betas=config.betas,
             output_rate_share=config.output_rate_share,
             clip_norm=config.clip_norm,
-        )
-        self.critic = adam(
-            self.discriminator.parameters(),
-            config.discriminator_betas,
-            rate=config.discriminator_rate,
         )
         self.balancers = {
             stage.name: Balancer(stage.weights) for stage in config.stages if stage.balanced
@@ -125,6 +119,8 @@ class Trainer:
             inputs["replacements"] = draw_replacements(
                 self.books[drawn], frames, levels, model.codebook_size, generator
             )
+        if stage.adversarial:
+            inputs["starts"] = self.adversary.draw_starts(stage.items, generator)
         if self.device.type == "cuda":
             # Copied from pinned memory, a batch is on its way while the step before computes.
             inputs = {name: value.pin_memory() for name, value in inputs.items()}
@@ -135,9 +131,13 @@ class Trainer:
         target = given["audio"]
         estimate, quantised = self._forward(target, stage, given)
         measured = {"learning_rate": given["rate"].clone()}
-        if train_critic:
-            measured["discriminator"] = self._train_discriminator(target, estimate)
-        terms = self._losses(estimate, target, stage)
+        judged = None
+        if stage.adversarial:
+            judged = self.adversary.judge(estimate, target, given["starts"], self._autocast())
+        terms = self._losses(estimate, target, stage, judged)
+        critic_gradients: Sequence[Tensor] = ()
+        if judged is not None and train_critic:
+            measured["discriminator"], critic_gradients = self.adversary.gradients(judged)
         measured |= {name: term.detach() for name, term in terms.items()}
         self.optimiser.zero_grad()
         penalty = estimate.new_zeros(())
@@ -156,6 +156,8 @@ class Trainer:
             total = sum((stage.weights[name] * term for name, term in terms.items()), penalty)
             torch.autograd.backward([total])
         measured["gradient_norm"] = self.optimiser.step(given["rate"])
+        if critic_gradients:
+            self.adversary.move(critic_gradients)
         measured["si_sdr_db"] = self._si_sdr_db(estimate.detach(), target)
         self._follow(given["decay"])
         return measured
@@ -214,33 +216,13 @@ class Trainer:
             terms["mel"] = losses.mel_l1_l2(estimate, target, sampling_rate=rate)
         return terms
 
-    def _losses(self, estimate: Tensor, target: Tensor, stage: Stage) -> dict[str, Tensor]:
+    def _losses(
+        self, estimate: Tensor, target: Tensor, stage: Stage, judged: Judged | None
+    ) -> dict[str, Tensor]:
         terms = self.reconstruction_losses(estimate, target, stage)
-        if stage.adversarial:
-            self.discriminator.requires_grad_(False)
-            with torch.no_grad():
-                _, real_features = self._judge(target)
-            fake, fake_features = self._judge(estimate)
-            terms["adversarial"] = losses.generator_hinge(fake)
-            terms["features"] = losses.feature_matching(real_features, fake_features)
+        if judged is not None:
+            terms |= judged.terms()
         return {name: term for name, term in terms.items() if name in stage.weights}
-
-    def _judge(self, audio: Tensor) -> tuple[list[Tensor], list[list[Tensor]]]:
-        """The discriminator's logits and features of every scale, in float32."""
-        with self._autocast():
-            logits, features = self.discriminator(losses.one_channel(audio))
-        return [part.float() for part in logits], [[f.float() for f in own] for own in features]
-
-    def _train_discriminator(self, target: Tensor, estimate: Tensor) -> Tensor:
-        """One step of the discriminator; its loss."""
-        self.discriminator.requires_grad_(True)
-        real, _ = self._judge(target)
-        fake, _ = self._judge(estimate.detach())
-        loss = losses.discriminator_hinge(real, fake)
-        self.critic.zero_grad(set_to_none=True)
-        torch.autograd.backward([loss])
-        self.critic.step()
-        return loss.detach()
 
     @torch.no_grad()
     def _start_codebooks(self, stage: Stage, generator: torch.Generator) -> None:
@@ -285,9 +267,8 @@ class Trainer:
             "model": without_entries(self.model.state_dict()),
             # All else of the average is the model's own.
             "average": dict(self.average.named_parameters()),
-            "discriminator": self.discriminator.state_dict(),
+            **self.adversary.state_dict(),
             "optimiser": self.optimiser.state_dict(),
-            "critic": moments(self.critic),
             "balancers": {name: b.state_dict() for name, b in self.balancers.items()},
         }
 
@@ -304,9 +285,7 @@ class Trainer:
         self.average.load_state_dict(self.model.state_dict() | dict(state["average"]))
         if state["config"]["optimiser"] == self.config.optimiser:
             self.optimiser.load_state_dict(state["optimiser"])
-        if state["config"]["discriminator"] == self.config.to_dict()["discriminator"]:
-            self.discriminator.load_state_dict(state["discriminator"])
-            load_moments(self.critic, state["critic"])
+        self.adversary.load_state_dict(state["config"]["discriminator"], state)
         for name, balancer in self.balancers.items():
             if name in state["balancers"]:
                 balancer.load_state_dict(state["balancers"][name])

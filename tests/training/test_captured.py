@@ -66,7 +66,7 @@ def test_a_step_waits_for_no_value_of_the_device(
     ours = trainer()
     # On a CPU torch's own Adam reads its rate and step; on a GPU both are tensors.
     ours.optimiser.parts = [p for p in ours.optimiser.parts if isinstance(p, optimiser.Muon)]
-    monkeypatch.setattr(ours.critic, "step", lambda: None)
+    monkeypatch.setattr(ours.adversary.optimiser, "step", lambda: None)
     monkeypatch.setattr(optimiser, "set_rate", lambda group, rate: group.update(lr=rate))
     given = ours._draw(stage, 0.5, torch.Generator().manual_seed(0))
     ours._step(stage, given, train_critic=stage.adversarial)  # filters and windows are made once
