@@ -20,7 +20,7 @@ AT_ONCE = 4
 """Replays before the one that is timed on the device, so that no launch is waited for."""
 
 
-class Budget:
+class TimeBudget:
     """The seconds that a part of the bench has in all."""
 
     def __init__(self, seconds: float) -> None:

@@ -37,7 +37,7 @@ SMALL_KBPS = 6.01
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelChoice:
     """Which model a bench uses, and at what bandwidth."""
 
     source: str
@@ -45,7 +45,7 @@ class Model:
     small: bool
 
     @classmethod
-    def from_arguments(cls, arguments: argparse.Namespace) -> Model:
+    def from_arguments(cls, arguments: argparse.Namespace) -> ModelChoice:
         """As ``add_arguments`` lets it be chosen."""
         kbps = SMALL_KBPS if arguments.small else arguments.kbps
         return cls(arguments.model, kbps, arguments.small)

@@ -82,7 +82,7 @@ def segments(config: EncodecConfig, samples: int) -> Iterator[tuple[int, int]]:
         yield size, -(-size // config.hop_length)
 
 
-class SegmentEncoder(Protocol):
+class CodeSegmentEncoder(Protocol):
     """A language model's coder of the codes of one segment."""
 
     def write(self, codes: Codes) -> None:
@@ -92,7 +92,7 @@ class SegmentEncoder(Protocol):
         """The bytes of all of them."""
 
 
-class SegmentDecoder(Protocol):
+class CodeSegmentDecoder(Protocol):
     """A language model's decoder."""
 
     def segment(self, file: BinaryIO, frames: int, books: int) -> Iterator[Codes]:
@@ -111,7 +111,7 @@ class EcdcWriter:
         model: str,
         codebooks: int,
         *,
-        coder: Callable[[], SegmentEncoder] | None = None,
+        coder: Callable[[], CodeSegmentEncoder] | None = None,
     ) -> None:
         """``coder`` gives a language model's coder for each segment; none packs the codes."""
         if not 1 <= codebooks <= config.num_quantizers:
@@ -122,7 +122,7 @@ class EcdcWriter:
         self._frames = 0
         self._rest: Codes = np.empty(0, np.uint16)
         self._new_coder = coder
-        self._coder: SegmentEncoder | None = None
+        self._coder: CodeSegmentEncoder | None = None
         self._spool = tempfile.SpooledTemporaryFile(_SPOOL_BYTES)  # noqa: SIM115, closed by close()
 
     def __enter__(self) -> EcdcWriter:
@@ -230,7 +230,7 @@ class EcdcReader:
         config: EncodecConfig,
         *,
         salvage: bool = False,
-        decoder: SegmentDecoder | None = None,
+        decoder: CodeSegmentDecoder | None = None,
     ) -> None:
         if header.language_model and decoder is None:
             raise PacketError(
@@ -287,7 +287,7 @@ class EcdcReader:
                 return
 
     def _coded(
-        self, decoder: SegmentDecoder, samples: int, frames: int, scale: float | None
+        self, decoder: CodeSegmentDecoder, samples: int, frames: int, scale: float | None
     ) -> Iterator[Block]:
         """A segment that a language model coded: whole, unless the model streams by frames."""
         given, parts = 0, list[Codes]()

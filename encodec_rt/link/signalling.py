@@ -34,7 +34,7 @@ REMEMBERED = 4096
 """Fingerprints of offers that were taken: of an offer there are three, and no more than eight."""
 
 
-class Line(Protocol):
+class SignalledCall(Protocol):
     """One call as signalling sees it."""
 
     async def answer(self, offer: str) -> str:
@@ -66,7 +66,7 @@ class SignallingServer:
 
     def __init__(
         self,
-        open_line: Callable[[], Line],
+        open_line: Callable[[], SignalledCall],
         *,
         token: str | None,
         limits: Limits | None = None,
@@ -83,7 +83,7 @@ class SignallingServer:
         self.limits = limits or Limits()
         self._origins = origins
         self._rate = RateLimit(self.limits.requests_per_s, self.limits.burst)
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[str, SignalledCall] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._pending = 0
         self._taken: OrderedDict[str, None] = OrderedDict()
@@ -191,7 +191,7 @@ class SignallingServer:
         while len(self._taken) > REMEMBERED:
             self._taken.popitem(last=False)
 
-    async def _follow(self, name: str, line: Line) -> None:
+    async def _follow(self, name: str, line: SignalledCall) -> None:
         try:
             await line.run()
         except LinkError as error:
