@@ -71,7 +71,7 @@ def shown(last, *, terminal: bool) -> str:
     return text.getvalue()
 
 
-def test_rates_and_the_delay_of_the_buffer_are_those_of_the_last_seconds():
+def test_rates_and_the_delay_of_the_buffer_are_those_of_the_last_seconds() -> None:
     meter = CallMeter()
     for second in range(20):
         fast = statistics(second)
@@ -83,7 +83,7 @@ def test_rates_and_the_delay_of_the_buffer_are_those_of_the_last_seconds():
     assert last.target_ms == pytest.approx(40.0)
 
 
-def test_the_panel_shows_both_directions_and_every_term_and_counter():
+def test_the_panel_shows_both_directions_and_every_term_and_counter() -> None:
     text = shown(status(packetsLost=7, concealmentEvents=2), terminal=True)
     for name in (*LATENCY, "inputBuffer", "voiceProcessing", "playbackQueue"):
         assert name in text
@@ -107,7 +107,7 @@ def test_the_panel_shows_both_directions_and_every_term_and_counter():
     assert "Desk Microphone, Desk Speaker" in text
 
 
-def test_elsewhere_than_on_a_terminal_a_line_names_the_faults_of_the_devices():
+def test_elsewhere_than_on_a_terminal_a_line_names_the_faults_of_the_devices() -> None:
     (line,) = shown(status(packetsLost=7), terminal=False).splitlines()
     for part in ("lost 7", "8 codebooks x 2, 1 again", "round trip 81 ms", "latency 150 ms"):
         assert part in line
@@ -115,13 +115,13 @@ def test_elsewhere_than_on_a_terminal_a_line_names_the_faults_of_the_devices():
     assert "\x1b" not in line
 
 
-def test_a_call_between_files_has_no_devices_to_show():
+def test_a_call_between_files_has_no_devices_to_show() -> None:
     last = status(devices=False)
     assert call_line(last).endswith("no device faults")
     assert "clock" not in shown(last, terminal=True)
 
 
-def test_a_call_that_has_not_begun_is_shown_without_dividing_by_zero():
+def test_a_call_that_has_not_begun_is_shown_without_dividing_by_zero() -> None:
     first = CallMeter().look(
         statistics(devices=False) | {"remote": {}, "outbound": {}},
         0.0,

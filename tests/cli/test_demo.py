@@ -1,4 +1,7 @@
+from __future__ import annotations
+
 import re
+from pathlib import Path
 
 import pytest
 import soundfile
@@ -11,7 +14,7 @@ from tests.support.models import SPEECH
 
 
 @pytest.fixture
-def clip(tmp_path):
+def clip(tmp_path: Path):
     samples, rate = soundfile.read(SPEECH, dtype="float32")
     path = tmp_path / "clip.wav"
     soundfile.write(path, samples[20_000:28_000], rate)
@@ -22,7 +25,7 @@ def run(*arguments):
     return CliRunner().invoke(app, ["demo", *(str(argument) for argument in arguments)])
 
 
-def check(result, folder):
+def check(result, folder) -> None:
     assert result.exit_code == 0, result.output
     facts = soundfile.info(folder / "out.wav")
     assert (facts.frames, facts.samplerate, facts.subtype) == (8_000, 24_000, "PCM_16")
@@ -33,15 +36,17 @@ def check(result, folder):
         assert fact in result.stdout
 
 
-def test_the_demo_runs_without_pacing_and_leaves_sound_and_picture(clip, tmp_path):
+def test_the_demo_runs_without_pacing_and_leaves_sound_and_picture(clip, tmp_path: Path) -> None:
     folder = tmp_path / "demo"
     result = run("--fast", "--input", clip, "--out", folder)
     check(result, folder)
     assert "flat out" in result.stdout
 
 
-def test_the_demo_says_that_random_weights_are_random(monkeypatch, clip, tmp_path):
-    def missing():
+def test_the_demo_says_that_random_weights_are_random(
+    monkeypatch: pytest.MonkeyPatch, clip, tmp_path: Path
+) -> None:
+    def missing() -> None:
         raise WeightsError("no default model")
 
     monkeypatch.setattr(pretrained, "default_folder", missing)
@@ -53,12 +58,12 @@ def test_the_demo_says_that_random_weights_are_random(monkeypatch, clip, tmp_pat
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_a_second_demo_replaces_the_first(clip, tmp_path):
+def test_a_second_demo_replaces_the_first(clip, tmp_path: Path) -> None:
     for _ in range(2):
         check(run("--input", clip, "--out", tmp_path), tmp_path)
 
 
-def test_the_demo_takes_less_than_a_frame_and_refuses_no_samples(clip, tmp_path):
+def test_the_demo_takes_less_than_a_frame_and_refuses_no_samples(clip, tmp_path: Path) -> None:
     short = tmp_path / "short.wav"
     soundfile.write(short, soundfile.read(clip)[0][:300], 24_000)
     folder = tmp_path / "demo"

@@ -62,7 +62,7 @@ def survive(codec: Codec, attack: Callable[[KnownCall, FarEnd], Awaitable[None]]
 
 
 @pytest.mark.parametrize("fatal", [b"", b"\x80\x76" + bytes(2100), b"\x80\xc9" + bytes(5000)])
-def test_no_datagram_from_outside_ends_a_call(codec: Codec, fatal: bytes):
+def test_no_datagram_from_outside_ends_a_call(codec: Codec, fatal: bytes) -> None:
     async def attack(call: KnownCall, far: FarEnd) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
             for address in call.addresses:
@@ -72,7 +72,7 @@ def test_no_datagram_from_outside_ends_a_call(codec: Codec, fatal: bytes):
     survive(codec, attack)
 
 
-def test_a_call_goes_on_under_every_kind_of_attack_at_once(codec: Codec):
+def test_a_call_goes_on_under_every_kind_of_attack_at_once(codec: Codec) -> None:
     statuses: dict[str, int] = {}
 
     async def attack(call: KnownCall, far: FarEnd) -> None:

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import numpy as np
 import pytest
 
@@ -26,14 +28,14 @@ def later(sound, samples, gain=1.0):
 
 
 @pytest.mark.parametrize("samples", [0, 700, 3333, 30_000])
-def test_the_delay_is_found_to_the_sample(samples):
+def test_the_delay_is_found_to_the_sample(samples) -> None:
     delay = measured(lambda sound: later(sound, samples)).require()
     assert delay.median_ms == pytest.approx(samples * 1000 / RATE)
     assert (delay.agreeing, delay.chirps) == (10, 10)
     assert delay.lowest_ms == delay.highest_ms == delay.median_ms
 
 
-def test_the_delay_is_found_under_noise_echo_and_a_wrong_sign():
+def test_the_delay_is_found_under_noise_echo_and_a_wrong_sign() -> None:
     def room(sound):
         noise = np.random.default_rng(1).normal(0, 0.02, len(sound))
         return (later(sound, 2400, -0.3) + later(sound, 2900, 0.15) + noise).astype(np.float32)
@@ -41,12 +43,12 @@ def test_the_delay_is_found_under_noise_echo_and_a_wrong_sign():
     assert measured(room).require().median_ms == pytest.approx(100, abs=0.1)
 
 
-def test_at_another_rate_the_delay_is_the_same_time():
+def test_at_another_rate_the_delay_is_the_same_time() -> None:
     delay = measured(lambda sound: later(sound, 1600), rate=16_000).require()
     assert delay.median_ms == pytest.approx(100)
 
 
-def test_chirps_that_come_at_different_times_are_reported_as_a_range():
+def test_chirps_that_come_at_different_times_are_reported_as_a_range() -> None:
     def wandering(sound):
         half = len(sound) // 2
         return np.concatenate([later(sound[:half], 2400), later(sound, 2448)[half:]])
@@ -56,7 +58,7 @@ def test_chirps_that_come_at_different_times_are_reported_as_a_range():
 
 
 @pytest.mark.parametrize("gain", [0.0, 0.3])
-def test_a_microphone_that_hears_silence_or_noise_gives_no_figure(gain):
+def test_a_microphone_that_hears_silence_or_noise_gives_no_figure(gain) -> None:
     noise = np.random.default_rng(0)
     probe = measured(lambda sound: noise.normal(0, gain, len(sound)).astype(np.float32))
     assert probe.after_codec() is None

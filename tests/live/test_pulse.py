@@ -1,5 +1,7 @@
 """The real path: PortAudio, its threads, and a sound server with a virtual microphone."""
 
+from __future__ import annotations
+
 import json
 import os
 import signal
@@ -8,6 +10,7 @@ import sys
 import threading
 import time
 import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -40,7 +43,7 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory: pytest.TempPathFactory):
     with pulse.serving(tmp_path_factory.mktemp("pulse")) as server:
         yield server
 
@@ -57,7 +60,7 @@ def model():
 class Session:
     """The codec between the virtual devices, in a thread, with all that passed."""
 
-    def __init__(self, codec, kbps=None):
+    def __init__(self, codec, kbps=None) -> None:
         self.kbps = kbps or codec.config.target_bandwidths[-1]
         self.told = []
         self.captured = []
@@ -88,23 +91,23 @@ class Session:
     def counts(self):
         return self.duplex.status().counts
 
-    def wait_until(self, reached):
+    def wait_until(self, reached) -> None:
         end = time.monotonic() + PATIENCE_S
         while not reached():
             assert time.monotonic() < end, f"{self.told} {self.counts}"
             time.sleep(0.02)
 
-    def stop(self):
+    def stop(self) -> None:
         self._stop.set()
         self._thread.join()
 
 
-def test_devices_are_listed(server):
+def test_devices_are_listed(server) -> None:
     names = [device.name for device in list_devices()]
     assert {"rt_mic", "rt_spk"} <= set(names)
 
 
-def test_speech_passes_from_the_microphone_through_the_codec_to_the_speaker(server, model):
+def test_speech_passes_from_the_microphone_through_the_codec_to_the_speaker(server, model) -> None:
     codec = Codec(model)
     said = (16_000 * speech(1, 2 * RATE, seed=3)[0].numpy()).astype(np.int16)
     clicks = np.zeros((CLICKS + 1) * CLICK_SPACING, np.int16)
@@ -151,7 +154,7 @@ def test_speech_passes_from_the_microphone_through_the_codec_to_the_speaker(serv
     check_order(pieces, bound("played back", "correlation"), calm)
 
 
-def test_the_default_model_carries_speech_from_the_microphone_to_the_speaker(server):
+def test_the_default_model_carries_speech_from_the_microphone_to_the_speaker(server) -> None:
     torch.set_num_threads(1)
     codec = Codec.load("default")
     said = (16_000 * speech(1, 2 * RATE, seed=3)[0].numpy()).astype(np.int16)
@@ -181,7 +184,9 @@ def test_the_default_model_carries_speech_from_the_microphone_to_the_speaker(ser
     assert (counts["playback starved"] > 0) == (counts["playback samples missing"] > 0)
 
 
-def test_mouth_to_ear_is_measured_and_written_beside_its_terms(server, model, tmp_path):
+def test_mouth_to_ear_is_measured_and_written_beside_its_terms(
+    server, model, tmp_path: Path
+) -> None:
     model.save_pretrained(tmp_path / "model")
     report = tmp_path / "out.json"
     done = subprocess.run(
@@ -227,7 +232,7 @@ def start_live(folder, model, kbps):
     )
 
 
-def wait_for_reports(process, count=2):
+def wait_for_reports(process, count=2) -> None:
     while count and (line := process.stderr.readline()):
         count -= "kbps" in line
 
@@ -240,7 +245,7 @@ def end_live(process, ending, *, reports=2):
         return process.stderr.read()
 
 
-def check_recordings(wav, ecdc, model, kbps):
+def check_recordings(wav, ecdc, model, kbps) -> None:
     """Both are valid and hold the same session, but for the step in which it was cut off."""
     samples, codes, header = read_recordings(wav, ecdc, model.config)
     assert len(samples) > RATE
@@ -252,8 +257,8 @@ def check_recordings(wav, ecdc, model, kbps):
 
 
 def test_what_was_recorded_survives_ctrl_c_a_hanging_sound_server_and_a_kill(
-    server, model, tmp_path
-):
+    server, model, tmp_path: Path
+) -> None:
     model.save_pretrained(tmp_path / "model")
     kbps = model.config.target_bandwidths[-1]
     folders = [tmp_path / name for name in ("interrupted", "hung", "killed")]

@@ -1,4 +1,7 @@
+from __future__ import annotations
+
 import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -38,7 +41,7 @@ def only_file(folder):
     return path
 
 
-def test_a_wav_is_whole_after_every_write_and_gets_its_name_at_the_end(tmp_path):
+def test_a_wav_is_whole_after_every_write_and_gets_its_name_at_the_end(tmp_path: Path) -> None:
     recording = WavRecording(tmp_path / "out.wav", 24_000)
     wanted = np.zeros(0)
     for number in range(1, 5):
@@ -52,14 +55,14 @@ def test_a_wav_is_whole_after_every_write_and_gets_its_name_at_the_end(tmp_path)
     assert np.array_equal(wav_samples(tmp_path / "out.wav"), wanted)
 
 
-def test_a_wav_limits_what_is_beyond_full_scale(tmp_path):
+def test_a_wav_limits_what_is_beyond_full_scale(tmp_path: Path) -> None:
     recording = WavRecording(tmp_path / "out.wav", 24_000)
     recording.write(np.array([2.0, -2.0, 1.0, -1.0], np.float32))
     recording.finish()
     assert wav_samples(tmp_path / "out.wav").tolist() == [32767, -32768, 32767, -32768]
 
 
-def test_a_full_wav_is_refused_before_its_header_overflows(tmp_path):
+def test_a_full_wav_is_refused_before_its_header_overflows(tmp_path: Path) -> None:
     recording = WavRecording(tmp_path / "out.wav", 24_000)
     recording.samples = 2**31 - 2100
     with pytest.raises(InputError, match="4 GiB; --save has no such end"):
@@ -67,7 +70,9 @@ def test_a_full_wav_is_refused_before_its_header_overflows(tmp_path):
 
 
 @pytest.mark.parametrize("books", [1, 2, 4])
-def test_an_ecdc_is_whole_after_every_write_and_loses_at_most_a_started_byte(tmp_path, books):
+def test_an_ecdc_is_whole_after_every_write_and_loses_at_most_a_started_byte(
+    tmp_path: Path, books
+) -> None:
     recording = EcdcRecording(tmp_path / "out.ecdc", CONFIG, "tiny", books)
     sent = random_codes(1200, books)
     for end in (1, 2, 3, 10, 99, 1200):
@@ -82,7 +87,7 @@ def test_an_ecdc_is_whole_after_every_write_and_loses_at_most_a_started_byte(tmp
     assert (header.model, header.codebooks) == ("tiny", books)
 
 
-def test_the_original_package_reads_the_header_while_it_grows(tmp_path):
+def test_the_original_package_reads_the_header_while_it_grows(tmp_path: Path) -> None:
     recording = EcdcRecording(tmp_path / "out.ecdc", CONFIG, "encodec_24khz", 2)
     recording.write(random_codes(7, 2))
     with only_file(tmp_path).open("rb") as file:
@@ -91,7 +96,7 @@ def test_the_original_package_reads_the_header_while_it_grows(tmp_path):
     recording.finish()
 
 
-def test_a_finished_ecdc_has_the_true_length_of_its_audio(tmp_path):
+def test_a_finished_ecdc_has_the_true_length_of_its_audio(tmp_path: Path) -> None:
     recording = EcdcRecording(tmp_path / "out.ecdc", CONFIG, "tiny", 2)
     recording.write(random_codes(5, 2))
     recording.finish(5 * HOP - 3)
@@ -99,7 +104,7 @@ def test_a_finished_ecdc_has_the_true_length_of_its_audio(tmp_path):
     assert (header.samples, len(codes)) == (5 * HOP - 3, 5)
 
 
-def test_a_recording_without_a_sample_makes_no_file(tmp_path):
+def test_a_recording_without_a_sample_makes_no_file(tmp_path: Path) -> None:
     WavRecording(tmp_path / "out.wav", 24_000).finish()
     EcdcRecording(tmp_path / "out.ecdc", CONFIG, "tiny", 2).finish()
     assert not list(tmp_path.iterdir())
@@ -112,7 +117,7 @@ def make(kind, path, **options):
 
 
 @pytest.mark.parametrize("kind", ["wav", "ecdc"])
-def test_what_exists_is_kept_unless_it_may_be_replaced(tmp_path, kind):
+def test_what_exists_is_kept_unless_it_may_be_replaced(tmp_path: Path, kind) -> None:
     path = tmp_path / f"out.{kind}"
     path.write_text("precious")
     with pytest.raises(InputError, match="--force"):
@@ -126,7 +131,7 @@ def test_what_exists_is_kept_unless_it_may_be_replaced(tmp_path, kind):
 
 
 @pytest.mark.parametrize(("kind", "name"), [("wav", "out.mp3"), ("ecdc", "out.wav"), ("wav", "o")])
-def test_another_kind_of_name_is_refused(tmp_path, kind, name):
+def test_another_kind_of_name_is_refused(tmp_path: Path, kind, name) -> None:
     with pytest.raises(InputError, match=f"is named .{kind}"):
         make(kind, tmp_path / name)
     assert not list(tmp_path.iterdir())

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -229,7 +230,7 @@ def test_streams_can_be_opened_without_end_when_old_ones_are_dropped() -> None:
     portable.stream_decoder(bandwidth)
 
 
-def test_the_portable_codec_needs_neither_torch_nor_the_model_classes(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_the_portable_codec_needs_neither_torch_nor_the_model_classes(tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     model = random_model(tiny_config())
     file = tmp_path / "model.bin"
     assert write_blob(model, file) == file.stat().st_size

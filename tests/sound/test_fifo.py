@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import threading
 
 import numpy as np
@@ -15,7 +17,7 @@ def take(fifo, count):
 
 @given(st.lists(st.tuples(st.booleans(), st.integers(0, 20)), max_size=60), st.integers(1, 16))
 @settings(max_examples=100, deadline=None)
-def test_it_behaves_as_a_bounded_list_that_refuses_what_has_no_room(steps, capacity):
+def test_it_behaves_as_a_bounded_list_that_refuses_what_has_no_room(steps, capacity) -> None:
     fifo, model, number = SampleFifo(capacity), [], 0
     for writes, count in steps:
         if writes:
@@ -32,7 +34,7 @@ def test_it_behaves_as_a_bounded_list_that_refuses_what_has_no_room(steps, capac
         assert fifo.fill == len(model)
 
 
-def test_skipping_lets_go_of_the_oldest():
+def test_skipping_lets_go_of_the_oldest() -> None:
     fifo = SampleFifo(8)
     fifo.write(np.arange(6, dtype=np.int16))
     assert fifo.skip(4) == 4
@@ -40,10 +42,10 @@ def test_skipping_lets_go_of_the_oldest():
     assert fifo.skip(1) == 0
 
 
-def test_samples_pass_between_two_threads_in_order():
+def test_samples_pass_between_two_threads_in_order() -> None:
     fifo, sent = SampleFifo(100), np.arange(6_000).astype(np.int16)
 
-    def write():
+    def write() -> None:
         position = 0
         while position < len(sent):
             piece = sent[position : position + 20]

@@ -1,5 +1,7 @@
 """Echo cancellation on a simulated room: what the speaker plays comes back to the microphone."""
 
+from __future__ import annotations
+
 import sys
 
 import numpy as np
@@ -59,7 +61,7 @@ def level_db(audio):
     return 10 * np.log10(np.mean(audio.reshape(-1, RATE // 50) ** 2, axis=1) + 1e-9)
 
 
-def test_an_echo_is_taken_out_within_two_seconds(far, echo):
+def test_an_echo_is_taken_out_within_two_seconds(far, echo) -> None:
     span = slice(2 * RATE, NEAR_BEGINS_S * RATE)
     heard = cleaned(far, echo[: span.stop])
     gone_db = 10 * np.log10(np.sum(echo[span] ** 2) / np.sum(heard[span] ** 2))
@@ -67,7 +69,7 @@ def test_an_echo_is_taken_out_within_two_seconds(far, echo):
     assert gone_db > bound("echo return loss", "dB")
 
 
-def test_a_voice_beside_an_echo_stays(far, echo, near):
+def test_a_voice_beside_an_echo_stays(far, echo, near) -> None:
     both, alone = cleaned(far, echo + near), cleaned(np.zeros_like(far), near)
     span = slice((NEAR_BEGINS_S + 1) * RATE, len(far))
     likeness = np.corrcoef(both[span], alone[span])[0, 1]
@@ -79,12 +81,12 @@ def test_a_voice_beside_an_echo_stays(far, echo, near):
 
 
 @pytest.mark.parametrize(("settings", "held_ms"), [({}, 9.3), ({"noise": True}, 15.3)])
-def test_what_the_filters_hold_back_is_found_at_the_start(settings, held_ms):
+def test_what_the_filters_hold_back_is_found_at_the_start(settings, held_ms) -> None:
     pytest.importorskip("livekit.rtc")
     assert VoiceProcessor(RATE, **settings).held_ms == pytest.approx(held_ms, abs=0.3)
 
 
-def test_noise_suppression_lowers_a_steady_noise():
+def test_noise_suppression_lowers_a_steady_noise() -> None:
     pytest.importorskip("livekit.rtc")
     noise = np.random.default_rng(1).normal(0, 0.01, 3 * RATE).astype(np.float32)
     voice = VoiceProcessor(RATE, echo=False, noise=True)
@@ -92,7 +94,7 @@ def test_noise_suppression_lowers_a_steady_noise():
     assert 20 * np.log10(heard[2 * RATE :].std() / noise.std()) < -6
 
 
-def test_any_length_may_come_and_whole_blocks_leave(near):
+def test_any_length_may_come_and_whole_blocks_leave(near) -> None:
     pytest.importorskip("livekit.rtc")
     said = near[NEAR_BEGINS_S * RATE :][: 2 * RATE]
     whole = VoiceProcessor(RATE, echo=False, gain=True).clean(said)
@@ -105,12 +107,12 @@ def test_any_length_may_come_and_whole_blocks_leave(near):
 
 
 @pytest.mark.parametrize("rate_hz", [800, 11_025, 96_000])
-def test_a_rate_that_the_library_does_not_take_is_refused(rate_hz):
+def test_a_rate_that_the_library_does_not_take_is_refused(rate_hz) -> None:
     with pytest.raises(ConfigError, match="8000 to 48000 Hz"):
         VoiceProcessor(rate_hz)
 
 
-def test_without_the_extra_the_error_names_it(monkeypatch):
+def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "livekit.rtc", None)
     with pytest.raises(BackendUnavailable, match=r"pip install 'encodec-rt\[aec\]'"):
         VoiceProcessor(RATE)

@@ -47,7 +47,7 @@ def shares(sent, received, seconds, *, period=None):
     return found
 
 
-def check_order(found, wanted, counts, *, over="server"):
+def check_order(found, wanted, counts, *, over="server") -> None:
     """Most pieces arrived whole, in the order in which they were sent.
 
     A host that stands still for a while costs the pieces that it happened in, and two pieces that

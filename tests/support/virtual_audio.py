@@ -8,6 +8,7 @@ import threading
 from types import SimpleNamespace
 
 import numpy as np
+import pytest
 
 from encodec_rt.sound.portaudio import PortAudio
 
@@ -47,7 +48,7 @@ class VirtualCard:
     class PortAudioError(Exception):
         pass
 
-    def __init__(self, *devices, sound=None, input_ppm=0.0, output_ppm=0.0, tick_s=0.0):
+    def __init__(self, *devices, sound=None, input_ppm=0.0, output_ppm=0.0, tick_s=0.0) -> None:
         self.plugged = list(devices or (MICROPHONE, SPEAKER))
         self.time_s = 0.0
         self.sound = np.zeros(0, np.int16) if sound is None else sound
@@ -61,12 +62,12 @@ class VirtualCard:
         self.answers.set()
         self._initialize()
 
-    def _terminate(self):
+    def _terminate(self) -> None:
         for stream in self._streams:
             stream.active = False
         self._streams.clear()
 
-    def _initialize(self):
+    def _initialize(self) -> None:
         self.rescans += 1
         self._listed = list(self.plugged)
         self.default = SimpleNamespace(
@@ -76,7 +77,7 @@ class VirtualCard:
     def _first(self, channels):
         return next((i for i, entry in enumerate(self._listed) if entry[channels]), -1)
 
-    def _exit_handler(self):
+    def _exit_handler(self) -> None:
         """What sounddevice leaves to be done at the end of the program."""
 
     def query_devices(self):
@@ -85,12 +86,12 @@ class VirtualCard:
     def query_hostapis(self):
         return ({"name": "Virtual"},)
 
-    def check_input_settings(self, *, device, samplerate, channels, dtype):
+    def check_input_settings(self, *, device, samplerate, channels, dtype) -> None:
         self._check(device, samplerate, channels)
 
     check_output_settings = check_input_settings
 
-    def _check(self, index, rate, channels):
+    def _check(self, index, rate, channels) -> None:
         entry = self._listed[index]
         if entry not in self.plugged:
             raise self.PortAudioError("Device unavailable")
@@ -112,26 +113,26 @@ class VirtualCard:
         self.opened.append((direction, entry["name"], settings["samplerate"]))
         return stream
 
-    def unplug(self, entry):
+    def unplug(self, entry) -> None:
         self.plugged = [other for other in self.plugged if other is not entry]
         for stream in self._streams:
             if stream.entry is entry:
                 stream.active = False
 
-    def plug(self, entry):
+    def plug(self, entry) -> None:
         self.plugged.append(entry)
 
-    def freeze(self, entry):
+    def freeze(self, entry) -> None:
         """The device stays, and its callbacks stop."""
         for stream in self._streams:
             if stream.entry is entry:
                 stream.next_s = float("inf")
 
-    def hang(self):
+    def hang(self) -> None:
         """The sound system does not answer; a stream that is to be stopped never is."""
         self.answers.clear()
 
-    def sleep(self, seconds):
+    def sleep(self, seconds) -> None:
         """Let ``seconds`` pass: every callback that falls due is called, in order of time."""
         end = self.time_s + max(seconds, self._tick_s)
         while True:
@@ -151,7 +152,7 @@ class VirtualCard:
 class VirtualStream:
     latency = 0.02
 
-    def __init__(self, card, direction, entry, settings, ppm):
+    def __init__(self, card, direction, entry, settings, ppm) -> None:
         self.entry = entry
         self.active = False
         self._card = card
@@ -162,14 +163,14 @@ class VirtualStream:
         self._rate = settings["samplerate"] * (1 + 1e-6 * ppm)
         self._scale = settings["samplerate"] / 24_000
 
-    def start(self):
+    def start(self) -> None:
         self.active = True
         self._began_s = self._card.time_s
         self._blocks = itertools.count(1)
         self.next_s = self._began_s + self._block / self._rate
         self._card._streams.append(self)
 
-    def call(self):
+    def call(self) -> None:
         block = np.zeros((self._block, self._channels), np.int16)
         if self._direction == "input":
             # The sound lies in real time at 24 kHz, whatever the stream's rate is.
@@ -184,10 +185,10 @@ class VirtualStream:
             self._card.played.append(played[:, 0].copy())
         self.next_s = self._began_s + (next(self._blocks) + 1) * self._block / self._rate
 
-    def stop(self):
+    def stop(self) -> None:
         self._card.answers.wait()
 
-    def close(self):
+    def close(self) -> None:
         self.active = False
         if self in self._card._streams:
             self._card._streams.remove(self)
@@ -196,18 +197,18 @@ class VirtualStream:
 class VirtualSystem(PortAudio):
     """The product's own way to PortAudio, with the card in place of the library and its clock."""
 
-    def __init__(self, card, rate_hz=24_000, **choices):
+    def __init__(self, card, rate_hz=24_000, **choices) -> None:
         super().__init__(rate_hz, **choices)
         self.card = card
 
     def now(self):
         return self.card.time_s
 
-    def sleep(self, seconds):
+    def sleep(self, seconds) -> None:
         self.card.sleep(seconds)
 
 
-def install(monkeypatch, card):
+def install(monkeypatch: pytest.MonkeyPatch, card):
     """Let ``import sounddevice`` give ``card``."""
     monkeypatch.setitem(sys.modules, "sounddevice", card)
     return card

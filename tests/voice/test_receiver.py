@@ -54,7 +54,7 @@ def longest_mute_ms(heard: Heard, hop_ms: float) -> float:
     return longest * hop_ms
 
 
-def test_a_perfect_network_gives_exactly_the_stream_decoders_audio(codec, kbps, codes):
+def test_a_perfect_network_gives_exactly_the_stream_decoders_audio(codec, kbps, codes) -> None:
     heard, listener = call(codec, kbps, codes, PathProfile(delay_ms=20))
     wanted = codec.stream_decoder(kbps).push(codes)
     start = heard.kinds.index("frame") * codec.config.hop_length
@@ -63,7 +63,7 @@ def test_a_perfect_network_gives_exactly_the_stream_decoders_audio(codec, kbps, 
     assert (counts.packetsLost, counts.packetsDiscarded, counts.recoveredFrames) == (0, 0, 0)
 
 
-def test_bursty_loss_mutes_speech_for_no_longer_than_a_word_survives(codec, kbps, codes):
+def test_bursty_loss_mutes_speech_for_no_longer_than_a_word_survives(codec, kbps, codes) -> None:
     network = PathProfile(delay_ms=40, jitter_ms=8, loss=0.1, burst=2)
     heard, listener = call(codec, kbps, codes, network, seed=2)
     bare, _ = call(codec, kbps, codes, network, seed=2, redundancy=False)
@@ -73,7 +73,7 @@ def test_bursty_loss_mutes_speech_for_no_longer_than_a_word_survives(codec, kbps
     assert longest_mute_ms(heard, 10) <= longest_mute_ms(bare, 10)
 
 
-def test_late_frames_repair_the_state(codec, kbps, codes):
+def test_late_frames_repair_the_state(codec, kbps, codes) -> None:
     network = PathProfile(delay_ms=20, reorder=0.02, reorder_ms=45)
     _, listener = call(codec, kbps, codes, network, redundancy=False)
     _, without = call(codec, kbps, codes, network, redundancy=False, repairs=False)
@@ -81,7 +81,7 @@ def test_late_frames_repair_the_state(codec, kbps, codes):
     assert without.statistics.repairedFrames == 0
 
 
-def test_silence_is_not_sent_and_not_counted_as_loss(codec, kbps, codes):
+def test_silence_is_not_sent_and_not_counted_as_loss(codec, kbps, codes) -> None:
     active = [not 300 <= index < 650 for index in range(len(codes))]
     full, _ = call(codec, kbps, codes, PathProfile(delay_ms=20))
     heard, listener = call(codec, kbps, codes, PathProfile(delay_ms=20), active=active)
@@ -94,7 +94,7 @@ def test_silence_is_not_sent_and_not_counted_as_loss(codec, kbps, codes):
     assert len(played) == pytest.approx(len(codes) - 350, abs=3)
 
 
-def test_fast_and_slow_clocks_keep_the_delay(codec, kbps, codes):
+def test_fast_and_slow_clocks_keep_the_delay(codec, kbps, codes) -> None:
     for ppm in (-500, 500):
         listener = Receiver(codec.stream_decoder(kbps))
         controller = RateController(codebooks=4, bits=4, frame_rate_hz=100)
@@ -110,7 +110,7 @@ def receive(listener: Receiver, payload: bytes, index: int, hop: int) -> bool:
     )
 
 
-def test_the_standards_names_are_used_for_statistics(codec, kbps, codes):
+def test_the_standards_names_are_used_for_statistics(codec, kbps, codes) -> None:
     _, listener = call(codec, kbps, codes[:200], PathProfile(delay_ms=20, loss=0.1))
     report = listener.statistics.as_dict()
     assert report["type"] == "inbound-rtp"
@@ -119,7 +119,7 @@ def test_the_standards_names_are_used_for_statistics(codec, kbps, codes):
     assert set(report["encodecRt"]) == {"recoveredFrames", "repairedFrames", "silentFrames"}
 
 
-def test_more_codebooks_than_agreed_or_codes_beyond_the_model_are_discarded(codec, kbps):
+def test_more_codebooks_than_agreed_or_codes_beyond_the_model_are_discarded(codec, kbps) -> None:
     hop = codec.config.hop_length
     listener = Receiver(codec.stream_decoder(codec.config.target_bandwidths[0]))
     fine = encode_packet(Packet(np.zeros((1, 1), np.uint16)), bits=4)
@@ -159,7 +159,7 @@ def fuzz(codec: Codec, count: int, seed: int) -> Receiver:
     return listener
 
 
-def test_hostile_payloads_leave_the_call_unharmed_and_memory_bounded(codec):
+def test_hostile_payloads_leave_the_call_unharmed_and_memory_bounded(codec) -> None:
     listener = fuzz(codec, 20_000, seed=0)
     assert listener.statistics.packetsDiscarded > 10_000
     assert len(listener.buffer._frames) <= 2 / 0.01 + BEHIND_FRAMES + 8
@@ -168,14 +168,14 @@ def test_hostile_payloads_leave_the_call_unharmed_and_memory_bounded(codec):
 
 
 @pytest.mark.slow
-def test_a_million_hostile_payloads_raise_nothing(codec):
+def test_a_million_hostile_payloads_raise_nothing(codec) -> None:
     listener = fuzz(codec, 1_000_000, seed=1)
     assert len(listener.buffer._frames) <= 2 / 0.01 + BEHIND_FRAMES + 8
 
 
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=100))
-def test_any_bytes_are_taken_or_discarded(payload: bytes):
+def test_any_bytes_are_taken_or_discarded(payload: bytes) -> None:
     codec = _CODEC
     listener = Receiver(codec.stream_decoder(codec.config.target_bandwidths[-1]))
     taken = receive(listener, payload, 0, codec.config.hop_length)
