@@ -2,18 +2,21 @@ from __future__ import annotations
 
 import io
 import re
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from encodec_rt.cli.call_panel import CallMeter, call_line, call_panel
+from encodec_rt.cli.call_panel import CallMeter, CallStatus, call_line, call_panel
 from encodec_rt.cli.live_panel import Display
 from encodec_rt.voice.statistics import InboundStatistics
 
 LATENCY = {"frame": 13.3, "encode": 2.0, "network": 40.0, "jitterBuffer": 26.7, "decode": 3.0}
 
 
-def statistics(seconds: float = 0.0, *, devices: bool = True, **inbound) -> dict:
+def statistics(
+    seconds: float = 0.0, *, devices: bool = True, **inbound: int
+) -> dict[str, dict[str, Any]]:
     """A call that sends 6 kbps and receives 3, with a jitter buffer of 25 ms that aims at 40."""
     counts = InboundStatistics(
         packetsReceived=int(75 * seconds),
@@ -24,7 +27,7 @@ def statistics(seconds: float = 0.0, *, devices: bool = True, **inbound) -> dict
         jitterBufferEmittedCount=int(24_000 * seconds),
         **inbound,
     )
-    report = {
+    report: dict[str, dict[str, Any]] = {
         "inbound": counts.as_dict(),
         "outbound": {"packetsSent": int(75 * seconds), "bytesSent": int(750 * seconds)},
         "remote": {"packetsLost": 4, "roundTripTime": 0.081},
@@ -52,16 +55,19 @@ def statistics(seconds: float = 0.0, *, devices: bool = True, **inbound) -> dict
     return report
 
 
-def status(**changes):
+def status(**changes: int) -> CallStatus:
     meter = CallMeter()
     for second in range(10):
         last = meter.look(
-            statistics(second, **changes), float(second), sent_db=-20.0, heard_db=-26.0
+            statistics(second, devices=True, **changes),
+            float(second),
+            sent_db=-20.0,
+            heard_db=-26.0,
         )
     return last
 
 
-def shown(last, *, terminal: bool) -> str:
+def shown(last: CallStatus, *, terminal: bool) -> str:
     text = io.StringIO()
     console = Console(
         file=text, force_terminal=terminal, width=190, color_system=None, soft_wrap=not terminal

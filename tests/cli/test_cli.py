@@ -12,14 +12,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from encodec_rt import audio
+from encodec_rt.audio.writer import AudioWriter
 from encodec_rt.cli import app
 from encodec_rt.config import PRESETS
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.model.identity import model_name
+from encodec_rt.types import Audio
 from tests.support.models import SPEECH, random_model, tiny_config
+from tests.support.narrow import present
 
 ROOT = Path(__file__).parents[2]
 RATE = 800
@@ -27,25 +30,25 @@ SAMPLES = 2003
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory):
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     random_model(tiny_config(target_bandwidths=(1.0, 2.0))).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
-def clip(tmp_path: Path):
+def clip(tmp_path: Path) -> Path:
     path = tmp_path / "clip.wav"
     samples, _ = soundfile.read(SPEECH, dtype="float32")
     soundfile.write(path, samples[20_000 : 20_000 + SAMPLES], RATE)
     return path
 
 
-def run(*arguments, stdin=None):
+def run(*arguments: object, stdin: bytes | None = None) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
 
 
-def sentence(result):
+def sentence(result: Result) -> str:
     """The one line on standard error with which a command refused."""
     assert result.exit_code == 2, result.output
     assert result.stdout_bytes == b""
@@ -55,14 +58,16 @@ def sentence(result):
     return line
 
 
-def encoded(clip, model, tmp_path: Path, *options):
+def encoded(clip: Path, model: Path, tmp_path: Path, *options: object) -> Path:
     target = tmp_path / "clip.ecdc"
     result = run("encode", clip, target, "-b", 2, "--model", model, *options)
     assert result.exit_code == 0, result.output
     return target
 
 
-def test_decoding_an_encoded_file_equals_the_round_trip(clip, model, tmp_path: Path) -> None:
+def test_decoding_an_encoded_file_equals_the_round_trip(
+    clip: Path, model: Path, tmp_path: Path
+) -> None:
     file = encoded(clip, model, tmp_path)
     decoded, direct = tmp_path / "decoded.wav", tmp_path / "direct.wav"
     assert run("decode", file, decoded, "--model", model).exit_code == 0
@@ -72,13 +77,13 @@ def test_decoding_an_encoded_file_equals_the_round_trip(clip, model, tmp_path: P
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".ecdc", ".wav", ".wav", ".wav"]
 
 
-def test_the_file_holds_the_offline_models_codes(clip, model, tmp_path: Path) -> None:
+def test_the_file_holds_the_offline_models_codes(clip: Path, model: Path, tmp_path: Path) -> None:
     from encodec_rt.bitstream.ecdc import EcdcReader, read_header
 
     offline = EncodecModel.from_pretrained(model)
     samples, _ = soundfile.read(clip, dtype="float32")
     with torch.no_grad():
-        wanted = offline.encode(torch.from_numpy(samples)[None, None], bandwidth=2.0).audio_codes
+        wanted = offline.encode(torch.from_numpy(samples)[None, None], bandwidth=2.0)[0]
     with encoded(clip, model, tmp_path).open("rb") as file:
         header = read_header(file)
         codes = [block.codes for block in EcdcReader(file, header, offline.config)]
@@ -86,7 +91,7 @@ def test_the_file_holds_the_offline_models_codes(clip, model, tmp_path: Path) ->
     assert np.array_equal(np.concatenate(codes).T, wanted[0, 0].numpy())
 
 
-def test_pipes_carry_what_files_do(clip, model, tmp_path: Path) -> None:
+def test_pipes_carry_what_files_do(clip: Path, model: Path, tmp_path: Path) -> None:
     file = encoded(clip, model, tmp_path)
     piped = run(
         "encode", "-", "-", "--format", "ecdc", "-b", 2, "--model", model, stdin=clip.read_bytes()
@@ -102,7 +107,7 @@ def test_pipes_carry_what_files_do(clip, model, tmp_path: Path) -> None:
     assert np.array_equal(samples, soundfile.read(target, dtype="int16")[0])
 
 
-def test_any_rate_and_channels_are_taken(model, tmp_path: Path) -> None:
+def test_any_rate_and_channels_are_taken(model: Path, tmp_path: Path) -> None:
     source, target = tmp_path / "x.flac", tmp_path / "x.wav"
     soundfile.write(source, np.zeros((4410, 3), np.float32), 44_100)
     assert run("roundtrip", source, target, "-b", 1, "--model", model).exit_code == 0
@@ -110,7 +115,7 @@ def test_any_rate_and_channels_are_taken(model, tmp_path: Path) -> None:
     assert (facts.samplerate, facts.channels, facts.frames) == (RATE, 1, 80)
 
 
-def test_existing_output_is_kept_without_force(clip, model, tmp_path: Path) -> None:
+def test_existing_output_is_kept_without_force(clip: Path, model: Path, tmp_path: Path) -> None:
     file = encoded(clip, model, tmp_path)
     before = file.read_bytes()
     arguments = ("encode", clip, file, "-b", 1, "--model", model)
@@ -120,7 +125,7 @@ def test_existing_output_is_kept_without_force(clip, model, tmp_path: Path) -> N
     assert file.read_bytes() != before
 
 
-def test_a_cut_file_is_refused_or_salvaged(clip, model, tmp_path: Path) -> None:
+def test_a_cut_file_is_refused_or_salvaged(clip: Path, model: Path, tmp_path: Path) -> None:
     file = encoded(clip, model, tmp_path)
     file.write_bytes(file.read_bytes()[:-100])
     target = tmp_path / "x.wav"
@@ -160,7 +165,7 @@ def test_a_cut_file_is_refused_or_salvaged(clip, model, tmp_path: Path) -> None:
     ],
 )
 def test_what_cannot_be_done_is_said_in_one_sentence(
-    clip, model, tmp_path: Path, arguments, message
+    clip: Path, model: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
 ) -> None:
     from encodec_rt.bitstream.ecdc import EcdcHeader
 
@@ -188,13 +193,18 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
 @pytest.mark.parametrize("command", ["encode", "decode", "roundtrip"])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError(28, "No space left on device")])
 def test_an_interrupted_command_leaves_nothing(
-    monkeypatch: pytest.MonkeyPatch, clip, model, tmp_path: Path, command, kind
+    monkeypatch: pytest.MonkeyPatch,
+    clip: Path,
+    model: Path,
+    tmp_path: Path,
+    command: str,
+    kind: OSError | type[KeyboardInterrupt],
 ) -> None:
     source = encoded(clip, model, tmp_path) if command == "decode" else clip
     target = tmp_path / ("new.ecdc" if command == "encode" else "new.wav")
     before = set(tmp_path.iterdir())
 
-    def stop(*_) -> None:
+    def stop(*_: Audio | AudioWriter | int) -> None:
         raise kind
 
     if command == "encode":
@@ -210,7 +220,9 @@ def test_an_interrupted_command_leaves_nothing(
     assert set(tmp_path.iterdir()) == before
 
 
-def test_clipping_is_said(clip, model, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_clipping_is_said(
+    clip: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from encodec_rt.streaming.streams import StreamDecoder
 
     push = StreamDecoder.push
@@ -220,12 +232,14 @@ def test_clipping_is_said(clip, model, tmp_path: Path, monkeypatch: pytest.Monke
     assert re.search(r"warning: \d+ samples .* clipped", result.stderr)
 
 
-def facts(result, exit_code=0):
+def facts(result: Result, exit_code: int = 0) -> dict[str, str]:
     assert result.exit_code == exit_code, result.output
     return dict(re.split("  +", line, maxsplit=1) for line in result.stdout.splitlines())
 
 
-def test_info_tells_of_audio_streams_and_checkpoints(clip, model, tmp_path: Path) -> None:
+def test_info_tells_of_audio_streams_and_checkpoints(
+    clip: Path, model: Path, tmp_path: Path
+) -> None:
     said = facts(run("info", clip))
     assert (said["kind"], said["rate"], said["channels"]) == ("audio", f"{RATE} Hz", "1")
     file = encoded(clip, model, tmp_path)
@@ -257,24 +271,27 @@ def test_usage_errors_exit_with_2_and_help_with_0() -> None:
     assert run("--help").exit_code == 0
 
 
-def spawn(*arguments, **streams):
+def spawn(
+    *arguments: object, stdin: int | None = None, stdout: int | None = None
+) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "encodec_rt", *(str(argument) for argument in arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, **streams)
+    return subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE)
 
 
-def endless_wav():
+def endless_wav() -> bytes:
     file = io.BytesIO()
     soundfile.write(file, np.zeros(0), RATE, format="WAV")
     return file.getvalue()[:-4] + b"\xff" * 4
 
 
-def test_control_c_ends_an_encode_with_130_and_no_file(model, tmp_path: Path) -> None:
+def test_control_c_ends_an_encode_with_130_and_no_file(model: Path, tmp_path: Path) -> None:
     target = tmp_path / "x.ecdc"
     process = spawn("encode", "-", target, "-b", 2, "--model", model, stdin=subprocess.PIPE)
-    process.stdin.write(endless_wav())
+    pipe = present(process.stdin)
+    pipe.write(endless_wav())
     # More than a pipe holds: when it has gone in, the encoder is at work.
-    process.stdin.write(bytes(100_000))
-    process.stdin.flush()
+    pipe.write(bytes(100_000))
+    pipe.flush()
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
     assert process.returncode == 130
@@ -282,17 +299,21 @@ def test_control_c_ends_an_encode_with_130_and_no_file(model, tmp_path: Path) ->
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_that_goes_away_ends_the_decoder_quietly(clip, model, tmp_path: Path) -> None:
+def test_a_reader_that_goes_away_ends_the_decoder_quietly(
+    clip: Path, model: Path, tmp_path: Path
+) -> None:
     file = encoded(clip, model, tmp_path)
     process = spawn("decode", file, "-", "--model", model, stdout=subprocess.PIPE)
-    process.stdout.close()
+    present(process.stdout).close()
     _, said = process.communicate()
     assert process.returncode == 1
     assert said == b""
 
 
 @pytest.mark.parametrize("command", ["encode", "roundtrip"])
-def test_damage_is_warned_of_and_strict_refuses_it(model, tmp_path: Path, command) -> None:
+def test_damage_is_warned_of_and_strict_refuses_it(
+    model: Path, tmp_path: Path, command: str
+) -> None:
     source = tmp_path / "x.wav"
     soundfile.write(source, np.zeros(SAMPLES, np.float32), RATE)
     source.write_bytes(source.read_bytes()[:-400])
@@ -306,7 +327,7 @@ def test_damage_is_warned_of_and_strict_refuses_it(model, tmp_path: Path, comman
     assert "x.wav ends after 2.25 s; its header announces 2.50 s" in result.stderr
 
 
-def test_raw_samples_go_in_and_out(clip, model, tmp_path: Path) -> None:
+def test_raw_samples_go_in_and_out(clip: Path, model: Path, tmp_path: Path) -> None:
     wanted = encoded(clip, model, tmp_path).read_bytes()
     samples = soundfile.read(clip, dtype="int16")[0].astype("<i2").tobytes()
     raw = ("--raw", "s16le", "--rate", RATE, "--channels", 1)
@@ -322,7 +343,7 @@ def test_raw_samples_go_in_and_out(clip, model, tmp_path: Path) -> None:
     assert "s16le" in sentence(run("encode", clip, tmp_path / "z.ecdc", "--raw", "pcm"))
 
 
-def shell(line, folder, **places):
+def shell(line: str, folder: Path, **places: Path) -> subprocess.CompletedProcess[str]:
     """Run a line of bash in which {rt} is the command, in ``folder``."""
     script = line.format(rt=f"{sys.executable} -m encodec_rt", **places)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -351,7 +372,7 @@ def shell(line, folder, **places):
     ],
 )
 def test_what_the_shell_may_do_to_a_command_is_one_sentence(
-    clip, model, tmp_path: Path, line, said
+    clip: Path, model: Path, tmp_path: Path, line: str, said: str
 ) -> None:
     file = encoded(clip, model, tmp_path)
     before = set(tmp_path.iterdir())
@@ -363,7 +384,7 @@ def test_what_the_shell_may_do_to_a_command_is_one_sentence(
 
 
 def test_substituted_files_named_pipes_and_devices_are_inputs_and_outputs(
-    clip, model, tmp_path: Path
+    clip: Path, model: Path, tmp_path: Path
 ) -> None:
     wanted = encoded(clip, model, tmp_path).read_bytes()
     lines = (
@@ -379,7 +400,9 @@ def test_substituted_files_named_pipes_and_devices_are_inputs_and_outputs(
     assert run("encode", clip, "/dev/null", "-b", 2, "--model", model).exit_code == 0
 
 
-def test_names_of_255_bytes_and_names_that_are_not_utf8_work(clip, model, tmp_path: Path) -> None:
+def test_names_of_255_bytes_and_names_that_are_not_utf8_work(
+    clip: Path, model: Path, tmp_path: Path
+) -> None:
     lines = (
         "cp {clip} $'\\xff\\xe9.wav'",
         "{rt} encode $'\\xff\\xe9.wav' $'\\xfe.ecdc' -b 2 --model {model}",
@@ -395,7 +418,7 @@ def test_names_of_255_bytes_and_names_that_are_not_utf8_work(clip, model, tmp_pa
 
 
 def test_output_keeps_the_permissions_of_the_file_that_it_replaces(
-    clip, model, tmp_path: Path
+    clip: Path, model: Path, tmp_path: Path
 ) -> None:
     target = tmp_path / "x.ecdc"
     target.touch(0o600)

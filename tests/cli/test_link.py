@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from encodec_rt.cli import app
 from encodec_rt.link import credentials
@@ -29,7 +29,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(*arguments: str, given: str | None = None):
+def run(*arguments: str, given: str | None = None) -> Result:
     return CliRunner().invoke(app, ["link", *arguments], input=given)
 
 

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from encodec_rt.sound.drift import (
     CALM_S,
@@ -14,6 +15,7 @@ from encodec_rt.sound.drift import (
     Playout,
 )
 from encodec_rt.sound.streams import BLOCK_S, OutputStream
+from encodec_rt.types import Audio
 from tests.support.tolerances import bound
 from tests.support.virtual_audio import flags
 
@@ -24,31 +26,38 @@ BLOCK = 320
 class Speaker:
     """A sink whose clock is this test's: ``play_until`` calls back when blocks are due."""
 
-    def __init__(self, rate_hz=RATE, ppm=0.0) -> None:
+    def __init__(self, rate_hz: int = RATE, ppm: float = 0.0) -> None:
         self.sink = OutputStream("speaker", rate_hz, 1)
-        self.heard = []
+        self.heard: list[NDArray[np.int16]] = []
         self._block = round(BLOCK_S * rate_hz)
         self._block_s = self._block / (rate_hz * (1 + 1e-6 * ppm))
         self._blocks = 0
 
-    def play_until(self, now_s) -> None:
+    def play_until(self, now_s: float) -> None:
         while (self._blocks + 1) * self._block_s <= now_s:
             self._blocks += 1
             data = bytearray(2 * self._block)
             self.sink.callback(memoryview(data), self._block, None, flags())
             self.heard.append(np.frombuffer(data, np.int16))
 
-    def sound(self):
+    def sound(self) -> NDArray[np.float64]:
         return np.concatenate(self.heard).astype(float) / 32768
 
 
-def tone(seconds, rate=RATE, hz=440.0, gain=0.25):
+def tone(seconds: float, rate: int = RATE, hz: float = 440.0, gain: float = 0.25) -> Audio:
     return (gain * np.sin(2 * np.pi * hz * np.arange(int(seconds * rate)) / rate)).astype(
         np.float32
     )
 
 
-def session(audio, *, writer_ppm=0.0, speaker=None, stalls=(), target_ms=START_MS):
+def session(
+    audio: Audio,
+    *,
+    writer_ppm: float = 0.0,
+    speaker: Speaker | None = None,
+    stalls: list[tuple[float, float]] | tuple[()] = (),
+    target_ms: float = START_MS,
+) -> tuple[Playout, Speaker, NDArray[np.float64]]:
     """Write ``audio`` block by block at the writer's pace; a stall holds blocks back for a while.
 
     Gives the playout, the speaker, and the queue's fill in ms after each block.
@@ -68,7 +77,9 @@ def session(audio, *, writer_ppm=0.0, speaker=None, stalls=(), target_ms=START_M
 
 
 @pytest.mark.parametrize(("writer_ppm", "speaker_ppm"), [(500, 0), (-500, 0), (-50, 100)])
-def test_drift_for_minutes_neither_starves_nor_floods_the_queue(writer_ppm, speaker_ppm) -> None:
+def test_drift_for_minutes_neither_starves_nor_floods_the_queue(
+    writer_ppm: int, speaker_ppm: int
+) -> None:
     playout, speaker, fills = session(
         np.zeros(240 * RATE, np.float32), writer_ppm=writer_ppm, speaker=Speaker(ppm=speaker_ppm)
     )
@@ -120,7 +131,7 @@ def test_a_large_piece_counts_as_the_blocks_it_is_made_of() -> None:
 
 
 @pytest.mark.parametrize("rate", [44_100, 48_000, 16_000])
-def test_a_device_of_another_rate_gets_the_same_pitch(rate) -> None:
+def test_a_device_of_another_rate_gets_the_same_pitch(rate: int) -> None:
     _, speaker, fills = session(tone(4, hz=1000.0), speaker=Speaker(rate_hz=rate))
     sound = speaker.sound()[rate : 3 * rate]
     spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound))))

@@ -23,7 +23,7 @@ from tests.support.tolerances import bound
 BUDGET = LatencyBudget(10.0, 13.3, 1.0, 2.0, 3.0, 0.8, 40.0, 20.0)
 
 
-def status(seconds=1.0, **counts):
+def status(seconds: float = 1.0, **counts: int) -> Status:
     return Status(
         seconds=seconds,
         input_name="Desk Microphone",
@@ -55,7 +55,7 @@ def test_the_sum_of_the_budget_is_that_of_all_its_terms() -> None:
 
 
 @pytest.mark.parametrize(("gain", "level_db"), [(1.0, -3.01), (0.1, -23.01), (0.0, SILENCE_DB)])
-def test_the_level_of_a_sine_is_three_decibels_below_its_peak(gain, level_db) -> None:
+def test_the_level_of_a_sine_is_three_decibels_below_its_peak(gain: float, level_db: float) -> None:
     level = Level()
     level.update((gain * np.sin(np.arange(24_000) * 0.1)).astype(np.float32))
     assert level.rms_db == pytest.approx(level_db, abs=0.05)
@@ -103,7 +103,7 @@ def test_the_time_in_a_queue_is_that_of_what_passes_through_it() -> None:
 
 
 @pytest.mark.parametrize("ppm", [-300.0, 0.0, 40.0])
-def test_the_rate_of_a_clock_is_found_under_the_comings_and_goings_of_blocks(ppm) -> None:
+def test_the_rate_of_a_clock_is_found_under_the_comings_and_goings_of_blocks(ppm: float) -> None:
     clock, rate = ClockRate(24_000), 24_000 * (1 + 1e-6 * ppm)
     moments = np.cumsum(np.random.default_rng(0).uniform(0.2, 0.3, 1200))
     for now_s in moments[:60]:
@@ -150,8 +150,10 @@ def test_the_budget_stands_beside_what_was_measured() -> None:
 
 
 def test_the_statistics_hold_every_term_counter_and_measurement() -> None:
-    given = status_json(status(**{"playback starved": 7}), {"byDecoder": {"median_ms": 97.4}})
-    assert json.loads(json.dumps(given)) == given
+    session = status(**{"playback starved": 7})
+    written = status_json(session, {"byDecoder": {"median_ms": 97.4}})
+    given = json.loads(json.dumps(written))
+    assert given == written
     assert given["counts"] == {"playbackStarved": 7, "inputOverflow": 0}
     assert given["latencyMs"]["playbackQueue"] == 40.0
     terms = [value for name, value in given["latencyMs"].items() if name != "sum"]

@@ -1,22 +1,26 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from encodec_rt.errors import AudioDeviceError
 from encodec_rt.sound.playback import play_blocks
+from encodec_rt.types import Audio
 from tests.support.virtual_audio import SPEAKER, VirtualCard, VirtualSystem, device, install
 
 
-def tone(samples, rate_hz=24_000):
+def tone(samples: int, rate_hz: int = 24_000) -> Audio:
     return (0.4 * np.sin(2 * np.pi * 300 * np.arange(samples) / rate_hz)).astype(np.float32)
 
 
-def blocks_of(audio, size=5000):
+def blocks_of(audio: Audio, size: int = 5000) -> list[Audio]:
     return [audio[None, start : start + size] for start in range(0, len(audio), size)]
 
 
-def played(card):
+def played(card: VirtualCard) -> NDArray[np.int16]:
     heard = np.concatenate(card.played)
     sounding = np.flatnonzero(heard)
     return heard[sounding[0] : sounding[-1] + 1]
@@ -50,7 +54,7 @@ def test_a_speaker_of_another_rate_gets_its_own(monkeypatch: pytest.MonkeyPatch)
 def test_a_speaker_that_goes_away_ends_it_with_a_reason(monkeypatch: pytest.MonkeyPatch) -> None:
     card = install(monkeypatch, VirtualCard())
 
-    def blocks():
+    def blocks() -> Iterator[Audio]:
         yield from blocks_of(tone(24_000))
         card.unplug(SPEAKER)
         yield from blocks_of(tone(24_000))

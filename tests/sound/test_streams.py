@@ -1,9 +1,11 @@
 from __future__ import annotations
 
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from encodec_rt.sound.streams import FIFO_S, InputStream, OutputStream
 from tests.support.virtual_audio import FLAGS, flags
@@ -11,20 +13,24 @@ from tests.support.virtual_audio import FLAGS, flags
 BLOCK = 320
 
 
-def source(channels=1):
+def source(channels: int = 1) -> InputStream:
     return InputStream("microphone", 24_000, channels)
 
 
-def sink(channels=1):
+def sink(channels: int = 1) -> OutputStream:
     return OutputStream("speaker", 24_000, channels)
 
 
-def capture(end, samples, status=None) -> None:
+def capture(
+    end: InputStream, samples: NDArray[np.int16], status: SimpleNamespace | None = None
+) -> None:
     block = memoryview(np.ascontiguousarray(samples).tobytes())
     end.callback(block, len(samples), None, status or flags())
 
 
-def play(end, frames=BLOCK, channels=1, status=None):
+def play(
+    end: OutputStream, frames: int = BLOCK, channels: int = 1, status: SimpleNamespace | None = None
+) -> NDArray[np.int16]:
     data = bytearray(b"\x55" * (2 * frames * channels))
     end.callback(memoryview(data), frames, None, status or flags())
     return np.frombuffer(data, np.int16).reshape(frames, channels)
@@ -63,13 +69,11 @@ def test_the_oldest_input_can_be_let_go() -> None:
 
 
 @pytest.mark.parametrize("name", FLAGS)
-def test_each_kind_of_xrun_has_its_own_counter(name) -> None:
-    for end, call in ((source(), capture), (sink(), None)):
-        status = flags(name)
-        if call is None:
-            play(end, status=status)
-        else:
-            capture(end, np.zeros(4, np.int16), status)
+def test_each_kind_of_xrun_has_its_own_counter(name: str) -> None:
+    status, microphone, speaker = flags(name), source(), sink()
+    capture(microphone, np.zeros(4, np.int16), status)
+    play(speaker, status=status)
+    for end in (microphone, speaker):
         assert {kind for kind in FLAGS if getattr(end.counts, kind)} == {name}
 
 
@@ -115,9 +119,9 @@ def test_what_finds_no_room_in_the_queue_is_told() -> None:
 
 
 def test_an_end_is_as_active_as_its_stream_and_closing_gives_the_device_back() -> None:
-    closed = []
+    closed: list[InputStream | OutputStream] = []
     for end in (source(), sink()):
-        end.attach(SimpleNamespace(active=True, latency=0.0125), lambda end=end: closed.append(end))
+        end.attach(SimpleNamespace(active=True, latency=0.0125), partial(closed.append, end))
         assert end.active
         assert end.latency_ms == 12.5
         end.close()
