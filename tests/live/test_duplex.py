@@ -1,12 +1,16 @@
 from __future__ import annotations
 
 import wave
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from encodec_rt.bitstream.ecdc import EcdcReader, read_header
+from encodec_rt.bitstream.ecdc import EcdcHeader, EcdcReader, read_header
+from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import AudioDeviceError, ConfigError, InputError
 from encodec_rt.live.duplex import Duplex
 from encodec_rt.live.loop import CodecLoop
@@ -15,6 +19,7 @@ from encodec_rt.sound import portaudio
 from encodec_rt.sound.streams import MAX_BACKLOG_S
 from encodec_rt.sound.supervision import LOST_AFTER_S
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.types import Audio, Codes
 from tests.support.models import random_model, speech, tiny_config
 from tests.support.tolerances import bound
 from tests.support.virtual_audio import (
@@ -31,14 +36,14 @@ HOP = 320
 
 
 @pytest.fixture(scope="module")
-def codec():
+def codec() -> Codec:
     config = tiny_config(
         sampling_rate=RATE, upsampling_ratios=(8, 5, 4, 2), pad_mode="constant", num_lstm_layers=1
     )
     return Codec(random_model(config))
 
 
-def voice(seconds, seed=0):
+def voice(seconds: int, seed: int = 0) -> NDArray[np.int16]:
     return (speech(1, int(seconds * RATE), seed=seed)[0].numpy() * 16_000).astype(np.int16)
 
 
@@ -46,33 +51,40 @@ class Session:
     """A duplex on a virtual card, with what it said."""
 
     def __init__(
-        self, monkeypatch: pytest.MonkeyPatch, codec, card, *, choices=None, **options
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        codec: Codec,
+        card: VirtualCard,
+        *,
+        decode: bool = True,
+        **options: Any,
     ) -> None:
         self.card = install(monkeypatch, card)
-        self.told = []
-        self.captured = []
-        self.decoded = []
+        self.told: list[str] = []
+        self.captured: list[Audio] = []
+        self.decoded: list[Audio] = []
         self.kbps = codec.config.target_bandwidths[-1]
-        decode = options.pop("decode", True)
         self.loop = CodecLoop(codec, self.kbps, decode=decode)
         self.duplex = Duplex(
             self.loop,
-            VirtualSystem(card, **(choices or {})),
+            VirtualSystem(card),
             tell=self.told.append,
             choose=self._choose,
             **options,
         )
 
-    def _choose(self, captured, heard):
+    def _choose(self, captured: Audio, heard: Audio) -> Audio:
         self.captured.append(captured)
         self.decoded.append(heard)
         return heard
 
-    def run(self, seconds, events=()):
+    def run(
+        self, seconds: float, events: Sequence[tuple[float, Callable[[], object]]] = ()
+    ) -> Session:
         """Open and work for ``seconds``, doing each of ``events``, (time, call), at its time."""
         pending = sorted(events, key=lambda event: event[0])
 
-        def stop():
+        def stop() -> bool:
             while pending and self.card.time_s >= pending[0][0]:
                 pending.pop(0)[1]()
             return self.card.time_s >= seconds
@@ -82,35 +94,36 @@ class Session:
         return self
 
     @property
-    def counts(self):
+    def counts(self) -> dict[str, int]:
         return self.duplex.status().counts
 
-    def faults(self):
+    def faults(self) -> dict[str, int]:
         return {name: count for name, count in self.counts.items() if count}
 
-    def heard(self):
+    def heard(self) -> Audio:
         return np.concatenate(self.decoded)
 
 
-def read_wav(path):
+def read_wav(path: Path) -> NDArray[np.int16]:
     with wave.open(str(path)) as file:
         return np.frombuffer(file.readframes(file.getnframes()), "<i2")
 
 
-def read_codes(path, config):
+def read_codes(path: Path, config: EncodecConfig) -> tuple[EcdcHeader, Codes]:
     with path.open("rb") as file:
         header = read_header(file)
         return header, np.concatenate([b.codes for b in EcdcReader(file, header, config)])
 
 
-def low(sound):
+def low(sound: Audio | NDArray[np.float64]) -> NDArray[np.float64]:
     """The part below 1.5 kHz, where a fraction of a sample's delay matters little."""
     spectrum = np.fft.rfft(sound)
     spectrum[1500 * len(sound) // RATE :] = 0
-    return np.fft.irfft(spectrum, len(sound))
+    filtered: NDArray[np.float64] = np.fft.irfft(spectrum, len(sound))
+    return filtered
 
 
-def place(piece, sound):
+def place(piece: Audio, sound: NDArray[np.int16]) -> int:
     """Where ``piece`` lies in ``sound``, every sample of it."""
     windows = np.lib.stride_tricks.sliding_window_view(sound, 50)
     starts = np.flatnonzero((windows == piece[:50]).all(axis=1))
@@ -118,7 +131,7 @@ def place(piece, sound):
     return int(found)
 
 
-def through(codec, audio, kbps):
+def through(codec: Codec, audio: Audio, kbps: float) -> tuple[Codes, Audio]:
     """What a stream encoder and decoder of their own make of ``audio``."""
     encoder, decoder = codec.stream_encoder(kbps), codec.stream_decoder(kbps)
     codes = np.concatenate([encoder.push(audio), encoder.flush()])
@@ -126,7 +139,7 @@ def through(codec, audio, kbps):
 
 
 def test_what_the_speaker_plays_is_what_the_codec_makes_of_the_microphone(
-    monkeypatch: pytest.MonkeyPatch, codec
+    monkeypatch: pytest.MonkeyPatch, codec: Codec
 ) -> None:
     sound = voice(2)
     session = Session(monkeypatch, codec, VirtualCard(sound=sound)).run(2.0)
@@ -138,16 +151,16 @@ def test_what_the_speaker_plays_is_what_the_codec_makes_of_the_microphone(
     assert session.faults() == {}
     played = session.card.heard() / 32768
     begun = np.flatnonzero(played)[0]
-    wanted = low(heard[RATE // 4 :][:RATE])
+    piece = low(heard[RATE // 4 :][:RATE])
     likeness = [
-        np.corrcoef(low(played[begun + RATE // 4 + lag :][:RATE]), wanted)[0, 1]
+        np.corrcoef(low(played[begun + RATE // 4 + lag :][:RATE]), piece)[0, 1]
         for lag in range(-40, 40)
     ]
     assert max(likeness) > bound("played back", "correlation")
 
 
 def test_recordings_hold_the_same_frames_as_the_session(
-    monkeypatch: pytest.MonkeyPatch, codec, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, codec: Codec, tmp_path: Path
 ) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(1)), keep_all=True)
     books = session.loop.codebooks
@@ -165,7 +178,7 @@ def test_recordings_hold_the_same_frames_as_the_session(
 
 
 def test_a_failure_amid_a_session_keeps_what_was_recorded(
-    monkeypatch: pytest.MonkeyPatch, codec, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, codec: Codec, tmp_path: Path
 ) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(1)), keep_all=True)
     session.loop.record(
@@ -187,7 +200,7 @@ def test_a_failure_amid_a_session_keeps_what_was_recorded(
 
 
 def test_a_microphone_that_is_unplugged_comes_back_and_the_recording_goes_on(
-    monkeypatch: pytest.MonkeyPatch, codec, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, codec: Codec, tmp_path: Path
 ) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(4)), keep_all=True)
     session.loop.record(wav=WavRecording(tmp_path / "out.wav", RATE))
@@ -205,7 +218,7 @@ def test_a_microphone_that_is_unplugged_comes_back_and_the_recording_goes_on(
     assert session.told[-1] == "the microphone is back"
 
 
-def test_callbacks_that_stop_are_a_loss_too(monkeypatch: pytest.MonkeyPatch, codec) -> None:
+def test_callbacks_that_stop_are_a_loss_too(monkeypatch: pytest.MonkeyPatch, codec: Codec) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(1)))
     card = session.card
     session.run(LOST_AFTER_S + 1.5, [(0.5, lambda: card.freeze(MICROPHONE))])
@@ -215,7 +228,7 @@ def test_callbacks_that_stop_are_a_loss_too(monkeypatch: pytest.MonkeyPatch, cod
 
 
 def test_a_device_that_stays_away_is_looked_for_less_and_less_often(
-    monkeypatch: pytest.MonkeyPatch, codec
+    monkeypatch: pytest.MonkeyPatch, codec: Codec
 ) -> None:
     session = Session(monkeypatch, codec, VirtualCard())
     card = session.card
@@ -226,7 +239,7 @@ def test_a_device_that_stays_away_is_looked_for_less_and_less_often(
 
 
 def test_a_lost_speaker_never_interrupts_a_microphone_that_records(
-    monkeypatch: pytest.MonkeyPatch, codec, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, codec: Codec, tmp_path: Path
 ) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(3)), keep_all=True)
     session.loop.record(wav=WavRecording(tmp_path / "out.wav", RATE))
@@ -242,7 +255,7 @@ def test_a_lost_speaker_never_interrupts_a_microphone_that_records(
 
 
 def test_without_a_recording_a_speaker_that_was_replugged_is_found_by_rescanning(
-    monkeypatch: pytest.MonkeyPatch, codec
+    monkeypatch: pytest.MonkeyPatch, codec: Codec
 ) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(3)))
     card = session.card
@@ -259,7 +272,7 @@ def test_without_a_recording_a_speaker_that_was_replugged_is_found_by_rescanning
 
 
 def test_a_stall_sheds_the_oldest_input_and_says_how_much(
-    monkeypatch: pytest.MonkeyPatch, codec
+    monkeypatch: pytest.MonkeyPatch, codec: Codec
 ) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(3)))
     session.run(2.5, [(0.5, lambda: session.card.sleep(1.0))])
@@ -270,7 +283,7 @@ def test_a_stall_sheds_the_oldest_input_and_says_how_much(
     assert session.counts["playback starved"] == 1
 
 
-def test_a_stall_costs_a_recording_nothing(monkeypatch: pytest.MonkeyPatch, codec) -> None:
+def test_a_stall_costs_a_recording_nothing(monkeypatch: pytest.MonkeyPatch, codec: Codec) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(3)), keep_all=True)
     session.run(2.5, [(0.5, lambda: session.card.sleep(1.0))])
     captured = np.concatenate(session.captured) * 32768
@@ -280,7 +293,7 @@ def test_a_stall_costs_a_recording_nothing(monkeypatch: pytest.MonkeyPatch, code
 
 
 def test_without_playback_no_speaker_is_opened_and_nothing_need_be_decoded(
-    monkeypatch: pytest.MonkeyPatch, codec
+    monkeypatch: pytest.MonkeyPatch, codec: Codec
 ) -> None:
     session = Session(
         monkeypatch, codec, VirtualCard(MICROPHONE, sound=voice(1)), playback=False, decode=False
@@ -291,7 +304,9 @@ def test_without_playback_no_speaker_is_opened_and_nothing_need_be_decoded(
     assert session.duplex.status().output_name == "no playback"
 
 
-def test_a_microphone_of_another_rate_is_resampled(monkeypatch: pytest.MonkeyPatch, codec) -> None:
+def test_a_microphone_of_another_rate_is_resampled(
+    monkeypatch: pytest.MonkeyPatch, codec: Codec
+) -> None:
     card = VirtualCard(device("Studio", rates=(48_000,)), SPEAKER, sound=voice(2))
     session = Session(monkeypatch, codec, card).run(2.0)
     captured = np.concatenate(session.captured)
@@ -303,7 +318,7 @@ def test_a_microphone_of_another_rate_is_resampled(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_budget_has_what_the_devices_granted_and_what_waits(
-    monkeypatch: pytest.MonkeyPatch, codec
+    monkeypatch: pytest.MonkeyPatch, codec: Codec
 ) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(1)), buffer_ms=60.0).run(6.0)
     budget = session.duplex.status().budget
@@ -316,7 +331,7 @@ def test_the_budget_has_what_the_devices_granted_and_what_waits(
 
 
 def test_the_bitrate_is_that_of_the_packets_with_their_first_byte(
-    monkeypatch: pytest.MonkeyPatch, codec
+    monkeypatch: pytest.MonkeyPatch, codec: Codec
 ) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(1))).run(1.0)
     payload = 1 + -(-session.loop.codebooks * codec.config.codebook_nbits // 8)
@@ -327,7 +342,7 @@ def test_the_bitrate_is_that_of_the_packets_with_their_first_byte(
 
 
 def test_a_speaker_that_cannot_be_opened_leaves_no_stream_behind(
-    monkeypatch: pytest.MonkeyPatch, codec
+    monkeypatch: pytest.MonkeyPatch, codec: Codec
 ) -> None:
     card = VirtualCard(device("Broken", inputs=1, outputs=1, channels=()))
     session = Session(monkeypatch, codec, card)
@@ -349,7 +364,7 @@ def test_more_codebooks_than_a_packet_carries_are_refused() -> None:
 
 
 def test_a_full_recording_ends_the_session_with_its_reason(
-    monkeypatch: pytest.MonkeyPatch, codec, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, codec: Codec, tmp_path: Path
 ) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(1)), keep_all=True)
     recording = WavRecording(tmp_path / "out.wav", RATE)
@@ -361,7 +376,7 @@ def test_a_full_recording_ends_the_session_with_its_reason(
 
 
 def test_a_session_on_a_hanging_sound_system_ends_with_one_error_and_its_recording(
-    monkeypatch: pytest.MonkeyPatch, codec, tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, codec: Codec, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(portaudio, "HANG_S", 0.05)
     card = VirtualCard(sound=voice(2))
@@ -375,13 +390,13 @@ def test_a_session_on_a_hanging_sound_system_ends_with_one_error_and_its_recordi
 
 
 def test_a_session_ends_though_the_codec_is_slower_than_the_microphone(
-    monkeypatch: pytest.MonkeyPatch, codec
+    monkeypatch: pytest.MonkeyPatch, codec: Codec
 ) -> None:
     card = VirtualCard(sound=voice(2))
     session = Session(monkeypatch, codec, card, keep_all=True)
     slow = session._choose
 
-    def choose(captured, heard):
+    def choose(captured: Audio, heard: Audio) -> Audio:
         card.sleep(2 * len(captured) / RATE)
         return slow(captured, heard)
 

@@ -5,6 +5,7 @@ import pytest
 
 from encodec_rt.live.loop import Loopback, loop_back
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.streaming.weights import Start
 from tests.support.models import random_model, speech, tiny_config
 
 CODEC = Codec(random_model(tiny_config(target_bandwidths=(1.0, 2.0))))
@@ -13,7 +14,7 @@ HOP = CODEC.config.hop_length
 
 @pytest.mark.parametrize("start", ["primed", "exact", "zero"])
 @pytest.mark.parametrize("samples", [40 * HOP, 40 * HOP + 3])
-def test_what_is_heard_is_what_the_streams_give(start, samples) -> None:
+def test_what_is_heard_is_what_the_streams_give(start: Start, samples: int) -> None:
     audio = speech(1, samples).numpy()
     run = loop_back(CODEC, audio, bandwidth_kbps=2.0, start=start, paced=False)
     encoder = CODEC.stream_encoder(2.0, start=start)

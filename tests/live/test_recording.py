@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from encodec_rt.bitstream.ecdc import EcdcReader, read_header
+from encodec_rt.bitstream.ecdc import EcdcHeader, EcdcReader, read_header
 from encodec_rt.errors import InputError
 from encodec_rt.live.recording import EcdcRecording, WavRecording
+from encodec_rt.types import Codes
 from tests.support.models import tiny_config
 from tests.support.upstream import encodec
 
@@ -16,13 +18,13 @@ CONFIG = tiny_config()
 HOP = CONFIG.hop_length
 
 
-def wav_samples(path):
+def wav_samples(path: Path) -> NDArray[np.int16]:
     with wave.open(str(path)) as file:
         assert (file.getnchannels(), file.getsampwidth()) == (1, 2)
         return np.frombuffer(file.readframes(file.getnframes()), "<i2")
 
 
-def ecdc_codes(path):
+def ecdc_codes(path: Path) -> tuple[EcdcHeader, Codes]:
     with path.open("rb") as file:
         header = read_header(file)
         blocks = [block.codes for block in EcdcReader(file, header, CONFIG)]
@@ -30,13 +32,13 @@ def ecdc_codes(path):
     return header, codes
 
 
-def random_codes(frames, books):
+def random_codes(frames: int, books: int) -> Codes:
     return np.random.default_rng(frames).integers(
         0, CONFIG.codebook_size, (frames, books), np.uint16
     )
 
 
-def only_file(folder):
+def only_file(folder: Path) -> Path:
     (path,) = folder.iterdir()
     return path
 
@@ -71,7 +73,7 @@ def test_a_full_wav_is_refused_before_its_header_overflows(tmp_path: Path) -> No
 
 @pytest.mark.parametrize("books", [1, 2, 4])
 def test_an_ecdc_is_whole_after_every_write_and_loses_at_most_a_started_byte(
-    tmp_path: Path, books
+    tmp_path: Path, books: int
 ) -> None:
     recording = EcdcRecording(tmp_path / "out.ecdc", CONFIG, "tiny", books)
     sent = random_codes(1200, books)
@@ -110,20 +112,23 @@ def test_a_recording_without_a_sample_makes_no_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
-def make(kind, path, **options):
+def make(kind: str, path: Path, *, force: bool = False) -> EcdcRecording | WavRecording:
     if kind == "wav":
-        return WavRecording(path, 24_000, **options)
-    return EcdcRecording(path, CONFIG, "tiny", 2, **options)
+        return WavRecording(path, 24_000, force=force)
+    return EcdcRecording(path, CONFIG, "tiny", 2, force=force)
 
 
 @pytest.mark.parametrize("kind", ["wav", "ecdc"])
-def test_what_exists_is_kept_unless_it_may_be_replaced(tmp_path: Path, kind) -> None:
+def test_what_exists_is_kept_unless_it_may_be_replaced(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"out.{kind}"
     path.write_text("precious")
     with pytest.raises(InputError, match="--force"):
         make(kind, path)
     recording = make(kind, path, force=True)
-    recording.write(np.zeros(9, np.float32) if kind == "wav" else random_codes(9, 2))
+    if isinstance(recording, WavRecording):
+        recording.write(np.zeros(9, np.float32))
+    else:
+        recording.write(random_codes(9, 2))
     assert path.read_text() == "precious"
     recording.finish()
     assert len(path.read_bytes()) > 20
@@ -131,7 +136,7 @@ def test_what_exists_is_kept_unless_it_may_be_replaced(tmp_path: Path, kind) -> 
 
 
 @pytest.mark.parametrize(("kind", "name"), [("wav", "out.mp3"), ("ecdc", "out.wav"), ("wav", "o")])
-def test_another_kind_of_name_is_refused(tmp_path: Path, kind, name) -> None:
+def test_another_kind_of_name_is_refused(tmp_path: Path, kind: str, name: str) -> None:
     with pytest.raises(InputError, match=f"is named .{kind}"):
         make(kind, tmp_path / name)
     assert not list(tmp_path.iterdir())

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes.util
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,12 @@ RESUME_S = 0.2
 # A seventh of the hop by which both move.
 SLACK_MS = 2.0
 
+Compared = tuple[list[list[Sent]], Point]
 
-def put(buffer: JitterBuffer, index: int, now_s: float, codebooks: int = 2, **changes) -> Receipt:
+
+def put(
+    buffer: JitterBuffer, index: int, now_s: float, codebooks: int = 2, **changes: Any
+) -> Receipt:
     values = {"sequence": index & 0xFFFF, "timestamp": index * HOP & 0xFFFFFFFF, "ssrc": SSRC}
     packet = changes.pop("packet", None) or traces.frame(index, codebooks)
     return buffer.put(packet, now_s=now_s, **(values | changes))
@@ -32,7 +37,7 @@ def put(buffer: JitterBuffer, index: int, now_s: float, codebooks: int = 2, **ch
 def longest_gap_s(outcome: traces.Outcome, begin_s: float, end_s: float) -> float:
     """The longest time in which no frame was played."""
     times = [at for at in sorted(outcome.played_s.values()) if begin_s <= at <= end_s]
-    return max(np.diff([begin_s, *times, end_s]))
+    return float(max(np.diff([begin_s, *times, end_s])))
 
 
 def test_a_perfect_network_plays_every_frame_in_order_without_concealment() -> None:
@@ -58,8 +63,8 @@ def test_of_two_copies_the_one_with_more_codebooks_is_played(order: tuple[int, i
     for codebooks in order:
         put(buffer, 0, 0.0, codebooks)
     slots = [buffer.get(step * HOP_S) for step in range(4)]
-    played = [slot for slot in slots if slot.codes is not None]
-    assert [slot.codes.shape[1] for slot in played] == [8]
+    played = [slot.codes for slot in slots if slot.codes is not None]
+    assert [codes.shape[1] for codes in played] == [8]
 
 
 def test_a_lost_frame_is_recovered_from_the_redundancy_of_a_later_packet() -> None:
@@ -101,7 +106,7 @@ def test_spikes_are_not_paid_for_with_delay() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"reorder": 0.05}, {"duplicate": 0.2}])
-def test_neither_reordering_nor_duplicates_interrupt(changes: dict[str, float]) -> None:
+def test_neither_reordering_nor_duplicates_interrupt(changes: dict[str, Any]) -> None:
     network = PathProfile(delay_ms=40, jitter_ms=3, reorder_ms=30, **changes)
     packets = traces.trace(network, 30, seed=1)
     outcome = traces.play(packets)
@@ -213,7 +218,9 @@ def test_a_timestamp_between_frames_is_refused() -> None:
         max_size=300,
     )
 )
-def test_whatever_comes_memory_is_bounded_and_a_slot_is_given(steps) -> None:
+def test_whatever_comes_memory_is_bounded_and_a_slot_is_given(
+    steps: list[tuple[int, int, int, float, bool]],
+) -> None:
     buffer = JitterBuffer()
     now_s = 0.0
     for sequence, timestamp, ssrc, pause_s, quiet in steps:
@@ -227,7 +234,9 @@ def test_whatever_comes_memory_is_bounded_and_a_slot_is_given(steps) -> None:
 
 
 @pytest.mark.parametrize("jump_s", [-100.0, -1.201, -0.7, 0.7, 1.3, 100.0])
-def test_a_transit_far_from_all_before_moves_the_histogram_and_loses_no_weight(jump_s) -> None:
+def test_a_transit_far_from_all_before_moves_the_histogram_and_loses_no_weight(
+    jump_s: float,
+) -> None:
     transits = TransitHistogram(late_cost_ms=20)
     for _ in range(500):
         transits.add(0.05)
@@ -251,7 +260,7 @@ def test_an_hour_neither_grows_the_delay_nor_the_memory() -> None:
 
 
 @pytest.mark.parametrize("changes", [{"floor_ms": -1}, {"floor_ms": 50, "ceiling_ms": 40}])
-def test_impossible_bounds_are_refused(changes: dict[str, float]) -> None:
+def test_impossible_bounds_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="floor_ms"):
         JitterBuffer(**changes)
 
@@ -265,13 +274,15 @@ def speex() -> Speex:
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
-def compared(request: pytest.FixtureRequest, speex: Speex) -> tuple[list[list[Sent]], Point]:
+def compared(request: pytest.FixtureRequest, speex: Speex) -> Compared:
     """Traces of one network, and what libspeexdsp makes of them."""
     packets = [traces.trace(NETWORKS[request.param], 45, seed=seed) for seed in (1, 2)]
     return packets, point([speex.play(each) for each in packets], packets)
 
 
-def test_late_loss_and_delay_together_cost_no_more_than_those_of_libspeexdsp(compared) -> None:
+def test_late_loss_and_delay_together_cost_no_more_than_those_of_libspeexdsp(
+    compared: Compared,
+) -> None:
     packets, theirs = compared
     ours = point([traces.play(each) for each in packets], packets)
     costs_ms = [each.mean_ms + LATE_MS_PER_PER_CENT * each.late_percent for each in (ours, theirs)]
@@ -280,7 +291,9 @@ def test_late_loss_and_delay_together_cost_no_more_than_those_of_libspeexdsp(com
     assert ours.median_ms <= theirs.median_ms + HOP_S * 1e3 + 1
 
 
-def test_at_the_same_delay_no_more_comes_late_than_with_libspeexdsp(compared) -> None:
+def test_at_the_same_delay_no_more_comes_late_than_with_libspeexdsp(
+    compared: Compared,
+) -> None:
     packets, theirs = compared
     ours = curve(packets, (4.0, 9.0, 30.0))
     delays_ms, late = zip(*((each.mean_ms, each.late_percent) for each in ours), strict=True)

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 
 from encodec_rt.bitstream.packet import parse_packet
@@ -14,7 +16,7 @@ def codes(count: int, codebooks: int = 8) -> np.ndarray:
 
 
 def push_all(
-    frames: np.ndarray, plan: PacketPlan, active=lambda index: True
+    frames: np.ndarray, plan: PacketPlan, active: Callable[[int], bool] = lambda index: True
 ) -> list[list[Outgoing]]:
     packetizer = Packetizer(hop=HOP, bits=10)
     return [
