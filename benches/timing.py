@@ -112,7 +112,7 @@ def replay_ms(replay: Callable[[], None], count: int, limit_s: float = float("in
     times: list[float] = []
     begun = time.perf_counter()
     while len(times) < count and (not times or time.perf_counter() - begun < limit_s):
-        begin, end = (torch.cuda.Event(True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin, end = (torch.cuda.Event(True) for _ in range(2))
         for _ in range(AT_ONCE):
             replay()
         begin.record()

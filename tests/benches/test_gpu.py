@@ -25,6 +25,7 @@ from encodec_rt.config import EncodecConfig
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.backends.torch import TORCH
 from encodec_rt.streaming.cuda_graph import capture_graph
+from encodec_rt.streaming.ops import Step
 from encodec_rt.streaming.plan import ResBlockSpec
 from tests.support.models import random_model, tiny_config
 from tests.support.tolerances import bound
@@ -281,6 +282,7 @@ class Late:
 
     def __init__(self, *late: int) -> None:
         self.late, self.count = late, 0
+        self.ticks: dict[str, Step] = {}
 
     def encode(self, pcm: torch.Tensor) -> torch.Tensor:
         self.count += 1

@@ -31,7 +31,7 @@ def test_one_sample_is_every_percentile() -> None:
 
 
 @pytest.mark.parametrize("samples", [[], [1.0, math.nan], [math.inf]])
-def test_samples_that_cannot_be_summed_up_are_refused(samples) -> None:
+def test_samples_that_cannot_be_summed_up_are_refused(samples: list[float]) -> None:
     with pytest.raises(ValueError, match="samples"):
         summary(samples)
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -7,7 +9,9 @@ from encodec_rt.errors import ConfigError
 from encodec_rt.netsim.impairment import Channel, PathProfile
 
 
-def arrivals(network: PathProfile, count: int = 20_000, seed: int = 0, size: int = 100) -> list:
+def arrivals(
+    network: PathProfile, count: int = 20_000, seed: int = 0, size: int = 100
+) -> list[list[float]]:
     channel = Channel(network, seed)
     return [channel.send(index * 0.01, size) for index in range(count)]
 
@@ -67,6 +71,6 @@ def test_a_bottleneck_queues_what_exceeds_its_rate_and_drops_beyond_its_queue() 
 
 
 @pytest.mark.parametrize("changes", [{"loss": 1.0}, {"duplicate": -0.1}, {"burst": 0.5}])
-def test_impossible_networks_are_refused(changes: dict[str, float]) -> None:
+def test_impossible_networks_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         PathProfile(**changes)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +94,33 @@ def hf_twin(model: EncodecModel) -> transformers.EncodecModel:
     twin.load_state_dict(model.state_dict())
     twin.eval()
     return twin
+
+
+def hf_encoded(
+    twin: transformers.EncodecModel,
+    audio: Tensor,
+    mask: Tensor | None = None,
+    bandwidth: float | None = None,
+) -> tuple[Tensor, Sequence[Tensor | None], int]:
+    """Codes, scales and padding frames as ``transformers`` gives them."""
+    codes, scales, padding = tuple(twin.encode(audio, mask, bandwidth, return_dict=False))
+    assert isinstance(codes, Tensor)
+    assert isinstance(scales, (Tensor, list))
+    assert isinstance(padding, int)
+    return codes, list(scales), padding
+
+
+def hf_decoded(
+    twin: transformers.EncodecModel,
+    codes: Tensor,
+    scales: Sequence[Tensor | None],
+    mask: Tensor | None = None,
+    padding: int = 0,
+) -> Tensor:
+    """What ``transformers`` makes of them."""
+    decoded = twin.decode(codes, scales, mask, return_dict=False, last_frame_pad_length=padding)[0]  # type: ignore[arg-type]
+    assert isinstance(decoded, Tensor)
+    return decoded
 
 
 def _randomize(module: nn.Module) -> None:
