@@ -246,14 +246,14 @@ def test_a_transit_far_from_all_before_moves_the_histogram_and_loses_no_weight(
     assert transits.quantile(1.0) < max(0.05, 0.05 + jump_s) + 1.3
 
 
-@pytest.mark.slow
-def test_an_hour_neither_grows_the_delay_nor_the_memory() -> None:
+def test_the_drift_of_an_hour_neither_grows_the_delay_nor_the_memory() -> None:
+    # 300 ppm for ten minutes, which is 50 ppm for an hour.
     network = PathProfile(delay_ms=40, jitter_ms=8, loss=0.02, spike_every_s=20)
-    packets = traces.trace(network, 3600, ppm=50)
+    packets = traces.trace(network, 600, ppm=300)
     buffer = JitterBuffer()
     outcome = traces.play(packets, buffer, quiet=lambda now_s: now_s % 4 < 1.5)
-    first = [p for p in packets if 60 < p.sent_s < 360]
-    last = [p for p in packets if p.sent_s > 3300]
+    first = [p for p in packets if 30 < p.sent_s < 150]
+    last = [p for p in packets if p.sent_s > 480]
     medians = [np.median(outcome.delays_ms(part)) for part in (first, last)]
     assert medians[1] == pytest.approx(medians[0], abs=1.5 * HOP_S * 1e3)
     assert len(buffer._frames) < 60

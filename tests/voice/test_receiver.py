@@ -183,18 +183,12 @@ def fuzz(codec: Codec, count: int, seed: int) -> Receiver:
     return listener
 
 
-def test_hostile_payloads_leave_the_call_unharmed_and_memory_bounded(codec: Codec) -> None:
-    listener = fuzz(codec, 20_000, seed=0)
-    assert listener.statistics.packetsDiscarded > 10_000
+def test_a_hundred_thousand_hostile_payloads_leave_the_call_unharmed_and_memory_bounded(codec: Codec) -> None:
+    listener = fuzz(codec, 100_000, seed=0)
+    assert listener.statistics.packetsDiscarded > 50_000
     assert len(listener.buffer._frames) <= 2 / 0.01 + BEHIND_FRAMES + 8
     assert len(listener._late) <= 8
     assert np.isfinite(listener.play(20.0)).all()
-
-
-@pytest.mark.slow
-def test_a_million_hostile_payloads_raise_nothing(codec: Codec) -> None:
-    listener = fuzz(codec, 1_000_000, seed=1)
-    assert len(listener.buffer._frames) <= 2 / 0.01 + BEHIND_FRAMES + 8
 
 
 @settings(max_examples=200, deadline=None)
