@@ -14,7 +14,8 @@ from encodec_rt.bitstream.coding import CodeTables
 from encodec_rt.bitstream.container_reader import PacketReader
 from encodec_rt.bitstream.ogg import Page, PageReader
 from encodec_rt.container_audio import ContainerAudio
-from encodec_rt.lm.integer import IntegerLm, LmConfig
+from encodec_rt.lm.integer import IntegerLm
+from encodec_rt.lm.tensors import LmConfig
 from encodec_rt.streaming.codec import Codec
 from tests.bitstream.test_container import assert_accepted
 from tests.cli.test_cli import RATE, clip, facts, model, run, sentence

@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from encodec_rt.bitstream.range_coder import TOTAL
 from encodec_rt.errors import InputError, PacketError, WeightsError
 from encodec_rt.lm.coding import LmCoder
-from encodec_rt.lm.integer import IntegerLm, LmConfig, to_probabilities
+from encodec_rt.lm.integer import IntegerLm, to_probabilities
+from encodec_rt.lm.tensors import LmConfig
 from tests.support.lms import SMALL, likely_codes, random_lm
 
 ROOT = Path(__file__).resolve().parents[2]

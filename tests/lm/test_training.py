@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from encodec_rt.errors import InputError
-from encodec_rt.lm.integer import IntegerLm, LmConfig
+from encodec_rt.lm.integer import IntegerLm
+from encodec_rt.lm.tensors import LmConfig
 from encodec_rt.lm.training import LmRecipe, bits_per_code, train_lm
 
 CONFIG = LmConfig((1, 1), 16, (24, 16), (1, 2))
