@@ -24,7 +24,8 @@ from encodec_rt.config import EncodecConfig
 from encodec_rt.live.duplex import MAX_FRAMES, Duplex
 from encodec_rt.live.loop import CodecLoop
 from encodec_rt.model.encodec import EncodecModel
-from encodec_rt.sound.portaudio import PortAudio, list_devices
+from encodec_rt.sound.devices import list_devices
+from encodec_rt.sound.portaudio import PortAudio
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.types import Audio, Codes
 from tests.support import pulse

@@ -9,7 +9,8 @@ import pytest
 
 from encodec_rt.errors import AudioDeviceError
 from encodec_rt.sound import portaudio
-from encodec_rt.sound.portaudio import Direction, PortAudio, find_device, list_devices
+from encodec_rt.sound.devices import Direction, find_device, list_devices
+from encodec_rt.sound.portaudio import PortAudio
 from tests.support.narrow import present
 from tests.support.virtual_audio import (
     MICROPHONE,

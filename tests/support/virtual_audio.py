@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from encodec_rt.sound.portaudio import Choice, Direction, PortAudio
+from encodec_rt.sound.devices import Choice, Direction
+from encodec_rt.sound.portaudio import PortAudio
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
