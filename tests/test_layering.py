@@ -68,7 +68,7 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
     "link": (
         {"admission", "bandwidth", "credentials", "datagrams", "endpoints", "sdp"},
         {"device_endpoints", "rtp", "signalling"},
-        {"device_pair", "rtp_transport"},
+        {"device_pair", "dialling", "rtp_transport"},
         {"call"},
     ),
 }

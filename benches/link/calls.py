@@ -26,8 +26,9 @@ from benches.record import Json
 from encodec_rt.audio import AudioReader
 from encodec_rt.config import EncodecConfig
 from encodec_rt.link.call import Call, CallOptions
+from encodec_rt.link.dialling import SignallingClient
 from encodec_rt.link.endpoints import NullSink, SilentSource
-from encodec_rt.link.signalling import Limits, SignallingClient, SignallingServer
+from encodec_rt.link.signalling import Limits, SignallingServer
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.types import Audio

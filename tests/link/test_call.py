@@ -11,8 +11,9 @@ import pytest
 
 from encodec_rt.errors import LinkError
 from encodec_rt.link.call import Call, CallOptions
+from encodec_rt.link.dialling import SignallingClient
 from encodec_rt.link.endpoints import FileSink, FileSource, NullSink, SilentSource
-from encodec_rt.link.signalling import SignallingClient, SignallingServer
+from encodec_rt.link.signalling import SignallingServer
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.types import Audio
 from encodec_rt.voice.transport import Received

@@ -16,13 +16,8 @@ from aiohttp import web
 from encodec_rt.errors import LinkError
 from encodec_rt.link import credentials
 from encodec_rt.link.admission import MAX_ADDRESSES, ConnectionLimits, RateLimit
-from encodec_rt.link.signalling import (
-    REMEMBERED,
-    SDP_TYPE,
-    Limits,
-    SignallingClient,
-    SignallingServer,
-)
+from encodec_rt.link.dialling import SignallingClient
+from encodec_rt.link.signalling import REMEMBERED, SDP_TYPE, Limits, SignallingServer
 
 TOKEN = "a-token-of-more-than-thirty-two-letters"
 HEADERS = {"Authorization": f"Bearer {TOKEN}", "Content-Type": SDP_TYPE}
