@@ -27,7 +27,8 @@ from encodec_rt.bitstream.coding import (
     coder_for,
     tables_by_hash,
 )
-from encodec_rt.bitstream.container import Comments, DataPacket, StreamHeader, varint
+from encodec_rt.bitstream.container import Comments, StreamHeader
+from encodec_rt.bitstream.container_packet import DataPacket, varint
 from encodec_rt.bitstream.container_reader import CodeBlock, Gap, PacketReader, read_codes
 from encodec_rt.bitstream.container_writer import LIVE_PAGE_S, ContainerWriter, PacketWriter
 from encodec_rt.bitstream.ogg import Page, PageReader
