@@ -34,7 +34,6 @@ check: $(STAMP)
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
-	$(BIN)/mypy -p benches
 
 # Compiles the kernels for GPUs that need not be there, with this Triton and with torch 2.11's.
 aot: $(STAMP) $(TRITON_36)/installed

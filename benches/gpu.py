@@ -43,7 +43,7 @@ from benches.rows import (
 )
 from benches.timing import (
     FRAME_MS,
-    Budget,
+    TimeBudget,
     no_collection,
     replay_ms,
     time_limit,
@@ -58,7 +58,7 @@ PROFILED_STREAMS = 1024
 
 
 @dataclass(frozen=True)
-class Limits:
+class GpuLimits:
     """How long each part of a run may take: seconds, or frames."""
 
     row_s: float = 40.0
@@ -77,8 +77,8 @@ class OneStream:
         record: Record,
         model: EncodecModel,
         device: torch.device,
-        limits: Limits,
-        budget: Budget,
+        limits: GpuLimits,
+        budget: TimeBudget,
     ) -> None:
         self.record, self.model, self.device = record, model, device
         self.limits, self.budget = limits, budget
@@ -173,7 +173,11 @@ def latency(bench: OneStream, rows: Sequence[Row] = LATENCY) -> None:
 
 
 def flips(
-    record: Record, rows: Sequence[Row], model: EncodecModel, device: torch.device, budget: Budget
+    record: Record,
+    rows: Sequence[Row],
+    model: EncodecModel,
+    device: torch.device,
+    budget: TimeBudget,
 ) -> None:
     """The share of frames of speech with other codes than plain torch gives, by row."""
     audio, hop = speech(8), model.config.hop_length
@@ -200,8 +204,8 @@ def measure(
     part: str,
     record: Record,
     device: torch.device,
-    limits: Limits,
-    budget: Budget,
+    limits: GpuLimits,
+    budget: TimeBudget,
     *,
     max_autotune: bool = False,
 ) -> None:
@@ -211,7 +215,7 @@ def measure(
         return
     model = random_24khz()
     if part == "streams":
-        streams.measure(record, model, device, streams.Limits(), budget)
+        streams.measure(record, model, device, streams.StreamLimits(), budget)
         return
     bench = OneStream(record, model, device, limits, budget)
     if part == "profile":
@@ -240,10 +244,10 @@ def main() -> int:
     options = parser.parse_args()
     device = require_cuda()
     ieee_products()
-    budget = Budget(options.budget)
+    budget = TimeBudget(options.budget)
     record = Record(f"gpu-{options.part}", device=device.type, folder=options.out)
     autotune = options.max_autotune
-    measure(options.part, record, device, Limits(), budget, max_autotune=autotune)
+    measure(options.part, record, device, GpuLimits(), budget, max_autotune=autotune)
     return finish(record)
 
 

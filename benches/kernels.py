@@ -90,7 +90,7 @@ def device_ms(run: Callable[[], object], count: int = REPLAYS) -> list[float]:
     torch.cuda.synchronize()
     times = []
     for _ in range(count):
-        begin, end = torch.cuda.Event(True), torch.cuda.Event(True)  # type: ignore[no-untyped-call]
+        begin, end = torch.cuda.Event(True), torch.cuda.Event(True)
         begin.record()
         run()
         end.record()

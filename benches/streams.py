@@ -19,7 +19,7 @@ from torch import Tensor
 from benches.checks import FAILURES, codes_of, note, require_same_codes, skip
 from benches.record import Record
 from benches.rows import STREAMS, Contender, Row, torch_engine
-from benches.timing import FRAME_MS, Budget, no_collection, wait_until
+from benches.timing import FRAME_MS, TimeBudget, no_collection, wait_until
 from benches.workload import frames, noise
 from encodec_rt.model.encodec import EncodecModel
 
@@ -35,7 +35,7 @@ ENOUGH_S = 10.0
 
 
 @dataclass(frozen=True)
-class Limits:
+class StreamLimits:
     """How long a run may take."""
 
     flat_out_s: float = 3.0
@@ -50,12 +50,16 @@ def sizes() -> list[int]:
 
 
 def measure(
-    record: Record, model: EncodecModel, device: torch.device, limits: Limits, budget: Budget
+    record: Record,
+    model: EncodecModel,
+    device: torch.device,
+    limits: StreamLimits,
+    budget: TimeBudget,
 ) -> None:
     """Every row of STREAMS in its share of the time."""
     for index, row in enumerate(STREAMS):
         last = index == len(STREAMS) - 1
-        share = Budget(budget.left() * (1 if last else FIRST_SHARE))
+        share = TimeBudget(budget.left() * (1 if last else FIRST_SHARE))
         try:
             many_streams(record, row, model, device, limits, share)
         except FAILURES as error:
@@ -67,8 +71,8 @@ def many_streams(
     row: Row,
     model: EncodecModel,
     device: torch.device,
-    limits: Limits,
-    budget: Budget,
+    limits: StreamLimits,
+    budget: TimeBudget,
 ) -> None:
     """Find and confirm the most slots of one row; the record has ``streams`` of each run."""
     hop = model.config.hop_length
@@ -114,7 +118,7 @@ def many_streams(
         best -= 1
 
 
-def search(candidates: list[int], keeps_up: object, budget: Budget) -> int:
+def search(candidates: list[int], keeps_up: object, budget: TimeBudget) -> int:
     """The index of the largest candidate that keeps up, or -1: by threes, then by halves.
 
     Three steps of 1.25 are about a doubling. Assumes that what fails fails for all that are larger.

@@ -20,7 +20,7 @@ AT_ONCE = 4
 """Replays before the one that is timed on the device, so that no launch is waited for."""
 
 
-class Budget:
+class TimeBudget:
     """The seconds that a part of the bench has in all."""
 
     def __init__(self, seconds: float) -> None:
@@ -112,7 +112,7 @@ def replay_ms(replay: Callable[[], None], count: int, limit_s: float = float("in
     times: list[float] = []
     begun = time.perf_counter()
     while len(times) < count and (not times or time.perf_counter() - begun < limit_s):
-        begin, end = (torch.cuda.Event(True) for _ in range(2))  # type: ignore[no-untyped-call]
+        begin, end = (torch.cuda.Event(True) for _ in range(2))
         for _ in range(AT_ONCE):
             replay()
         begin.record()

@@ -29,7 +29,7 @@ from benches.checks import FAILURES, codes_of, require_same_codes
 from benches.kernels import finish, ieee_products, require_cuda
 from benches.record import RESULTS, Json, Record
 from benches.rows import triton_engine
-from benches.timing import Budget, replay_ms
+from benches.timing import TimeBudget, replay_ms
 from benches.workload import noise, random_24khz
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt_kernels import configs
@@ -175,7 +175,7 @@ def main() -> int:
     parser.add_argument("--budget", type=float, default=90.0, help="seconds for all of it")
     parser.add_argument("--out", default=RESULTS, help="another folder than benches/results")
     options = parser.parse_args()
-    budget = Budget(options.budget)
+    budget = TimeBudget(options.budget)
     record = Record("gpu-variants", device=require_cuda().type, folder=options.out)
     chosen = [at for at, variant in enumerate(VARIANTS) if variant.rules in options.only]
     with tempfile.TemporaryDirectory() as folder:

@@ -20,7 +20,7 @@ from encodec_rt.config_base import (
 from encodec_rt.errors import ConfigError
 from encodec_rt.pretrained import (
     CONFIG_NAME,
-    Source,
+    PretrainedSource,
     check_save_arguments,
     read_json,
     sort_arguments,
@@ -251,16 +251,17 @@ class EncodecConfig(Chunked, PretrainedConfig):
     ) -> EncodecConfig:
         """The configuration in a config.json, or in a folder or hub id that has one.
 
-        ``arguments`` are fields that replace the stored ones, and what ``pretrained.Source`` takes
-        (``revision``, ``subfolder``, ``cache_dir``, ``local_files_only``, ``token``, ...); other
-        arguments of ``transformers`` are accepted where they have no meaning here. Raises
-        ConfigError for the rest, and WeightsError where there is no file.
+        ``arguments`` are fields that replace the stored ones, and those of
+        ``pretrained.PretrainedSource`` (``revision``, ``subfolder``, ``cache_dir``,
+        ``local_files_only``, ``token``, ...); other arguments of ``transformers`` are
+        accepted where they have no meaning here. Raises ConfigError for the rest, and
+        WeightsError where there is no file.
         """
         names = {field.name for field in fields(cls)} | {"dtype", "torch_dtype"}
         places, changes = sort_arguments("EncodecConfig.from_pretrained", arguments, names)
         path = Path(pretrained_model_name_or_path)
         if not path.is_file():
-            path = Source(pretrained_model_name_or_path, **places).find(CONFIG_NAME)
+            path = PretrainedSource(pretrained_model_name_or_path, **places).find(CONFIG_NAME)
         # The type of the weights is the model's affair.
         changes.pop("dtype", changes.pop("torch_dtype", None))
         config = cls.from_dict({**read_json(path), **changes})

@@ -27,7 +27,7 @@ from encodec_rt.errors import ConfigError, InputError
 from encodec_rt.pretrained import (
     CONFIG_NAME,
     PREPROCESSOR_NAME,
-    Source,
+    PretrainedSource,
     check_save_arguments,
     read_json,
     sort_arguments,
@@ -177,7 +177,9 @@ class EncodecFeatureExtractor(Chunked):
         places, changes = sort_arguments(
             "EncodecFeatureExtractor.from_pretrained", arguments, _SAVED
         )
-        path = Source(pretrained_model_name_or_path, **places).find(PREPROCESSOR_NAME, CONFIG_NAME)
+        path = PretrainedSource(pretrained_model_name_or_path, **places).find(
+            PREPROCESSOR_NAME, CONFIG_NAME
+        )
         values = read_json(path)
         if path.name == CONFIG_NAME:
             config = EncodecConfig.from_dict(values)

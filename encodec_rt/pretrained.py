@@ -32,7 +32,7 @@ _HUB_ID = re.compile(r"(?!.*\.(th|pt|bin|json|safetensors)$)[\w.-]*\w[\w.-]*/[\w
 
 
 @dataclass(frozen=True)
-class Source:
+class PretrainedSource:
     """A pretrained model, and how the hub is asked for it if it is not here.
 
     ``name`` is "default" (the embedded model), a folder, or a hub id, of which ``revision`` may
@@ -226,12 +226,12 @@ _REFUSED_IN_SAVING: Mapping[str, tuple[object, str]] = MappingProxyType(
 def sort_arguments(
     caller: str, given: Mapping[str, Any], own: Collection[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Keyword arguments as transformers takes them -> (those of ``Source``, those in ``own``).
+    """Arguments as transformers takes them -> (those of ``PretrainedSource``, those in ``own``).
 
     What has no meaning here is passed over. Raises ConfigError, naming the argument, for one that
     would change the result or that nobody knows.
     """
-    names = {field.name for field in fields(Source)} - {"name"}
+    names = {field.name for field in fields(PretrainedSource)} - {"name"}
     for_source, for_caller = {}, {}
     for name, value in given.items():
         if name == "use_auth_token":

@@ -1,6 +1,9 @@
+from __future__ import annotations
+
 import os
 import stat
 import threading
+from pathlib import Path
 
 import pytest
 
@@ -8,7 +11,7 @@ from encodec_rt.atomic import part_name, publish, replacing
 from encodec_rt.errors import InputError
 
 
-def test_a_device_is_written_to_and_never_replaced(tmp_path):
+def test_a_device_is_written_to_and_never_replaced(tmp_path: Path) -> None:
     with replacing("/dev/null", force=False) as part:
         part.write_text("gone")
     assert stat.S_ISCHR(os.stat("/dev/null").st_mode)
@@ -21,7 +24,7 @@ def test_a_device_is_written_to_and_never_replaced(tmp_path):
         pass
 
 
-def test_a_link_keeps_pointing_to_the_new_content(tmp_path):
+def test_a_link_keeps_pointing_to_the_new_content(tmp_path: Path) -> None:
     real, link = tmp_path / "real", tmp_path / "link"
     real.write_text("old")
     link.symlink_to(real)
@@ -31,10 +34,10 @@ def test_a_link_keeps_pointing_to_the_new_content(tmp_path):
     assert real.read_text() == "new"
 
 
-def test_what_appeared_meanwhile_is_not_replaced(tmp_path):
+def test_what_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
     path = tmp_path / "x"
 
-    def write():
+    def write() -> None:
         with replacing(path, force=False) as part:
             part.write_text("ours")
             path.write_text("theirs")
@@ -46,10 +49,12 @@ def test_what_appeared_meanwhile_is_not_replaced(tmp_path):
 
 
 @pytest.mark.parametrize("links", [True, False])
-def test_of_two_writers_to_one_name_one_wins_and_the_other_says_so(monkeypatch, tmp_path, links):
+def test_of_two_writers_to_one_name_one_wins_and_the_other_says_so(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, links
+) -> None:
     if not links:
 
-        def refuse(*_):
+        def refuse(*_) -> None:
             raise OSError(1, "Operation not permitted")
 
         monkeypatch.setattr(os, "link", refuse)
@@ -57,7 +62,7 @@ def test_of_two_writers_to_one_name_one_wins_and_the_other_says_so(monkeypatch, 
     together = threading.Barrier(8)
     outcomes = []
 
-    def write(text):
+    def write(text) -> None:
         try:
             with replacing(path, force=False) as part:
                 part.write_text(text)
@@ -77,7 +82,7 @@ def test_of_two_writers_to_one_name_one_wins_and_the_other_says_so(monkeypatch, 
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_a_replaced_file_hands_on_its_permissions(tmp_path):
+def test_a_replaced_file_hands_on_its_permissions(tmp_path: Path) -> None:
     path = tmp_path / "x"
     for mode in (0o600, 0o640, 0o444):
         path.unlink(missing_ok=True)
@@ -90,7 +95,7 @@ def test_a_replaced_file_hands_on_its_permissions(tmp_path):
         assert path.read_text() == "new"
 
 
-def test_a_new_file_has_the_permissions_that_the_umask_leaves(tmp_path):
+def test_a_new_file_has_the_permissions_that_the_umask_leaves(tmp_path: Path) -> None:
     before = os.umask(0o027)
     try:
         with replacing(tmp_path / "x", force=False) as part:
@@ -101,7 +106,7 @@ def test_a_new_file_has_the_permissions_that_the_umask_leaves(tmp_path):
 
 
 @pytest.mark.parametrize("name", [b"a" * 255, b"\xff\xe9.wav", "ü".encode() * 127 + b"a"])
-def test_the_longest_names_and_names_that_are_not_utf8_work(tmp_path, name):
+def test_the_longest_names_and_names_that_are_not_utf8_work(tmp_path: Path, name) -> None:
     path = tmp_path / os.fsdecode(name)
     with replacing(path, force=False) as part:
         part.write_text("new")
@@ -109,10 +114,10 @@ def test_the_longest_names_and_names_that_are_not_utf8_work(tmp_path, name):
     assert len(os.fsencode(part_name(path, ".part.wav", hidden=False).name)) <= 255
 
 
-def test_an_error_without_a_name_gets_that_of_the_target(tmp_path):
+def test_an_error_without_a_name_gets_that_of_the_target(tmp_path: Path) -> None:
     path = tmp_path / "x"
 
-    def fail(*arguments):
+    def fail(*arguments) -> None:
         with replacing(path, force=False):
             raise OSError(*arguments)
 
@@ -125,7 +130,7 @@ def test_an_error_without_a_name_gets_that_of_the_target(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_publishing_leaves_the_part_where_the_name_is_taken(tmp_path):
+def test_publishing_leaves_the_part_where_the_name_is_taken(tmp_path: Path) -> None:
     part, target = tmp_path / "part", tmp_path / "target"
     part.write_text("ours")
     target.write_text("theirs")

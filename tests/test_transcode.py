@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import importlib
 import io
 import itertools
@@ -62,7 +64,7 @@ def all_codes(config, data):
     return np.concatenate([block.codes for block in blocks])
 
 
-def assert_same_file(model, audio, data, wanted):
+def assert_same_file(model, audio, data, wanted) -> None:
     """Byte for byte, unless a frame streamed in float32 fell on the other side of a near-tie."""
     if data == wanted:
         return
@@ -75,8 +77,8 @@ def assert_same_file(model, audio, data, wanted):
 @pytest.mark.parametrize("length", [1, 7, 40, 396, 397, 400, 401, 2003])
 @pytest.mark.parametrize("index", [0, 2])
 def test_files_are_upstreams_byte_for_byte_and_sound_alike_both_ways(
-    monkeypatch, name, length, index
-):
+    monkeypatch: pytest.MonkeyPatch, name, length, index
+) -> None:
     model = MODELS[name]
     bandwidth = model.config.target_bandwidths[index]
     theirs = upstream_twin(model, name)
@@ -93,7 +95,7 @@ def test_files_are_upstreams_byte_for_byte_and_sound_alike_both_ways(
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_no_audio_is_a_file_of_no_codes(model):
+def test_no_audio_is_a_file_of_no_codes(model) -> None:
     codec = Codec(model)
     bandwidth = model.config.target_bandwidths[0]
     data = to_file(codec, "x", torch.zeros(model.config.audio_channels, 0), bandwidth)
@@ -101,7 +103,7 @@ def test_no_audio_is_a_file_of_no_codes(model):
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_a_salvaged_file_decodes_as_the_whole_one_does_up_to_the_cut(model):
+def test_a_salvaged_file_decodes_as_the_whole_one_does_up_to_the_cut(model) -> None:
     codec = Codec(model)
     audio = speech(model.config.audio_channels, 2003)
     data = to_file(codec, "x", audio, model.config.target_bandwidths[-1])
@@ -115,7 +117,7 @@ def test_a_salvaged_file_decodes_as_the_whole_one_does_up_to_the_cut(model):
         assert snr_db(whole[:, :same], part[:, :same]) > STREAM_DB or same == 0
 
 
-def test_memory_does_not_grow_with_the_audio(monkeypatch):
+def test_memory_does_not_grow_with_the_audio(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ecdc, "_BLOCK_FRAMES", 64)
     codec = Codec(MONO)
     bandwidth = MONO.config.target_bandwidths[-1]
@@ -142,7 +144,7 @@ def test_memory_does_not_grow_with_the_audio(monkeypatch):
 
 
 @pytest.mark.parametrize("start", ["primed", "zero"])
-def test_every_start_gives_all_frames_and_samples(start):
+def test_every_start_gives_all_frames_and_samples(start) -> None:
     codec = Codec(MONO)
     bandwidth = MONO.config.target_bandwidths[-1]
     audio = speech(1, 1003)
@@ -152,13 +154,13 @@ def test_every_start_gives_all_frames_and_samples(start):
     assert sum(part.shape[1] for part in parts) == 1003
 
 
-def test_a_segment_model_has_no_start_to_choose():
+def test_a_segment_model_has_no_start_to_choose() -> None:
     codec = Codec(STEREO)
     with pytest.raises(ConfigError, match="segments"):
         next(encode_blocks(codec, [], bandwidth_kbps=1.0, start="primed"))
 
 
-def test_bandwidth_is_the_lowest_that_holds_the_codebooks():
+def test_bandwidth_is_the_lowest_that_holds_the_codebooks() -> None:
     config = MONO.config
     assert [bandwidth_for(config, books) for books in (1, 2, 3, 4)] == [
         config.target_bandwidths[index] for index in (0, 1, 2, 2)

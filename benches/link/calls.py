@@ -26,8 +26,9 @@ from benches.record import Json
 from encodec_rt.audio import AudioReader
 from encodec_rt.config import EncodecConfig
 from encodec_rt.link.call import Call, CallOptions
+from encodec_rt.link.dialling import SignallingClient
 from encodec_rt.link.endpoints import NullSink, SilentSource
-from encodec_rt.link.signalling import Limits, SignallingClient, SignallingServer
+from encodec_rt.link.signalling import Limits, SignallingServer
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.types import Audio
@@ -37,7 +38,7 @@ SMALL_KBPS = 6.01
 
 
 @dataclass(frozen=True)
-class Model:
+class ModelChoice:
     """Which model a bench uses, and at what bandwidth."""
 
     source: str
@@ -45,7 +46,7 @@ class Model:
     small: bool
 
     @classmethod
-    def from_arguments(cls, arguments: argparse.Namespace) -> Model:
+    def from_arguments(cls, arguments: argparse.Namespace) -> ModelChoice:
         """As ``add_arguments`` lets it be chosen."""
         kbps = SMALL_KBPS if arguments.small else arguments.kbps
         return cls(arguments.model, kbps, arguments.small)

@@ -128,7 +128,7 @@ def measure(heard: Heard, condition: Condition, hop_ms: float) -> dict[str, Json
     }
 
 
-class Watched(JitterBuffer):
+class PauseAwareBuffer(JitterBuffer):
     """A jitter buffer that tells pauses from speech where it shortens the delay."""
 
     def __init__(self) -> None:
@@ -147,7 +147,7 @@ def cuts(codec: Codec, kbps: float, network: PathProfile, seed: int) -> dict[str
     """Where frames of recorded speech are left out when the delay shrinks."""
     clip = speech(codec.config.sampling_rate)
     codes = np.concatenate([codec.stream_encoder(kbps).push(clip)] * CLIPS)
-    buffer = Watched()
+    buffer = PauseAwareBuffer()
     simulate(
         codes,
         Channel(network, seed),

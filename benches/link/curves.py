@@ -70,7 +70,7 @@ def conditions(losses: tuple[float, ...]) -> Iterator[tuple[str, float, PathProf
 
 
 @dataclass(frozen=True, eq=False)
-class Said:
+class CodedClip:
     """A clip, its codes, and what they are without a network."""
 
     clip: NDArray[np.float32]
@@ -78,14 +78,14 @@ class Said:
     lossless: NDArray[np.float32]
 
 
-def speech(codec: Codec, name: str, kbps: float) -> Said:
+def speech(codec: Codec, name: str, kbps: float) -> CodedClip:
     """A bundled clip, encoded."""
     path = Path(str(resources.files("encodec_rt"))) / "assets" / f"{name}.flac"
     with AudioReader(path) as reader:
         clip = np.concatenate(list(reader.blocks(codec.config.sampling_rate, 1)), axis=1)[0]
     encoder = codec.stream_encoder(kbps)
     codes = np.concatenate([encoder.push(clip), encoder.flush()])
-    return Said(clip, codes, codec.stream_decoder(kbps).push(codes)[: len(clip)])
+    return CodedClip(clip, codes, codec.stream_decoder(kbps).push(codes)[: len(clip)])
 
 
 def run(

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from benches.link.calls import Model, Window, add_arguments, speech
+from benches.link.calls import ModelChoice, Window, add_arguments, speech
 from benches.link.far import Apart, look
 from benches.record import Json, Record
 from encodec_rt.netsim.impairment import Channel, PathProfile
@@ -29,7 +29,7 @@ from encodec_rt.voice.receiver import Receiver
 HOUR = PathProfile(delay_ms=40, jitter_ms=8, loss=0.03, burst=2, spike_every_s=20)
 
 
-async def talk(model: Model, *, minutes: int) -> list[dict[str, Json]]:
+async def talk(model: ModelChoice, *, minutes: int) -> list[dict[str, Json]]:
     """A call of that length between two processes; what each minute was like at either end."""
     found: list[dict[str, Json]] = []
     call = await Apart.begin(model)
@@ -42,7 +42,7 @@ async def talk(model: Model, *, minutes: int) -> list[dict[str, Json]]:
     return found
 
 
-def hour(model: Model, *, hours: float, parts: int = 6) -> list[dict[str, Json]]:
+def hour(model: ModelChoice, *, hours: float, parts: int = 6) -> list[dict[str, Json]]:
     """A call on a virtual clock through encoder, packets, network, jitter buffer and decoder.
 
     What each part of it was like; the memory is that of the whole process.
@@ -99,7 +99,7 @@ def main() -> None:
     parser.add_argument("--hours", type=float, default=1.0)
     parser.add_argument("--minutes", type=int, default=10)
     arguments = parser.parse_args()
-    model = Model.from_arguments(arguments)
+    model = ModelChoice.from_arguments(arguments)
     record = Record(f"link-{arguments.what}")
     if arguments.what == "hour":
         for values in hour(model, hours=arguments.hours):

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
-from benches.link.calls import Model, Window, calling, heard, listening, speech
+from benches.link.calls import ModelChoice, Window, calling, heard, listening, speech
 from benches.record import Json
 from encodec_rt.link.call import Call
 from encodec_rt.link.signalling import Limits, SignallingServer
@@ -19,7 +19,7 @@ from encodec_rt.streaming.codec import warm_up
 
 
 @dataclass(frozen=True)
-class End:
+class FarEnd:
     """This process's end, and the server that it listens with."""
 
     call: Call
@@ -28,7 +28,7 @@ class End:
 
 
 @dataclass(frozen=True)
-class DialAnswer:
+class KnownCall:
     """All that an attacker may know of a call."""
 
     url: str
@@ -38,11 +38,11 @@ class DialAnswer:
     name: str
 
 
-Work = Callable[[End], Awaitable[dict[str, Json]]]
+Work = Callable[[FarEnd], Awaitable[dict[str, Json]]]
 """What an end may be asked: a function of a module, or a partial one, as it is pickled."""
 
 
-async def look(end: End) -> dict[str, Json]:
+async def look(end: FarEnd) -> dict[str, Json]:
     """What the call was like since the last look, and its latency by term."""
     own: Any = end.call.statistics()["encodecRt"]
     found: dict[str, Json] = {**end.window.look(), "latency_ms": own["latencyMs"]}
@@ -56,7 +56,9 @@ async def look(end: End) -> dict[str, Json]:
 class Far:
     """The far side of a pipe to an end."""
 
-    def __init__(self, model: Model, *, place: tuple[str, str] | None, limits: Limits) -> None:
+    def __init__(
+        self, model: ModelChoice, *, place: tuple[str, str] | None, limits: Limits
+    ) -> None:
         """Start it: it calls ``place``, a URL and its token, or it listens, within ``limits``."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
@@ -87,15 +89,15 @@ class Apart:
 
     caller: Far
     callee: Far
-    dialled: DialAnswer
+    dialled: KnownCall
 
     @classmethod
-    async def begin(cls, model: Model, limits: Limits | None = None) -> Apart:
+    async def begin(cls, model: ModelChoice, limits: Limits | None = None) -> Apart:
         """Both ends, when each hears the other."""
         limits = limits or Limits()
         callee = Far(model, place=None, limits=limits)
         caller = Far(model, place=await callee.answer(), limits=limits)
-        dialled: DialAnswer = await caller.answer()
+        dialled: KnownCall = await caller.answer()
         for end in (caller, callee):
             await end.answer()
         return cls(caller, callee, dialled)
@@ -106,12 +108,14 @@ class Apart:
         await self.callee.stop()
 
 
-def _live(pipe: Connection, model: Model, place: tuple[str, str] | None, limits: Limits) -> None:
+def _live(
+    pipe: Connection, model: ModelChoice, place: tuple[str, str] | None, limits: Limits
+) -> None:
     asyncio.run(_run(pipe, model, place, limits))
 
 
 async def _run(
-    pipe: Connection, model: Model, place: tuple[str, str] | None, limits: Limits
+    pipe: Connection, model: ModelChoice, place: tuple[str, str] | None, limits: Limits
 ) -> None:
     codec = model.load()
     warm_up(codec, model.kbps, "primed")
@@ -129,10 +133,10 @@ async def _run(
             call = line.calls[0]
         else:
             made = await stack.enter_async_context(calling(codec, model.kbps, audio, *place))
-            pipe.send(DialAnswer(*place, made.offer, made.addresses, made.name))
+            pipe.send(KnownCall(*place, made.offer, made.addresses, made.name))
             call = made.call
         await heard(call)
-        end = End(call, Window(call.listener, codec.config.hop_length), server)
+        end = FarEnd(call, Window(call.listener, codec.config.hop_length), server)
         pipe.send("heard")
         loop = asyncio.get_running_loop()
         while (work := await loop.run_in_executor(None, pipe.recv)) is not None:

@@ -19,8 +19,8 @@ from time import perf_counter
 import aiohttp
 import numpy as np
 
-from benches.link.calls import Model, add_arguments
-from benches.link.far import Apart, DialAnswer, End, look
+from benches.link.calls import ModelChoice, add_arguments
+from benches.link.far import Apart, FarEnd, KnownCall, look
 from benches.record import Json, Record
 from encodec_rt.bitstream.packet import Packet, encode_packet
 from encodec_rt.link.admission import ConnectionLimits
@@ -76,7 +76,7 @@ def payload(rng: np.random.Generator) -> bytes:
     return good + rng.bytes(int(rng.integers(1, 40)))
 
 
-async def whisper(end: End, *, count: int, per_s: float, seed: int = 1) -> dict[str, Json]:
+async def whisper(end: FarEnd, *, count: int, per_s: float, seed: int = 1) -> dict[str, Json]:
     """Let the far end itself send ``count`` malformed payloads beside what it says."""
     rng = np.random.default_rng(seed)
     async for burst in _paced(count, per_s):
@@ -90,7 +90,7 @@ async def whisper(end: End, *, count: int, per_s: float, seed: int = 1) -> dict[
 class Attack:
     """Hostile datagrams and requests, by one who knows all of a call but its keys."""
 
-    call: DialAnswer
+    call: KnownCall
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -157,7 +157,7 @@ async def _paced(count: int, per_s: float) -> AsyncIterator[int]:
 
 
 async def hostile(
-    model: Model, *, datagrams: int, requests: int, per_s: float
+    model: ModelChoice, *, datagrams: int, requests: int, per_s: float
 ) -> dict[str, dict[str, Json]]:
     """A call alone, and the same call under attack; what the called end saw."""
     seconds = datagrams / per_s
@@ -198,7 +198,7 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=20_000)
     parser.add_argument("--per-s", type=float, default=4000.0)
     arguments = parser.parse_args()
-    model = Model.from_arguments(arguments)
+    model = ModelChoice.from_arguments(arguments)
     record = Record("link-hostile")
     calls = hostile(
         model,

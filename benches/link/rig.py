@@ -24,7 +24,7 @@ from numpy.typing import NDArray
 
 from benches.link import conditions, curves
 from benches.link.conditions import Condition, path
-from benches.link.rig_end import KINDS, End, speech
+from benches.link.rig_end import KINDS, RigEnd, speech
 from benches.link.scores import longest_mute
 from benches.record import Json, Record
 from encodec_rt.netsim.impairment import PathProfile
@@ -67,29 +67,29 @@ CONDITIONS: Mapping[str, Condition] = {
 
 
 @dataclass(frozen=True, eq=False)
-class Said:
+class SpokenPart:
     """What one side says in a call, the codes of it, and what they are without a network."""
 
     pcm: NDArray[np.float32]
     codes: Codes
     lossless: NDArray[np.float32]
 
-    def first(self, frames: int) -> Said:
+    def first(self, frames: int) -> SpokenPart:
         """The beginning of it."""
         samples = frames * len(self.pcm) // len(self.codes)
-        return Said(self.pcm[:samples], self.codes[:frames], self.lossless[:samples])
+        return SpokenPart(self.pcm[:samples], self.codes[:frames], self.lossless[:samples])
 
 
-def say(codec: Codec, side: str, kbps: float, frames: int) -> Said:
+def say(codec: Codec, side: str, kbps: float, frames: int) -> SpokenPart:
     """What a side's process says in so many frames."""
     clip, hop = speech(codec, side), codec.config.hop_length
     pcm = np.resize(np.roll(clip, -hop), frames * hop)
     codes = codec.stream_encoder(kbps).push(pcm)
-    return Said(pcm, codes, codec.stream_decoder(kbps).push(codes))
+    return SpokenPart(pcm, codes, codec.stream_decoder(kbps).push(codes))
 
 
 def read_log(
-    log: Mapping[str, NDArray[Any]], spoken: Said, read_s: NDArray[np.float64], begun_s: float
+    log: Mapping[str, NDArray[Any]], spoken: SpokenPart, read_s: NDArray[np.float64], begun_s: float
 ) -> tuple[Heard, NDArray[np.float64]]:
     """What one end heard, by the frame numbers of who spoke and the time since ``begun_s``.
 
@@ -157,7 +157,7 @@ def _codes(row: NDArray[np.int32]) -> Codes | None:
 def measure(
     heard: Heard,
     mouth_to_ear_ms: NDArray[np.float64],
-    spoken: Said,
+    spoken: SpokenPart,
     statistics: Mapping[str, Any],
     condition: Condition,
 ) -> dict[str, Json]:
@@ -205,7 +205,7 @@ class Held:
     answers: list[Any]
     logs: list[Path]
 
-    def judge(self, spoken: Sequence[Said], record: Record) -> None:
+    def judge(self, spoken: Sequence[SpokenPart], record: Record) -> None:
         """Add what each side heard to ``record``."""
         condition = CONDITIONS[self.name]
         logs = [dict(np.load(path)) for path in self.logs]
@@ -226,7 +226,7 @@ class Held:
 
 
 def hold(
-    rig: Rig, ends: Sequence[End], name: str, *, seed: int, frame_rate: float, folder: Path
+    rig: Rig, ends: Sequence[RigEnd], name: str, *, seed: int, frame_rate: float, folder: Path
 ) -> Held:
     """One call."""
     condition = CONDITIONS[name]
@@ -247,7 +247,7 @@ def bench(model: str, kbps: float, names: Sequence[str], seeds: int) -> Record:
     longest = round(max(CONDITIONS[name].seconds for name in names) * frame_rate)
     spoken = [say(codec, side, kbps, longest) for side in SIDES]
     with tempfile.TemporaryDirectory() as folder, Rig(PathProfile()) as rig:
-        ends = [End(*each, model, kbps) for each in zip(rig.sides, SIDES, strict=True)]
+        ends = [RigEnd(*each, model, kbps) for each in zip(rig.sides, SIDES, strict=True)]
         calls = []
         for name in names:
             for seed in range(seeds):

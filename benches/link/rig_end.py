@@ -152,7 +152,7 @@ def _save(log: Path, mouth: Mouth, ear: Ear, recorder: Recorder) -> None:
     )
 
 
-class End:
+class RigEnd:
     """The process of one end, seen from here."""
 
     def __init__(self, side: Side, name: str, model: str, kbps: float) -> None:

@@ -1,19 +1,18 @@
-"""The container ``.encodec``: its headers and packets as bytes (docs/format.md has the layout).
+"""The container ``.encodec``: its headers as bytes (docs/format.md has the layout).
 
-Needs numpy alone. ``container_writer`` and ``container_reader`` put them into Ogg pages and take
-them out again; ``editing`` scales, cuts and joins streams as they are.
+Needs numpy alone. ``container_packet`` has its packets; ``container_writer`` and
+``container_reader`` put them into Ogg pages and take them out again; ``editing`` scales, cuts and
+joins streams as they are.
 """
 
 from __future__ import annotations
 
-import binascii
 import math
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass
 
-from encodec_rt.bitstream.coding import NO_HASH, Coding, Payload
-from encodec_rt.bitstream.packet import packed_size
+from encodec_rt.bitstream.coding import NO_HASH, Coding
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import ConfigError, InputError, PacketError
 
@@ -29,9 +28,7 @@ MAX_CODES_PER_PACKET = 1 << 20
 MAX_LAYERS = 128
 
 _HEAD = struct.Struct("<8sBBBBIIIIIIBB32s32s")
-_SCALE = struct.Struct("<f")
 _SCALED = 1
-_RESTART = 1
 _MAX_U32 = 2**32 - 1
 
 
@@ -268,126 +265,6 @@ class Comments:
 
 def _is_field_name(name: str) -> bool:
     return bool(name) and all(" " <= letter <= "}" and letter != "=" for letter in name)
-
-
-@dataclass(frozen=True)
-class DataPacket:
-    """The codes of up to a second, or of one segment, in layers that stand for themselves.
-
-    ``restart`` says that a language model begins anew here. ``missing`` counts the layers that
-    were there but damaged, the first of which and all above were left out.
-    """
-
-    frames: int
-    layers: tuple[Payload, ...]
-    restart: bool = True
-    scale: float | None = None
-    missing: int = field(default=0, compare=False)
-
-    def to_bytes(self) -> bytes:
-        """The packet. The last layer ends it, so that only the others say how long they are."""
-        first = _RESTART * self.restart | (len(self.layers) - 1) << 1
-        parts = [bytes([first]) + self._head()[1:]]
-        for index, layer in enumerate(self.layers):
-            if index < len(self.layers) - 1:
-                parts.append(varint(len(layer.data)))
-            parts.append(_checksum(self._head(), index, layer.data).to_bytes(2, "little"))
-            parts.append(layer.data)
-        return b"".join(parts)
-
-    def keep(self, layers: int) -> DataPacket:
-        """The packet with its first ``layers`` only."""
-        return replace(self, layers=self.layers[:layers])
-
-    def _head(self) -> bytes:
-        """The packet's bytes before its layers, but for their number: checked with each layer."""
-        scale = b"" if self.scale is None else _SCALE.pack(self.scale)
-        return bytes([_RESTART * self.restart]) + varint(self.frames) + scale
-
-    @classmethod
-    def parse(cls, data: bytes, header: StreamHeader, *, salvage: bool = False) -> DataPacket:
-        """The packet in ``data`` of a stream with ``header``.
-
-        Raises PacketError for anything that no writer makes; with ``salvage`` a layer that is
-        damaged ends the packet and counts as missing, unless it is the first.
-        """
-        if not data:
-            raise PacketError("an empty packet")
-        count = (data[0] >> 1) + 1
-        if count > len(header.layers):
-            raise PacketError(f"{count} layers in a packet; the stream has {len(header.layers)}")
-        frames, place = _read_varint(data, 1)
-        if not 1 <= frames <= header.max_frames:
-            raise PacketError(f"{frames} frames in a packet; from 1 to {header.max_frames}")
-        scale = None
-        if header.scaled:
-            if len(data) < place + _SCALE.size:
-                raise PacketError("a packet that ends within its scale")
-            scale = float(_SCALE.unpack_from(data, place)[0])
-            place += _SCALE.size
-            if not (math.isfinite(scale) and scale > 0):
-                raise PacketError(f"a segment's scale is {scale}; it must be a positive number")
-        head, layers = bytes([data[0] & _RESTART]) + data[1:place], list[Payload]()
-        for index, books in enumerate(header.layers[:count]):
-            try:
-                size, place = _read_varint(data, place) if index < count - 1 else (None, place)
-                payload = _checked(data, place, size, head, index)
-                layers.append(_payload(payload, packed_size(frames * books, header.bits)))
-            except PacketError:
-                if not (salvage and layers):
-                    raise
-                break
-            place += 2 + len(payload)
-        return cls(frames, tuple(layers), bool(data[0] & _RESTART), scale, count - len(layers))
-
-
-def varint(value: int) -> bytes:
-    """``value`` in groups of 7 bits, the lowest first; bit 7 says that another one follows."""
-    out = bytearray()
-    while value > 127:
-        out.append(value & 127 | 128)
-        value >>= 7
-    out.append(value)
-    return bytes(out)
-
-
-def _read_varint(data: bytes, place: int) -> tuple[int, int]:
-    """A number of at most 4 groups, in its shortest form, and the place after it."""
-    value = 0
-    for shift in range(0, 28, 7):
-        if place >= len(data):
-            break
-        byte = data[place]
-        place += 1
-        value |= (byte & 127) << shift
-        if byte < 128:
-            if shift and not byte:
-                break
-            return value, place
-    raise PacketError("a damaged number in a packet")
-
-
-def _checked(data: bytes, place: int, size: int | None, head: bytes, index: int) -> bytes:
-    """The payload of layer ``index``, whose checksum is at ``place``; None: all that is left."""
-    end = len(data) if size is None else place + 2 + size
-    if not place + 2 <= end <= len(data):
-        raise PacketError(f"layer {index + 1} of a packet ends early")
-    payload = data[place + 2 : end]
-    if _checksum(head, index, payload) != int.from_bytes(data[place : place + 2], "little"):
-        raise PacketError(f"layer {index + 1} of a packet has a wrong checksum")
-    return payload
-
-
-def _payload(data: bytes, packed: int) -> Payload:
-    """Bytes as many as packed codes have are packed codes: nobody codes what gains nothing."""
-    if len(data) > packed:
-        raise PacketError(f"a layer of {len(data)} bytes, whose codes take {packed} as they are")
-    return Payload(len(data) == packed, data)
-
-
-def _checksum(head: bytes, index: int, payload: bytes) -> int:
-    """CRC-16/IBM-3740 of what a layer means: the packet's head, its own number, and its bytes."""
-    return binascii.crc_hqx(head + bytes([index]) + payload, 0xFFFF)
 
 
 def codebooks_for_kbps(header: StreamHeader, bandwidth_kbps: float) -> Sequence[int]:

@@ -9,7 +9,8 @@ from dataclasses import replace
 import numpy as np
 
 from encodec_rt.bitstream.coding import CodeCoder, Coding, split_layers
-from encodec_rt.bitstream.container import Comments, DataPacket, StreamHeader
+from encodec_rt.bitstream.container import Comments, StreamHeader
+from encodec_rt.bitstream.container_packet import DataPacket
 from encodec_rt.bitstream.ogg import ByteSink, PageWriter
 from encodec_rt.errors import InputError, StateError
 from encodec_rt.types import Codes

@@ -68,7 +68,7 @@ def call(
 ) -> None:
     """Call a listening machine, until the played file ends, Ctrl-C, or the other side hangs up."""
     require_link()
-    from encodec_rt.link.signalling import SignallingClient
+    from encodec_rt.link.dialling import SignallingClient
 
     token = link.token(needed=url.startswith("https"))
     client = SignallingClient(url, token=token, fingerprint=fingerprint)

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from encodec_rt.cli.link_options import LinkOptions
     from encodec_rt.link.call import Call, CallOptions
     from encodec_rt.link.device_pair import DevicePair
-    from encodec_rt.link.signalling import SignallingClient
+    from encodec_rt.link.dialling import SignallingClient
     from encodec_rt.streaming.codec import Codec
     from encodec_rt.voice.call import CallSink, CallSource
 

@@ -45,7 +45,7 @@ _SHOW_EVERY_S = 0.2
 
 def devices() -> None:
     """List the sound devices that 'live' can use."""
-    from encodec_rt.sound.portaudio import list_devices
+    from encodec_rt.sound.devices import list_devices
 
     found = list_devices()
     for device in found:

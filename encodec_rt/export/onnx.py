@@ -29,7 +29,7 @@ CHECK_FRAMES = 100
 
 
 @dataclass(frozen=True)
-class Report:
+class GraphCheck:
     """What onnxruntime made of one pair of graphs beside the project's own streams."""
 
     graphs: str
@@ -45,7 +45,7 @@ def export_onnx(
     bandwidth_kbps: float | None = None,
     half: bool = False,
     force: bool = False,
-) -> list[Report]:
+) -> list[GraphCheck]:
     """Write the four graphs and the states of a "primed" stream into ``folder``.
 
     The encoders give the codebooks of ``bandwidth_kbps``, by default the model's highest; fewer of
@@ -105,7 +105,7 @@ def _meta(codec: Codec, books: int) -> dict[str, str]:
     return {name: json.dumps(value).strip('"') for name, value in values.items()}
 
 
-def _check_steps(codec: Codec, kbps: float, folder: Path) -> Report:
+def _check_steps(codec: Codec, kbps: float, folder: Path) -> GraphCheck:
     encode, decode = (_session(folder / name) for name in FILES[:2])
     audio = _audio(codec)
     wanted = codec.stream_encoder(kbps).push(audio)
@@ -126,7 +126,7 @@ def _check_steps(codec: Codec, kbps: float, folder: Path) -> Report:
     return _report("steps", wanted, np.concatenate(codes), heard, result)
 
 
-def _check_clips(codec: Codec, kbps: float, folder: Path) -> Report:
+def _check_clips(codec: Codec, kbps: float, folder: Path) -> GraphCheck:
     encode, decode = (_session(folder / name) for name in FILES[2:])
     audio = _audio(codec)[..., :-3]
     encoder, decoder = (
@@ -140,14 +140,14 @@ def _check_clips(codec: Codec, kbps: float, folder: Path) -> Report:
     return _report("clips", wanted, codes, heard, pcm)
 
 
-def _report(name: str, wanted: Codes, codes: Any, heard: Audio, pcm: Any) -> Report:
+def _report(name: str, wanted: Codes, codes: Any, heard: Audio, pcm: Any) -> GraphCheck:
     reference = np.atleast_2d(heard).astype(np.float64)
     assert codes.shape == wanted.shape
     assert pcm.shape == reference.shape
     error = float(((pcm - reference) ** 2).sum())
     level = float((reference**2).sum())
     db = math.inf if error == 0 else 10 * math.log10(level / error)
-    return Report(name, wanted.size, int((codes != wanted).sum()), db)
+    return GraphCheck(name, wanted.size, int((codes != wanted).sum()), db)
 
 
 def _audio(codec: Codec) -> Audio:

@@ -15,15 +15,13 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Protocol
-from urllib.parse import urlsplit
 
-import aiohttp
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from encodec_rt.errors import CodecError, LinkError
 from encodec_rt.link.admission import Admission, ConnectionLimits, RateLimit
-from encodec_rt.link.credentials import check_token, is_authorized, is_loopback, parse_fingerprint
+from encodec_rt.link.credentials import check_token, is_authorized, is_loopback
 from encodec_rt.link.sdp import fingerprints
 
 logger = logging.getLogger(__name__)
@@ -34,7 +32,7 @@ REMEMBERED = 4096
 """Fingerprints of offers that were taken: of an offer there are three, and no more than eight."""
 
 
-class Line(Protocol):
+class SignalledCall(Protocol):
     """One call as signalling sees it."""
 
     async def answer(self, offer: str) -> str:
@@ -66,7 +64,7 @@ class SignallingServer:
 
     def __init__(
         self,
-        open_line: Callable[[], Line],
+        open_line: Callable[[], SignalledCall],
         *,
         token: str | None,
         limits: Limits | None = None,
@@ -83,7 +81,7 @@ class SignallingServer:
         self.limits = limits or Limits()
         self._origins = origins
         self._rate = RateLimit(self.limits.requests_per_s, self.limits.burst)
-        self._lines: dict[str, Line] = {}
+        self._lines: dict[str, SignalledCall] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._pending = 0
         self._taken: OrderedDict[str, None] = OrderedDict()
@@ -191,7 +189,7 @@ class SignallingServer:
         while len(self._taken) > REMEMBERED:
             self._taken.popitem(last=False)
 
-    async def _follow(self, name: str, line: Line) -> None:
+    async def _follow(self, name: str, line: SignalledCall) -> None:
         try:
             await line.run()
         except LinkError as error:
@@ -219,91 +217,3 @@ class SignallingServer:
         if self._token is not None and not is_authorized(header, self._token):
             raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"})
         return await handler(request)
-
-
-@dataclass(frozen=True)
-class DialAnswer:
-    """What came of posting an offer: the answer, and where to hang up."""
-
-    answer: str
-    location: str
-
-
-class SignallingClient:
-    """The calling side of one server."""
-
-    def __init__(self, url: str, *, token: str | None, fingerprint: str | None = None) -> None:
-        """``fingerprint`` pins the server's certificate; without it the system's roots decide.
-
-        Raises LinkError for a URL that is none, or that would send the token in the clear.
-        """
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise LinkError(
-                f"{url!r} is not an address to call; give one such as https://HOST:PORT"
-            )
-        if parts.scheme == "http" and not is_loopback(parts.hostname):
-            raise LinkError(f"{url}: http is for this machine only; use https")
-        self._base = f"{parts.scheme}://{parts.netloc}"
-        self._ssl: bool | aiohttp.Fingerprint = True
-        if fingerprint is not None:
-            self._ssl = aiohttp.Fingerprint(parse_fingerprint(fingerprint))
-        self._headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
-
-    async def dial(self, offer: str, *, timeout_s: float = 15.0) -> DialAnswer:
-        """Post ``offer``. Raises LinkError if nobody answers, or the call is refused."""
-        headers = self._headers | {"Content-Type": SDP_TYPE}
-        try:
-            async with (
-                self._session(timeout_s) as session,
-                session.post(
-                    self._base + PATH,
-                    data=offer.encode(),
-                    headers=headers,
-                    ssl=self._ssl,
-                    allow_redirects=False,
-                ) as response,
-            ):
-                text = await response.text()
-                if response.status != 201:
-                    raise LinkError(_refusal(response.status, text))
-                return DialAnswer(text, response.headers.get("Location", ""))
-        except aiohttp.ServerFingerprintMismatch as error:
-            raise LinkError(
-                f"the certificate of {self._base} is not the pinned one but {error.got.hex()}; "
-                "either it was renewed, or somebody listens in"
-            ) from error
-        except asyncio.TimeoutError:
-            raise LinkError(f"{self._base} did not answer within {timeout_s:g} s") from None
-        except (aiohttp.ClientError, UnicodeDecodeError) as error:
-            raise LinkError(f"{self._base} cannot be reached: {error}") from error
-
-    async def hang_up(self, location: str, *, timeout_s: float = 3.0) -> None:
-        """Delete the call at ``location``; a server that is already gone is not an error."""
-        if not location.startswith(PATH + "/"):
-            return
-        try:
-            async with (
-                self._session(timeout_s) as session,
-                session.delete(self._base + location, headers=self._headers, ssl=self._ssl),
-            ):
-                return
-        except (aiohttp.ClientError, asyncio.TimeoutError):
-            return
-
-    @staticmethod
-    def _session(timeout_s: float) -> aiohttp.ClientSession:
-        return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s))
-
-
-def _refusal(status: int, text: str) -> str:
-    reasons = {
-        400: text[:300],
-        401: "the token is not the other side's; copy what 'encodec-rt link token' shows there",
-        403: "the other side accepts no calls from web pages",
-        404: "nothing listens for calls at that address",
-        409: "the other side took this offer before; call again",
-        429: "too many calls; wait a few seconds",
-        503: "the line is busy",
-    }
-    return f"the call was refused ({status}): {reasons.get(status, 'no reason was given')}"

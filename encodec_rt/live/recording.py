@@ -6,9 +6,9 @@ A program that was killed leaves the part behind, which is a whole file up to th
 
 from __future__ import annotations
 
-import os
 import wave
 from collections.abc import Sequence
+from functools import partial
 from io import FileIO
 from pathlib import Path
 
@@ -19,8 +19,7 @@ from encodec_rt.atomic import check_target, is_stream, part_name, publish
 from encodec_rt.bitstream.coding import CodeCoder
 from encodec_rt.bitstream.container import StreamHeader
 from encodec_rt.bitstream.container_writer import LIVE_PAGE_S, ContainerWriter
-from encodec_rt.bitstream.ecdc import MAX_SAMPLES, EcdcHeader
-from encodec_rt.bitstream.packet import group_size, pack_codes
+from encodec_rt.bitstream.ecdc import GrowingEcdc
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import InputError
 from encodec_rt.pcm import to_int16
@@ -140,36 +139,19 @@ class EcdcRecording:
     ) -> None:
         """A recording to be at ``path``. Raises InputError if it may not be there."""
         self.frames = 0
-        self._config = config
-        self._model = model
-        self._codebooks = codebooks
-        self._rest: Codes = np.empty(0, np.uint16)
-        self._text_size = len(EcdcHeader(model, MAX_SAMPLES, codebooks).to_bytes())
         self._file = _GrowingFile(path, ".ecdc", force=force)
+        self._open = partial(GrowingEcdc, config=config, model=model, codebooks=codebooks)
+        self._writer: GrowingEcdc | None = None
 
     def write(self, codes: Codes) -> None:
         """Append ``codes`` uint16 [frames, codebooks]."""
-        if not self.frames:
-            self._write_header(0)
-        bits = self._config.codebook_nbits
-        flat = np.concatenate([self._rest, codes.reshape(-1)])
-        whole = len(flat) - len(flat) % group_size(bits)
-        self._rest = flat[whole:]
-        self._file.raw.write(pack_codes(flat[:whole], bits))
+        if self._writer is None:
+            self._writer = self._open(self._file.raw)
+        self._writer.write(codes)
         self.frames += len(codes)
-        unwritten = -(-len(self._rest) // self._codebooks)
-        self._write_header((self.frames - unwritten) * self._config.hop_length)
 
     def finish(self, samples: int | None = None) -> None:
         """End the recording of ``samples``, or of all its frames, and give it its name."""
-        if self.frames:
-            self._file.raw.write(pack_codes(self._rest, self._config.codebook_nbits))
-            whole = self.frames * self._config.hop_length
-            self._write_header(whole if samples is None else samples)
+        if self._writer is not None:
+            self._writer.finish(samples)
         self._file.finish()
-
-    def _write_header(self, samples: int) -> None:
-        header = EcdcHeader(self._model, samples, self._codebooks)
-        self._file.raw.seek(0)
-        self._file.raw.write(header.to_bytes(text_size=self._text_size))
-        self._file.raw.seek(0, os.SEEK_END)

@@ -18,7 +18,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from encodec_rt.errors import InputError
-from encodec_rt.lm.integer import LOG_STEPS, MAX_INT8, UNIT, IntegerLm, LmConfig
+from encodec_rt.lm.integer import LOG_STEPS, UNIT, IntegerLm
+from encodec_rt.lm.tensors import MAX_INT8, LmConfig
 from encodec_rt.types import Codes
 
 _LEAST_STEP = 1e-5

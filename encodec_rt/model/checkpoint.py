@@ -26,7 +26,7 @@ from encodec_rt.model.numerics import DTYPES, as_dtype
 from encodec_rt.model.tensor_files import Tensors
 from encodec_rt.pretrained import (
     CONFIG_NAME,
-    Source,
+    PretrainedSource,
     check_save_arguments,
     read_json,
     sort_arguments,
@@ -72,7 +72,7 @@ def load(
     wanted = own.get("dtype") or own.get("torch_dtype")
     config = _given_config(config)
     chosen = config is not None or bool(changes)
-    source, path = Source(name, **places), Path(name)
+    source, path = PretrainedSource(name, **places), Path(name)
     if path.suffix == ".th" and path.is_file():
         _check_hash(path)
         tensors = _rename(path, tensor_files.read_pickled(path))

@@ -6,6 +6,7 @@ It is what is trained, and the oracle for the streaming engine.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, overload
 
 import torch
 from torch import Tensor
@@ -37,6 +38,27 @@ class EncodecModel(PretrainedModel):
         self.decoder = EncodecDecoder(config)
         self.quantizer = EncodecResidualVectorQuantizer(config)
         self.bits_per_codebook = config.codebook_nbits
+
+    @overload
+    def encode(
+        self,
+        /,
+        input_values: Tensor,
+        padding_mask: Tensor | None = None,
+        bandwidth: float | None = None,
+        return_dict: Literal[True] | None = None,
+    ) -> EncodecEncoderOutput: ...
+
+    @overload
+    def encode(
+        self,
+        /,
+        input_values: Tensor,
+        padding_mask: Tensor | None = None,
+        bandwidth: float | None = None,
+        *,
+        return_dict: Literal[False],
+    ) -> tuple[Tensor, Scales, int]: ...
 
     @without_autocast
     def encode(
@@ -78,6 +100,29 @@ class EncodecModel(PretrainedModel):
         if return_dict is False:
             return audio_codes, scales, pad_length
         return EncodecEncoderOutput(audio_codes, scales, pad_length)
+
+    @overload
+    def decode(
+        self,
+        /,
+        audio_codes: Tensor,
+        audio_scales: Scales | None,
+        padding_mask: Tensor | None = None,
+        return_dict: Literal[True] | None = None,
+        last_frame_pad_length: int | None = 0,
+    ) -> EncodecDecoderOutput: ...
+
+    @overload
+    def decode(
+        self,
+        /,
+        audio_codes: Tensor,
+        audio_scales: Scales | None,
+        padding_mask: Tensor | None = None,
+        *,
+        return_dict: Literal[False],
+        last_frame_pad_length: int | None = 0,
+    ) -> tuple[Tensor]: ...
 
     @without_autocast
     def decode(
@@ -134,11 +179,16 @@ class EncodecModel(PretrainedModel):
         if padding_mask is None:
             padding_mask = torch.ones_like(input_values, dtype=torch.bool)
         if audio_codes is None:
-            encoded = self.encode(input_values, padding_mask, bandwidth, False)
-            audio_codes, audio_scales, last_frame_pad_length = tuple(encoded)  # type: ignore[assignment]
-        assert audio_codes is not None
-        decoded = self.decode(audio_codes, audio_scales, padding_mask, False, last_frame_pad_length)
-        audio: Tensor = decoded[0]
+            audio_codes, audio_scales, last_frame_pad_length = self.encode(
+                input_values, padding_mask, bandwidth, return_dict=False
+            )
+        (audio,) = self.decode(
+            audio_codes,
+            audio_scales,
+            padding_mask,
+            return_dict=False,
+            last_frame_pad_length=last_frame_pad_length,
+        )
         if return_dict is False:
             return audio_codes, audio
         return EncodecOutput(audio_codes, audio)

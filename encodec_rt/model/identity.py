@@ -16,7 +16,7 @@ TRAINING_ONLY = ("inited", "cluster_size", "embed_avg")
 """Buffers of a codebook that only training reads; no code and no sample depends on them."""
 
 
-class Model(Protocol):
+class NamedModel(Protocol):
     """As much of EncodecModel as names it."""
 
     config: EncodecConfig
@@ -32,7 +32,7 @@ class Identity:
     weights_sha256: str
 
 
-def identify(model: Model) -> Identity:
+def identify(model: NamedModel) -> Identity:
     """Both names of ``model``, from one pass over its weights.
 
     Hashing takes 25 ms for the embedded model and 70 ms for the paper's, so whoever holds a model
@@ -45,12 +45,12 @@ def identify(model: Model) -> Identity:
     return Identity(f"encodec_rt-{digest[:8]}", digest)
 
 
-def model_name(model: Model) -> str:
+def model_name(model: NamedModel) -> str:
     """The paper's name for a model of the paper's architecture, else the hash of the weights."""
     return identify(model).name
 
 
-def weights_sha256(model: Model) -> str:
+def weights_sha256(model: NamedModel) -> str:
     """The SHA-256, in hex, of all parameters and codebooks in the order of their names.
 
     Hashed are their values as float32, in which streams compute, so that a model has one hash

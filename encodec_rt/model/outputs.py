@@ -1,4 +1,8 @@
-"""What EncodecModel returns, read as the results of ``transformers`` are."""
+"""What EncodecModel returns, read as the results of ``transformers`` are.
+
+The model fills every field; the defaults are those of ``transformers``, whose users may make
+results of their own with fewer.
+"""
 
 from __future__ import annotations
 
@@ -43,21 +47,21 @@ class EncodecEncoderOutput(_Output):
     ``last_frame_pad_length`` counts the frames of the last chunk that are only padding.
     """
 
-    audio_codes: Tensor | None = None
-    audio_scales: Scales | None = None
-    last_frame_pad_length: int | None = None
+    audio_codes: Tensor = None  # type: ignore[assignment]
+    audio_scales: Scales = None  # type: ignore[assignment]
+    last_frame_pad_length: int = None  # type: ignore[assignment]
 
 
 @dataclass(eq=False)
 class EncodecDecoderOutput(_Output):
     """Audio [B, audio_channels, L]."""
 
-    audio_values: Tensor | None = None
+    audio_values: Tensor = None  # type: ignore[assignment]
 
 
 @dataclass(eq=False)
 class EncodecOutput(_Output):
     """Codes [chunks, B, Q, T] int64 and audio [B, audio_channels, L]."""
 
-    audio_codes: Tensor | None = None
-    audio_values: Tensor | None = None
+    audio_codes: Tensor = None  # type: ignore[assignment]
+    audio_values: Tensor = None  # type: ignore[assignment]

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from encodec_rt.atomic import replacing
 from encodec_rt.errors import ConfigError, WeightsError
-from encodec_rt.pretrained import Source, read_json, write_json
+from encodec_rt.pretrained import PretrainedSource, read_json, write_json
 
 SAFE_NAME = "model.safetensors"
 PICKLED_NAME = "pytorch_model.bin"
@@ -55,7 +55,7 @@ def with_variant(name: str, variant: str | None) -> str:
     return f"{stem}.{variant}.{suffix}"
 
 
-def read(source: Source, path: Path) -> Tensors:
+def read(source: PretrainedSource, path: Path) -> Tensors:
     """The tensors of one file, or of all the shards that an index in ``source`` names.
 
     Raises WeightsError.

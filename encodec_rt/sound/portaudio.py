@@ -1,105 +1,34 @@
-"""Sound devices: finding them, opening them, and saying what is wrong with them.
-
-The only module that imports sounddevice, and inside functions, so that everything else works on a
-machine without PortAudio.
-"""
+"""Opening sound devices through PortAudio, and saying what is wrong with them."""
 
 from __future__ import annotations
 
 import atexit
 import logging
-import os
-import tempfile
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from concurrent.futures import Future
-from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 from encodec_rt.errors import AudioDeviceError
+from encodec_rt.sound.devices import (
+    WORDS,
+    Choice,
+    DeviceInfo,
+    Direction,
+    find_device,
+    list_devices,
+    quietly,
+    sounddevice_module,
+)
 from encodec_rt.sound.streams import BLOCK_S, InputStream, OutputStream
 
 log = logging.getLogger(__name__)
 
-Direction = Literal["input", "output"]
-Choice = int | str | None
-"""A device by its index, by a part of its name, or the system's default."""
 
 HANG_S = 5.0
 """PortAudio opens or closes a stream within two seconds even on a busy machine, or never."""
-
-_WORDS = {"input": "microphone", "output": "speaker"}
-
-
-@dataclass(frozen=True)
-class DeviceInfo:
-    """One entry of PortAudio's list, with the directions that it is the default for."""
-
-    index: int
-    name: str
-    host: str
-    input_channels: int
-    output_channels: int
-    rate_hz: int
-    default_for: tuple[Direction, ...]
-
-    def channels(self, direction: Direction) -> int:
-        """Channels that the device has in one direction, 0 if it has none."""
-        return self.input_channels if direction == "input" else self.output_channels
-
-
-def list_devices() -> list[DeviceInfo]:
-    """Every device that PortAudio sees, in its order. Raises AudioDeviceError without PortAudio."""
-    sounddevice = _sounddevice()
-    with _quiet():
-        found, hosts = sounddevice.query_devices(), sounddevice.query_hostapis()
-    defaults: dict[Direction, int] = {
-        "input": sounddevice.default.device[0],
-        "output": sounddevice.default.device[1],
-    }
-    return [
-        DeviceInfo(
-            index,
-            device["name"],
-            hosts[device["hostapi"]]["name"],
-            device["max_input_channels"],
-            device["max_output_channels"],
-            round(device["default_samplerate"]),
-            tuple(way for way, default in defaults.items() if default == index),
-        )
-        for index, device in enumerate(found)
-    ]
-
-
-def find_device(choice: Choice, direction: Direction) -> DeviceInfo:
-    """The device of ``direction`` with that index or whose name holds those letters.
-
-    None is the system's default. Raises AudioDeviceError, saying what there is.
-    """
-    word = _WORDS[direction]
-    usable = [device for device in list_devices() if device.channels(direction)]
-    if not usable:
-        raise AudioDeviceError(
-            f"no {word} was found; plug one in, or check that the system's sound service runs"
-        )
-    there = ", ".join(f"{device.index} {device.name!r}" for device in usable)
-    if choice is None:
-        matches = [device for device in usable if direction in device.default_for] or usable[:1]
-    elif isinstance(choice, int):
-        matches = [device for device in usable if device.index == choice]
-    else:
-        wanted = choice.casefold()
-        matches = [device for device in usable if wanted in device.name.casefold()]
-        matches = [device for device in matches if device.name.casefold() == wanted] or matches
-    if len(matches) == 1:
-        return matches[0]
-    if not matches:
-        raise AudioDeviceError(f"no {word} matches {choice!r}; available: {there}")
-    several = ", ".join(f"{device.index} {device.name!r}" for device in matches)
-    raise AudioDeviceError(f"more than one {word} matches {choice!r}: {several}; give the index")
 
 
 class PortAudio:
@@ -122,7 +51,7 @@ class PortAudio:
 
     def open_source(self) -> InputStream:
         """The input, started. Raises AudioDeviceError."""
-        module = _sounddevice()
+        module = sounddevice_module()
         device = self._find("input")
         rate_hz, channels = self._accepted(device, "input", module.check_input_settings)
         source = InputStream(device.name, rate_hz, channels)
@@ -131,7 +60,7 @@ class PortAudio:
 
     def open_sink(self) -> OutputStream:
         """The output, started. Raises AudioDeviceError."""
-        module = _sounddevice()
+        module = sounddevice_module()
         device = self._find("output")
         rate_hz, channels = self._accepted(device, "output", module.check_output_settings)
         sink = OutputStream(device.name, rate_hz, channels)
@@ -140,7 +69,7 @@ class PortAudio:
 
     def rescan(self) -> None:
         """Look for devices anew, which ends every stream that is still open."""
-        module = _sounddevice()
+        module = sounddevice_module()
 
         def restart() -> None:
             # PortAudio lists devices once, at its start, and sounddevice has no public restart.
@@ -148,7 +77,7 @@ class PortAudio:
             module._initialize()
 
         try:
-            with _quiet():
+            with quietly():
                 self._bounded(restart, "looking for devices anew")
         except module.PortAudioError as error:
             raise AudioDeviceError(f"PortAudio cannot start again: {error}") from error
@@ -174,7 +103,7 @@ class PortAudio:
         ]
         if not same:
             raise AudioDeviceError(
-                f"the {_WORDS[direction]} {before.name!r} is gone; plug it in again, or restart "
+                f"the {WORDS[direction]} {before.name!r} is gone; plug it in again, or restart "
                 f"with another --{direction}"
             )
         return min(same, key=lambda device: device.index != before.index)
@@ -183,12 +112,12 @@ class PortAudio:
         self, device: DeviceInfo, direction: Direction, check: Callable[..., None]
     ) -> tuple[int, int]:
         """The first rate and number of channels that the device takes, ours and mono before all."""
-        module = _sounddevice()
+        module = sounddevice_module()
         reason = ""
         for channels in sorted({1, min(2, device.channels(direction))}):
             for rate_hz in (self._rate_hz, device.rate_hz):
                 try:
-                    with _quiet():
+                    with quietly():
                         self._bounded(
                             partial(
                                 check,
@@ -197,14 +126,14 @@ class PortAudio:
                                 channels=channels,
                                 dtype="int16",
                             ),
-                            f"asking the {_WORDS[direction]} {device.name!r}",
+                            f"asking the {WORDS[direction]} {device.name!r}",
                         )
                 except (module.PortAudioError, ValueError) as error:
                     reason = reason or str(error)
                 else:
                     return rate_hz, channels
         raise AudioDeviceError(
-            f"the {_WORDS[direction]} {device.name!r} opens neither at {self._rate_hz} nor at "
+            f"the {WORDS[direction]} {device.name!r} opens neither at {self._rate_hz} nor at "
             f"{device.rate_hz} samples per second ({reason}); check that it is plugged in, or "
             f"choose another one with --{direction}, 'encodec-rt devices' lists them"
         )
@@ -216,8 +145,8 @@ class PortAudio:
         direction: Direction,
         end: InputStream | OutputStream,
     ) -> None:
-        module = _sounddevice()
-        name = f"the {_WORDS[direction]} {device.name!r}"
+        module = sounddevice_module()
+        name = f"the {WORDS[direction]} {device.name!r}"
 
         def start() -> Any:
             stream = make(
@@ -243,7 +172,7 @@ class PortAudio:
             stream.close()
 
         try:
-            with _quiet():
+            with quietly():
                 stream = self._bounded(start, f"opening {name}")
         except (module.PortAudioError, ValueError) as error:
             raise AudioDeviceError(
@@ -267,7 +196,7 @@ class PortAudio:
                 return outcome.result(timeout=0)
             self._hanging = thread
             # At the end of the program PortAudio would wait for the same call.
-            atexit.unregister(_sounddevice()._exit_handler)
+            atexit.unregister(sounddevice_module()._exit_handler)
         raise AudioDeviceError(
             f"{doing}: the sound system does not answer; check that its service runs, and restart"
         )
@@ -276,33 +205,5 @@ class PortAudio:
 def _fulfil(outcome: Future[Any], work: Callable[[], Any]) -> None:
     try:
         outcome.set_result(work())
-    except (_sounddevice().PortAudioError, ValueError) as error:
+    except (sounddevice_module().PortAudioError, ValueError) as error:
         outcome.set_exception(error)
-
-
-def _sounddevice() -> Any:
-    try:
-        with _quiet():
-            import sounddevice
-    except OSError as error:
-        raise AudioDeviceError(
-            f"sound needs the PortAudio library, which is not installed ({error}); on Debian and "
-            "Ubuntu: apt-get install libportaudio2"
-        ) from error
-    return sounddevice
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Send what PortAudio and ALSA print by themselves to the debug log, not to the terminal."""
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as spool:
-        os.dup2(spool.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            spool.seek(0)
-            for line in spool.read().decode(errors="replace").splitlines():
-                log.debug("%s", line)

@@ -122,7 +122,7 @@ def capture(device: torch.device, *runs: Callable[[], None]) -> tuple[Callable[[
     """
     if device.type != "cuda":
         raise RuntimeError(f"device {str(device)!r} has no CUDA graphs")
-    stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+    stream = torch.cuda.Stream(device)
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
         for _ in range(WARM_UP):

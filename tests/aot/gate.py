@@ -28,6 +28,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
+from encodec_rt_kernels import Precision
 from tests.aot.compiled import HEADER, SHARED_LIMIT, Compiled
 from tests.aot.loops import Key, Loop, main_loop, worsened
 from tests.aot.loops import read as read_baseline
@@ -86,7 +87,7 @@ def compile_all(
 
     torch.set_num_threads(1)
     driver.set_active(CompilingDriver(arch))
-    configs.architecture = lambda device: arch
+    configs.architecture = lambda device: arch  # type: ignore[assignment]
     launches: dict[str, tuple[Any, tuple[Any, ...], dict[str, Any]]] = {}
     variants: defaultdict[str, set[str]] = defaultdict(set)
 
@@ -138,9 +139,12 @@ def launch_all(slots: int, filters: int = 32) -> None:
         for field in fields(TORCH)
         if hasattr(encodec_rt_kernels, field.name)
     }
-    for precision, few in itertools.product(("exact", "fast"), (False, True)):
+    precisions: tuple[Precision, ...] = ("exact", "fast")
+    for precision, few in itertools.product(precisions, (False, True)):
         rules = encodec_rt_kernels.Rules(precision, few, chained=few)
-        with_rules = {name: functools.partial(row, rules=rules) for name, row in rows.items()}
+        with_rules: dict[str, Any] = {
+            name: functools.partial(row, rules=rules) for name, row in rows.items()
+        }
         ops = replace(TORCH, **with_rules)
         for part, prefix, frame in (
             (model.encoder, "encoder", (slots, config.hop_length, config.audio_channels)),

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 from pathlib import Path
 
 import av
@@ -8,17 +10,18 @@ import soxr
 
 from encodec_rt.audio import AudioReader, RawFormat, mix
 from encodec_rt.errors import InputError
+from encodec_rt.types import Audio
 from tests.support.audio_files import KINDS, from_stdin, raw_wav, read_all, tone, with_ffmpeg
 
 SPEECH = Path(__file__).resolve().parents[2] / "encodec_rt" / "assets" / "speech_en.flac"
 
 
-def store(path, audio, rate, **options):
+def store(path: Path, audio: Audio, rate: int, **options: str) -> Path:
     soundfile.write(path, audio.T, rate, **options)
     return path
 
 
-def test_resampling_in_blocks_equals_resampling_at_once(tmp_path):
+def test_resampling_in_blocks_equals_resampling_at_once(tmp_path: Path) -> None:
     audio = tone(100_003, rate=44_100)
     path = store(tmp_path / "x.wav", audio, 44_100, subtype="FLOAT")
     streamed = read_all(path, 24_000, 1)
@@ -27,7 +30,7 @@ def test_resampling_in_blocks_equals_resampling_at_once(tmp_path):
     assert np.abs(streamed[0] - whole).max() < 1e-6
 
 
-def test_channels_are_averaged_copied_or_folded():
+def test_channels_are_averaged_copied_or_folded() -> None:
     left, right, third, fourth = tone(8, 4)
     assert np.allclose(mix(np.stack([left, right]), 1), [(left + right) / 2])
     assert np.array_equal(mix(left[None], 2), [left, left])
@@ -37,13 +40,15 @@ def test_channels_are_averaged_copied_or_folded():
 
 
 @pytest.mark.parametrize(("given", "wanted"), [(1, 2), (2, 1), (6, 2), (6, 1)])
-def test_any_number_of_channels_becomes_the_models(tmp_path, given, wanted):
+def test_any_number_of_channels_becomes_the_models(tmp_path: Path, given: int, wanted: int) -> None:
     path = store(tmp_path / "x.wav", tone(3_000, given), 24_000)
     assert read_all(path, 24_000, wanted).shape == (wanted, 3_000)
 
 
 @pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "AU"])
-def test_a_pipe_is_read_like_the_file(monkeypatch, tmp_path, form):
+def test_a_pipe_is_read_like_the_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str
+) -> None:
     path = tmp_path / "x"
     soundfile.write(path, tone(20_000)[0], 24_000, format=form)
     from_stdin(monkeypatch, path.read_bytes())
@@ -54,7 +59,7 @@ def test_a_pipe_is_read_like_the_file(monkeypatch, tmp_path, form):
     assert np.abs(piped[:, :shared] - filed[:, :shared]).max() < 1e-4
 
 
-def test_a_format_that_libsndfile_lacks_is_read(tmp_path):
+def test_a_format_that_libsndfile_lacks_is_read(tmp_path: Path) -> None:
     path = tmp_path / "x.mka"
     with av.open(path, "w") as container:
         stream = container.add_stream("aac", rate=24_000, layout="mono")
@@ -70,7 +75,7 @@ def test_a_format_that_libsndfile_lacks_is_read(tmp_path):
     assert np.sqrt(np.mean(audio**2)) == pytest.approx(0.5 / np.sqrt(2), rel=0.05)
 
 
-def test_memory_does_not_hold_the_file(tmp_path):
+def test_memory_does_not_hold_the_file(tmp_path: Path) -> None:
     path = store(tmp_path / "x.wav", tone(200_000, 2), 48_000)
     with AudioReader(path) as reader:
         assert reader.duration_s == pytest.approx(200_000 / 48_000)
@@ -87,7 +92,9 @@ def test_memory_does_not_hold_the_file(tmp_path):
         ("x.raw", bytes(999), "not audio"),
     ],
 )
-def test_what_is_no_audio_is_refused_in_words(tmp_path, name, content, message):
+def test_what_is_no_audio_is_refused_in_words(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
     path = tmp_path / name
     if content is not None:
         path.write_bytes(content)
@@ -95,20 +102,22 @@ def test_what_is_no_audio_is_refused_in_words(tmp_path, name, content, message):
         read_all(path, 24_000, 1)
 
 
-def test_an_absurd_rate_is_refused(tmp_path):
+def test_an_absurd_rate_is_refused(tmp_path: Path) -> None:
     path = store(tmp_path / "x.wav", tone(10), 1)
     with pytest.raises(InputError, match="sampling rate of 1 Hz"):
         read_all(path, 24_000, 1)
 
 
 @pytest.mark.parametrize("data", [b"", b"\0" * 5000, b"garbage" * 1000])
-def test_a_pipe_of_no_audio_is_refused_in_words(monkeypatch, data):
+def test_a_pipe_of_no_audio_is_refused_in_words(
+    monkeypatch: pytest.MonkeyPatch, data: bytes
+) -> None:
     from_stdin(monkeypatch, data)
     with pytest.raises(InputError, match="standard input"):
         read_all("-", 24_000, 1)
 
 
-def test_damaged_audio_gives_input_error_or_what_is_left(tmp_path):
+def test_damaged_audio_gives_input_error_or_what_is_left(tmp_path: Path) -> None:
     data = SPEECH.read_bytes()
     rng = np.random.default_rng(3)
     path = tmp_path / "x.flac"
@@ -121,13 +130,15 @@ def test_damaged_audio_gives_input_error_or_what_is_left(tmp_path):
         assert np.isfinite(audio).all()
 
 
-def test_an_empty_file_is_no_audio_samples(tmp_path):
+def test_an_empty_file_is_no_audio_samples(tmp_path: Path) -> None:
     path = store(tmp_path / "x.wav", np.zeros((1, 0), np.float32), 44_100)
     assert read_all(path, 24_000, 1).shape == (1, 0)
 
 
 @pytest.mark.parametrize("channels", [8, 9, 16, 24])
-def test_many_channels_are_all_mixed_in(monkeypatch, tmp_path, channels):
+def test_many_channels_are_all_mixed_in(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, channels: int
+) -> None:
     path = store(tmp_path / "x.wav", tone(3_000, channels), 24_000, subtype="FLOAT")
     wanted = tone(3_000, channels).mean(axis=0)
     assert np.abs(read_all(path, 24_000, 1)[0] - wanted).max() < 1e-6
@@ -136,7 +147,7 @@ def test_many_channels_are_all_mixed_in(monkeypatch, tmp_path, channels):
 
 
 @pytest.mark.parametrize("name", ["flac", "opus"])
-def test_eight_channels_of_other_kinds_are_read(tmp_path, name):
+def test_eight_channels_of_other_kinds_are_read(tmp_path: Path, name: str) -> None:
     path = tmp_path / "x"
     if name == "flac":
         store(path, tone(24_000, 8), 24_000, format="FLAC")
@@ -150,7 +161,9 @@ def test_eight_channels_of_other_kinds_are_read(tmp_path, name):
 
 
 @pytest.mark.parametrize(("size", "said"), [(0, ["never finished"]), (0xFFFFFFFF, []), (99, None)])
-def test_a_wav_header_without_a_length_is_read_to_the_end(tmp_path, size, said):
+def test_a_wav_header_without_a_length_is_read_to_the_end(
+    tmp_path: Path, size: int, said: list[str] | None
+) -> None:
     path = tmp_path / "x.wav"
     samples = np.arange(1, 48_001, dtype=np.int16)
     path.write_bytes(raw_wav(samples.tobytes(), data_size=size))
@@ -166,7 +179,7 @@ def test_a_wav_header_without_a_length_is_read_to_the_end(tmp_path, size, said):
         assert all(word in warning for word, warning in zip(said, warnings, strict=True))
 
 
-def test_a_cut_wav_says_how_much_is_there_and_strict_refuses_it(tmp_path):
+def test_a_cut_wav_says_how_much_is_there_and_strict_refuses_it(tmp_path: Path) -> None:
     path = tmp_path / "x.wav"
     path.write_bytes(raw_wav(bytes(48_000), data_size=96_000))
     with AudioReader(path) as reader:
@@ -186,7 +199,9 @@ def test_a_cut_wav_says_how_much_is_there_and_strict_refuses_it(tmp_path):
         ({"before": b"LIST\x04\0\0\0INFO"}, 32768),
     ],
 )
-def test_odd_wav_headers_are_understood(tmp_path, options, scale):
+def test_odd_wav_headers_are_understood(
+    tmp_path: Path, options: dict[str, bytes] | dict[str, int], scale: int
+) -> None:
     path = tmp_path / "x.wav"
     samples = np.arange(-999, 1_000, dtype=np.int16)
     path.write_bytes(raw_wav(samples.tobytes(), **options))
@@ -194,14 +209,14 @@ def test_odd_wav_headers_are_understood(tmp_path, options, scale):
 
 
 @pytest.mark.parametrize(("tag", "subtype"), [(6, "ALAW"), (7, "ULAW")])
-def test_g711_is_what_libsndfile_makes_of_it(tmp_path, tag, subtype):
+def test_g711_is_what_libsndfile_makes_of_it(tmp_path: Path, tag: int, subtype: str) -> None:
     path = tmp_path / "x.wav"
     path.write_bytes(raw_wav(bytes(range(256)), tag=tag, bits=8))
     assert soundfile.info(path).subtype == subtype
     assert np.array_equal(read_all(path, 24_000, 1)[0], soundfile.read(path, dtype="float32")[0])
 
 
-def test_a_flac_of_unknown_length_is_read(tmp_path):
+def test_a_flac_of_unknown_length_is_read(tmp_path: Path) -> None:
     (kind,) = [kind for kind in KINDS if kind.name == "flac 16"]
     data = bytearray(kind.make(tone(72_000), 24_000))
     # The last 36 bits of 8 of STREAMINFO's fields are the number of samples.
@@ -212,7 +227,7 @@ def test_a_flac_of_unknown_length_is_read(tmp_path):
     assert read_all(path, 24_000, 1).shape == (1, 72_000)
 
 
-def test_tags_that_are_not_utf8_do_not_refuse_the_audio(tmp_path):
+def test_tags_that_are_not_utf8_do_not_refuse_the_audio(tmp_path: Path) -> None:
     path = tmp_path / "x.mka"
     with av.open(path, "w") as container:
         container.metadata["title"] = "AAAAAAAA"
@@ -226,7 +241,9 @@ def test_tags_that_are_not_utf8_do_not_refuse_the_audio(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["aac", "mp3", "flac 16", "vorbis", "opus"])
-def test_damaged_bytes_cost_only_their_place_and_the_warning_names_it(tmp_path, name):
+def test_damaged_bytes_cost_only_their_place_and_the_warning_names_it(
+    tmp_path: Path, name: str
+) -> None:
     (kind,) = [kind for kind in KINDS if kind.name == name]
     rng = np.random.default_rng(5)
     noise = (0.1 * rng.standard_normal((1, 240_000))).astype(np.float32)
@@ -247,7 +264,7 @@ def test_damaged_bytes_cost_only_their_place_and_the_warning_names_it(tmp_path, 
 
 
 @pytest.mark.parametrize("name", ["vorbis", "opus", "flac 16", "m4a", "aiff"])
-def test_what_is_cut_at_its_end_says_so(tmp_path, name):
+def test_what_is_cut_at_its_end_says_so(tmp_path: Path, name: str) -> None:
     (kind,) = [kind for kind in KINDS if kind.name == name]
     noise = np.random.default_rng(5).uniform(-0.1, 0.1, (1, 240_000)).astype(np.float32)
     data = kind.make(noise, 24_000)
@@ -260,7 +277,7 @@ def test_what_is_cut_at_its_end_says_so(tmp_path, name):
     assert seconds > 6
 
 
-def test_samples_in_other_units_are_warned_of(tmp_path):
+def test_samples_in_other_units_are_warned_of(tmp_path: Path) -> None:
     path = store(tmp_path / "x.wav", 32_768 * tone(1_000), 24_000, subtype="FLOAT")
     with AudioReader(path) as reader:
         list(reader.blocks(24_000, 1))
@@ -269,7 +286,9 @@ def test_samples_in_other_units_are_warned_of(tmp_path):
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_samples_that_are_not_finite_are_refused_with_their_time(tmp_path, value):
+def test_samples_that_are_not_finite_are_refused_with_their_time(
+    tmp_path: Path, value: float
+) -> None:
     audio = tone(24_000)
     audio[0, 12_000] = value
     path = store(tmp_path / "x.wav", audio, 24_000, subtype="FLOAT")
@@ -281,7 +300,9 @@ def test_samples_that_are_not_finite_are_refused_with_their_time(tmp_path, value
     ("name", "dtype"),
     [("s16le", "<i2"), ("s16be", ">i2"), ("s32le", "<i4"), ("f32le", "<f4"), ("f64be", ">f8")],
 )
-def test_raw_samples_are_read_as_they_are_said_to_be(monkeypatch, name, dtype):
+def test_raw_samples_are_read_as_they_are_said_to_be(
+    monkeypatch: pytest.MonkeyPatch, name: str, dtype: str
+) -> None:
     audio = tone(1_000, 2)
     scale = 1 if "f" in name else 2 ** (8 * np.dtype(dtype).itemsize - 1)
     from_stdin(monkeypatch, np.round(audio.T * scale, 7).astype(dtype).tobytes())
@@ -289,14 +310,14 @@ def test_raw_samples_are_read_as_they_are_said_to_be(monkeypatch, name, dtype):
     assert np.abs(back - audio).max() < 2 / scale + 1e-6
 
 
-def test_an_unknown_raw_format_is_refused_with_the_known_ones(tmp_path):
+def test_an_unknown_raw_format_is_refused_with_the_known_ones(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(bytes(99))
     with pytest.raises(InputError, match="s16le"):
         AudioReader(path, raw=RawFormat("s17", 24_000, 1))
 
 
-def test_a_named_pipe_is_read(tmp_path):
+def test_a_named_pipe_is_read(tmp_path: Path) -> None:
     import os
     import threading
 
@@ -309,7 +330,7 @@ def test_a_named_pipe_is_read(tmp_path):
     assert np.array_equal(audio, read_all(path, 24_000, 1))
 
 
-def test_a_playlist_opens_no_other_file(tmp_path):
+def test_a_playlist_opens_no_other_file(tmp_path: Path) -> None:
     store(tmp_path / "secret.wav", tone(1_000), 24_000)
     path = tmp_path / "x.m3u8"
     path.write_text(f"#EXTM3U\n#EXT-X-TARGETDURATION:1\n#EXTINF:1,\n{tmp_path}/secret.wav\n")
@@ -317,7 +338,9 @@ def test_a_playlist_opens_no_other_file(tmp_path):
         read_all(path, 24_000, 1)
 
 
-def test_without_pyav_wav_and_flac_are_read_and_others_name_the_extra(monkeypatch, tmp_path):
+def test_without_pyav_wav_and_flac_are_read_and_others_name_the_extra(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     from encodec_rt.audio import reader
 
     monkeypatch.setattr(reader, "find_spec", lambda name: None)
@@ -333,10 +356,10 @@ def test_without_pyav_wav_and_flac_are_read_and_others_name_the_extra(monkeypatc
         read_all(path, 24_000, 1)
 
 
-def test_memory_of_an_hour_is_that_of_a_minute(tmp_path):
+def test_memory_of_an_hour_is_that_of_a_minute(tmp_path: Path) -> None:
     import tracemalloc
 
-    def peak(seconds):
+    def peak(seconds: int) -> int:
         path = tmp_path / "x.wav"
         path.write_bytes(raw_wav(bytes(16_000 * seconds), rate=8_000))
         tracemalloc.start()

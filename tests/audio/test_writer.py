@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import io
 import os
 import subprocess
@@ -20,18 +22,18 @@ LOSSY = ("ogg", "opus", "mp3")
 class Stdout:
     """Standard output that is a pipe."""
 
-    def __init__(self):
+    def __init__(self) -> None:
         self.buffer = io.BytesIO()
 
-    def isatty(self):
+    def isatty(self) -> bool:
         return False
 
-    def flush(self):
+    def flush(self) -> None:
         pass
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "aiff", "au", "caf", "w64"])
-def test_what_is_written_is_read_back_to_half_a_step(tmp_path, suffix):
+def test_what_is_written_is_read_back_to_half_a_step(tmp_path: Path, suffix: str) -> None:
     audio = tone(50_000, 2)
     path = tmp_path / f"x.{suffix}"
     with AudioWriter(path, rate_hz=24_000, channels=2) as writer:
@@ -44,7 +46,7 @@ def test_what_is_written_is_read_back_to_half_a_step(tmp_path, suffix):
     assert soundfile.info(path).subtype == "PCM_16"
 
 
-def test_clipping_is_counted_and_limited(tmp_path):
+def test_clipping_is_counted_and_limited(tmp_path: Path) -> None:
     path = tmp_path / "x.wav"
     with AudioWriter(path, rate_hz=24_000, channels=1) as writer:
         writer.write(np.array([[0.0, 1.0, 1.5, -3.0, 0.25]], np.float32))
@@ -52,13 +54,13 @@ def test_clipping_is_counted_and_limited(tmp_path):
     assert soundfile.read(path, dtype="int16")[0].tolist() == [0, 32767, 32767, -32768, 8192]
 
 
-def test_an_unknown_suffix_is_refused_before_anything_is_written(tmp_path):
+def test_an_unknown_suffix_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"use \.wav, \.flac"):
         AudioWriter(tmp_path / "x.txt", rate_hz=24_000, channels=1)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_an_existing_file_stays_without_force(tmp_path):
+def test_an_existing_file_stays_without_force(tmp_path: Path) -> None:
     path = tmp_path / "x.wav"
     path.write_bytes(b"mine")
     with (
@@ -73,11 +75,11 @@ def test_an_existing_file_stays_without_force(tmp_path):
 
 
 @pytest.mark.parametrize("kind", [RuntimeError, KeyboardInterrupt])
-def test_an_interrupted_write_leaves_nothing(tmp_path, kind):
+def test_an_interrupted_write_leaves_nothing(tmp_path: Path, kind: type[BaseException]) -> None:
     path = tmp_path / "x.wav"
     writer = AudioWriter(path, rate_hz=24_000, channels=1)
 
-    def interrupted():
+    def interrupted() -> None:
         with writer:
             writer.write(tone(100))
             raise kind
@@ -89,7 +91,9 @@ def test_an_interrupted_write_leaves_nothing(tmp_path, kind):
 
 @pytest.mark.parametrize("suffix", LOSSY)
 @pytest.mark.parametrize("channels", [1, 2])
-def test_lossy_formats_are_written_by_suffix_and_keep_the_length(tmp_path, suffix, channels):
+def test_lossy_formats_are_written_by_suffix_and_keep_the_length(
+    tmp_path: Path, suffix: str, channels: int
+) -> None:
     audio = tone(60_001, channels)
     path = tmp_path / f"x.{suffix}"
     with AudioWriter(path, rate_hz=24_000, channels=channels) as writer:
@@ -100,15 +104,15 @@ def test_lossy_formats_are_written_by_suffix_and_keep_the_length(tmp_path, suffi
     assert np.argmax(power) * 24_000 / back.shape[1] == pytest.approx(300, rel=0.01)
 
 
-def test_a_rate_that_a_format_lacks_is_refused_before_anything_is_written(tmp_path):
+def test_a_rate_that_a_format_lacks_is_refused_before_anything_is_written(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"x\.opus.*800 Hz.*\.wav"):
         AudioWriter(tmp_path / "x.opus", rate_hz=800, channels=1)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_wav_beyond_four_gigabytes_becomes_rf64_whether_its_length_is_known_or_not(
-    monkeypatch, tmp_path
-):
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     monkeypatch.setattr(wav, "MAX_RIFF_BYTES", 100_000)
     audio = tone(200_000)
     for name, samples in (("known", 200_000), ("unknown", None), ("wrong", 10)):
@@ -121,7 +125,9 @@ def test_wav_beyond_four_gigabytes_becomes_rf64_whether_its_length_is_known_or_n
         assert np.array_equal(read_all(path, 24_000, 1)[0], heard)
 
 
-def test_a_header_of_more_than_four_gigabytes_announces_them(monkeypatch):
+def test_a_header_of_more_than_four_gigabytes_announces_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     from encodec_rt.audio.source import ByteSource
 
     size = 6 * 10**9
@@ -130,20 +136,24 @@ def test_a_header_of_more_than_four_gigabytes_announces_them(monkeypatch):
     stdin = types.SimpleNamespace(buffer=io.BytesIO(head + bytes(99)))
     monkeypatch.setattr(sys, "stdin", stdin)
     found = wav.read_wav_header(ByteSource("-"))
+    assert found is not None
     assert (found.data_bytes, found.seconds) == (size, size / 48_000)
     # One byte less and the sum still fits; the plain header is kept as long as it can.
     assert wav.wav_header(24_000, 1, 2**32 - 38).startswith(b"RIFF")
     assert wav.wav_header(24_000, 1, 2**32 - 37).startswith(b"RF64")
 
 
-def test_a_pipe_has_the_known_length_in_its_header_and_the_files_bytes(monkeypatch, tmp_path):
+def test_a_pipe_has_the_known_length_in_its_header_and_the_files_bytes(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     audio = tone(5_000, 2)
-    written = []
+    written: list[bytes] = []
     for samples in (5_000, None):
-        monkeypatch.setattr(sys, "stdout", Stdout())
+        stdout = Stdout()
+        monkeypatch.setattr(sys, "stdout", stdout)
         with AudioWriter("-", rate_hz=24_000, channels=2, samples=samples) as writer:
             writer.write(audio)
-        written.append(sys.stdout.buffer.getvalue())
+        written.append(stdout.buffer.getvalue())
     monkeypatch.undo()
     path = tmp_path / "x.wav"
     with AudioWriter(path, rate_hz=24_000, channels=2) as writer:
@@ -155,7 +165,7 @@ def test_a_pipe_has_the_known_length_in_its_header_and_the_files_bytes(monkeypat
 
 
 @pytest.mark.parametrize("name", RAW_OUTPUT_FORMATS)
-def test_raw_samples_come_back(tmp_path, name):
+def test_raw_samples_come_back(tmp_path: Path, name: str) -> None:
     path = tmp_path / "x.bin"
     raw = RawFormat(name, 24_000, 2)
     audio = tone(3_000, 2)
@@ -166,7 +176,9 @@ def test_raw_samples_come_back(tmp_path, name):
 
 
 @pytest.mark.parametrize("suffix", ["", ".flac", ".ogg"])
-def test_devices_and_named_pipes_are_targets_and_stay_what_they_are(tmp_path, suffix):
+def test_devices_and_named_pipes_are_targets_and_stay_what_they_are(
+    tmp_path: Path, suffix: str
+) -> None:
     import stat
     import threading
 
@@ -184,8 +196,8 @@ def test_devices_and_named_pipes_are_targets_and_stay_what_they_are(tmp_path, su
     assert read_all(copy, 24_000, 1).shape == (1, 3_000)
 
 
-def test_a_full_device_is_an_error_that_names_it():
-    def fill(target):
+def test_a_full_device_is_an_error_that_names_it() -> None:
+    def fill(target: str) -> None:
         with AudioWriter(target, rate_hz=24_000, channels=1) as writer:
             for _ in range(20):
                 writer.write(tone(24_000))
@@ -195,7 +207,7 @@ def test_a_full_device_is_an_error_that_names_it():
     assert caught.value.filename == "/dev/full"
 
 
-def test_a_full_disk_is_one_error_and_no_file_in_every_format(tmp_path):
+def test_a_full_disk_is_one_error_and_no_file_in_every_format(tmp_path: Path) -> None:
     """A limit on the size of files stands for a disk that is full."""
     code = """
 import resource, sys, numpy as np
@@ -225,13 +237,15 @@ for suffix in [*OUTPUT_FORMATS, ".raw"]:
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_file_that_cannot_be_read_back_is_not_kept(monkeypatch, tmp_path):
+def test_a_file_that_cannot_be_read_back_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     """As where a disk loses what it had accepted."""
     from encodec_rt.audio import sinks
 
     sync = sinks.SndfileSink._verify
 
-    def lose(self, samples):
+    def lose(self: sinks.SndfileSink, samples: int) -> None:
         self._file.truncate(200)
         sync(self, samples)
 
@@ -245,7 +259,7 @@ def test_a_file_that_cannot_be_read_back_is_not_kept(monkeypatch, tmp_path):
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg", "opus", "mp3"])
-def test_tags_are_kept(tmp_path, suffix):
+def test_tags_are_kept(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"x.{suffix}"
     tags = {"title": "Bücher", "artist": "Ärzte", "unheard-of": "x"}
     with AudioWriter(path, rate_hz=24_000, channels=1, tags=tags) as writer:

@@ -25,6 +25,7 @@ from encodec_rt.config import EncodecConfig
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.backends.torch import TORCH
 from encodec_rt.streaming.cuda_graph import capture_graph
+from encodec_rt.streaming.ops import Step
 from encodec_rt.streaming.plan import ResBlockSpec
 from tests.support.models import random_model, tiny_config
 from tests.support.tolerances import bound
@@ -45,7 +46,7 @@ ABSENT = {
     "typer",
 }
 """Packages of the project that a machine for ``make gpu`` need not have."""
-gpu_limits = gpu.Limits
+gpu_limits = gpu.GpuLimits
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="needs a machine without CUDA")
@@ -205,7 +206,7 @@ def test_a_row_that_takes_all_the_time_takes_no_other_row_s(
 
     rows = (Row("torch, eager", partial(torch_engine, graph=False)), Row("slow", slow))
     monkeypatch.setattr(gpu, "RIVALS", rows)
-    monkeypatch.setattr(gpu, "Limits", lambda: gpu_limits(row_s=0.5, frames=2))
+    monkeypatch.setattr(gpu, "GpuLimits", lambda: gpu_limits(row_s=0.5, frames=2))
     cases = ran(gpu, tmp_path, monkeypatch, "rivals", "--budget", "1e4")
     (skipped,) = (case for case in cases if "skipped" in case["case"])
     assert skipped["values"]["reason"].startswith("TimeoutError")
@@ -220,7 +221,7 @@ def test_rivals_are_compiled_and_transformers_has_no_state(
         Row("torch.compile", partial(CompiledSteps, graph=True, backend="eager")),
     )
     monkeypatch.setattr(gpu, "RIVALS", rows)
-    monkeypatch.setattr(gpu, "Limits", lambda: gpu_limits(row_s=1e4, frames=2, device_frames=2))
+    monkeypatch.setattr(gpu, "GpuLimits", lambda: gpu_limits(row_s=1e4, frames=2, device_frames=2))
     cases = ran(gpu, tmp_path, monkeypatch, "rivals", "--budget", "1e4")
     timed = {(case["case"]["row"], case["case"]["has_state"]) for case in cases if case["ms"]}
     assert timed == {("transformers, per frame", False), ("torch.compile", True)}
@@ -261,7 +262,7 @@ def test_the_most_streams_are_found_within_a_quarter(most: int) -> None:
         tried.append(slots)
         return slots <= most
 
-    best = streams.search(candidates, keeps_up, timing.Budget(1e4))
+    best = streams.search(candidates, keeps_up, timing.TimeBudget(1e4))
     assert best == sum(slots <= most for slots in candidates) - 1
     assert len(tried) == len(set(tried)) <= 12
 
@@ -272,7 +273,7 @@ def test_a_size_that_there_is_no_memory_for_is_too_many() -> None:
             raise RuntimeError("out of memory")
         return True
 
-    best = streams.search(streams.sizes(), keeps_up, timing.Budget(1e4))
+    best = streams.search(streams.sizes(), keeps_up, timing.TimeBudget(1e4))
     assert 1600 < streams.sizes()[best] <= 2000
 
 
@@ -281,6 +282,7 @@ class Late:
 
     def __init__(self, *late: int) -> None:
         self.late, self.count = late, 0
+        self.ticks: dict[str, Step] = {}
 
     def encode(self, pcm: torch.Tensor) -> torch.Tensor:
         self.count += 1
@@ -314,8 +316,8 @@ def test_streams_are_confirmed_at_pace_or_fewer_are_tried(
     monkeypatch.setattr(streams, "STREAMS", (Row("torch", partial(torch_engine, graph=False)),))
     monkeypatch.setattr(streams, "sizes", lambda: [2, 3, 4])
     monkeypatch.setattr(streams, "FRAME_MS", 1e4)
-    limits = streams.Limits
-    monkeypatch.setattr(streams, "Limits", lambda: limits(ticks=1, paced_s=0.02))
+    limits = streams.StreamLimits
+    monkeypatch.setattr(streams, "StreamLimits", lambda: limits(ticks=1, paced_s=0.02))
     lost = iter([([1.0], 2)])
     whole = streams.paced
 

@@ -14,7 +14,7 @@ import pytest
 from benches import gpu_day
 from benches.gpu_day import PARTS, Part, summary
 from benches.kernel_cache import pack, unpack
-from benches.record import Record
+from benches.record import Json, Record
 
 
 def python(program: str, seconds: float = 20.0) -> Part:
@@ -103,7 +103,13 @@ def test_the_last_table_is_short_and_has_ratios(tmp_path: Path) -> None:
     record = Record("gpu-latency", folder=tmp_path)
     for row, ms in (("torch, graph", 0.4), ("triton", 0.1)):
         for turn in range(2):
-            case = {"slots": 1, "paced": False, "cold": False, "turn": turn, "row": row}
+            case: dict[str, Json] = {
+                "slots": 1,
+                "paced": False,
+                "cold": False,
+                "turn": turn,
+                "row": row,
+            }
             record.add(case, {"encode wall": [ms + turn], "decode wall": [ms]})
     record.add({"skipped": "other"}, values={"reason": "x" * 500})
     record.add(

@@ -15,7 +15,7 @@ from benches import record as records
 from benches.record import RESULTS, ROOT, SCHEMA, DirtyTree, Record, git_state, summary
 
 
-def test_percentiles_are_samples_that_were_measured():
+def test_percentiles_are_samples_that_were_measured() -> None:
     samples = [float(value) for value in range(1, 1002)]
     row = summary(samples, deadline=1000.0)
     assert row["n"] == 1001
@@ -24,19 +24,19 @@ def test_percentiles_are_samples_that_were_measured():
     assert row["misses"] == 1
 
 
-def test_one_sample_is_every_percentile():
+def test_one_sample_is_every_percentile() -> None:
     row = summary([2.5])
     assert {row[key] for key in ("p50", "p90", "p99", "p99.9", "max", "mean")} == {2.5}
     assert "misses" not in row
 
 
 @pytest.mark.parametrize("samples", [[], [1.0, math.nan], [math.inf]])
-def test_samples_that_cannot_be_summed_up_are_refused(samples):
+def test_samples_that_cannot_be_summed_up_are_refused(samples: list[float]) -> None:
     with pytest.raises(ValueError, match="samples"):
         summary(samples)
 
 
-def test_record_names_device_versions_and_commit(tmp_path):
+def test_record_names_device_versions_and_commit(tmp_path: Path) -> None:
     record = Record("stream", deadline_ms=13.333, folder=tmp_path)
     record.add({"model": "tiny"}, {"encode": [1.0, 20.0]}, values={"rtf": 0.1})
     path = record.write()
@@ -52,7 +52,7 @@ def test_record_names_device_versions_and_commit(tmp_path):
     assert case["values"] == {"rtf": 0.1}
 
 
-def test_an_earlier_record_is_never_replaced(tmp_path):
+def test_an_earlier_record_is_never_replaced(tmp_path: Path) -> None:
     one, other = (Record("stream", folder=tmp_path) for _ in range(2))
     other.time = one.time
     one.write()
@@ -60,14 +60,14 @@ def test_an_earlier_record_is_never_replaced(tmp_path):
         other.write()
 
 
-def test_infinite_values_become_null(tmp_path):
+def test_infinite_values_become_null(tmp_path: Path) -> None:
     record = Record("ratio", folder=tmp_path)
     record.add({}, values={"snr_db": math.inf, "list": [math.nan, 1.0]})
     content = json.loads(record.write().read_text())
     assert content["cases"][0]["values"] == {"snr_db": None, "list": [None, 1.0]}
 
 
-def test_table_has_a_line_per_timing():
+def test_table_has_a_line_per_timing() -> None:
     record = Record("stream", deadline_ms=1.0, folder=None)
     record.add({"start": "exact"}, {"encode": [0.5], "decode": [2.0]}, values={"rtf": 0.25})
     lines = record.table().splitlines()
@@ -76,7 +76,7 @@ def test_table_has_a_line_per_timing():
     assert "rtf 0.25" in lines[2]
 
 
-def test_a_record_has_a_line_for_each_case_and_no_samples(tmp_path):
+def test_a_record_has_a_line_for_each_case_and_no_samples(tmp_path: Path) -> None:
     record = Record("stream", folder=tmp_path)
     for size in (1, 2):
         record.add({"size": size}, {"encode": [1.0, 2.0]}, keep_samples=True)
@@ -167,7 +167,7 @@ def test_without_git_the_commit_is_passed_in(
     records.require_clean(tmp_path)
 
 
-def test_every_committed_result_has_the_schema_and_is_in_the_index():
+def test_every_committed_result_has_the_schema_and_is_in_the_index() -> None:
     from benches.index import INDEX, entered
 
     known = {line["record"] for line in entered(INDEX)}
@@ -178,7 +178,7 @@ def test_every_committed_result_has_the_schema_and_is_in_the_index():
         assert path.stem in known, f"{path.name}: run python -m benches.index"
 
 
-def test_every_record_that_a_page_cites_is_there():
+def test_every_record_that_a_page_cites_is_there() -> None:
     pages = [*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("encodec_rt/**/*.md")]
     cited = {
         name

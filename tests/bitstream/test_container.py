@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import io
 import itertools
 import random
@@ -6,8 +8,10 @@ import shutil
 import struct
 import subprocess
 import tracemalloc
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -23,7 +27,8 @@ from encodec_rt.bitstream.coding import (
     coder_for,
     tables_by_hash,
 )
-from encodec_rt.bitstream.container import Comments, DataPacket, StreamHeader, varint
+from encodec_rt.bitstream.container import Comments, StreamHeader
+from encodec_rt.bitstream.container_packet import DataPacket, varint
 from encodec_rt.bitstream.container_reader import CodeBlock, Gap, PacketReader, read_codes
 from encodec_rt.bitstream.container_writer import LIVE_PAGE_S, ContainerWriter, PacketWriter
 from encodec_rt.bitstream.ogg import Page, PageReader
@@ -37,6 +42,7 @@ from encodec_rt.errors import (
     WeightsError,
 )
 from tests.support.models import tiny_config
+from tests.support.narrow import all_of, present
 from tests.support.streams import (
     MONO,
     STEREO,
@@ -52,11 +58,11 @@ from tests.support.streams import (
 HEADER = StreamHeader.for_model(MONO, 8, start="exact", weights_sha256=WEIGHTS)
 
 
-def pages_of(data):
-    return list(PageReader(io.BytesIO(data)))
+def pages_of(data: bytes) -> list[Page]:
+    return all_of(Page, PageReader(io.BytesIO(data)))
 
 
-def joined(pages):
+def joined(pages: Iterable[Page]) -> bytes:
     return b"".join(page.to_bytes() for page in pages)
 
 
@@ -68,7 +74,9 @@ def joined(pages):
     st.sampled_from([0.01, LIVE_PAGE_S, 3.0, 8.0]),
 )
 @settings(max_examples=50, deadline=None)
-def test_codes_survive_any_length_pieces_and_pages(samples, books, raw, step, page_s):
+def test_codes_survive_any_length_pieces_and_pages(
+    samples: int, books: int, raw: bool, step: int, page_s: float
+) -> None:
     stream = mono_stream(samples, books, raw=raw, seed=samples, step=step, page_s=page_s)
     reader, items = read(stream.data, stream.coder)
     assert np.array_equal(codes_of(items, books), stream.codes)
@@ -81,17 +89,17 @@ def test_codes_survive_any_length_pieces_and_pages(samples, books, raw, step, pa
 
 @pytest.mark.parametrize("samples", [0, 1, 47_520, 47_521, 47_900, 48_000, 96_000, 500_001])
 @pytest.mark.parametrize("page_s", [0.1, 8.0])
-def test_segments_survive_with_their_scales(samples, page_s):
+def test_segments_survive_with_their_scales(samples: int, page_s: float) -> None:
     stream = stereo_stream(samples, page_s=page_s)
     reader, items = read(stream.data, stream.coder)
     assert np.array_equal(codes_of(items, 4), stream.codes)
-    assert tuple(item.scale for item in items) == stream.scales
+    assert tuple(item.scale for item in all_of(CodeBlock, items)) == stream.scales
     assert [item.start for item in items] == [47_520 * i for i in range(len(items))]
     assert (items[-1].end if items else 0) == samples
     assert reader.header.scaled
 
 
-def test_fewer_layers_in_some_packets_are_read_as_they_were_written():
+def test_fewer_layers_in_some_packets_are_read_as_they_were_written() -> None:
     table = tables()
     coder, file = TableCoder(table), io.BytesIO()
     writer = ContainerWriter(file, HEADER, coder)
@@ -102,7 +110,7 @@ def test_fewer_layers_in_some_packets_are_read_as_they_were_written():
         writer.write(draw(table, 90, 3))
     writer.finish(286 * 320)
     _, items = read(file.getvalue(), coder)
-    assert [item.codes.shape for item in items] == [
+    assert [item.codes.shape for item in all_of(CodeBlock, items)] == [
         (10, 8),
         (75, 2),
         (75, 2),
@@ -116,14 +124,16 @@ def test_fewer_layers_in_some_packets_are_read_as_they_were_written():
 @pytest.mark.skipif(shutil.which("oggz") is None, reason="oggz-tools is not installed")
 @pytest.mark.parametrize("samples", [0, 1, 320, 24_000, 24_001, 400_000])
 @pytest.mark.parametrize("page_s", [LIVE_PAGE_S, 8.0])
-def test_independent_tools_accept_what_is_written(samples, page_s, tmp_path):
+def test_independent_tools_accept_what_is_written(
+    samples: int, page_s: float, tmp_path: Path
+) -> None:
     path = tmp_path / "a.encodec"
     for stream in (mono_stream(samples, 8, page_s=page_s), stereo_stream(samples, page_s=page_s)):
         path.write_bytes(stream.data)
         assert_accepted(path)
 
 
-def assert_accepted(path):
+def assert_accepted(path: Path) -> None:
     for command in (["oggz", "validate"], ["ogginfo"]):
         run = subprocess.run([*command, path], capture_output=True, text=True)
         said = run.stdout + run.stderr
@@ -131,7 +141,7 @@ def assert_accepted(path):
         assert "arning" not in said, said
 
 
-def test_the_identification_header_survives_and_is_checked():
+def test_the_identification_header_survives_and_is_checked() -> None:
     for header in (HEADER, replace(HEADER, start="zero", pre_skip=2**32 - 1, coding=Coding.TABLES)):
         assert StreamHeader.parse(header.to_bytes()) == header
         assert StreamHeader.parse(header.to_bytes() + b"later versions") == header
@@ -151,14 +161,16 @@ def test_the_identification_header_survives_and_is_checked():
         {"hop": 1, "sampling_rate": 2**31}, {"pre_skip": 2**32}, {"layers": (65535, 2)},
     ],
 )  # fmt: skip
-def test_streams_that_cannot_be_are_refused(change):
+def test_streams_that_cannot_be_are_refused(
+    change: dict[str, bool] | dict[str, int] | dict[str, tuple[()]] | dict[str, tuple[int, int]],
+) -> None:
     with pytest.raises(PacketError):
         replace(HEADER, **change)
 
 
 @given(st.binary(max_size=160), st.integers(0, 120))
 @settings(max_examples=500, deadline=None)
-def test_any_bytes_are_headers_and_packets_or_a_packet_error(data, place):
+def test_any_bytes_are_headers_and_packets_or_a_packet_error(data: bytes, place: int) -> None:
     for head in (b"", HEADER.to_bytes()[:place], Comments("v", (("A", "b"),)).to_bytes()[:place]):
         for parse in (
             StreamHeader.parse, Comments.parse,
@@ -172,7 +184,7 @@ def test_any_bytes_are_headers_and_packets_or_a_packet_error(data, place):
             assert parse(found.to_bytes()) == found
 
 
-def test_comments_are_those_of_vorbis():
+def test_comments_are_those_of_vorbis() -> None:
     comments = Comments("me", (("TITLE", "Grüße"), ("empty", "")))
     assert Comments.parse(comments.to_bytes()) == comments
     assert comments.to_bytes()[8:].startswith(b"\2\0\0\0me\2\0\0\0\x0d\0\0\0TITLE=Gr")
@@ -180,7 +192,7 @@ def test_comments_are_those_of_vorbis():
         Comments("me", (("A=B", "c"),)).to_bytes()
 
 
-def test_a_layer_is_bound_to_its_packet_and_place():
+def test_a_layer_is_bound_to_its_packet_and_place() -> None:
     layers = (Payload(True, bytes(range(23))), Payload(False, b"defg"))
     packet = DataPacket(9, layers, restart=True)
     data = packet.to_bytes()
@@ -197,13 +209,13 @@ def test_a_layer_is_bound_to_its_packet_and_place():
                 DataPacket.parse(bytes(damaged), HEADER)
 
 
-def test_a_layer_longer_than_its_codes_is_refused():
+def test_a_layer_longer_than_its_codes_is_refused() -> None:
     packet = DataPacket(9, (Payload(False, bytes(24)),))
     with pytest.raises(PacketError, match="24 bytes, whose codes take 23"):
         DataPacket.parse(packet.to_bytes(), HEADER)
 
 
-def test_a_damaged_upper_layer_leaves_the_lower_ones():
+def test_a_damaged_upper_layer_leaves_the_lower_ones() -> None:
     stream = mono_stream(48_000, 8)
     pages = pages_of(stream.data)
     body = bytearray(pages[-1].body)
@@ -213,13 +225,14 @@ def test_a_damaged_upper_layer_leaves_the_lower_ones():
     with pytest.raises(PacketError, match="checksum"):
         read(data, stream.coder)
     reader, items = read(data, stream.coder, salvage=True)
-    assert items[0].codes.shape == (75, 4)
-    assert np.array_equal(items[0].codes, stream.codes[:75, :4])
-    assert np.array_equal(items[1].codes, stream.codes[75:])
+    first, second, *_ = all_of(CodeBlock, items)
+    assert first.codes.shape == (75, 4)
+    assert np.array_equal(first.codes, stream.codes[:75, :4])
+    assert np.array_equal(second.codes, stream.codes[75:])
     assert any("layers of a packet are damaged" in text for text in reader.problems)
 
 
-def test_a_flipped_bit_costs_no_more_than_its_packet():
+def test_a_flipped_bit_costs_no_more_than_its_packet() -> None:
     stream = mono_stream(200_000, 8, page_s=2.0)
     begin = len(joined(pages_of(stream.data)[:2]))
     chance = random.Random(1)
@@ -241,7 +254,7 @@ def test_a_flipped_bit_costs_no_more_than_its_packet():
                 assert np.array_equal(item.codes, stream.codes[first : first + frames, :books])
 
 
-def test_a_killed_writer_leaves_a_stream_to_its_last_page():
+def test_a_killed_writer_leaves_a_stream_to_its_last_page() -> None:
     stream = mono_stream(240_000, 4, page_s=LIVE_PAGE_S)
     pages = pages_of(stream.data)
     for kept in range(2, len(pages)):
@@ -250,7 +263,7 @@ def test_a_killed_writer_leaves_a_stream_to_its_last_page():
         assert np.array_equal(codes_of(items, 4), stream.codes[: 75 * (kept - 2)])
 
 
-def test_a_recording_has_all_but_the_last_second_on_file():
+def test_a_recording_has_all_but_the_last_second_on_file() -> None:
     table, file = tables(), io.BytesIO()
     coder = TableCoder(table)
     writer = ContainerWriter(file, HEADER, coder, page_s=LIVE_PAGE_S)
@@ -261,7 +274,7 @@ def test_a_recording_has_all_but_the_last_second_on_file():
         assert len(codes_of(items, 8)) >= frame - 75
 
 
-def test_a_lost_page_is_refused_or_a_gap_of_its_length():
+def test_a_lost_page_is_refused_or_a_gap_of_its_length() -> None:
     stream = mono_stream(240_000, 4, page_s=LIVE_PAGE_S)
     pages = pages_of(stream.data)
     data = joined([*pages[:4], *pages[6:]])
@@ -274,7 +287,7 @@ def test_a_lost_page_is_refused_or_a_gap_of_its_length():
 
 
 @pytest.mark.parametrize("granule", [-5, -(2**63), 2**63 - 1, 2**62 + 1, 100, 10**12])
-def test_impossible_positions_are_refused_or_reported(granule):
+def test_impossible_positions_are_refused_or_reported(granule: int) -> None:
     stream = mono_stream(240_000, 4, page_s=LIVE_PAGE_S)
     pages = pages_of(stream.data)
     pages[5] = replace(pages[5], granule=granule)
@@ -286,7 +299,7 @@ def test_impossible_positions_are_refused_or_reported(granule):
     assert np.array_equal(np.concatenate([block.codes for block in blocks]), stream.codes)
 
 
-def test_foreign_streams_beside_are_skipped():
+def test_foreign_streams_beside_are_skipped() -> None:
     stream = mono_stream(100_000, 4, page_s=LIVE_PAGE_S)
     own, mixed = pages_of(stream.data), []
     for index, page in enumerate(own):
@@ -297,7 +310,7 @@ def test_foreign_streams_beside_are_skipped():
     assert reader.foreign_pages == len(own)
 
 
-def test_links_of_a_chain_are_read_one_after_the_other():
+def test_links_of_a_chain_are_read_one_after_the_other() -> None:
     one, other = mono_stream(30_000, 4), mono_stream(50_000, 8, seed=3)
     # Joined by a shell, two streams may even have the same serial number.
     reader = PacketReader(io.BytesIO(one.data + other.data + one.data))
@@ -307,7 +320,7 @@ def test_links_of_a_chain_are_read_one_after_the_other():
         assert reader.next_link() == (number < 2)
 
 
-def test_a_stream_that_began_elsewhere_keeps_its_positions():
+def test_a_stream_that_began_elsewhere_keeps_its_positions() -> None:
     stream = mono_stream(240_000, 4, page_s=LIVE_PAGE_S)
     pages = pages_of(stream.data)
     moved = [*pages[:2], *(replace(page, granule=page.granule + 10**9) for page in pages[2:])]
@@ -316,7 +329,7 @@ def test_a_stream_that_began_elsewhere_keeps_its_positions():
     assert items[-1].end == 10**9 + 240_000
 
 
-def test_pages_after_the_end_and_a_missing_end_within_a_packet_are_named():
+def test_pages_after_the_end_and_a_missing_end_within_a_packet_are_named() -> None:
     stream = mono_stream(240_000, 4, page_s=LIVE_PAGE_S)
     pages = pages_of(stream.data)
     with pytest.raises(PacketError, match="after the end"):
@@ -328,7 +341,7 @@ def test_pages_after_the_end_and_a_missing_end_within_a_packet_are_named():
     assert items[-1].end >= 216_000
 
 
-def test_what_is_no_stream_is_named():
+def test_what_is_no_stream_is_named() -> None:
     for data, words in [
         (b"", "no EnCodec stream"), (b"RIFF" + bytes(99), "not an Ogg page, at the start"),
         (Page(1, 0, 0, b"\x07", b"\x01vorbis", first=True).to_bytes(), "no EnCodec stream"),
@@ -339,7 +352,7 @@ def test_what_is_no_stream_is_named():
 
 
 @pytest.mark.parametrize("part", range(4))
-def test_ten_thousand_mutated_files_give_codes_gaps_or_typed_errors(part):
+def test_ten_thousand_mutated_files_give_codes_gaps_or_typed_errors(part: int) -> None:
     chance = random.Random(part)
     stream = [
         lambda: mono_stream(100_000, 8, page_s=LIVE_PAGE_S),
@@ -368,7 +381,7 @@ def test_ten_thousand_mutated_files_give_codes_gaps_or_typed_errors(part):
     assert salvaged > 500
 
 
-def mutated(data, chance):
+def mutated(data: bytes, chance: Random) -> bytes:
     """``data`` with a few bytes changed, and its checksums made right again now and then."""
     given = bytearray(data)
     for _ in range(chance.choice([1, 1, 2, 5, 30])):
@@ -392,7 +405,7 @@ def mutated(data, chance):
     return bytes(given)
 
 
-def test_a_packet_that_claims_much_costs_little():
+def test_a_packet_that_claims_much_costs_little() -> None:
     header = replace(HEADER, sampling_rate=320 * 4096, layers=(256,))
     coder = TableCoder(tables(books=256))
     data = DataPacket(4096, (Payload(False, b"\0"),)).to_bytes()
@@ -402,7 +415,7 @@ def test_a_packet_that_claims_much_costs_little():
         DataPacket.parse(DataPacket(4097, packet.layers).to_bytes(), header)
 
 
-def test_a_writer_refuses_what_the_stream_cannot_hold():
+def test_a_writer_refuses_what_the_stream_cannot_hold() -> None:
     writer = ContainerWriter(io.BytesIO(), HEADER, RawCoder(1024))
     with pytest.raises(InputError, match="scale"):
         writer.write(np.zeros((1, 8), np.uint16), 0.5)
@@ -423,8 +436,8 @@ def test_a_writer_refuses_what_the_stream_cannot_hold():
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
 
 
-def test_the_example_of_the_page_is_what_is_written_and_read():
-    lines = re.search(r"(?:^    (?:[0-9a-f]{2} ?)+\n){8}", PAGE, re.MULTILINE)
+def test_the_example_of_the_page_is_what_is_written_and_read() -> None:
+    lines = present(re.search(r"(?:^    (?:[0-9a-f]{2} ?)+\n){8}", PAGE, re.MULTILINE))
     shown = bytes.fromhex(lines.group())
     codes = np.array([[1, 2, 5, 0], [3, 4, 1023, 512], [1022, 1023, 7, 8]], np.uint16)
     header = StreamHeader.for_model(MONO, 4, start="exact", weights_sha256=WEIGHTS)
@@ -437,12 +450,13 @@ def test_the_example_of_the_page_is_what_is_written_and_read():
     writer.finish(700)
     assert file.getvalue() == shown
     reader, items = read(shown, coder)
-    assert (reader.header, reader.comments, items[0].end) == (header, comments, 700)
-    assert np.array_equal(items[0].codes, codes)
+    (block,) = all_of(CodeBlock, items)
+    assert (reader.header, reader.comments, block.end) == (header, comments, 700)
+    assert np.array_equal(block.codes, codes)
 
 
-def test_range_coded_example_of_the_page():
-    shown = bytes.fromhex(re.search(r"are the bytes\n\n    (.*)\n", PAGE).group(1))
+def test_range_coded_example_of_the_page() -> None:
+    shown = bytes.fromhex(present(re.search(r"are the bytes\n\n    (.*)\n", PAGE)).group(1))
     distribution = Distribution(np.array([40_000, 20_000, 5_536]))
     symbols = [2, 0, 1, 0, 0, 0, 0, 0, 2]
     encoder = SymbolEncoder()
@@ -451,7 +465,7 @@ def test_range_coded_example_of_the_page():
     assert SymbolDecoder(shown).decode(distribution, 9).tolist() == symbols
 
 
-def test_layers_are_the_bandwidths_of_the_model():
+def test_layers_are_the_bandwidths_of_the_model() -> None:
     assert HEADER.layers == (2, 2, 4)
     odd = StreamHeader.for_model(MONO, 7, start="exact", weights_sha256=WEIGHTS)
     assert odd.layers == (2, 2, 3)
@@ -460,7 +474,7 @@ def test_layers_are_the_bandwidths_of_the_model():
     assert tiny.max_frames == 100
 
 
-def test_code_tables_survive_their_file_and_are_found_by_their_hash(tmp_path):
+def test_code_tables_survive_their_file_and_are_found_by_their_hash(tmp_path: Path) -> None:
     table = tables(codebook_size=64, books=3)
     path = tmp_path / "code_tables-1.safetensors"
     table.save(path)
@@ -479,7 +493,7 @@ def test_code_tables_survive_their_file_and_are_found_by_their_hash(tmp_path):
         CodeTables(np.ones((2, 4), np.uint16), WEIGHTS)
 
 
-def test_numbers_in_packets_are_written_in_one_way_only():
+def test_numbers_in_packets_are_written_in_one_way_only() -> None:
     assert [varint(value).hex() for value in (0, 127, 128, 300)] == ["00", "7f", "8001", "ac02"]
     head = b"\x01" + b"\x81\x00"
     with pytest.raises(PacketError, match="damaged number"):

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import importlib
 import io
 import json
@@ -5,6 +7,7 @@ import random
 import re
 import struct
 from pathlib import Path
+from random import Random
 
 import numpy as np
 import pytest
@@ -12,10 +15,20 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from encodec_rt.bitstream.ecdc import EcdcHeader, EcdcReader, EcdcWriter, read_header, segments
-from encodec_rt.config import PRESETS
+from encodec_rt.bitstream.ecdc import (
+    Block,
+    EcdcHeader,
+    EcdcReader,
+    EcdcWriter,
+    read_header,
+    segments,
+)
+from encodec_rt.config import PRESETS, EncodecConfig
 from encodec_rt.errors import InputError, PacketError, StateError
+from encodec_rt.types import Codes
 from tests.support.models import random_model, speech, tiny_config
+from tests.support.narrow import present
+from tests.support.streams import Trickle
 from tests.support.upstream import upstream_twin
 
 MONO = PRESETS["encodec_24khz"]
@@ -25,18 +38,13 @@ upstream_files = importlib.import_module("encodec.compress")
 ROOT = Path(__file__).resolve().parents[2]
 
 
-class Trickle(io.BytesIO):
-    """A file that gives one to three bytes at a time, as a pipe may."""
-
-    def read(self, size=-1):
-        return super().read(min(size, 1 + self.tell() % 3))
-
-
-def written(config, samples, books, seed=0, step=7):
+def written(
+    config: EncodecConfig, samples: int, books: int, seed: int = 0, step: int = 7
+) -> tuple[bytes, list[tuple[Codes, float | None]]]:
     """A file of random codes, written in pieces, and its blocks as (codes, scale) per segment."""
     rng = np.random.default_rng(seed)
     file = io.BytesIO()
-    parts = []
+    parts: list[tuple[Codes, float | None]] = []
     with EcdcWriter(config, "encodec_24khz", books) as writer:
         for _, frames in segments(config, samples):
             codes = rng.integers(0, config.codebook_size, (frames, books), dtype=np.uint16)
@@ -52,14 +60,20 @@ def written(config, samples, books, seed=0, step=7):
     return file.getvalue(), parts
 
 
-def read(data, config, *, salvage=False, kind=io.BytesIO):
+def read(
+    data: bytes,
+    config: EncodecConfig,
+    *,
+    salvage: bool = False,
+    kind: type[io.BytesIO] = io.BytesIO,
+) -> tuple[list[Block], EcdcReader]:
     file = kind(data)
     reader = EcdcReader(file, read_header(file), config, salvage=salvage)
     return list(reader), reader
 
 
 @pytest.mark.parametrize("length", [1, 7, 8, 9, 321, 4001])
-def test_whole_clip_file_is_byte_for_byte_upstreams(length):
+def test_whole_clip_file_is_byte_for_byte_upstreams(length: int) -> None:
     model = random_model(tiny_config())
     theirs = upstream_twin(model, "encodec_24khz")
     theirs.set_target_bandwidth(model.config.target_bandwidths[-1])
@@ -74,7 +88,7 @@ def test_whole_clip_file_is_byte_for_byte_upstreams(length):
     assert file.getvalue() == upstream_files.compress(theirs, wav, use_lm=False)
 
 
-def chunked_config():
+def chunked_config() -> EncodecConfig:
     return tiny_config(
         audio_channels=2,
         normalize=True,
@@ -86,7 +100,7 @@ def chunked_config():
 
 
 @pytest.mark.parametrize("length", [1, 399, 400, 401, 396, 397, 1200, 1993])
-def test_chunked_file_is_byte_for_byte_upstreams(length):
+def test_chunked_file_is_byte_for_byte_upstreams(length: int) -> None:
     model = random_model(chunked_config())
     theirs = upstream_twin(model, "encodec_48khz")
     theirs.set_target_bandwidth(model.config.target_bandwidths[1])
@@ -99,7 +113,7 @@ def test_chunked_file_is_byte_for_byte_upstreams(length):
     assert file.getvalue() == upstream_files.compress(theirs, wav, use_lm=False)
 
 
-def test_upstream_decodes_what_we_write(monkeypatch):
+def test_upstream_decodes_what_we_write(monkeypatch: pytest.MonkeyPatch) -> None:
     model = random_model(tiny_config())
     theirs = upstream_twin(model, "encodec_24khz")
     monkeypatch.setitem(upstream_files.MODELS, "encodec_24khz", lambda: theirs)
@@ -113,7 +127,9 @@ def test_upstream_decodes_what_we_write(monkeypatch):
 
 @given(st.integers(0, 50_000), st.integers(1, 32), st.integers(1, 100))
 @settings(max_examples=60, deadline=None)
-def test_whole_clip_codes_survive_any_length_and_any_pieces(samples, books, step):
+def test_whole_clip_codes_survive_any_length_and_any_pieces(
+    samples: int, books: int, step: int
+) -> None:
     data, parts = written(MONO, samples, books, seed=samples, step=step)
     blocks, reader = read(data, MONO, kind=Trickle if samples < 5000 else io.BytesIO)
     codes = np.concatenate([block.codes for block in blocks]) if blocks else np.empty((0, books))
@@ -123,7 +139,7 @@ def test_whole_clip_codes_survive_any_length_and_any_pieces(samples, books, step
 
 
 @pytest.mark.parametrize("samples", [1, 47_520, 47_521, 48_000, 96_000, 200_001])
-def test_segments_survive_with_their_scales(samples):
+def test_segments_survive_with_their_scales(samples: int) -> None:
     data, parts = written(STEREO, samples, 4)
     blocks, reader = read(data, STEREO)
     assert [block.scale for block in blocks] == [scale for _, scale in parts]
@@ -133,14 +149,14 @@ def test_segments_survive_with_their_scales(samples):
     assert not reader.truncated
 
 
-def test_segments_are_upstreams():
+def test_segments_are_upstreams() -> None:
     assert list(segments(MONO, 700)) == [(700, 3)]
     assert list(segments(STEREO, 47_521)) == [(47_521, 149), (1, 1)]
     assert [frames for _, frames in segments(STEREO, 96_000)] == [150, 150, 3]
     assert list(segments(STEREO, 0)) == []
 
 
-def test_long_streams_are_read_in_blocks_of_bounded_size():
+def test_long_streams_are_read_in_blocks_of_bounded_size() -> None:
     data, _ = written(MONO, 320 * 5000, 2, step=1000)
     blocks, _ = read(data, MONO)
     assert len(blocks) > 5
@@ -148,7 +164,7 @@ def test_long_streams_are_read_in_blocks_of_bounded_size():
 
 
 @pytest.mark.parametrize("config", [MONO, STEREO], ids=["mono", "stereo"])
-def test_a_cut_stream_is_refused_or_salvaged_to_its_last_whole_frame(config):
+def test_a_cut_stream_is_refused_or_salvaged_to_its_last_whole_frame(config: EncodecConfig) -> None:
     samples = 100_000
     data, parts = written(config, samples, 2)
     frames = np.concatenate([codes for codes, _ in parts])
@@ -165,8 +181,8 @@ def test_a_cut_stream_is_refused_or_salvaged_to_its_last_whole_frame(config):
     assert sum(len(block.codes) for block in blocks) == len(frames)
 
 
-def with_header(**changes):
-    fields = {"m": "encodec_24khz", "al": 320, "nc": 2, "lm": False} | changes
+def with_header(**changes: object) -> bytes:
+    fields: dict[str, object] = {"m": "encodec_24khz", "al": 320, "nc": 2, "lm": False} | changes
     text = json.dumps({key: value for key, value in fields.items() if value is not None}).encode()
     return struct.pack("!4sBI", b"ECDC", 0, len(text)) + text + b"\0\0\0"
 
@@ -201,13 +217,13 @@ def with_header(**changes):
         (with_header() + b"\0", "more bytes follow"),
     ],
 )
-def test_a_wrong_header_or_length_is_refused_in_words(data, message):
+def test_a_wrong_header_or_length_is_refused_in_words(data: bytes, message: str) -> None:
     with pytest.raises(PacketError, match=re.escape(message)):
         read(data, MONO)
 
 
 @pytest.mark.parametrize("scale", [float("nan"), float("inf"), 0.0, -1.0])
-def test_a_scale_that_is_no_positive_number_is_refused(scale):
+def test_a_scale_that_is_no_positive_number_is_refused(scale: float) -> None:
     data, _ = written(STEREO, 4800, 2)
     at = len(EcdcHeader("encodec_24khz", 4800, 2).to_bytes())
     damaged = data[:at] + struct.pack("!f", scale) + data[at + 4 :]
@@ -215,8 +231,8 @@ def test_a_scale_that_is_no_positive_number_is_refused(scale):
         read(damaged, STEREO)
 
 
-def mutate(data, rng):
-    data = bytearray(data)
+def mutate(whole: bytes, rng: Random) -> bytes:
+    data = bytearray(whole)
     for _ in range(rng.randint(1, 4)):
         if not data:
             break
@@ -236,7 +252,7 @@ def mutate(data, rng):
 
 
 @pytest.mark.parametrize("config", [MONO, STEREO], ids=["mono", "stereo"])
-def test_ten_thousand_damaged_files_raise_only_packet_error(config):
+def test_ten_thousand_damaged_files_raise_only_packet_error(config: EncodecConfig) -> None:
     rng = random.Random(7)
     files = [written(config, samples, 2)[0] for samples in (1, 320, 6000, 100_000)]
     refused = 0
@@ -254,7 +270,7 @@ def test_ten_thousand_damaged_files_raise_only_packet_error(config):
     assert 1000 < refused < 5000
 
 
-def test_writing_what_does_not_fit_is_refused():
+def test_writing_what_does_not_fit_is_refused() -> None:
     with pytest.raises(InputError, match="33 codebooks"):
         EcdcWriter(MONO, "encodec_24khz", 33)
     with EcdcWriter(MONO, "encodec_24khz", 2) as writer:
@@ -269,10 +285,10 @@ def test_writing_what_does_not_fit_is_refused():
         writer.write(np.zeros((1, 2), np.uint16))
 
 
-def test_the_documented_example_is_what_is_written():
+def test_the_documented_example_is_what_is_written() -> None:
     text = (ROOT / "docs" / "format.md").read_text(encoding="utf-8")
-    prefix, header, codes = re.search(
-        r"^    (4543[^{]*)(\{.*\}) (.*)$", text, re.MULTILINE
+    prefix, header, codes = present(
+        re.search(r"^    (4543[^{]*)(\{.*\}) (.*)$", text, re.MULTILINE)
     ).groups()
     shown = bytes.fromhex(prefix) + header.encode() + bytes.fromhex(codes)
     file = io.BytesIO()

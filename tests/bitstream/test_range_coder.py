@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import subprocess
 import sys
 from pathlib import Path
@@ -6,6 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from encodec_rt.bitstream.coding import to_counts
 from encodec_rt.bitstream.range_coder import TOTAL, Distribution, SymbolDecoder, SymbolEncoder
@@ -14,29 +17,32 @@ from encodec_rt.errors import InputError, PacketError
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def random_counts(size, seed, *, skew=3.0):
+def random_counts(size: int, seed: int, *, skew: float = 3.0) -> NDArray[np.int64]:
     rng = np.random.default_rng(seed)
     return to_counts((rng.random(size) ** skew * 1000).astype(np.int64))
 
 
-def draw(counts, number, seed):
+def draw(counts: NDArray[np.int64], number: int, seed: int) -> NDArray[np.int64]:
     rng = np.random.default_rng(seed)
     return rng.choice(len(counts), number, p=counts / counts.sum())
 
 
-def encoded(symbols, counts):
+def encoded(symbols: NDArray[np.int64], counts: NDArray[np.int64]) -> bytes:
     encoder = SymbolEncoder()
     encoder.encode(symbols, Distribution(counts))
     return encoder.finish()
 
 
-def decoded_by_the_page(data, counts, number):
+def decoded_by_the_page(data: bytes, counts: NDArray[np.int64], number: int) -> list[int] | None:
     """The decoder of docs/format.md, in whole numbers; None for bytes that were never encoded."""
     size = len(counts)
     below = np.concatenate([[0], np.cumsum(counts)]).tolist()
     edges = [c * (2**24 - size) // 2**16 + i for i, c in enumerate(below[:-1])] + [2**24]
     words = iter(data[i : i + 4].ljust(4, b"\0") for i in range(0, len(data), 4))
-    word = lambda: int.from_bytes(next(words, b""), "big")  # noqa: E731
+
+    def word() -> int:
+        return int.from_bytes(next(words, b""), "big")
+
     offset, width = word() << 32 | word(), 2**64 - 1
     symbols = []
     for _ in range(number):
@@ -54,7 +60,9 @@ def decoded_by_the_page(data, counts, number):
 
 @given(st.integers(2, 1024), st.integers(0, 400), st.integers(0, 10**6), st.floats(0, 60))
 @settings(max_examples=150, deadline=None)
-def test_symbols_survive_and_take_their_entropy_and_ten_bits(size, number, seed, skew):
+def test_symbols_survive_and_take_their_entropy_and_ten_bits(
+    size: int, number: int, seed: int, skew: float
+) -> None:
     counts = random_counts(size, seed, skew=skew)
     symbols = draw(counts, number, seed)
     data = encoded(symbols, counts)
@@ -67,7 +75,7 @@ def test_symbols_survive_and_take_their_entropy_and_ten_bits(size, number, seed,
 
 @given(st.integers(2, 40), st.integers(1, 60), st.integers(0, 10**6))
 @settings(max_examples=60, deadline=None)
-def test_the_arithmetic_is_that_of_the_page(size, number, seed):
+def test_the_arithmetic_is_that_of_the_page(size: int, number: int, seed: int) -> None:
     counts = random_counts(size, seed, skew=20)
     symbols = draw(counts, number, seed)
     assert decoded_by_the_page(encoded(symbols, counts), counts, number) == symbols.tolist()
@@ -75,7 +83,7 @@ def test_the_arithmetic_is_that_of_the_page(size, number, seed):
 
 @given(st.binary(max_size=40), st.integers(0, 1000))
 @settings(max_examples=200, deadline=None)
-def test_any_bytes_give_the_symbols_that_the_page_says(data, seed):
+def test_any_bytes_give_the_symbols_that_the_page_says(data: bytes, seed: int) -> None:
     counts = random_counts(16, seed)
     wanted = decoded_by_the_page(data, counts, 50)
     decoder = SymbolDecoder(data)
@@ -86,12 +94,12 @@ def test_any_bytes_give_the_symbols_that_the_page_says(data, seed):
         assert decoder.decode(Distribution(counts), 50).tolist() == wanted
 
 
-def test_bytes_that_no_encoder_gives_are_refused():
+def test_bytes_that_no_encoder_gives_are_refused() -> None:
     with pytest.raises(PacketError, match="damaged"):
         SymbolDecoder(b"\xff" * 8).decode(Distribution(random_counts(16, 0)), 50)
 
 
-def test_a_carry_that_runs_through_many_words_is_right():
+def test_a_carry_that_runs_through_many_words_is_right() -> None:
     # The middle symbol keeps the interval astride a word's edge, so that carries stay undecided.
     counts = np.array([TOTAL // 2 - 1, 2, TOTAL // 2 - 1])
     for tail in ([0], [2], [1] * 9 + [0], [1] * 9 + [2], []):
@@ -102,7 +110,7 @@ def test_a_carry_that_runs_through_many_words_is_right():
         )
 
 
-def test_distributions_of_their_own_give_the_bytes_of_fixed_ones():
+def test_distributions_of_their_own_give_the_bytes_of_fixed_ones() -> None:
     rows = np.stack([random_counts(64, seed) for seed in range(30)])
     symbols = np.array([draw(row, 1, seed)[0] for seed, row in enumerate(rows)])
     one_by_one, together = SymbolEncoder(), SymbolEncoder()
@@ -139,7 +147,9 @@ SHA256 = "deeae4065275471bab03bc582d36131402b457a69443b42837e5ef927f90d608"
 
 
 @pytest.mark.parametrize("kernel", ["Haswell", "Prescott"])
-def test_bytes_are_those_of_every_process_and_version_so_far(kernel, monkeypatch):
+def test_bytes_are_those_of_every_process_and_version_so_far(
+    kernel: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPENBLAS_CORETYPE", kernel)
     printed = subprocess.run(
         [sys.executable, "-c", PROCESS], capture_output=True, text=True, check=True, cwd=ROOT
@@ -148,6 +158,6 @@ def test_bytes_are_those_of_every_process_and_version_so_far(kernel, monkeypatch
 
 
 @pytest.mark.parametrize("counts", [[TOTAL], [0, TOTAL], [1, 1], [TOTAL, 1]])
-def test_counts_that_are_no_distribution_are_refused(counts):
+def test_counts_that_are_no_distribution_are_refused(counts: list[int]) -> None:
     with pytest.raises(InputError, match="add up to 65536"):
         Distribution(np.array(counts))

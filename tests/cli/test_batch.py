@@ -1,12 +1,15 @@
 """Many files in one command, and what every command takes."""
 
+from __future__ import annotations
+
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from encodec_rt.cli import app
 from encodec_rt.cli.batch import Naming, plan
@@ -31,14 +34,14 @@ COMMANDS += [["link"], ["link", "listen"], ["link", "call"], ["link", "token"], 
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     random_model(tiny_config(target_bandwidths=(1.0, 2.0))).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
-def clips(tmp_path):
+def clips(tmp_path: Path) -> Path:
     """Two clips in a folder, a third in a folder within it, and a text."""
     folder = tmp_path / "in"
     (folder / "sub").mkdir(parents=True)
@@ -48,11 +51,11 @@ def clips(tmp_path):
     return folder
 
 
-def run(*arguments, stdin=None):
+def run(*arguments: object, stdin: bytes | None = None) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
 
 
-def names(folder):
+def names(folder: Path) -> list[str]:
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file())
 
 
@@ -73,7 +76,13 @@ def names(folder):
         (["a.wav"], ROUNDTRIP, [("a.wav", "a.coded.wav")]),
     ],
 )
-def test_inputs_and_outputs_are_told_apart(tmp_path, monkeypatch, paths, naming, pairs):
+def test_inputs_and_outputs_are_told_apart(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    paths: list[str],
+    naming: Naming,
+    pairs: list[tuple[str, str]],
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "d" / "s").mkdir(parents=True)
     for name in ("a.wav", "b.wav", "old.ecdc", "d/x.flac", "d/s/y.wav", "d/notes.txt"):
@@ -89,7 +98,9 @@ def test_inputs_and_outputs_are_told_apart(tmp_path, monkeypatch, paths, naming,
         (["empty"], ENCODE, "empty holds no file"),
     ],
 )
-def test_what_cannot_be_named_is_refused(tmp_path, monkeypatch, paths, naming, said):
+def test_what_cannot_be_named_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, paths: list[str], naming: Naming, said: str
+) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty").mkdir()
     with pytest.raises(InputError, match=said):
@@ -98,8 +109,8 @@ def test_what_cannot_be_named_is_refused(tmp_path, monkeypatch, paths, naming, s
 
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_folder_is_encoded_decoded_and_each_file_is_what_it_is_alone(
-    clips, model, tmp_path, jobs
-):
+    clips: Path, model: Path, tmp_path: Path, jobs: int
+) -> None:
     coded, heard = tmp_path / "coded", tmp_path / "heard"
     options = ("--model", model, "--jobs", jobs)
     result = run("encode", clips, f"{coded}/", "-b", 2, *options)
@@ -113,7 +124,7 @@ def test_a_folder_is_encoded_decoded_and_each_file_is_what_it_is_alone(
     assert soundfile.info(heard / "sub" / "c.wav").frames == 1_002
 
 
-def test_a_file_that_fails_stops_no_other_and_is_named(clips, model):
+def test_a_file_that_fails_stops_no_other_and_is_named(clips: Path, model: Path) -> None:
     (clips / "sub" / "bad.wav").write_bytes(b"garbage" * 99)
     result = run("encode", clips, "-b", 2, "--model", model)
     assert result.exit_code == 2
@@ -126,7 +137,7 @@ def test_a_file_that_fails_stops_no_other_and_is_named(clips, model):
     ]
 
 
-def test_a_part_is_the_same_part_of_the_whole(clips, model, tmp_path):
+def test_a_part_is_the_same_part_of_the_whole(clips: Path, model: Path, tmp_path: Path) -> None:
     file, whole, part = (tmp_path / name for name in ("x.ecdc", "whole.wav", "part.wav"))
     common = ("--model", model)
     assert run("encode", clips / "a.wav", file, "-b", 2, *common).exit_code == 0
@@ -146,8 +157,10 @@ def test_a_part_is_the_same_part_of_the_whole(clips, model, tmp_path):
     assert backwards.exit_code == 2
 
 
-def test_quiet_says_only_what_went_wrong_and_verbose_says_more(clips, model, tmp_path):
-    def said(name, *options):
+def test_quiet_says_only_what_went_wrong_and_verbose_says_more(
+    clips: Path, model: Path, tmp_path: Path
+) -> None:
+    def said(name: str, *options: str) -> str:
         arguments = ("-b", 2, "--model", model, *options)
         return run("encode", clips / "a.wav", tmp_path / name, *arguments).stderr
 
@@ -160,14 +173,16 @@ def test_quiet_says_only_what_went_wrong_and_verbose_says_more(clips, model, tmp
 
 
 @pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
-def test_every_command_has_help_and_version(command):
+def test_every_command_has_help_and_version(command: list[str]) -> None:
     for option in ("-h", "--help"):
         result = run(*command, option)
         assert (result.exit_code, "Usage:" in result.stdout) == (0, True)
     assert run(*command, "--version").stdout == f"encodec-rt {__version__}\n"
 
 
-def test_info_tells_programs_numbers_and_fails_for_damage(clips, model, tmp_path):
+def test_info_tells_programs_numbers_and_fails_for_damage(
+    clips: Path, model: Path, tmp_path: Path
+) -> None:
     path = clips / "a.wav"
     facts = json.loads(run("info", path, "--json").stdout)
     assert (facts["rate_Hz"], facts["channels"], facts["length_s"]) == (RATE, 1, 1.25)
@@ -186,7 +201,7 @@ def test_info_tells_programs_numbers_and_fails_for_damage(clips, model, tmp_path
     assert run("info", file, "--json", "--model", model).exit_code == 2
 
 
-def test_a_round_trip_keeps_the_tags(model, tmp_path):
+def test_a_round_trip_keeps_the_tags(model: Path, tmp_path: Path) -> None:
     source, target = tmp_path / "x.flac", tmp_path / "y.flac"
     with soundfile.SoundFile(source, "w", RATE, 1) as file:
         file.title, file.artist = "Über", "nobody"
@@ -196,8 +211,8 @@ def test_a_round_trip_keeps_the_tags(model, tmp_path):
         assert (file.title, file.artist) == ("Über", "nobody")
 
 
-def test_a_shell_can_complete_commands_and_options():
-    def completed(words, index):
+def test_a_shell_can_complete_commands_and_options() -> None:
+    def completed(words: str, index: int) -> list[str]:
         environment = {
             "_ENCODEC_RT_COMPLETE": "complete_bash",
             "COMP_WORDS": words,

@@ -2,18 +2,21 @@ from __future__ import annotations
 
 import io
 import re
+from typing import Any
 
 import pytest
 from rich.console import Console
 
-from encodec_rt.cli.call_panel import CallMeter, call_line, call_panel
+from encodec_rt.cli.call_panel import CallMeter, CallStatus, call_line, call_panel
 from encodec_rt.cli.live_panel import Display
 from encodec_rt.voice.statistics import InboundStatistics
 
 LATENCY = {"frame": 13.3, "encode": 2.0, "network": 40.0, "jitterBuffer": 26.7, "decode": 3.0}
 
 
-def statistics(seconds: float = 0.0, *, devices: bool = True, **inbound) -> dict:
+def statistics(
+    seconds: float = 0.0, *, devices: bool = True, **inbound: int
+) -> dict[str, dict[str, Any]]:
     """A call that sends 6 kbps and receives 3, with a jitter buffer of 25 ms that aims at 40."""
     counts = InboundStatistics(
         packetsReceived=int(75 * seconds),
@@ -24,7 +27,7 @@ def statistics(seconds: float = 0.0, *, devices: bool = True, **inbound) -> dict
         jitterBufferEmittedCount=int(24_000 * seconds),
         **inbound,
     )
-    report = {
+    report: dict[str, dict[str, Any]] = {
         "inbound": counts.as_dict(),
         "outbound": {"packetsSent": int(75 * seconds), "bytesSent": int(750 * seconds)},
         "remote": {"packetsLost": 4, "roundTripTime": 0.081},
@@ -52,16 +55,19 @@ def statistics(seconds: float = 0.0, *, devices: bool = True, **inbound) -> dict
     return report
 
 
-def status(**changes):
+def status(**changes: int) -> CallStatus:
     meter = CallMeter()
     for second in range(10):
         last = meter.look(
-            statistics(second, **changes), float(second), sent_db=-20.0, heard_db=-26.0
+            statistics(second, devices=True, **changes),
+            float(second),
+            sent_db=-20.0,
+            heard_db=-26.0,
         )
     return last
 
 
-def shown(last, *, terminal: bool) -> str:
+def shown(last: CallStatus, *, terminal: bool) -> str:
     text = io.StringIO()
     console = Console(
         file=text, force_terminal=terminal, width=190, color_system=None, soft_wrap=not terminal
@@ -71,7 +77,7 @@ def shown(last, *, terminal: bool) -> str:
     return text.getvalue()
 
 
-def test_rates_and_the_delay_of_the_buffer_are_those_of_the_last_seconds():
+def test_rates_and_the_delay_of_the_buffer_are_those_of_the_last_seconds() -> None:
     meter = CallMeter()
     for second in range(20):
         fast = statistics(second)
@@ -83,7 +89,7 @@ def test_rates_and_the_delay_of_the_buffer_are_those_of_the_last_seconds():
     assert last.target_ms == pytest.approx(40.0)
 
 
-def test_the_panel_shows_both_directions_and_every_term_and_counter():
+def test_the_panel_shows_both_directions_and_every_term_and_counter() -> None:
     text = shown(status(packetsLost=7, concealmentEvents=2), terminal=True)
     for name in (*LATENCY, "inputBuffer", "voiceProcessing", "playbackQueue"):
         assert name in text
@@ -107,7 +113,7 @@ def test_the_panel_shows_both_directions_and_every_term_and_counter():
     assert "Desk Microphone, Desk Speaker" in text
 
 
-def test_elsewhere_than_on_a_terminal_a_line_names_the_faults_of_the_devices():
+def test_elsewhere_than_on_a_terminal_a_line_names_the_faults_of_the_devices() -> None:
     (line,) = shown(status(packetsLost=7), terminal=False).splitlines()
     for part in ("lost 7", "8 codebooks x 2, 1 again", "round trip 81 ms", "latency 150 ms"):
         assert part in line
@@ -115,13 +121,13 @@ def test_elsewhere_than_on_a_terminal_a_line_names_the_faults_of_the_devices():
     assert "\x1b" not in line
 
 
-def test_a_call_between_files_has_no_devices_to_show():
+def test_a_call_between_files_has_no_devices_to_show() -> None:
     last = status(devices=False)
     assert call_line(last).endswith("no device faults")
     assert "clock" not in shown(last, terminal=True)
 
 
-def test_a_call_that_has_not_begun_is_shown_without_dividing_by_zero():
+def test_a_call_that_has_not_begun_is_shown_without_dividing_by_zero() -> None:
     first = CallMeter().look(
         statistics(devices=False) | {"remote": {}, "outbound": {}},
         0.0,

@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import io
 import os
 import re
@@ -10,14 +12,17 @@ import numpy as np
 import pytest
 import soundfile
 import torch
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from encodec_rt import audio
+from encodec_rt.audio.writer import AudioWriter
 from encodec_rt.cli import app
 from encodec_rt.config import PRESETS
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.model.identity import model_name
+from encodec_rt.types import Audio
 from tests.support.models import SPEECH, random_model, tiny_config
+from tests.support.narrow import present
 
 ROOT = Path(__file__).parents[2]
 RATE = 800
@@ -25,25 +30,25 @@ SAMPLES = 2003
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     random_model(tiny_config(target_bandwidths=(1.0, 2.0))).save_pretrained(folder)
     return folder
 
 
 @pytest.fixture
-def clip(tmp_path):
+def clip(tmp_path: Path) -> Path:
     path = tmp_path / "clip.wav"
     samples, _ = soundfile.read(SPEECH, dtype="float32")
     soundfile.write(path, samples[20_000 : 20_000 + SAMPLES], RATE)
     return path
 
 
-def run(*arguments, stdin=None):
+def run(*arguments: object, stdin: bytes | None = None) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
 
 
-def sentence(result):
+def sentence(result: Result) -> str:
     """The one line on standard error with which a command refused."""
     assert result.exit_code == 2, result.output
     assert result.stdout_bytes == b""
@@ -53,14 +58,16 @@ def sentence(result):
     return line
 
 
-def encoded(clip, model, tmp_path, *options):
+def encoded(clip: Path, model: Path, tmp_path: Path, *options: object) -> Path:
     target = tmp_path / "clip.ecdc"
     result = run("encode", clip, target, "-b", 2, "--model", model, *options)
     assert result.exit_code == 0, result.output
     return target
 
 
-def test_decoding_an_encoded_file_equals_the_round_trip(clip, model, tmp_path):
+def test_decoding_an_encoded_file_equals_the_round_trip(
+    clip: Path, model: Path, tmp_path: Path
+) -> None:
     file = encoded(clip, model, tmp_path)
     decoded, direct = tmp_path / "decoded.wav", tmp_path / "direct.wav"
     assert run("decode", file, decoded, "--model", model).exit_code == 0
@@ -70,13 +77,13 @@ def test_decoding_an_encoded_file_equals_the_round_trip(clip, model, tmp_path):
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".ecdc", ".wav", ".wav", ".wav"]
 
 
-def test_the_file_holds_the_offline_models_codes(clip, model, tmp_path):
+def test_the_file_holds_the_offline_models_codes(clip: Path, model: Path, tmp_path: Path) -> None:
     from encodec_rt.bitstream.ecdc import EcdcReader, read_header
 
     offline = EncodecModel.from_pretrained(model)
     samples, _ = soundfile.read(clip, dtype="float32")
     with torch.no_grad():
-        wanted = offline.encode(torch.from_numpy(samples)[None, None], bandwidth=2.0).audio_codes
+        wanted = offline.encode(torch.from_numpy(samples)[None, None], bandwidth=2.0)[0]
     with encoded(clip, model, tmp_path).open("rb") as file:
         header = read_header(file)
         codes = [block.codes for block in EcdcReader(file, header, offline.config)]
@@ -84,7 +91,7 @@ def test_the_file_holds_the_offline_models_codes(clip, model, tmp_path):
     assert np.array_equal(np.concatenate(codes).T, wanted[0, 0].numpy())
 
 
-def test_pipes_carry_what_files_do(clip, model, tmp_path):
+def test_pipes_carry_what_files_do(clip: Path, model: Path, tmp_path: Path) -> None:
     file = encoded(clip, model, tmp_path)
     piped = run(
         "encode", "-", "-", "--format", "ecdc", "-b", 2, "--model", model, stdin=clip.read_bytes()
@@ -100,7 +107,7 @@ def test_pipes_carry_what_files_do(clip, model, tmp_path):
     assert np.array_equal(samples, soundfile.read(target, dtype="int16")[0])
 
 
-def test_any_rate_and_channels_are_taken(model, tmp_path):
+def test_any_rate_and_channels_are_taken(model: Path, tmp_path: Path) -> None:
     source, target = tmp_path / "x.flac", tmp_path / "x.wav"
     soundfile.write(source, np.zeros((4410, 3), np.float32), 44_100)
     assert run("roundtrip", source, target, "-b", 1, "--model", model).exit_code == 0
@@ -108,7 +115,7 @@ def test_any_rate_and_channels_are_taken(model, tmp_path):
     assert (facts.samplerate, facts.channels, facts.frames) == (RATE, 1, 80)
 
 
-def test_existing_output_is_kept_without_force(clip, model, tmp_path):
+def test_existing_output_is_kept_without_force(clip: Path, model: Path, tmp_path: Path) -> None:
     file = encoded(clip, model, tmp_path)
     before = file.read_bytes()
     arguments = ("encode", clip, file, "-b", 1, "--model", model)
@@ -118,7 +125,7 @@ def test_existing_output_is_kept_without_force(clip, model, tmp_path):
     assert file.read_bytes() != before
 
 
-def test_a_cut_file_is_refused_or_salvaged(clip, model, tmp_path):
+def test_a_cut_file_is_refused_or_salvaged(clip: Path, model: Path, tmp_path: Path) -> None:
     file = encoded(clip, model, tmp_path)
     file.write_bytes(file.read_bytes()[:-100])
     target = tmp_path / "x.wav"
@@ -157,7 +164,9 @@ def test_a_cut_file_is_refused_or_salvaged(clip, model, tmp_path):
         (("info", "{garbage}"), "not audio of a known format"),
     ],
 )
-def test_what_cannot_be_done_is_said_in_one_sentence(clip, model, tmp_path, arguments, message):
+def test_what_cannot_be_done_is_said_in_one_sentence(
+    clip: Path, model: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
     from encodec_rt.bitstream.ecdc import EcdcHeader
 
     places = {
@@ -183,12 +192,19 @@ def test_what_cannot_be_done_is_said_in_one_sentence(clip, model, tmp_path, argu
 
 @pytest.mark.parametrize("command", ["encode", "decode", "roundtrip"])
 @pytest.mark.parametrize("kind", [KeyboardInterrupt, OSError(28, "No space left on device")])
-def test_an_interrupted_command_leaves_nothing(monkeypatch, clip, model, tmp_path, command, kind):
+def test_an_interrupted_command_leaves_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+    clip: Path,
+    model: Path,
+    tmp_path: Path,
+    command: str,
+    kind: OSError | type[KeyboardInterrupt],
+) -> None:
     source = encoded(clip, model, tmp_path) if command == "decode" else clip
     target = tmp_path / ("new.ecdc" if command == "encode" else "new.wav")
     before = set(tmp_path.iterdir())
 
-    def stop(*_):
+    def stop(*_: Audio | AudioWriter | int) -> None:
         raise kind
 
     if command == "encode":
@@ -204,7 +220,9 @@ def test_an_interrupted_command_leaves_nothing(monkeypatch, clip, model, tmp_pat
     assert set(tmp_path.iterdir()) == before
 
 
-def test_clipping_is_said(clip, model, tmp_path, monkeypatch):
+def test_clipping_is_said(
+    clip: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from encodec_rt.streaming.streams import StreamDecoder
 
     push = StreamDecoder.push
@@ -214,12 +232,14 @@ def test_clipping_is_said(clip, model, tmp_path, monkeypatch):
     assert re.search(r"warning: \d+ samples .* clipped", result.stderr)
 
 
-def facts(result, exit_code=0):
+def facts(result: Result, exit_code: int = 0) -> dict[str, str]:
     assert result.exit_code == exit_code, result.output
     return dict(re.split("  +", line, maxsplit=1) for line in result.stdout.splitlines())
 
 
-def test_info_tells_of_audio_streams_and_checkpoints(clip, model, tmp_path):
+def test_info_tells_of_audio_streams_and_checkpoints(
+    clip: Path, model: Path, tmp_path: Path
+) -> None:
     said = facts(run("info", clip))
     assert (said["kind"], said["rate"], said["channels"]) == ("audio", f"{RATE} Hz", "1")
     file = encoded(clip, model, tmp_path)
@@ -236,7 +256,7 @@ def test_info_tells_of_audio_streams_and_checkpoints(clip, model, tmp_path):
     assert facts(run("info", model))["sha256 of weights"] == said["sha256 of weights"]
 
 
-def test_info_of_a_hostile_length_ends_at_once(tmp_path):
+def test_info_of_a_hostile_length_ends_at_once(tmp_path: Path) -> None:
     from encodec_rt.bitstream.ecdc import EcdcHeader
 
     file = tmp_path / "x.ecdc"
@@ -245,30 +265,33 @@ def test_info_of_a_hostile_length_ends_at_once(tmp_path):
         assert "ends before" in facts(run("info", file), 2)["state"]
 
 
-def test_usage_errors_exit_with_2_and_help_with_0():
+def test_usage_errors_exit_with_2_and_help_with_0() -> None:
     assert run("encode").exit_code == 2
     assert run("nonsense").exit_code == 2
     assert run("--help").exit_code == 0
 
 
-def spawn(*arguments, **streams):
+def spawn(
+    *arguments: object, stdin: int | None = None, stdout: int | None = None
+) -> subprocess.Popen[bytes]:
     command = [sys.executable, "-m", "encodec_rt", *(str(argument) for argument in arguments)]
-    return subprocess.Popen(command, stderr=subprocess.PIPE, **streams)
+    return subprocess.Popen(command, stdin=stdin, stdout=stdout, stderr=subprocess.PIPE)
 
 
-def endless_wav():
+def endless_wav() -> bytes:
     file = io.BytesIO()
     soundfile.write(file, np.zeros(0), RATE, format="WAV")
     return file.getvalue()[:-4] + b"\xff" * 4
 
 
-def test_control_c_ends_an_encode_with_130_and_no_file(model, tmp_path):
+def test_control_c_ends_an_encode_with_130_and_no_file(model: Path, tmp_path: Path) -> None:
     target = tmp_path / "x.ecdc"
     process = spawn("encode", "-", target, "-b", 2, "--model", model, stdin=subprocess.PIPE)
-    process.stdin.write(endless_wav())
+    pipe = present(process.stdin)
+    pipe.write(endless_wav())
     # More than a pipe holds: when it has gone in, the encoder is at work.
-    process.stdin.write(bytes(100_000))
-    process.stdin.flush()
+    pipe.write(bytes(100_000))
+    pipe.flush()
     process.send_signal(signal.SIGINT)
     _, said = process.communicate()
     assert process.returncode == 130
@@ -276,17 +299,21 @@ def test_control_c_ends_an_encode_with_130_and_no_file(model, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_reader_that_goes_away_ends_the_decoder_quietly(clip, model, tmp_path):
+def test_a_reader_that_goes_away_ends_the_decoder_quietly(
+    clip: Path, model: Path, tmp_path: Path
+) -> None:
     file = encoded(clip, model, tmp_path)
     process = spawn("decode", file, "-", "--model", model, stdout=subprocess.PIPE)
-    process.stdout.close()
+    present(process.stdout).close()
     _, said = process.communicate()
     assert process.returncode == 1
     assert said == b""
 
 
 @pytest.mark.parametrize("command", ["encode", "roundtrip"])
-def test_damage_is_warned_of_and_strict_refuses_it(model, tmp_path, command):
+def test_damage_is_warned_of_and_strict_refuses_it(
+    model: Path, tmp_path: Path, command: str
+) -> None:
     source = tmp_path / "x.wav"
     soundfile.write(source, np.zeros(SAMPLES, np.float32), RATE)
     source.write_bytes(source.read_bytes()[:-400])
@@ -300,7 +327,7 @@ def test_damage_is_warned_of_and_strict_refuses_it(model, tmp_path, command):
     assert "x.wav ends after 2.25 s; its header announces 2.50 s" in result.stderr
 
 
-def test_raw_samples_go_in_and_out(clip, model, tmp_path):
+def test_raw_samples_go_in_and_out(clip: Path, model: Path, tmp_path: Path) -> None:
     wanted = encoded(clip, model, tmp_path).read_bytes()
     samples = soundfile.read(clip, dtype="int16")[0].astype("<i2").tobytes()
     raw = ("--raw", "s16le", "--rate", RATE, "--channels", 1)
@@ -316,7 +343,7 @@ def test_raw_samples_go_in_and_out(clip, model, tmp_path):
     assert "s16le" in sentence(run("encode", clip, tmp_path / "z.ecdc", "--raw", "pcm"))
 
 
-def shell(line, folder, **places):
+def shell(line: str, folder: Path, **places: Path) -> subprocess.CompletedProcess[str]:
     """Run a line of bash in which {rt} is the command, in ``folder``."""
     script = line.format(rt=f"{sys.executable} -m encodec_rt", **places)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
@@ -344,7 +371,9 @@ def shell(line, folder, **places):
         ("ulimit -f 1; {rt} decode {file} x.wav --model {model}", "x.wav: File too large"),
     ],
 )
-def test_what_the_shell_may_do_to_a_command_is_one_sentence(clip, model, tmp_path, line, said):
+def test_what_the_shell_may_do_to_a_command_is_one_sentence(
+    clip: Path, model: Path, tmp_path: Path, line: str, said: str
+) -> None:
     file = encoded(clip, model, tmp_path)
     before = set(tmp_path.iterdir())
     result = shell(line, tmp_path, file=file, model=model, clip=clip)
@@ -354,7 +383,9 @@ def test_what_the_shell_may_do_to_a_command_is_one_sentence(clip, model, tmp_pat
     assert set(tmp_path.iterdir()) == before
 
 
-def test_substituted_files_named_pipes_and_devices_are_inputs_and_outputs(clip, model, tmp_path):
+def test_substituted_files_named_pipes_and_devices_are_inputs_and_outputs(
+    clip: Path, model: Path, tmp_path: Path
+) -> None:
     wanted = encoded(clip, model, tmp_path).read_bytes()
     lines = (
         "{rt} encode <(cat {clip}) a.ecdc -b 2 --model {model}",
@@ -369,7 +400,9 @@ def test_substituted_files_named_pipes_and_devices_are_inputs_and_outputs(clip, 
     assert run("encode", clip, "/dev/null", "-b", 2, "--model", model).exit_code == 0
 
 
-def test_names_of_255_bytes_and_names_that_are_not_utf8_work(clip, model, tmp_path):
+def test_names_of_255_bytes_and_names_that_are_not_utf8_work(
+    clip: Path, model: Path, tmp_path: Path
+) -> None:
     lines = (
         "cp {clip} $'\\xff\\xe9.wav'",
         "{rt} encode $'\\xff\\xe9.wav' $'\\xfe.ecdc' -b 2 --model {model}",
@@ -384,7 +417,9 @@ def test_names_of_255_bytes_and_names_that_are_not_utf8_work(clip, model, tmp_pa
     assert (missing.returncode, "does not exist" in missing.stderr) == (2, True)
 
 
-def test_output_keeps_the_permissions_of_the_file_that_it_replaces(clip, model, tmp_path):
+def test_output_keeps_the_permissions_of_the_file_that_it_replaces(
+    clip: Path, model: Path, tmp_path: Path
+) -> None:
     target = tmp_path / "x.ecdc"
     target.touch(0o600)
     assert run("encode", clip, target, "-b", 2, "--model", model, "--force").exit_code == 0

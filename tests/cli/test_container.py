@@ -1,21 +1,27 @@
+from __future__ import annotations
+
 import io
 import shutil
 import subprocess
+from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
+from numpy.typing import NDArray
 
 from encodec_rt.bitstream.coding import CodeTables
 from encodec_rt.bitstream.container_reader import PacketReader
-from encodec_rt.bitstream.ogg import PageReader
+from encodec_rt.bitstream.ogg import Page, PageReader
 from encodec_rt.container_audio import ContainerAudio
-from encodec_rt.lm.integer import IntegerLm, LmConfig
+from encodec_rt.lm.integer import IntegerLm
+from encodec_rt.lm.tensors import LmConfig
 from encodec_rt.streaming.codec import Codec
 from tests.bitstream.test_container import assert_accepted
 from tests.cli.test_cli import RATE, clip, facts, model, run, sentence
 from tests.support.lms import SMALL, random_lm
 from tests.support.models import random_model, speech, tiny_config
+from tests.support.narrow import all_of, present
 
 __all__ = ["clip", "model"]
 
@@ -26,20 +32,23 @@ DECODE = ("decode", "{stream}", "{new}.wav")
 
 
 @pytest.fixture
-def stream(clip, model, tmp_path):
+def stream(clip: Path, model: Path, tmp_path: Path) -> Path:
     target = tmp_path / "a.encodec"
     result = run("encode", clip, target, "-b", 2, "--model", model)
     assert result.exit_code == 0, result.output
     return target
 
 
-def heard(*arguments):
-    result = run("decode", *arguments)
+def heard(file: Path, target: Path, *options: object) -> NDArray[np.int16]:
+    result = run("decode", file, target, *options)
     assert result.exit_code == 0, result.output
-    return soundfile.read(arguments[1], dtype="int16")[0]
+    pcm: NDArray[np.int16] = soundfile.read(target, dtype="int16")[0]
+    return pcm
 
 
-def test_both_formats_give_the_same_sound(stream, clip, model, tmp_path):
+def test_both_formats_give_the_same_sound(
+    stream: Path, clip: Path, model: Path, tmp_path: Path
+) -> None:
     assert run("encode", clip, tmp_path / "a.ecdc", "-b", 2, "--model", model).exit_code == 0
     ours = heard(stream, tmp_path / "1.wav", "--model", model)
     theirs = heard(tmp_path / "a.ecdc", tmp_path / "2.wav", "--model", model)
@@ -47,7 +56,9 @@ def test_both_formats_give_the_same_sound(stream, clip, model, tmp_path):
 
 
 @pytest.mark.parametrize(("begin", "end"), [(0, 1), (0.5, 1.25), (2, None), (1.5, 99)])
-def test_a_part_is_the_part_of_the_whole_but_for_the_pre_roll(begin, end, stream, model, tmp_path):
+def test_a_part_is_the_part_of_the_whole_but_for_the_pre_roll(
+    begin: float, end: float | None, stream: Path, model: Path, tmp_path: Path
+) -> None:
     whole = heard(stream, tmp_path / "1.wav", "--model", model)
     times = ["--from", begin] + (["--to", end] if end else [])
     part = heard(stream, tmp_path / "2.wav", "--model", model, *times)
@@ -57,14 +68,16 @@ def test_a_part_is_the_part_of_the_whole_but_for_the_pre_roll(begin, end, stream
     assert np.abs(error).mean() < 0.05 * np.abs(wanted.astype(float)).mean() + 1
 
 
-def test_a_cut_sounds_as_a_part_does(stream, model, tmp_path):
+def test_a_cut_sounds_as_a_part_does(stream: Path, model: Path, tmp_path: Path) -> None:
     part = heard(stream, tmp_path / "1.wav", "--model", model, "--from", 1.3, "--to", 2.2)
     cut = run("cut", stream, tmp_path / "b.encodec", "--from", 1.3, "--to", 2.2)
     assert cut.exit_code == 0, cut.output
     assert np.array_equal(heard(tmp_path / "b.encodec", tmp_path / "2.wav", "--model", model), part)
 
 
-def test_what_was_joined_sounds_one_after_the_other(stream, model, tmp_path):
+def test_what_was_joined_sounds_one_after_the_other(
+    stream: Path, model: Path, tmp_path: Path
+) -> None:
     once = heard(stream, tmp_path / "1.wav", "--model", model)
     assert run("cat", stream, stream, "-o", tmp_path / "b.encodec").exit_code == 0
     twice = heard(tmp_path / "b.encodec", tmp_path / "2.wav", "--model", model)
@@ -75,7 +88,9 @@ def test_what_was_joined_sounds_one_after_the_other(stream, model, tmp_path):
     assert np.array_equal(second, once)
 
 
-def test_a_scaled_stream_has_the_sound_of_its_bandwidth(stream, clip, model, tmp_path):
+def test_a_scaled_stream_has_the_sound_of_its_bandwidth(
+    stream: Path, clip: Path, model: Path, tmp_path: Path
+) -> None:
     assert run("scale", stream, tmp_path / "b.encodec", "-b", 1).exit_code == 0
     low = tmp_path / "c.encodec"
     assert run("encode", clip, low, "-b", 1, "--model", model).exit_code == 0
@@ -84,7 +99,7 @@ def test_a_scaled_stream_has_the_sound_of_its_bandwidth(stream, clip, model, tmp
     assert np.array_equal(ours, heard(low, tmp_path / "2.wav", "--model", model))
 
 
-def test_pipes_carry_what_files_do(stream, clip, model, tmp_path):
+def test_pipes_carry_what_files_do(stream: Path, clip: Path, model: Path, tmp_path: Path) -> None:
     options = ("--format", "encodec", "-b", 2, "--model", model)
     piped = run("encode", "-", "-", *options, stdin=clip.read_bytes())
     assert piped.stdout_bytes == stream.read_bytes()
@@ -95,7 +110,7 @@ def test_pipes_carry_what_files_do(stream, clip, model, tmp_path):
     assert len(soundfile.read(io.BytesIO(wav.stdout_bytes))[0]) == 2003
 
 
-def test_info_says_everything_without_the_model(stream):
+def test_info_says_everything_without_the_model(stream: Path) -> None:
     said = facts(run("info", stream))
     assert said["kind"] == ".encodec, version 1"
     assert said["coding"] == "packed"
@@ -108,15 +123,15 @@ def test_info_says_everything_without_the_model(stream):
 
 
 @pytest.mark.skipif(shutil.which("oggz") is None, reason="oggz-tools is not installed")
-def test_independent_tools_accept_the_file(stream):
+def test_independent_tools_accept_the_file(stream: Path) -> None:
     assert_accepted(stream)
 
 
-def pages(path):
-    return list(PageReader(io.BytesIO(path.read_bytes())))
+def pages(path: Path) -> list[Page]:
+    return all_of(Page, PageReader(io.BytesIO(path.read_bytes())))
 
 
-def test_damage_is_refused_and_salvaged(stream, model, tmp_path):
+def test_damage_is_refused_and_salvaged(stream: Path, model: Path, tmp_path: Path) -> None:
     data = bytearray(stream.read_bytes())
     # The first layer of the second of three packets.
     place = pages(stream)[-1].offset + 27 + len(pages(stream)[-1].segments)
@@ -136,7 +151,9 @@ def test_damage_is_refused_and_salvaged(stream, model, tmp_path):
     assert said["state"].startswith("damaged, 1.00 s lost")
 
 
-def test_a_stream_without_an_end_is_decoded_with_a_warning(stream, model, tmp_path):
+def test_a_stream_without_an_end_is_decoded_with_a_warning(
+    stream: Path, model: Path, tmp_path: Path
+) -> None:
     (tmp_path / "b.encodec").write_bytes(b"".join(page.to_bytes() for page in pages(stream)[:2]))
     result = run("decode", tmp_path / "b.encodec", tmp_path / "x.wav", "--model", model)
     assert result.exit_code == 0, result.output
@@ -161,8 +178,8 @@ def test_a_stream_without_an_end_is_decoded_with_a_warning(stream, model, tmp_pa
     ],
 )  # fmt: skip
 def test_what_cannot_be_done_is_said_in_one_sentence(
-    stream, clip, model, tmp_path, arguments, message
-):
+    stream: Path, clip: Path, model: Path, tmp_path: Path, arguments: tuple[str, ...], message: str
+) -> None:
     from tests.support.streams import mono_stream
 
     places = {
@@ -175,7 +192,9 @@ def test_what_cannot_be_done_is_said_in_one_sentence(
     assert set(tmp_path.iterdir()) == before
 
 
-def test_tables_in_the_models_folder_are_used_both_ways(clip, model, tmp_path):
+def test_tables_in_the_models_folder_are_used_both_ways(
+    clip: Path, model: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "model"
     shutil.copytree(model, folder)
     codec = Codec.load(folder)
@@ -198,7 +217,7 @@ def test_tables_in_the_models_folder_are_used_both_ways(clip, model, tmp_path):
 
 
 @pytest.fixture
-def lm(model, tmp_path):
+def lm(model: Path, tmp_path: Path) -> Path:
     """A folder of the model with a language model of random weights beside it."""
     folder = tmp_path / "with-lm"
     shutil.copytree(model, folder)
@@ -209,7 +228,9 @@ def lm(model, tmp_path):
     return folder
 
 
-def test_a_language_model_changes_the_bytes_and_not_the_sound(clip, lm, model, tmp_path):
+def test_a_language_model_changes_the_bytes_and_not_the_sound(
+    clip: Path, lm: Path, model: Path, tmp_path: Path
+) -> None:
     target = tmp_path / "a.encodec"
     assert run("encode", clip, target, "-b", 2, "--model", lm).exit_code == 0
     said = facts(run("info", target))
@@ -235,7 +256,9 @@ def test_a_language_model_changes_the_bytes_and_not_the_sound(clip, lm, model, t
     assert "needs the language model" in sentence(other)
 
 
-def test_a_coded_stream_is_scaled_and_cut_without_its_models(clip, lm, tmp_path):
+def test_a_coded_stream_is_scaled_and_cut_without_its_models(
+    clip: Path, lm: Path, tmp_path: Path
+) -> None:
     target, low = tmp_path / "a.encodec", tmp_path / "low.encodec"
     assert run("encode", clip, target, "-b", 2, "--model", lm).exit_code == 0
     assert run("scale", target, low, "-b", 1).exit_code == 0
@@ -249,7 +272,7 @@ def test_a_coded_stream_is_scaled_and_cut_without_its_models(clip, lm, tmp_path)
     assert np.array_equal(heard(tmp_path / "c.encodec", tmp_path / "4.wav", "--model", lm), part)
 
 
-def test_segments_are_sought_to_the_bit(tmp_path):
+def test_segments_are_sought_to_the_bit(tmp_path: Path) -> None:
     config = tiny_config(
         audio_channels=2, normalize=True, chunk_length_s=0.5, overlap=0.01,
         norm_type="time_group_norm", use_causal_conv=False,
@@ -271,7 +294,7 @@ def test_segments_are_sought_to_the_bit(tmp_path):
     assert np.array_equal(part, whole[880:1520])
 
 
-def test_a_long_gap_is_silence_of_bounded_length(stream, model):
+def test_a_long_gap_is_silence_of_bounded_length(stream: Path, model: Path) -> None:
     # A position that leaps by a month where a page was lost.
     given = pages(stream)
     moved = b"".join(
@@ -287,7 +310,9 @@ def test_a_long_gap_is_silence_of_bounded_length(stream, model):
     assert any("page 9 follows" in problem for problem in sound.reader.problems)
 
 
-def test_a_killed_encoder_leaves_pages_that_can_be_read(clip, model, tmp_path):
+def test_a_killed_encoder_leaves_pages_that_can_be_read(
+    clip: Path, model: Path, tmp_path: Path
+) -> None:
     import sys
 
     target = tmp_path / "pages"
@@ -295,20 +320,21 @@ def test_a_killed_encoder_leaves_pages_that_can_be_read(clip, model, tmp_path):
     with target.open("wb") as file:
         arguments = [*command, "-b", "2", "--model", str(model)]
         process = subprocess.Popen(arguments, stdin=subprocess.PIPE, stdout=file)
-        process.stdin.write(endless(clip))
-        process.stdin.flush()
+        pipe = present(process.stdin)
+        pipe.write(endless(clip))
+        pipe.flush()
         while target.stat().st_size < 2000:
             assert process.poll() is None
-            process.stdin.write(bytes(16_000))
-            process.stdin.flush()
+            pipe.write(bytes(16_000))
+            pipe.flush()
         process.kill()
         process.wait()
-        process.stdin.close()
+        pipe.close()
     reader = PacketReader(io.BytesIO(target.read_bytes()))
     assert len(list(reader)) >= 8
 
 
-def endless(clip):
+def endless(clip: Path) -> bytes:
     """A WAV header that announces no length, and the clip."""
     data = clip.read_bytes()
     return data[:40] + b"\xff" * 4 + data[44:]

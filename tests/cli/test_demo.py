@@ -1,8 +1,11 @@
+from __future__ import annotations
+
 import re
+from pathlib import Path
 
 import pytest
 import soundfile
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from encodec_rt import pretrained
 from encodec_rt.cli import app
@@ -11,18 +14,18 @@ from tests.support.models import SPEECH
 
 
 @pytest.fixture
-def clip(tmp_path):
+def clip(tmp_path: Path) -> Path:
     samples, rate = soundfile.read(SPEECH, dtype="float32")
     path = tmp_path / "clip.wav"
     soundfile.write(path, samples[20_000:28_000], rate)
     return path
 
 
-def run(*arguments):
+def run(*arguments: Path | str) -> Result:
     return CliRunner().invoke(app, ["demo", *(str(argument) for argument in arguments)])
 
 
-def check(result, folder):
+def check(result: Result, folder: Path) -> None:
     assert result.exit_code == 0, result.output
     facts = soundfile.info(folder / "out.wav")
     assert (facts.frames, facts.samplerate, facts.subtype) == (8_000, 24_000, "PCM_16")
@@ -33,15 +36,19 @@ def check(result, folder):
         assert fact in result.stdout
 
 
-def test_the_demo_runs_without_pacing_and_leaves_sound_and_picture(clip, tmp_path):
+def test_the_demo_runs_without_pacing_and_leaves_sound_and_picture(
+    clip: Path, tmp_path: Path
+) -> None:
     folder = tmp_path / "demo"
     result = run("--fast", "--input", clip, "--out", folder)
     check(result, folder)
     assert "flat out" in result.stdout
 
 
-def test_the_demo_says_that_random_weights_are_random(monkeypatch, clip, tmp_path):
-    def missing():
+def test_the_demo_says_that_random_weights_are_random(
+    monkeypatch: pytest.MonkeyPatch, clip: Path, tmp_path: Path
+) -> None:
+    def missing() -> None:
         raise WeightsError("no default model")
 
     monkeypatch.setattr(pretrained, "default_folder", missing)
@@ -53,12 +60,14 @@ def test_the_demo_says_that_random_weights_are_random(monkeypatch, clip, tmp_pat
     assert one.read_bytes() == two.read_bytes()
 
 
-def test_a_second_demo_replaces_the_first(clip, tmp_path):
+def test_a_second_demo_replaces_the_first(clip: Path, tmp_path: Path) -> None:
     for _ in range(2):
         check(run("--input", clip, "--out", tmp_path), tmp_path)
 
 
-def test_the_demo_takes_less_than_a_frame_and_refuses_no_samples(clip, tmp_path):
+def test_the_demo_takes_less_than_a_frame_and_refuses_no_samples(
+    clip: Path, tmp_path: Path
+) -> None:
     short = tmp_path / "short.wav"
     soundfile.write(short, soundfile.read(clip)[0][:300], 24_000)
     folder = tmp_path / "demo"

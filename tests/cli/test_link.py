@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import soundfile
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from encodec_rt.cli import app
 from encodec_rt.link import credentials
@@ -29,11 +29,11 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def run(*arguments: str, given: str | None = None):
+def run(*arguments: str, given: str | None = None) -> Result:
     return CliRunner().invoke(app, ["link", *arguments], input=given)
 
 
-def test_a_token_is_made_once_shown_again_and_replaced_on_demand(tmp_path: Path):
+def test_a_token_is_made_once_shown_again_and_replaced_on_demand(tmp_path: Path) -> None:
     first, again, new = run("token"), run("token"), run("token", "--new")
     assert first.exit_code == 0
     assert first.stdout == again.stdout != new.stdout
@@ -42,7 +42,7 @@ def test_a_token_is_made_once_shown_again_and_replaced_on_demand(tmp_path: Path)
     assert path.read_text() == new.stdout
 
 
-def test_a_token_is_imported_without_echo():
+def test_a_token_is_imported_without_echo() -> None:
     token = "t" * 43
     done = run("token", "--import", given=f"{token}\n")
     assert done.exit_code == 0
@@ -50,13 +50,13 @@ def test_a_token_is_imported_without_echo():
     assert run("token").stdout.strip() == token
 
 
-def test_a_weak_token_is_not_imported():
+def test_a_weak_token_is_not_imported() -> None:
     done = run("token", "--import", given="secret\n")
     assert done.exit_code == EXIT_ERROR
     assert "32 or more" in done.output
 
 
-def test_listening_beyond_loopback_needs_a_token(model: Path):
+def test_listening_beyond_loopback_needs_a_token(model: Path) -> None:
     done = run("listen", "--host", "0.0.0.0", "--model", str(model))
     assert done.exit_code == EXIT_ERROR
     assert "encodec-rt link token" in done.output
@@ -70,21 +70,21 @@ def test_listening_beyond_loopback_needs_a_token(model: Path):
         ("https://192.0.2.1:8443", "link token"),
     ],
 )
-def test_what_cannot_be_called_is_told_in_one_sentence(url: str, told: str, model: Path):
+def test_what_cannot_be_called_is_told_in_one_sentence(url: str, told: str, model: Path) -> None:
     done = run("call", url, "--model", str(model))
     assert done.exit_code == EXIT_ERROR
     assert told in done.output
     assert "Traceback" not in done.output
 
 
-def test_a_wrong_fingerprint_is_told(model: Path):
+def test_a_wrong_fingerprint_is_told(model: Path) -> None:
     credentials.make_token(credentials.state_folder() / "link-token")
     done = run("call", "https://192.0.2.1:1", "--fingerprint", "00", "--model", str(model))
     assert done.exit_code == EXIT_ERROR
     assert "64 hex digits" in done.output
 
 
-def test_the_demo_in_one_process_leaves_what_both_sides_heard(model: Path, tmp_path: Path):
+def test_the_demo_in_one_process_leaves_what_both_sides_heard(model: Path, tmp_path: Path) -> None:
     kbps = tiny_config().target_bandwidths[-1]
     done = run(
         *("demo", "--in-process", "--out", str(tmp_path / "out"), "--model", str(model)),
@@ -110,7 +110,7 @@ def test_the_demo_in_one_process_leaves_what_both_sides_heard(model: Path, tmp_p
 )
 def test_cleaning_a_voice_that_cannot_be_had_is_told_before_any_call(
     options: tuple[str, ...], told: str, model: Path
-):
+) -> None:
     for command in (("call", "http://127.0.0.1:1"), ("listen",)):
         done = run(*command, *options, "--model", str(model))
         assert done.exit_code == EXIT_ERROR
@@ -118,7 +118,7 @@ def test_cleaning_a_voice_that_cannot_be_had_is_told_before_any_call(
         assert len(done.output.splitlines()) == 1
 
 
-def test_cleaning_a_voice_needs_its_extra(model: Path, monkeypatch: pytest.MonkeyPatch):
+def test_cleaning_a_voice_needs_its_extra(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "livekit.rtc", None)
     monkeypatch.setattr(processing, "RATES_HZ", (800, 48_000))
     done = run("call", "http://127.0.0.1:1", "--noise-suppression", "--model", str(model))

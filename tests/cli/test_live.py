@@ -1,11 +1,15 @@
+from __future__ import annotations
+
 import json
 import os
 import sys
 import wave
+from pathlib import Path
+from posix import sched_param
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
+from typer.testing import CliRunner, Result
 
 from encodec_rt.bitstream.ecdc import EcdcReader, read_header
 from encodec_rt.cli import app
@@ -19,7 +23,7 @@ RATE = 24_000
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("model")
     config = tiny_config(
         sampling_rate=RATE, upsampling_ratios=(8, 5, 4, 2), pad_mode="constant", num_lstm_layers=1
@@ -29,7 +33,7 @@ def model(tmp_path_factory):
 
 
 @pytest.fixture
-def card(monkeypatch):
+def card(monkeypatch: pytest.MonkeyPatch) -> VirtualCard:
     sound = (8000 * np.sin(np.arange(5 * RATE) * 0.1)).astype(np.int16)
     card = install(monkeypatch, VirtualCard(sound=sound))
     monkeypatch.setattr(
@@ -40,18 +44,18 @@ def card(monkeypatch):
     return card
 
 
-def command(*arguments):
+def command(*arguments: object) -> Result:
     return CliRunner().invoke(app, [str(argument) for argument in arguments])
 
 
-def live(model, *arguments):
+def live(model: Path, *arguments: object) -> Result:
     kbps = EncodecConfig.from_pretrained(model).target_bandwidths[1]
     return command("live", "--model", model, "-b", kbps, "--duration", 0.3, *arguments)
 
 
 def test_real_time_scheduling_is_taken_or_refused_before_anything_is_opened(
-    model, card, monkeypatch, tmp_path
-):
+    model: Path, card: VirtualCard, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     taken = []
     monkeypatch.setattr(os, "sched_setscheduler", lambda *given: taken.append(given))
     assert live(model, "--real-time").exit_code == 0
@@ -59,7 +63,7 @@ def test_real_time_scheduling_is_taken_or_refused_before_anything_is_opened(
     assert live(model).exit_code == 0
     assert len(taken) == 2
 
-    def refuse(*_):
+    def refuse(*_: int | sched_param) -> None:
         raise PermissionError(1, "Operation not permitted")
 
     monkeypatch.setattr(os, "sched_setscheduler", refuse)
@@ -69,7 +73,7 @@ def test_real_time_scheduling_is_taken_or_refused_before_anything_is_opened(
     assert not list(tmp_path.iterdir())
 
 
-def test_devices_lists_them_with_the_defaults_marked(card):
+def test_devices_lists_them_with_the_defaults_marked(card: VirtualCard) -> None:
     result = command("devices")
     assert result.exit_code == 0
     desk, speaker = result.stdout.splitlines()
@@ -81,7 +85,7 @@ def test_devices_lists_them_with_the_defaults_marked(card):
     assert "default output" in speaker
 
 
-def test_devices_says_so_when_there_is_none(card):
+def test_devices_says_so_when_there_is_none(card: VirtualCard) -> None:
     card.plugged = []
     card._initialize()
     result = command("devices")
@@ -89,7 +93,9 @@ def test_devices_says_so_when_there_is_none(card):
     assert "no sound device was found" in result.stderr
 
 
-def test_live_records_both_files_and_reports_on_standard_error_alone(card, model, tmp_path):
+def test_live_records_both_files_and_reports_on_standard_error_alone(
+    card: VirtualCard, model: Path, tmp_path: Path
+) -> None:
     wav, ecdc = tmp_path / "out.wav", tmp_path / "out.ecdc"
     result = live(model, "--record", wav, "--save", ecdc)
     assert result.exit_code == 0, result.output
@@ -104,20 +110,24 @@ def test_live_records_both_files_and_reports_on_standard_error_alone(card, model
     assert f"wrote {wav}: {samples / RATE:.2f} s" in result.stderr
 
 
-def test_the_devices_are_chosen_by_index_or_part_of_a_name(monkeypatch, card, model):
+def test_the_devices_are_chosen_by_index_or_part_of_a_name(
+    monkeypatch: pytest.MonkeyPatch, card: VirtualCard, model: Path
+) -> None:
     card.plugged += [device("Room Mic"), device("Room Speaker", inputs=0, outputs=1)]
     card._initialize()
     assert live(model, "--input", "room", "--output", "3").exit_code == 0
     assert [name for _, name, _ in card.opened] == ["Room Speaker", "Room Mic"]
 
 
-def test_no_playback_opens_no_speaker(card, model):
+def test_no_playback_opens_no_speaker(card: VirtualCard, model: Path) -> None:
     result = live(model, "--no-playback")
     assert result.exit_code == 0
     assert [name for _, name, _ in card.opened] == ["Desk Microphone"]
 
 
-def test_an_existing_recording_is_refused_before_any_device_is_opened(card, model, tmp_path):
+def test_an_existing_recording_is_refused_before_any_device_is_opened(
+    card: VirtualCard, model: Path, tmp_path: Path
+) -> None:
     path = tmp_path / "out.wav"
     path.write_text("precious")
     result = live(model, "--record", path)
@@ -127,7 +137,9 @@ def test_an_existing_recording_is_refused_before_any_device_is_opened(card, mode
     assert path.read_text() == "precious"
 
 
-def test_a_device_that_is_not_there_leaves_no_file(card, model, tmp_path):
+def test_a_device_that_is_not_there_leaves_no_file(
+    card: VirtualCard, model: Path, tmp_path: Path
+) -> None:
     result = live(model, "--input", "kitchen", "--record", tmp_path / "out.wav")
     assert result.exit_code == 2
     assert result.stderr.startswith("encodec-rt: no microphone matches 'kitchen'; available:")
@@ -135,7 +147,9 @@ def test_a_device_that_is_not_there_leaves_no_file(card, model, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_a_missing_portaudio_is_one_sentence(monkeypatch, card, model, tmp_path):
+def test_a_missing_portaudio_is_one_sentence(
+    monkeypatch: pytest.MonkeyPatch, card: VirtualCard, model: Path, tmp_path: Path
+) -> None:
     (tmp_path / "sounddevice.py").write_text("raise OSError('PortAudio library not found')\n")
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "sounddevice")
@@ -145,19 +159,23 @@ def test_a_missing_portaudio_is_one_sentence(monkeypatch, card, model, tmp_path)
         assert len(result.stderr.splitlines()) == 1
 
 
-def test_a_codec_that_cannot_keep_up_is_warned_of(monkeypatch, card, model):
+def test_a_codec_that_cannot_keep_up_is_warned_of(
+    monkeypatch: pytest.MonkeyPatch, card: VirtualCard, model: Path
+) -> None:
     monkeypatch.setattr(Timings, "p50_p99", (7.0, 9.0))
     result = live(model)
     assert "warning: the codec took 14.0 ms per frame of 13.3 ms" in result.stderr
 
 
-def test_measuring_goes_with_no_recording(card, model, tmp_path):
+def test_measuring_goes_with_no_recording(card: VirtualCard, model: Path, tmp_path: Path) -> None:
     result = live(model, "--measure", "--record", tmp_path / "out.wav")
     assert result.exit_code == 2
     assert "--measure plays chirps" in result.stderr
 
 
-def test_the_statistics_of_a_session_are_written(card, model, tmp_path):
+def test_the_statistics_of_a_session_are_written(
+    card: VirtualCard, model: Path, tmp_path: Path
+) -> None:
     result = live(model, "--stats-json", tmp_path / "out.json")
     assert result.exit_code == 0, result.output
     report = json.loads((tmp_path / "out.json").read_text())
@@ -166,7 +184,9 @@ def test_the_statistics_of_a_session_are_written(card, model, tmp_path):
     assert report["latencyMs"]["outputBuffer"] == 20.0
 
 
-def test_measure_says_what_to_do_when_the_microphone_hears_nothing(card, model):
+def test_measure_says_what_to_do_when_the_microphone_hears_nothing(
+    card: VirtualCard, model: Path
+) -> None:
     result = live(model, "--measure")
     assert result.exit_code == 2
     assert "did not hear the chirps; turn up the speaker" in result.stderr

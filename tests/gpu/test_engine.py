@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from benches.workload import noise, random_24khz
-from encodec_rt.streaming.backends.select import triton_ops
+from encodec_rt.streaming.backends.triton import triton_ops
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.engine import Engine
 from encodec_rt.streaming.weights import CodecWeights, pack

@@ -19,13 +19,21 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 REPLICA = ROOT / ".venv-gpu-replica"
 # numpy as Triton 3.6's interpreter bears it; on a device any will do.
-PACKAGES = ("torch==2.11.0", "triton==3.6.0", "numpy==2.3.5", "safetensors", "pytest")
-PACKAGES = (*PACKAGES, "pytest-xdist")
+PACKAGES = (
+    "torch==2.11.0",
+    "triton==3.6.0",
+    "numpy==2.3.5",
+    "safetensors",
+    "pytest",
+    "pytest-xdist",
+)
 SCALE = 0.1
 WHOLE_S = 240.0
 """That the rehearsal may take: 60 s of budgets, and nine programs that start on a slow core."""
-BENCHES = ("gpu-smoke", "gpu-latency", "gpu-profile", "gpu-streams", "gpu-rivals", "gpu-flips")
-BENCHES = (*BENCHES, "kernels")
+BENCHES = (
+    *("gpu-smoke", "gpu-latency", "gpu-profile", "gpu-streams", "gpu-rivals", "gpu-flips"),
+    "kernels",
+)
 
 
 def python312() -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -126,7 +128,7 @@ def test_a_split_product_equals_float64(
     weight = randn(outputs, inputs, kernel, scale=(inputs * kernel) ** -0.5)
     bias = randn(outputs)
     packed = pack_conv1d(weight, bias, stride=stride, dilation=1)
-    layer = {"kernel": kernel, "stride": stride, "dilation": 1, "elu": True}
+    layer: dict[str, Any] = {"kernel": kernel, "stride": stride, "dilation": 1, "elu": True}
 
     def run() -> tuple[Tensor, Tensor]:
         following = poisoned(context)
@@ -167,7 +169,7 @@ def test_a_matrix_times_a_vector_equals_float64(
     weight = randn(outputs, inputs, kernel, scale=(inputs * kernel) ** -0.5)
     bias = randn(outputs)
     packed = pack_conv1d(weight, bias, stride=stride, dilation=dilation)
-    layer = {"kernel": kernel, "stride": stride, "dilation": dilation, "elu": True}
+    layer: dict[str, Any] = {"kernel": kernel, "stride": stride, "dilation": dilation, "elu": True}
 
     def run() -> tuple[Tensor, Tensor]:
         following = poisoned(context)
@@ -193,15 +195,18 @@ def test_fast_products_round_their_factors_to_nearest() -> None:
     x, context, tail = randn(2, 6, 9), state(2, 2, 9), state(2, 2, 5)
     weight, bias = randn(7, 9, 3), torch.zeros(7, device=DEVICE)
     packed = pack_conv1d(weight, bias, stride=1, dilation=1, rules=fast)
-    layer = {"kernel": 3, "stride": 1, "dilation": 1, "elu": False}
+    layer: dict[str, Any] = {"kernel": 3, "stride": 1, "dilation": 1, "elu": False}
     y = conv1d(x, context, poisoned(context), packed, **layer, rules=fast)
     factors = to_tf32(x), to_tf32(context), context.double()
-    wanted = TORCH.conv1d(*factors, (to_tf32(weight), bias.double()), **layer)
+    wanted = TORCH.conv1d(
+        factors[0], factors[1], factors[2], (to_tf32(weight), bias.double()), **layer
+    )
     # On a device the sums, too, are those of a tensor core.
     assert error(y, wanted) <= (bound("conv1d", "float32") if DEVICE.type == "cpu" else 2e-5)
-    assert (
-        error(y, TORCH.conv1d(*double(x, context, context), double(weight, bias), **layer)) > 1e-5
+    exact = TORCH.conv1d(
+        x.double(), context.double(), context.double(), double(weight, bias), **layer
     )
+    assert error(y, exact) > 1e-5
     up = randn(9, 5, 4)
     packed = pack_conv_transpose1d(up, bias[:5], stride=2, dilation=1, rules=fast)
     y = conv_transpose1d(x.abs(), tail, poisoned(tail), packed, kernel=4, stride=2, rules=fast)
@@ -331,7 +336,7 @@ def test_a_slot_does_not_see_its_neighbours(monkeypatch: pytest.MonkeyPatch) -> 
     place_free_products(monkeypatch)
     x, context = randn(5, 4, 6), state(5, 2, 6)
     packed = pack_conv1d(randn(7, 6, 4), randn(7), stride=2, dilation=1)
-    options = {"kernel": 4, "stride": 2, "dilation": 1, "elu": True}
+    options: dict[str, Any] = {"kernel": 4, "stride": 2, "dilation": 1, "elu": True}
     together = conv1d(x, context, poisoned(context), packed, **options)
     for slot in range(5):
         own = slice(slot, slot + 1)

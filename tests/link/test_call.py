@@ -11,8 +11,9 @@ import pytest
 
 from encodec_rt.errors import LinkError
 from encodec_rt.link.call import Call, CallOptions
+from encodec_rt.link.dialling import SignallingClient
 from encodec_rt.link.endpoints import FileSink, FileSource, NullSink, SilentSource
-from encodec_rt.link.signalling import SignallingClient, SignallingServer
+from encodec_rt.link.signalling import SignallingServer
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.types import Audio
 from encodec_rt.voice.transport import Received
@@ -75,7 +76,7 @@ def matched_share(codec: Codec, kbps: float, said: np.ndarray, speaker: Speaker)
     return float(np.mean(np.array(nearest) < 0.05 * np.abs(wanted).max()))
 
 
-def test_both_sides_of_a_call_hear_what_the_other_said(codec: Codec, kbps: float):
+def test_both_sides_of_a_call_hear_what_the_other_said(codec: Codec, kbps: float) -> None:
     said = [said_by(codec, seed) for seed in (1, 2)]
     speakers = [Speaker(codec), Speaker(codec)]
 
@@ -103,7 +104,7 @@ def test_both_sides_of_a_call_hear_what_the_other_said(codec: Codec, kbps: float
 
 def test_a_call_through_signalling_is_recorded_and_ends_with_a_hang_up(
     codec: Codec, kbps: float, tmp_path: Path
-):
+) -> None:
     config = codec.config
     options = CallOptions(bandwidth_kbps=kbps, hang_up_s=0.3)
     said, heard = tmp_path / "said.wav", tmp_path / "heard.wav"
@@ -135,7 +136,7 @@ def test_a_call_through_signalling_is_recorded_and_ends_with_a_hang_up(
     assert heard.stat().st_size > config.sampling_rate
 
 
-def test_a_peer_with_another_model_is_refused(codec: Codec, kbps: float):
+def test_a_peer_with_another_model_is_refused(codec: Codec, kbps: float) -> None:
     other = Codec(random_model(tiny_config(), seed=9))
     microphones = [Microphone(each, said_by(codec, 1)) for each in (codec, other)]
 
@@ -152,7 +153,7 @@ def test_a_peer_with_another_model_is_refused(codec: Codec, kbps: float):
     assert all(microphone.closed for microphone in microphones)
 
 
-def test_a_call_that_nobody_answers_is_given_up(codec: Codec, kbps: float):
+def test_a_call_that_nobody_answers_is_given_up(codec: Codec, kbps: float) -> None:
     microphone = Microphone(codec, said_by(codec, 1))
 
     async def main() -> None:
@@ -166,7 +167,7 @@ def test_a_call_that_nobody_answers_is_given_up(codec: Codec, kbps: float):
     assert microphone.closed
 
 
-def test_more_packets_than_anyone_would_send_are_not_looked_at(codec: Codec, kbps: float):
+def test_more_packets_than_anyone_would_send_are_not_looked_at(codec: Codec, kbps: float) -> None:
     async def main() -> None:
         call = Call(codec, SilentSource(codec.config), NullSink(codec.config), CallOptions(kbps))
         for index in range(5000):
@@ -177,7 +178,9 @@ def test_more_packets_than_anyone_would_send_are_not_looked_at(codec: Codec, kbp
     asyncio.run(main())
 
 
-def test_what_comes_before_anyone_listens_does_not_delay_the_rest(codec: Codec, kbps: float):
+def test_what_comes_before_anyone_listens_does_not_delay_the_rest(
+    codec: Codec, kbps: float
+) -> None:
     async def main() -> None:
         one, other = (
             Call(codec, SilentSource(codec.config), NullSink(codec.config), CallOptions(kbps))
@@ -199,7 +202,9 @@ def test_what_comes_before_anyone_listens_does_not_delay_the_rest(codec: Codec, 
     asyncio.run(main())
 
 
-def test_damaged_descriptions_are_refused_and_nothing_else_happens(codec: Codec, kbps: float):
+def test_damaged_descriptions_are_refused_and_nothing_else_happens(
+    codec: Codec, kbps: float
+) -> None:
     rng = np.random.default_rng(0)
 
     async def attempt(offer: str) -> None:

@@ -37,7 +37,7 @@ def admitted(
     return admits(datagram, known=known, name=NAME, transactions=transactions, role=role)
 
 
-def test_a_stranger_may_only_ask_by_the_name_of_the_call_or_answer_a_check():
+def test_a_stranger_may_only_ask_by_the_name_of_the_call_or_answer_a_check() -> None:
     assert [admitted(each, known=False) for each in (REQUEST, ANSWER)] == [True, True]
     assert not admitted(REQUEST.replace(b"abcd:", b"abce:"), known=False)
     assert not admitted(REQUEST.replace(STUN[:4], b"\x00\x00\x00\x00"), known=False)
@@ -47,14 +47,14 @@ def test_a_stranger_may_only_ask_by_the_name_of_the_call_or_answer_a_check():
         assert (admitted(datagram), admitted(datagram, known=False)) == (True, False)
 
 
-def test_only_the_other_roles_messages_come_unencrypted():
+def test_only_the_other_roles_messages_come_unencrypted() -> None:
     theirs = {"server": {1, 11, 15, 16}, "client": {2, 11, 12, 13, 14}, "auto": set[int]()}
     for (role, kinds), kind in product(theirs.items(), range(30)):
         assert admitted(message(kind, b"hello"), role=role) == (kind in kinds)
 
 
 @pytest.mark.parametrize("kind", [20, 21, 22, 23])
-def test_what_is_encrypted_is_left_to_cryptography(kind: int):
+def test_what_is_encrypted_is_left_to_cryptography(kind: int) -> None:
     assert admitted(record(kind, bytes(40), epoch=1))
 
 
@@ -77,16 +77,16 @@ def test_what_is_encrypted_is_left_to_cryptography(kind: int):
         record(63, b"x", epoch=1),
     ],
 )
-def test_records_that_would_end_a_handshake_go_no_further(forged: bytes):
+def test_records_that_would_end_a_handshake_go_no_further(forged: bytes) -> None:
     assert not admitted(forged)
 
 
-def test_a_flight_of_several_records_passes_as_one():
+def test_a_flight_of_several_records_passes_as_one() -> None:
     flight = message(11, b"certificate") + message(16, b"key") + record(20, b"\x01")
     assert admitted(flight + record(22, bytes(40), epoch=1))
 
 
-def test_empty_long_and_unknown_datagrams_go_no_further():
+def test_empty_long_and_unknown_datagrams_go_no_further() -> None:
     assert admitted(RTP.ljust(MAX_DATAGRAM_BYTES, b"\x00"))
     assert not admitted(RTP.ljust(MAX_DATAGRAM_BYTES + 1, b"\x00"))
     assert not admitted(b"")
@@ -95,7 +95,7 @@ def test_empty_long_and_unknown_datagrams_go_no_further():
         assert not admitted(bytes([first]) * 40)
 
 
-def test_any_bytes_are_judged_without_an_error():
+def test_any_bytes_are_judged_without_an_error() -> None:
     rng = np.random.default_rng(0)
     heads = (b"", b"\x16\xfe\xfd", REQUEST[:8], record(22, b"")[:11], message(1, b"")[:20])
     for _ in range(5000):

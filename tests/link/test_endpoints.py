@@ -67,7 +67,9 @@ class FakeStream:
         self.closed = True
 
 
-def test_a_file_is_read_in_hops_and_filled_up_with_silence(tmp_path: Path, config: EncodecConfig):
+def test_a_file_is_read_in_hops_and_filled_up_with_silence(
+    tmp_path: Path, config: EncodecConfig
+) -> None:
     samples = np.linspace(-0.5, 0.5, 3 * HOP + 3).astype(np.float32)
     soundfile.write(tmp_path / "a.wav", samples, config.sampling_rate, subtype="FLOAT")
 
@@ -86,7 +88,7 @@ def test_a_file_is_read_in_hops_and_filled_up_with_silence(tmp_path: Path, confi
 
 def test_a_recording_appears_when_it_is_closed_and_never_replaces_another(
     tmp_path: Path, config: EncodecConfig
-):
+) -> None:
     path = tmp_path / "heard.wav"
     sink = FileSink(path, config)
     sink.write(np.full(HOP, 0.25, np.float32))
@@ -97,7 +99,9 @@ def test_a_recording_appears_when_it_is_closed_and_never_replaces_another(
         FileSink(path, config)
 
 
-def test_ticks_are_a_hop_apart_however_late_they_are_taken(tmp_path: Path, config: EncodecConfig):
+def test_ticks_are_a_hop_apart_however_late_they_are_taken(
+    tmp_path: Path, config: EncodecConfig
+) -> None:
     async def main() -> list[float]:
         sink = FileSink(tmp_path / "a.wav", config)
         times = []
@@ -149,7 +153,7 @@ def sound(hops: int) -> np.ndarray:
     return np.sin(np.arange(hops * HOP) / 9).astype(np.float32)
 
 
-def test_a_microphone_that_is_lost_is_silent_until_it_is_back(config: EncodecConfig):
+def test_a_microphone_that_is_lost_is_silent_until_it_is_back(config: EncodecConfig) -> None:
     streams = [FakeStream(sound(20)), FakeStream(sound(20))]
     system = FakeSystem(sources=streams[:1])
 
@@ -181,7 +185,7 @@ def test_a_microphone_that_is_lost_is_silent_until_it_is_back(config: EncodecCon
     ]
 
 
-def test_input_from_before_a_stall_is_let_go(config: EncodecConfig):
+def test_input_from_before_a_stall_is_let_go(config: EncodecConfig) -> None:
     piled = sound(round(5 * MAX_BACKLOG_S * config.sampling_rate / HOP))
     system = FakeSystem(sources=[FakeStream(piled)])
 
@@ -197,7 +201,7 @@ def test_input_from_before_a_stall_is_let_go(config: EncodecConfig):
 
 def test_a_speaker_asks_for_audio_while_its_queue_is_low_and_keeps_the_pace_while_it_is_away(
     config: EncodecConfig,
-):
+) -> None:
     streams = [FakeStream(), FakeStream()]
     system = FakeSystem(sinks=streams[:1])
 
@@ -237,7 +241,7 @@ def test_a_speaker_asks_for_audio_while_its_queue_is_low_and_keeps_the_pace_whil
     assert streams[1].closed
 
 
-def test_what_the_speaker_plays_is_taken_out_of_what_the_microphone_hears():
+def test_what_the_speaker_plays_is_taken_out_of_what_the_microphone_hears() -> None:
     pytest.importorskip("livekit.rtc")
     config = tiny_config(sampling_rate=24_000, upsampling_ratios=(8, 5, 4, 2))
     hop = config.hop_length
@@ -271,7 +275,7 @@ def test_what_the_speaker_plays_is_taken_out_of_what_the_microphone_hears():
     assert 10 * np.log10(np.mean(before**2) / np.mean(left**2)) > bound("echo return loss", "dB")
 
 
-def test_echo_cancellation_is_for_both_devices(config: EncodecConfig):
+def test_echo_cancellation_is_for_both_devices(config: EncodecConfig) -> None:
     pytest.importorskip("livekit.rtc")
     voice = VoiceProcessor(24_000)
     for missing in ("microphone", "speaker"):
@@ -279,13 +283,13 @@ def test_echo_cancellation_is_for_both_devices(config: EncodecConfig):
             FakeSystem().handset(config, voice=voice, **{missing: False})
 
 
-def test_a_device_that_cannot_be_opened_leaves_none_open(config: EncodecConfig):
+def test_a_device_that_cannot_be_opened_leaves_none_open(config: EncodecConfig) -> None:
     speaker = FakeStream()
     with pytest.raises(AudioDeviceError, match="nothing is plugged in"):
         FakeSystem(sinks=[speaker]).handset(config)
     assert speaker.closed
 
 
-def test_devices_are_for_mono_models():
+def test_devices_are_for_mono_models() -> None:
     with pytest.raises(ConfigError, match="mono"):
         FakeSystem().handset(tiny_config(audio_channels=2))

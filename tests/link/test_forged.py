@@ -99,7 +99,7 @@ async def goes_on(one: Call, other: Call, running: list[asyncio.Task[None]]) -> 
 
 
 @pytest.mark.parametrize("kind", ["alert", "cut client hello", "check that cannot be read"])
-def test_a_stranger_cannot_keep_a_call_from_coming_about(codec: Codec, kind: str):
+def test_a_stranger_cannot_keep_a_call_from_coming_about(codec: Codec, kind: str) -> None:
     async def main() -> None:
         one, other = new_call(codec), new_call(codec)
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
@@ -117,7 +117,7 @@ def test_a_stranger_cannot_keep_a_call_from_coming_about(codec: Codec, kind: str
 
 
 @pytest.mark.parametrize("forged", FORGED.values(), ids=FORGED)
-def test_nor_can_one_who_forges_the_other_ends_address(codec: Codec, forged: bytes):
+def test_nor_can_one_who_forges_the_other_ends_address(codec: Codec, forged: bytes) -> None:
     async def main() -> None:
         one, other = new_call(codec), new_call(codec)
 
@@ -130,7 +130,7 @@ def test_nor_can_one_who_forges_the_other_ends_address(codec: Codec, forged: byt
     asyncio.run(main())
 
 
-def test_a_forged_address_ends_no_call_that_goes_on(codec: Codec):
+def test_a_forged_address_ends_no_call_that_goes_on(codec: Codec) -> None:
     async def main() -> None:
         one, other = new_call(codec), new_call(codec)
         running = await set_up(one, other)
@@ -146,7 +146,7 @@ def test_a_forged_address_ends_no_call_that_goes_on(codec: Codec):
     asyncio.run(main())
 
 
-def test_datagrams_that_nobody_takes_do_not_pile_up(codec: Codec):
+def test_datagrams_that_nobody_takes_do_not_pile_up(codec: Codec) -> None:
     async def main() -> None:
         one, other = new_call(codec), new_call(codec)
         await one.accept(await other.answer(await one.offer()))
@@ -159,7 +159,7 @@ def test_datagrams_that_nobody_takes_do_not_pile_up(codec: Codec):
     asyncio.run(main())
 
 
-def test_packets_that_cannot_be_read_end_no_call_though_they_are_encrypted(codec: Codec):
+def test_packets_that_cannot_be_read_end_no_call_though_they_are_encrypted(codec: Codec) -> None:
     rng = np.random.default_rng(0)
     # A header extension with our number and a length of one byte, where three belong.
     broken = b"\x90\x76\x00\x01" + bytes(4) + b"abcd" + b"\xbe\xde\x00\x01" + b"\x30\x01\x00\x00"

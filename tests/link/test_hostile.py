@@ -9,7 +9,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from benches.link.calls import Window, calling, listening
-from benches.link.far import DialAnswer, End
+from benches.link.far import FarEnd, KnownCall
 from benches.link.hostile import GENEROUS, Attack, whisper
 from encodec_rt.streaming.codec import Codec
 from tests.support.models import random_model, speech, tiny_config
@@ -31,7 +31,7 @@ async def until(condition: Callable[[], bool]) -> None:
     pytest.fail("it never came about")
 
 
-def survive(codec: Codec, attack: Callable[[DialAnswer, End], Awaitable[None]]) -> None:
+def survive(codec: Codec, attack: Callable[[KnownCall, FarEnd], Awaitable[None]]) -> None:
     """Hold a call, attack it, and see that it goes on: more packets come and are played."""
 
     async def main() -> None:
@@ -47,8 +47,8 @@ def survive(codec: Codec, attack: Callable[[DialAnswer, End], Awaitable[None]]) 
             tasks = len(asyncio.all_tasks())
             window = Window(made.call.listener, codec.config.hop_length)
             await attack(
-                DialAnswer(line.url, line.token, made.offer, made.addresses, made.name),
-                End(made.call, window, None),
+                KnownCall(line.url, line.token, made.offer, made.addresses, made.name),
+                FarEnd(made.call, window, None),
             )
             packets, played = counts.packetsReceived, counts.jitterBufferEmittedCount
             await until(lambda: counts.packetsReceived > packets + 30)
@@ -62,8 +62,8 @@ def survive(codec: Codec, attack: Callable[[DialAnswer, End], Awaitable[None]]) 
 
 
 @pytest.mark.parametrize("fatal", [b"", b"\x80\x76" + bytes(2100), b"\x80\xc9" + bytes(5000)])
-def test_no_datagram_from_outside_ends_a_call(codec: Codec, fatal: bytes):
-    async def attack(call: DialAnswer, far: End) -> None:
+def test_no_datagram_from_outside_ends_a_call(codec: Codec, fatal: bytes) -> None:
+    async def attack(call: KnownCall, far: FarEnd) -> None:
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
             for address in call.addresses:
                 sending.sendto(fatal, address)
@@ -72,10 +72,10 @@ def test_no_datagram_from_outside_ends_a_call(codec: Codec, fatal: bytes):
     survive(codec, attack)
 
 
-def test_a_call_goes_on_under_every_kind_of_attack_at_once(codec: Codec):
+def test_a_call_goes_on_under_every_kind_of_attack_at_once(codec: Codec) -> None:
     statuses: dict[str, int] = {}
 
-    async def attack(call: DialAnswer, far: End) -> None:
+    async def attack(call: KnownCall, far: FarEnd) -> None:
         hostile = Attack(call)
         await asyncio.gather(
             hostile.flood(4000, 2000),

@@ -1,5 +1,7 @@
 """A call between two pairs of real devices: PortAudio, a sound server, and the network stack."""
 
+from __future__ import annotations
+
 import asyncio
 import json
 import os
@@ -53,7 +55,7 @@ def codec():
 class Side:
     """One end of the call, with all that its microphone gave and its speaker was given."""
 
-    def __init__(self, codec, end):
+    def __init__(self, codec, end) -> None:
         self.end = end
         self.told = []
         self.captured, self.heard = [], []
@@ -70,11 +72,11 @@ class Side:
     async def ready(self):
         return await self.handset.sink.ready()
 
-    def write(self, audio):
+    def write(self, audio) -> None:
         self.heard.append(audio.reshape(-1))
         self.handset.sink.write(audio)
 
-    def close(self):
+    def close(self) -> None:
         self.handset.close()
 
     @property
@@ -82,8 +84,8 @@ class Side:
         return self.handset.statistics()
 
 
-async def until(reached, sides):
-    async def wait():
+async def until(reached, sides) -> None:
+    async def wait() -> None:
         while not reached():
             await asyncio.sleep(0.05)
 
@@ -110,7 +112,7 @@ def voiced(hops, first):
     return hops[told[0] : told[-1] + 1]
 
 
-def test_both_sides_of_a_call_hear_what_the_other_said_into_its_microphone(server, codec):
+def test_both_sides_of_a_call_hear_what_the_other_said_into_its_microphone(server, codec) -> None:
     said = [
         (16_000 * speech(1, 2 * RATE, seed=seed)[0].numpy()).astype(np.int16) for seed in (3, 8)
     ]
@@ -181,8 +183,8 @@ def read_until(process, wanted, count=1):
 
 
 def test_a_call_goes_on_while_its_devices_are_lost_and_opens_them_again(
-    server, codec, tmp_path, monkeypatch
-):
+    server, codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "state"))
     codec.model.save_pretrained(tmp_path / "model")
     report, heard = tmp_path / "out.json", tmp_path / "heard.wav"

@@ -37,7 +37,7 @@ def with_offer(look: Callable[[str], None], form: Format = FORM) -> None:
     asyncio.run(main())
 
 
-def test_the_library_still_has_every_private_name_that_is_replaced():
+def test_the_library_still_has_every_private_name_that_is_replaced() -> None:
     async def main() -> None:
         peer = connection()
         rtp.check_private_names(peer.addTransceiver("audio"))
@@ -46,13 +46,13 @@ def test_the_library_still_has_every_private_name_that_is_replaced():
     asyncio.run(main())
 
 
-def test_a_library_without_them_is_refused_by_name():
+def test_a_library_without_them_is_refused_by_name() -> None:
     changed = cast(RTCRtpTransceiver, SimpleNamespace(sender=object(), receiver=object()))
     with pytest.raises(LinkError, match=r"__encoder.*aiortc>=1\.16,<1\.17"):
         rtp.check_private_names(changed)
 
 
-def test_an_offer_has_our_payload_and_no_other():
+def test_an_offer_has_our_payload_and_no_other() -> None:
     def look(sdp: str) -> None:
         assert "UDP/TLS/RTP/SAVPF 118\r\n" in sdp
         assert "a=rtpmap:118 vnd.encodec-rt/24000" in sdp
@@ -75,7 +75,7 @@ def test_an_offer_has_our_payload_and_no_other():
         ("m=audio", "m=video", "one audio stream"),
     ],
 )
-def test_another_format_is_refused(old: str, new: str, told: str):
+def test_another_format_is_refused(old: str, new: str, told: str) -> None:
     def look(sdp: str) -> None:
         assert old in sdp
         with pytest.raises(LinkError, match=told):
@@ -84,7 +84,7 @@ def test_another_format_is_refused(old: str, new: str, told: str):
     with_offer(look)
 
 
-def test_two_streams_are_refused():
+def test_two_streams_are_refused() -> None:
     def look(sdp: str) -> None:
         media = sdp[sdp.index("m=audio") :]
         with pytest.raises(LinkError, match="one audio stream"):
@@ -93,7 +93,7 @@ def test_two_streams_are_refused():
     with_offer(look)
 
 
-def test_any_text_is_a_description_or_refused():
+def test_any_text_is_a_description_or_refused() -> None:
     rng = np.random.default_rng(0)
 
     def look(sdp: str) -> None:
@@ -141,7 +141,7 @@ def converse(talk: Callable[[rtp.OutgoingTrack], Coroutine[Any, Any, None]]) -> 
     return received
 
 
-def test_payloads_timestamps_and_silence_arrive_as_they_were_sent():
+def test_payloads_timestamps_and_silence_arrive_as_they_were_sent() -> None:
     payloads = [b"one", b"", b"three" * 20]
 
     async def talk(track: rtp.OutgoingTrack) -> None:
@@ -157,7 +157,7 @@ def test_payloads_timestamps_and_silence_arrive_as_they_were_sent():
     assert len({packet.ssrc for packet in received}) == 1
 
 
-def test_the_marker_bit_is_the_packets_own():
+def test_the_marker_bit_is_the_packets_own() -> None:
     packer = rtp._Packer(ignore)
     for marker in (True, False):
         payloads, timestamp = packer.pack(Outgoing(b"x", 320, marker))
@@ -166,7 +166,7 @@ def test_the_marker_bit_is_the_packets_own():
         assert (list(payloads), timestamp) == ([b"x"], 320)
 
 
-def test_an_estimate_that_the_library_writes_is_passed_on():
+def test_an_estimate_that_the_library_writes_is_passed_on() -> None:
     seen: list[float] = []
     packer = rtp._Packer(seen.append)
     assert hasattr(packer, "target_bitrate")
@@ -174,7 +174,7 @@ def test_an_estimate_that_the_library_writes_is_passed_on():
     assert seen == [30_000.0]
 
 
-def test_a_network_that_takes_nothing_costs_the_oldest_packets():
+def test_a_network_that_takes_nothing_costs_the_oldest_packets() -> None:
     async def main() -> None:
         track = rtp.OutgoingTrack()
         for index in range(rtp.WAITING_PACKETS + 5):

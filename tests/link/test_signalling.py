@@ -16,13 +16,8 @@ from aiohttp import web
 from encodec_rt.errors import LinkError
 from encodec_rt.link import credentials
 from encodec_rt.link.admission import MAX_ADDRESSES, ConnectionLimits, RateLimit
-from encodec_rt.link.signalling import (
-    REMEMBERED,
-    SDP_TYPE,
-    Limits,
-    SignallingClient,
-    SignallingServer,
-)
+from encodec_rt.link.dialling import SignallingClient
+from encodec_rt.link.signalling import REMEMBERED, SDP_TYPE, Limits, SignallingServer
 
 TOKEN = "a-token-of-more-than-thirty-two-letters"
 HEADERS = {"Authorization": f"Bearer {TOKEN}", "Content-Type": SDP_TYPE}
@@ -104,7 +99,7 @@ async def post(url: str, body: bytes | None = None, **headers: str | None) -> in
         return response.status
 
 
-def test_an_offer_is_answered_and_deleting_its_location_hangs_up():
+def test_an_offer_is_answered_and_deleting_its_location_hangs_up() -> None:
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         client = SignallingClient(url, token=TOKEN)
         dialled = await client.dial(offer())
@@ -136,7 +131,7 @@ def test_an_offer_is_answered_and_deleting_its_location_hangs_up():
 )
 def test_what_may_not_call_is_refused_without_a_session(
     status: int, body: bytes | None, headers: dict
-):
+) -> None:
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         assert await post(url, body, **headers) == status
         assert server.sessions == 0
@@ -145,14 +140,14 @@ def test_what_may_not_call_is_refused_without_a_session(
     serve(scenario)
 
 
-def test_a_page_from_an_accepted_origin_may_call():
+def test_a_page_from_an_accepted_origin_may_call() -> None:
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         assert await post(url, Origin="https://page.example") == 201
 
     serve(scenario, origins=frozenset({"https://page.example"}))
 
 
-def test_the_line_is_busy_until_the_call_ends():
+def test_the_line_is_busy_until_the_call_ends() -> None:
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         client = SignallingClient(url, token=TOKEN)
         first = await client.dial(offer())
@@ -166,7 +161,7 @@ def test_the_line_is_busy_until_the_call_ends():
     serve(scenario)
 
 
-def test_calls_being_set_up_count_as_sessions():
+def test_calls_being_set_up_count_as_sessions() -> None:
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         statuses = await asyncio.gather(*(post(url) for _ in range(6)))
         assert sorted(statuses) == [201] + [503] * 5
@@ -174,7 +169,7 @@ def test_calls_being_set_up_count_as_sessions():
     serve(scenario, slow_s=0.2)
 
 
-def test_an_answer_that_takes_too_long_is_given_up():
+def test_an_answer_that_takes_too_long_is_given_up() -> None:
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         assert await post(url) == 503
         assert (server.sessions, line.hung_up) == (0, 1)
@@ -182,7 +177,7 @@ def test_an_answer_that_takes_too_long_is_given_up():
     serve(scenario, slow_s=5.0, limits=Limits(request_s=0.05))
 
 
-def test_a_body_that_never_comes_is_given_up():
+def test_a_body_that_never_comes_is_given_up() -> None:
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         port = int(url.rpartition(":")[2])
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -195,7 +190,7 @@ def test_a_body_that_never_comes_is_given_up():
     serve(scenario, limits=Limits(request_s=0.05))
 
 
-def test_an_offer_is_taken_once_whoever_sends_it_again():
+def test_an_offer_is_taken_once_whoever_sends_it_again() -> None:
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         client, made = SignallingClient(url, token=TOKEN), offer() + "\r\na=fingerprint:sha-512 AB"
         await client.hang_up((await client.dial(made)).location)
@@ -209,7 +204,7 @@ def test_an_offer_is_taken_once_whoever_sends_it_again():
     serve(scenario)
 
 
-def test_offers_that_were_taken_are_forgotten_only_after_thousands():
+def test_offers_that_were_taken_are_forgotten_only_after_thousands() -> None:
     server = SignallingServer(Lines().open, token=TOKEN)
     for number in range(REMEMBERED + 1):
         server._take(f"a=fingerprint:sha-256 {number}")
@@ -226,7 +221,7 @@ async def knock(url: str, data: bytes = b"") -> tuple[asyncio.StreamReader, asyn
 
 
 @pytest.mark.parametrize("data", [b"", b"POST /call HTTP/1.1\r\nHost:", b"GET / HTTP/1.1\r\n\r\n"])
-def test_a_connection_is_ended_in_time_whatever_it_brings(data: bytes):
+def test_a_connection_is_ended_in_time_whatever_it_brings(data: bytes) -> None:
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         reader, writer = await knock(url, data)
         while await asyncio.wait_for(reader.read(1000), 5):
@@ -237,7 +232,7 @@ def test_a_connection_is_ended_in_time_whatever_it_brings(data: bytes):
     serve(scenario, limits=replace(PATIENT, door=ConnectionLimits(connection_s=0.2)))
 
 
-def test_a_handshake_that_is_never_made_is_ended_in_time(tmp_path: Path):
+def test_a_handshake_that_is_never_made_is_ended_in_time(tmp_path: Path) -> None:
     certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
     credentials.make_certificate(certificate, key, ["127.0.0.1"])
 
@@ -254,7 +249,7 @@ def test_a_handshake_that_is_never_made_is_ended_in_time(tmp_path: Path):
 
 
 @pytest.mark.parametrize("door", [ConnectionLimits(connections=2), ConnectionLimits(per_address=2)])
-def test_more_connections_than_there_is_room_for_are_hung_up_on(door: ConnectionLimits):
+def test_more_connections_than_there_is_room_for_are_hung_up_on(door: ConnectionLimits) -> None:
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         inside = [await knock(url) for _ in range(2)]
         reader, writer = await knock(url)
@@ -273,7 +268,7 @@ def test_more_connections_than_there_is_room_for_are_hung_up_on(door: Connection
     serve(scenario, limits=replace(PATIENT, door=door))
 
 
-def test_a_thousand_connections_one_after_another_leave_nothing_behind():
+def test_a_thousand_connections_one_after_another_leave_nothing_behind() -> None:
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         for _ in range(1000):
             _, writer = await knock(url)
@@ -286,7 +281,7 @@ def test_a_thousand_connections_one_after_another_leave_nothing_behind():
     serve(scenario)
 
 
-def test_other_paths_and_other_calls_cannot_be_reached():
+def test_other_paths_and_other_calls_cannot_be_reached() -> None:
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         client = SignallingClient(url, token=TOKEN)
         await client.dial(offer())
@@ -303,7 +298,7 @@ def test_other_paths_and_other_calls_cannot_be_reached():
     serve(scenario)
 
 
-def test_too_many_requests_from_one_address_are_refused():
+def test_too_many_requests_from_one_address_are_refused() -> None:
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         statuses = [await post(url, Authorization="Bearer wrong") for _ in range(6)]
         assert statuses == [401] * 4 + [429] * 2
@@ -311,7 +306,7 @@ def test_too_many_requests_from_one_address_are_refused():
     serve(scenario, limits=Limits(requests_per_s=0.001, burst=4))
 
 
-def test_the_rate_limit_forgives_with_time_and_forgets_addresses():
+def test_the_rate_limit_forgives_with_time_and_forgets_addresses() -> None:
     limit = RateLimit(per_s=1.0, burst=2)
     assert [limit.allows("a", now) for now in (0.0, 0.0, 0.0, 0.5, 1.6)] == [
         *(True, True, False, False, True)
@@ -348,16 +343,11 @@ def hostile_requests(count: int) -> None:
     serve(scenario)
 
 
-def test_hostile_requests_leave_the_call_in_progress_alone():
-    hostile_requests(300)
+def test_hostile_requests_leave_the_call_in_progress_alone() -> None:
+    hostile_requests(2_000)
 
 
-@pytest.mark.slow
-def test_twenty_thousand_hostile_requests_leave_the_call_in_progress_alone():
-    hostile_requests(20_000)
-
-
-def test_only_loopback_goes_without_tls_and_token(tmp_path: Path):
+def test_only_loopback_goes_without_tls_and_token(tmp_path: Path) -> None:
     certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
     credentials.make_certificate(certificate, key, ["localhost"])
     context = credentials.server_context(certificate, key)
@@ -373,7 +363,7 @@ def test_only_loopback_goes_without_tls_and_token(tmp_path: Path):
         SignallingClient("http://192.0.2.1:8443", token=TOKEN)
 
 
-def test_a_pinned_certificate_is_accepted_and_any_other_is_not(tmp_path: Path):
+def test_a_pinned_certificate_is_accepted_and_any_other_is_not(tmp_path: Path) -> None:
     certificate, key = tmp_path / "c.pem", tmp_path / "k.pem"
     credentials.make_certificate(certificate, key, ["127.0.0.1"])
     pinned = credentials.read_fingerprint(certificate)
@@ -390,7 +380,7 @@ def test_a_pinned_certificate_is_accepted_and_any_other_is_not(tmp_path: Path):
     serve(scenario, context=credentials.server_context(certificate, key))
 
 
-def test_a_server_that_is_not_there_is_named():
+def test_a_server_that_is_not_there_is_named() -> None:
     async def main() -> None:
         with pytest.raises(LinkError, match=r"127\.0\.0\.1:1 cannot be reached"):
             await SignallingClient("http://127.0.0.1:1", token=None).dial(offer())
@@ -399,6 +389,6 @@ def test_a_server_that_is_not_there_is_named():
 
 
 @pytest.mark.parametrize("url", ["", "host:8443", "ftp://host", "https://"])
-def test_what_is_no_address_is_refused(url: str):
+def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(LinkError, match="address to call"):
         SignallingClient(url, token=None)

@@ -46,7 +46,7 @@ def call(codec: Codec, network: PathProfile, seconds: int, *, talkative: bool = 
     )
 
 
-def test_a_bottleneck_queues_little_and_the_full_rate_returns_after_it(codec: Codec):
+def test_a_bottleneck_queues_little_and_the_full_rate_returns_after_it(codec: Codec) -> None:
     network = PathProfile(delay_ms=20, jitter_ms=3, rate_kbps=40, rate_span_s=(12, 28))
     heard = call(codec, network, 40)
     at_s, transits_ms = np.array(heard.transits_ms).T
@@ -60,7 +60,7 @@ def test_a_bottleneck_queues_little_and_the_full_rate_returns_after_it(codec: Co
 
 
 @pytest.mark.parametrize("talkative", [True, False])
-def test_jitter_without_a_queue_costs_no_bits(codec: Codec, talkative: bool):
+def test_jitter_without_a_queue_costs_no_bits(codec: Codec, talkative: bool) -> None:
     network = PathProfile(delay_ms=40, jitter_ms=8)
     heard = call(codec, network, 30, talkative=talkative)
     assert [(plan.frames, plan.codebooks) for _, plan in heard.plans] == [(1, 8)]

@@ -10,7 +10,7 @@ from encodec_rt.bitstream.packet import parse_packet
 PAGE = Path(__file__).parents[2] / "docs" / "link.md"
 
 
-def test_the_packet_in_the_documentation_reads_as_it_says():
+def test_the_packet_in_the_documentation_reads_as_it_says() -> None:
     text = PAGE.read_text(encoding="utf-8")
     (line,) = re.findall(r"^    (80 f6(?: [0-9a-f]{2})+)$", text, re.MULTILINE)
     packet = RtpPacket.parse(bytes.fromhex(line))

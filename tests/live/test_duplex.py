@@ -1,9 +1,16 @@
+from __future__ import annotations
+
 import wave
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from encodec_rt.bitstream.ecdc import EcdcReader, read_header
+from encodec_rt.bitstream.ecdc import EcdcHeader, EcdcReader, read_header
+from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import AudioDeviceError, ConfigError, InputError
 from encodec_rt.live.duplex import Duplex
 from encodec_rt.live.loop import CodecLoop
@@ -12,6 +19,7 @@ from encodec_rt.sound import portaudio
 from encodec_rt.sound.streams import MAX_BACKLOG_S
 from encodec_rt.sound.supervision import LOST_AFTER_S
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.types import Audio, Codes
 from tests.support.models import random_model, speech, tiny_config
 from tests.support.tolerances import bound
 from tests.support.virtual_audio import (
@@ -28,46 +36,55 @@ HOP = 320
 
 
 @pytest.fixture(scope="module")
-def codec():
+def codec() -> Codec:
     config = tiny_config(
         sampling_rate=RATE, upsampling_ratios=(8, 5, 4, 2), pad_mode="constant", num_lstm_layers=1
     )
     return Codec(random_model(config))
 
 
-def voice(seconds, seed=0):
+def voice(seconds: int, seed: int = 0) -> NDArray[np.int16]:
     return (speech(1, int(seconds * RATE), seed=seed)[0].numpy() * 16_000).astype(np.int16)
 
 
 class Session:
     """A duplex on a virtual card, with what it said."""
 
-    def __init__(self, monkeypatch, codec, card, *, choices=None, **options):
+    def __init__(
+        self,
+        monkeypatch: pytest.MonkeyPatch,
+        codec: Codec,
+        card: VirtualCard,
+        *,
+        decode: bool = True,
+        **options: Any,
+    ) -> None:
         self.card = install(monkeypatch, card)
-        self.told = []
-        self.captured = []
-        self.decoded = []
+        self.told: list[str] = []
+        self.captured: list[Audio] = []
+        self.decoded: list[Audio] = []
         self.kbps = codec.config.target_bandwidths[-1]
-        decode = options.pop("decode", True)
         self.loop = CodecLoop(codec, self.kbps, decode=decode)
         self.duplex = Duplex(
             self.loop,
-            VirtualSystem(card, **(choices or {})),
+            VirtualSystem(card),
             tell=self.told.append,
             choose=self._choose,
             **options,
         )
 
-    def _choose(self, captured, heard):
+    def _choose(self, captured: Audio, heard: Audio) -> Audio:
         self.captured.append(captured)
         self.decoded.append(heard)
         return heard
 
-    def run(self, seconds, events=()):
+    def run(
+        self, seconds: float, events: Sequence[tuple[float, Callable[[], object]]] = ()
+    ) -> Session:
         """Open and work for ``seconds``, doing each of ``events``, (time, call), at its time."""
         pending = sorted(events, key=lambda event: event[0])
 
-        def stop():
+        def stop() -> bool:
             while pending and self.card.time_s >= pending[0][0]:
                 pending.pop(0)[1]()
             return self.card.time_s >= seconds
@@ -77,35 +94,36 @@ class Session:
         return self
 
     @property
-    def counts(self):
+    def counts(self) -> dict[str, int]:
         return self.duplex.status().counts
 
-    def faults(self):
+    def faults(self) -> dict[str, int]:
         return {name: count for name, count in self.counts.items() if count}
 
-    def heard(self):
+    def heard(self) -> Audio:
         return np.concatenate(self.decoded)
 
 
-def read_wav(path):
+def read_wav(path: Path) -> NDArray[np.int16]:
     with wave.open(str(path)) as file:
         return np.frombuffer(file.readframes(file.getnframes()), "<i2")
 
 
-def read_codes(path, config):
+def read_codes(path: Path, config: EncodecConfig) -> tuple[EcdcHeader, Codes]:
     with path.open("rb") as file:
         header = read_header(file)
         return header, np.concatenate([b.codes for b in EcdcReader(file, header, config)])
 
 
-def low(sound):
+def low(sound: Audio | NDArray[np.float64]) -> NDArray[np.float64]:
     """The part below 1.5 kHz, where a fraction of a sample's delay matters little."""
     spectrum = np.fft.rfft(sound)
     spectrum[1500 * len(sound) // RATE :] = 0
-    return np.fft.irfft(spectrum, len(sound))
+    filtered: NDArray[np.float64] = np.fft.irfft(spectrum, len(sound))
+    return filtered
 
 
-def place(piece, sound):
+def place(piece: Audio, sound: NDArray[np.int16]) -> int:
     """Where ``piece`` lies in ``sound``, every sample of it."""
     windows = np.lib.stride_tricks.sliding_window_view(sound, 50)
     starts = np.flatnonzero((windows == piece[:50]).all(axis=1))
@@ -113,14 +131,16 @@ def place(piece, sound):
     return int(found)
 
 
-def through(codec, audio, kbps):
+def through(codec: Codec, audio: Audio, kbps: float) -> tuple[Codes, Audio]:
     """What a stream encoder and decoder of their own make of ``audio``."""
     encoder, decoder = codec.stream_encoder(kbps), codec.stream_decoder(kbps)
     codes = np.concatenate([encoder.push(audio), encoder.flush()])
     return codes, decoder.push(codes)[: len(audio)]
 
 
-def test_what_the_speaker_plays_is_what_the_codec_makes_of_the_microphone(monkeypatch, codec):
+def test_what_the_speaker_plays_is_what_the_codec_makes_of_the_microphone(
+    monkeypatch: pytest.MonkeyPatch, codec: Codec
+) -> None:
     sound = voice(2)
     session = Session(monkeypatch, codec, VirtualCard(sound=sound)).run(2.0)
     captured = np.concatenate(session.captured)
@@ -131,15 +151,17 @@ def test_what_the_speaker_plays_is_what_the_codec_makes_of_the_microphone(monkey
     assert session.faults() == {}
     played = session.card.heard() / 32768
     begun = np.flatnonzero(played)[0]
-    wanted = low(heard[RATE // 4 :][:RATE])
+    piece = low(heard[RATE // 4 :][:RATE])
     likeness = [
-        np.corrcoef(low(played[begun + RATE // 4 + lag :][:RATE]), wanted)[0, 1]
+        np.corrcoef(low(played[begun + RATE // 4 + lag :][:RATE]), piece)[0, 1]
         for lag in range(-40, 40)
     ]
     assert max(likeness) > bound("played back", "correlation")
 
 
-def test_recordings_hold_the_same_frames_as_the_session(monkeypatch, codec, tmp_path):
+def test_recordings_hold_the_same_frames_as_the_session(
+    monkeypatch: pytest.MonkeyPatch, codec: Codec, tmp_path: Path
+) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(1)), keep_all=True)
     books = session.loop.codebooks
     session.loop.record(
@@ -155,7 +177,9 @@ def test_recordings_hold_the_same_frames_as_the_session(monkeypatch, codec, tmp_
     assert np.array_equal(read_wav(tmp_path / "out.wav"), np.rint(audio * 32768).astype(np.int16))
 
 
-def test_a_failure_amid_a_session_keeps_what_was_recorded(monkeypatch, codec, tmp_path):
+def test_a_failure_amid_a_session_keeps_what_was_recorded(
+    monkeypatch: pytest.MonkeyPatch, codec: Codec, tmp_path: Path
+) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(1)), keep_all=True)
     session.loop.record(
         wav=WavRecording(tmp_path / "out.wav", RATE),
@@ -164,7 +188,7 @@ def test_a_failure_amid_a_session_keeps_what_was_recorded(monkeypatch, codec, tm
         ),
     )
 
-    def fail():
+    def fail() -> None:
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
@@ -176,8 +200,8 @@ def test_a_failure_amid_a_session_keeps_what_was_recorded(monkeypatch, codec, tm
 
 
 def test_a_microphone_that_is_unplugged_comes_back_and_the_recording_goes_on(
-    monkeypatch, codec, tmp_path
-):
+    monkeypatch: pytest.MonkeyPatch, codec: Codec, tmp_path: Path
+) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(4)), keep_all=True)
     session.loop.record(wav=WavRecording(tmp_path / "out.wav", RATE))
     card = session.card
@@ -194,7 +218,7 @@ def test_a_microphone_that_is_unplugged_comes_back_and_the_recording_goes_on(
     assert session.told[-1] == "the microphone is back"
 
 
-def test_callbacks_that_stop_are_a_loss_too(monkeypatch, codec):
+def test_callbacks_that_stop_are_a_loss_too(monkeypatch: pytest.MonkeyPatch, codec: Codec) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(1)))
     card = session.card
     session.run(LOST_AFTER_S + 1.5, [(0.5, lambda: card.freeze(MICROPHONE))])
@@ -203,7 +227,9 @@ def test_callbacks_that_stop_are_a_loss_too(monkeypatch, codec):
     assert session.loop.samples_in > 1.2 * RATE
 
 
-def test_a_device_that_stays_away_is_looked_for_less_and_less_often(monkeypatch, codec):
+def test_a_device_that_stays_away_is_looked_for_less_and_less_often(
+    monkeypatch: pytest.MonkeyPatch, codec: Codec
+) -> None:
     session = Session(monkeypatch, codec, VirtualCard())
     card = session.card
     session.run(60.0, [(1.0, lambda: card.unplug(MICROPHONE))])
@@ -212,7 +238,9 @@ def test_a_device_that_stays_away_is_looked_for_less_and_less_often(monkeypatch,
     assert session.told[-1].startswith("no microphone was found; plug one in")
 
 
-def test_a_lost_speaker_never_interrupts_a_microphone_that_records(monkeypatch, codec, tmp_path):
+def test_a_lost_speaker_never_interrupts_a_microphone_that_records(
+    monkeypatch: pytest.MonkeyPatch, codec: Codec, tmp_path: Path
+) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(3)), keep_all=True)
     session.loop.record(wav=WavRecording(tmp_path / "out.wav", RATE))
     card = session.card
@@ -227,12 +255,12 @@ def test_a_lost_speaker_never_interrupts_a_microphone_that_records(monkeypatch, 
 
 
 def test_without_a_recording_a_speaker_that_was_replugged_is_found_by_rescanning(
-    monkeypatch, codec
-):
+    monkeypatch: pytest.MonkeyPatch, codec: Codec
+) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(3)))
     card = session.card
 
-    def replug():
+    def replug() -> None:
         card.plugged.insert(0, SPEAKER)
 
     session.run(3.0, [(0.5, lambda: card.unplug(SPEAKER)), (1.0, replug)])
@@ -243,7 +271,9 @@ def test_without_a_recording_a_speaker_that_was_replugged_is_found_by_rescanning
     assert len(card.heard()) > 1.5 * RATE
 
 
-def test_a_stall_sheds_the_oldest_input_and_says_how_much(monkeypatch, codec):
+def test_a_stall_sheds_the_oldest_input_and_says_how_much(
+    monkeypatch: pytest.MonkeyPatch, codec: Codec
+) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(3)))
     session.run(2.5, [(0.5, lambda: session.card.sleep(1.0))])
     captured = sum(map(len, session.captured))
@@ -253,7 +283,7 @@ def test_a_stall_sheds_the_oldest_input_and_says_how_much(monkeypatch, codec):
     assert session.counts["playback starved"] == 1
 
 
-def test_a_stall_costs_a_recording_nothing(monkeypatch, codec):
+def test_a_stall_costs_a_recording_nothing(monkeypatch: pytest.MonkeyPatch, codec: Codec) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(3)), keep_all=True)
     session.run(2.5, [(0.5, lambda: session.card.sleep(1.0))])
     captured = np.concatenate(session.captured) * 32768
@@ -262,7 +292,9 @@ def test_a_stall_costs_a_recording_nothing(monkeypatch, codec):
     assert session.counts["samples skipped"] > 0
 
 
-def test_without_playback_no_speaker_is_opened_and_nothing_need_be_decoded(monkeypatch, codec):
+def test_without_playback_no_speaker_is_opened_and_nothing_need_be_decoded(
+    monkeypatch: pytest.MonkeyPatch, codec: Codec
+) -> None:
     session = Session(
         monkeypatch, codec, VirtualCard(MICROPHONE, sound=voice(1)), playback=False, decode=False
     ).run(1.0)
@@ -272,7 +304,9 @@ def test_without_playback_no_speaker_is_opened_and_nothing_need_be_decoded(monke
     assert session.duplex.status().output_name == "no playback"
 
 
-def test_a_microphone_of_another_rate_is_resampled(monkeypatch, codec):
+def test_a_microphone_of_another_rate_is_resampled(
+    monkeypatch: pytest.MonkeyPatch, codec: Codec
+) -> None:
     card = VirtualCard(device("Studio", rates=(48_000,)), SPEAKER, sound=voice(2))
     session = Session(monkeypatch, codec, card).run(2.0)
     captured = np.concatenate(session.captured)
@@ -283,7 +317,9 @@ def test_a_microphone_of_another_rate_is_resampled(monkeypatch, codec):
     assert session.faults() == {}
 
 
-def test_the_budget_has_what_the_devices_granted_and_what_waits(monkeypatch, codec):
+def test_the_budget_has_what_the_devices_granted_and_what_waits(
+    monkeypatch: pytest.MonkeyPatch, codec: Codec
+) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(1)), buffer_ms=60.0).run(6.0)
     budget = session.duplex.status().budget
     assert (budget.input_buffer, budget.output_buffer) == (20.0, 20.0)
@@ -294,7 +330,9 @@ def test_the_budget_has_what_the_devices_granted_and_what_waits(monkeypatch, cod
     assert 0.5 < budget.resampler < 1.0
 
 
-def test_the_bitrate_is_that_of_the_packets_with_their_first_byte(monkeypatch, codec):
+def test_the_bitrate_is_that_of_the_packets_with_their_first_byte(
+    monkeypatch: pytest.MonkeyPatch, codec: Codec
+) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(1))).run(1.0)
     payload = 1 + -(-session.loop.codebooks * codec.config.codebook_nbits // 8)
     assert session.loop.kbps == pytest.approx(payload * 8 * RATE / HOP / 1000)
@@ -303,7 +341,9 @@ def test_the_bitrate_is_that_of_the_packets_with_their_first_byte(monkeypatch, c
     assert status.input_db > -60
 
 
-def test_a_speaker_that_cannot_be_opened_leaves_no_stream_behind(monkeypatch, codec):
+def test_a_speaker_that_cannot_be_opened_leaves_no_stream_behind(
+    monkeypatch: pytest.MonkeyPatch, codec: Codec
+) -> None:
     card = VirtualCard(device("Broken", inputs=1, outputs=1, channels=()))
     session = Session(monkeypatch, codec, card)
     with pytest.raises(AudioDeviceError):
@@ -311,19 +351,21 @@ def test_a_speaker_that_cannot_be_opened_leaves_no_stream_behind(monkeypatch, co
     assert card.opened == []
 
 
-def test_a_stereo_model_is_refused():
+def test_a_stereo_model_is_refused() -> None:
     config = tiny_config(audio_channels=2)
     with pytest.raises(ConfigError, match="live audio is mono"):
         CodecLoop(Codec(random_model(config)), config.target_bandwidths[0])
 
 
-def test_more_codebooks_than_a_packet_carries_are_refused():
+def test_more_codebooks_than_a_packet_carries_are_refused() -> None:
     config = tiny_config(books=(1, 33))
     with pytest.raises(ConfigError, match="33 codebooks; a packet carries 32"):
         CodecLoop(Codec(random_model(config)), config.target_bandwidths[1])
 
 
-def test_a_full_recording_ends_the_session_with_its_reason(monkeypatch, codec, tmp_path):
+def test_a_full_recording_ends_the_session_with_its_reason(
+    monkeypatch: pytest.MonkeyPatch, codec: Codec, tmp_path: Path
+) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(1)), keep_all=True)
     recording = WavRecording(tmp_path / "out.wav", RATE)
     recording.samples = 2**31 - 2**14
@@ -334,8 +376,8 @@ def test_a_full_recording_ends_the_session_with_its_reason(monkeypatch, codec, t
 
 
 def test_a_session_on_a_hanging_sound_system_ends_with_one_error_and_its_recording(
-    monkeypatch, codec, tmp_path
-):
+    monkeypatch: pytest.MonkeyPatch, codec: Codec, tmp_path: Path
+) -> None:
     monkeypatch.setattr(portaudio, "HANG_S", 0.05)
     card = VirtualCard(sound=voice(2))
     session = Session(monkeypatch, codec, card, keep_all=True)
@@ -347,12 +389,14 @@ def test_a_session_on_a_hanging_sound_system_ends_with_one_error_and_its_recordi
     card.answers.set()
 
 
-def test_a_session_ends_though_the_codec_is_slower_than_the_microphone(monkeypatch, codec):
+def test_a_session_ends_though_the_codec_is_slower_than_the_microphone(
+    monkeypatch: pytest.MonkeyPatch, codec: Codec
+) -> None:
     card = VirtualCard(sound=voice(2))
     session = Session(monkeypatch, codec, card, keep_all=True)
     slow = session._choose
 
-    def choose(captured, heard):
+    def choose(captured: Audio, heard: Audio) -> Audio:
         card.sleep(2 * len(captured) / RATE)
         return slow(captured, heard)
 

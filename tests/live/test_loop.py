@@ -1,8 +1,11 @@
+from __future__ import annotations
+
 import numpy as np
 import pytest
 
 from encodec_rt.live.loop import Loopback, loop_back
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.streaming.weights import Start
 from tests.support.models import random_model, speech, tiny_config
 
 CODEC = Codec(random_model(tiny_config(target_bandwidths=(1.0, 2.0))))
@@ -11,7 +14,7 @@ HOP = CODEC.config.hop_length
 
 @pytest.mark.parametrize("start", ["primed", "exact", "zero"])
 @pytest.mark.parametrize("samples", [40 * HOP, 40 * HOP + 3])
-def test_what_is_heard_is_what_the_streams_give(start, samples):
+def test_what_is_heard_is_what_the_streams_give(start: Start, samples: int) -> None:
     audio = speech(1, samples).numpy()
     run = loop_back(CODEC, audio, bandwidth_kbps=2.0, start=start, paced=False)
     encoder = CODEC.stream_encoder(2.0, start=start)
@@ -25,7 +28,7 @@ def test_what_is_heard_is_what_the_streams_give(start, samples):
     assert run.payload_bytes == 4 * run.packets
 
 
-def test_a_paced_run_cannot_be_faster_than_its_audio():
+def test_a_paced_run_cannot_be_faster_than_its_audio() -> None:
     audio = speech(1, 20 * HOP).numpy()
     shown = []
     run = loop_back(
@@ -37,7 +40,7 @@ def test_a_paced_run_cannot_be_faster_than_its_audio():
     assert run.start_up_ms >= run.frame_ms
 
 
-def test_a_frame_misses_its_deadline_when_it_is_late_by_more_than_a_frame():
+def test_a_frame_misses_its_deadline_when_it_is_late_by_more_than_a_frame() -> None:
     run = Loopback(10.0, np.zeros((1, 0), np.float32))
     run.encode_ms, run.decode_ms = [2.0, 3.0], [1.0, 4.0]
     run.late_ms = [10.0, 10.1]

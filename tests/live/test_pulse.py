@@ -1,5 +1,7 @@
 """The real path: PortAudio, its threads, and a sound server with a virtual microphone."""
 
+from __future__ import annotations
+
 import json
 import os
 import signal
@@ -8,18 +10,28 @@ import sys
 import threading
 import time
 import wave
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from signal import Signals
 
 import numpy as np
 import pytest
 import torch
+from numpy.typing import NDArray
 
-from encodec_rt.bitstream.ecdc import EcdcReader, read_header
+from encodec_rt.bitstream.ecdc import EcdcHeader, EcdcReader, read_header
+from encodec_rt.config import EncodecConfig
 from encodec_rt.live.duplex import MAX_FRAMES, Duplex
 from encodec_rt.live.loop import CodecLoop
-from encodec_rt.sound.portaudio import PortAudio, list_devices
+from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.sound.devices import list_devices
+from encodec_rt.sound.portaudio import PortAudio
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.types import Audio, Codes
 from tests.support import pulse
 from tests.support.models import random_model, speech, tiny_config
+from tests.support.narrow import present
+from tests.support.pulse import PulseServer
 from tests.support.sound_pieces import check_order, low, shares
 from tests.support.tolerances import bound
 
@@ -40,13 +52,13 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory):
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[PulseServer]:
     with pulse.serving(tmp_path_factory.mktemp("pulse")) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def model():
+def model() -> EncodecModel:
     """A model with 10 frames per second, so that a busy machine can follow."""
     config = tiny_config(
         sampling_rate=RATE, upsampling_ratios=(10, 8, 6, 5), pad_mode="constant", num_lstm_layers=1
@@ -57,11 +69,11 @@ def model():
 class Session:
     """The codec between the virtual devices, in a thread, with all that passed."""
 
-    def __init__(self, codec, kbps=None):
+    def __init__(self, codec: Codec, kbps: float | None = None) -> None:
         self.kbps = kbps or codec.config.target_bandwidths[-1]
-        self.told = []
-        self.captured = []
-        self.heard = []
+        self.told: list[str] = []
+        self.captured: list[Audio] = []
+        self.heard: list[Audio] = []
         self.stall = threading.Event()
         self._stop = threading.Event()
         self.duplex = Duplex(
@@ -76,7 +88,7 @@ class Session:
         self._thread = threading.Thread(target=self.duplex.run, args=[self._stop.is_set])
         self._thread.start()
 
-    def _choose(self, captured, heard):
+    def _choose(self, captured: Audio, heard: Audio) -> Audio:
         self.captured.append(captured)
         self.heard.append(heard)
         if self.stall.is_set():
@@ -85,26 +97,28 @@ class Session:
         return heard
 
     @property
-    def counts(self):
+    def counts(self) -> dict[str, int]:
         return self.duplex.status().counts
 
-    def wait_until(self, reached):
+    def wait_until(self, reached: Callable[[], bool]) -> None:
         end = time.monotonic() + PATIENCE_S
         while not reached():
             assert time.monotonic() < end, f"{self.told} {self.counts}"
             time.sleep(0.02)
 
-    def stop(self):
+    def stop(self) -> None:
         self._stop.set()
         self._thread.join()
 
 
-def test_devices_are_listed(server):
+def test_devices_are_listed(server: PulseServer) -> None:
     names = [device.name for device in list_devices()]
     assert {"rt_mic", "rt_spk"} <= set(names)
 
 
-def test_speech_passes_from_the_microphone_through_the_codec_to_the_speaker(server, model):
+def test_speech_passes_from_the_microphone_through_the_codec_to_the_speaker(
+    server: PulseServer, model: EncodecModel
+) -> None:
     codec = Codec(model)
     said = (16_000 * speech(1, 2 * RATE, seed=3)[0].numpy()).astype(np.int16)
     clicks = np.zeros((CLICKS + 1) * CLICK_SPACING, np.int16)
@@ -151,7 +165,9 @@ def test_speech_passes_from_the_microphone_through_the_codec_to_the_speaker(serv
     check_order(pieces, bound("played back", "correlation"), calm)
 
 
-def test_the_default_model_carries_speech_from_the_microphone_to_the_speaker(server):
+def test_the_default_model_carries_speech_from_the_microphone_to_the_speaker(
+    server: PulseServer,
+) -> None:
     torch.set_num_threads(1)
     codec = Codec.load("default")
     said = (16_000 * speech(1, 2 * RATE, seed=3)[0].numpy()).astype(np.int16)
@@ -181,7 +197,9 @@ def test_the_default_model_carries_speech_from_the_microphone_to_the_speaker(ser
     assert (counts["playback starved"] > 0) == (counts["playback samples missing"] > 0)
 
 
-def test_mouth_to_ear_is_measured_and_written_beside_its_terms(server, model, tmp_path):
+def test_mouth_to_ear_is_measured_and_written_beside_its_terms(
+    server: PulseServer, model: EncodecModel, tmp_path: Path
+) -> None:
     model.save_pretrained(tmp_path / "model")
     report = tmp_path / "out.json"
     done = subprocess.run(
@@ -204,7 +222,9 @@ def test_mouth_to_ear_is_measured_and_written_beside_its_terms(server, model, tm
     assert delay["median_ms"] > statistics["latencyMs"]["playbackQueue"] > 0
 
 
-def read_recordings(wav, ecdc, config):
+def read_recordings(
+    wav: Path, ecdc: Path, config: EncodecConfig
+) -> tuple[NDArray[np.int16], Codes, EcdcHeader]:
     with wave.open(str(wav)) as file:
         samples = np.frombuffer(file.readframes(file.getnframes()), "<i2")
     with ecdc.open("rb") as file:
@@ -213,7 +233,7 @@ def read_recordings(wav, ecdc, config):
     return samples, codes, header
 
 
-def start_live(folder, model, kbps):
+def start_live(folder: Path, model: Path, kbps: float) -> subprocess.Popen[str]:
     """The command itself, with both recordings, in a process of its own."""
     return subprocess.Popen(
         [
@@ -227,20 +247,20 @@ def start_live(folder, model, kbps):
     )
 
 
-def wait_for_reports(process, count=2):
-    while count and (line := process.stderr.readline()):
+def wait_for_reports(process: subprocess.Popen[str], count: int = 2) -> None:
+    while count and (line := present(process.stderr).readline()):
         count -= "kbps" in line
 
 
-def end_live(process, ending, *, reports=2):
+def end_live(process: subprocess.Popen[str], ending: Signals, *, reports: int = 2) -> str:
     """Send ``ending`` once the command has reported so often; what it says afterwards."""
     wait_for_reports(process, reports)
     process.send_signal(ending)
     with process:
-        return process.stderr.read()
+        return present(process.stderr).read()
 
 
-def check_recordings(wav, ecdc, model, kbps):
+def check_recordings(wav: Path, ecdc: Path, model: EncodecModel, kbps: float) -> None:
     """Both are valid and hold the same session, but for the step in which it was cut off."""
     samples, codes, header = read_recordings(wav, ecdc, model.config)
     assert len(samples) > RATE
@@ -252,8 +272,8 @@ def check_recordings(wav, ecdc, model, kbps):
 
 
 def test_what_was_recorded_survives_ctrl_c_a_hanging_sound_server_and_a_kill(
-    server, model, tmp_path
-):
+    server: PulseServer, model: EncodecModel, tmp_path: Path
+) -> None:
     model.save_pretrained(tmp_path / "model")
     kbps = model.config.target_bandwidths[-1]
     folders = [tmp_path / name for name in ("interrupted", "hung", "killed")]

@@ -1,11 +1,16 @@
+from __future__ import annotations
+
 import wave
+from pathlib import Path
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
-from encodec_rt.bitstream.ecdc import EcdcReader, read_header
+from encodec_rt.bitstream.ecdc import EcdcHeader, EcdcReader, read_header
 from encodec_rt.errors import InputError
 from encodec_rt.live.recording import EcdcRecording, WavRecording
+from encodec_rt.types import Codes
 from tests.support.models import tiny_config
 from tests.support.upstream import encodec
 
@@ -13,13 +18,13 @@ CONFIG = tiny_config()
 HOP = CONFIG.hop_length
 
 
-def wav_samples(path):
+def wav_samples(path: Path) -> NDArray[np.int16]:
     with wave.open(str(path)) as file:
         assert (file.getnchannels(), file.getsampwidth()) == (1, 2)
         return np.frombuffer(file.readframes(file.getnframes()), "<i2")
 
 
-def ecdc_codes(path):
+def ecdc_codes(path: Path) -> tuple[EcdcHeader, Codes]:
     with path.open("rb") as file:
         header = read_header(file)
         blocks = [block.codes for block in EcdcReader(file, header, CONFIG)]
@@ -27,18 +32,18 @@ def ecdc_codes(path):
     return header, codes
 
 
-def random_codes(frames, books):
+def random_codes(frames: int, books: int) -> Codes:
     return np.random.default_rng(frames).integers(
         0, CONFIG.codebook_size, (frames, books), np.uint16
     )
 
 
-def only_file(folder):
+def only_file(folder: Path) -> Path:
     (path,) = folder.iterdir()
     return path
 
 
-def test_a_wav_is_whole_after_every_write_and_gets_its_name_at_the_end(tmp_path):
+def test_a_wav_is_whole_after_every_write_and_gets_its_name_at_the_end(tmp_path: Path) -> None:
     recording = WavRecording(tmp_path / "out.wav", 24_000)
     wanted = np.zeros(0)
     for number in range(1, 5):
@@ -52,14 +57,14 @@ def test_a_wav_is_whole_after_every_write_and_gets_its_name_at_the_end(tmp_path)
     assert np.array_equal(wav_samples(tmp_path / "out.wav"), wanted)
 
 
-def test_a_wav_limits_what_is_beyond_full_scale(tmp_path):
+def test_a_wav_limits_what_is_beyond_full_scale(tmp_path: Path) -> None:
     recording = WavRecording(tmp_path / "out.wav", 24_000)
     recording.write(np.array([2.0, -2.0, 1.0, -1.0], np.float32))
     recording.finish()
     assert wav_samples(tmp_path / "out.wav").tolist() == [32767, -32768, 32767, -32768]
 
 
-def test_a_full_wav_is_refused_before_its_header_overflows(tmp_path):
+def test_a_full_wav_is_refused_before_its_header_overflows(tmp_path: Path) -> None:
     recording = WavRecording(tmp_path / "out.wav", 24_000)
     recording.samples = 2**31 - 2100
     with pytest.raises(InputError, match="4 GiB; --save has no such end"):
@@ -67,7 +72,9 @@ def test_a_full_wav_is_refused_before_its_header_overflows(tmp_path):
 
 
 @pytest.mark.parametrize("books", [1, 2, 4])
-def test_an_ecdc_is_whole_after_every_write_and_loses_at_most_a_started_byte(tmp_path, books):
+def test_an_ecdc_is_whole_after_every_write_and_loses_at_most_a_started_byte(
+    tmp_path: Path, books: int
+) -> None:
     recording = EcdcRecording(tmp_path / "out.ecdc", CONFIG, "tiny", books)
     sent = random_codes(1200, books)
     for end in (1, 2, 3, 10, 99, 1200):
@@ -82,7 +89,7 @@ def test_an_ecdc_is_whole_after_every_write_and_loses_at_most_a_started_byte(tmp
     assert (header.model, header.codebooks) == ("tiny", books)
 
 
-def test_the_original_package_reads_the_header_while_it_grows(tmp_path):
+def test_the_original_package_reads_the_header_while_it_grows(tmp_path: Path) -> None:
     recording = EcdcRecording(tmp_path / "out.ecdc", CONFIG, "encodec_24khz", 2)
     recording.write(random_codes(7, 2))
     with only_file(tmp_path).open("rb") as file:
@@ -91,7 +98,7 @@ def test_the_original_package_reads_the_header_while_it_grows(tmp_path):
     recording.finish()
 
 
-def test_a_finished_ecdc_has_the_true_length_of_its_audio(tmp_path):
+def test_a_finished_ecdc_has_the_true_length_of_its_audio(tmp_path: Path) -> None:
     recording = EcdcRecording(tmp_path / "out.ecdc", CONFIG, "tiny", 2)
     recording.write(random_codes(5, 2))
     recording.finish(5 * HOP - 3)
@@ -99,26 +106,29 @@ def test_a_finished_ecdc_has_the_true_length_of_its_audio(tmp_path):
     assert (header.samples, len(codes)) == (5 * HOP - 3, 5)
 
 
-def test_a_recording_without_a_sample_makes_no_file(tmp_path):
+def test_a_recording_without_a_sample_makes_no_file(tmp_path: Path) -> None:
     WavRecording(tmp_path / "out.wav", 24_000).finish()
     EcdcRecording(tmp_path / "out.ecdc", CONFIG, "tiny", 2).finish()
     assert not list(tmp_path.iterdir())
 
 
-def make(kind, path, **options):
+def make(kind: str, path: Path, *, force: bool = False) -> EcdcRecording | WavRecording:
     if kind == "wav":
-        return WavRecording(path, 24_000, **options)
-    return EcdcRecording(path, CONFIG, "tiny", 2, **options)
+        return WavRecording(path, 24_000, force=force)
+    return EcdcRecording(path, CONFIG, "tiny", 2, force=force)
 
 
 @pytest.mark.parametrize("kind", ["wav", "ecdc"])
-def test_what_exists_is_kept_unless_it_may_be_replaced(tmp_path, kind):
+def test_what_exists_is_kept_unless_it_may_be_replaced(tmp_path: Path, kind: str) -> None:
     path = tmp_path / f"out.{kind}"
     path.write_text("precious")
     with pytest.raises(InputError, match="--force"):
         make(kind, path)
     recording = make(kind, path, force=True)
-    recording.write(np.zeros(9, np.float32) if kind == "wav" else random_codes(9, 2))
+    if isinstance(recording, WavRecording):
+        recording.write(np.zeros(9, np.float32))
+    else:
+        recording.write(random_codes(9, 2))
     assert path.read_text() == "precious"
     recording.finish()
     assert len(path.read_bytes()) > 20
@@ -126,7 +136,7 @@ def test_what_exists_is_kept_unless_it_may_be_replaced(tmp_path, kind):
 
 
 @pytest.mark.parametrize(("kind", "name"), [("wav", "out.mp3"), ("ecdc", "out.wav"), ("wav", "o")])
-def test_another_kind_of_name_is_refused(tmp_path, kind, name):
+def test_another_kind_of_name_is_refused(tmp_path: Path, kind: str, name: str) -> None:
     with pytest.raises(InputError, match=f"is named .{kind}"):
         make(kind, tmp_path / name)
     assert not list(tmp_path.iterdir())

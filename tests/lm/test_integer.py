@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import hashlib
 import subprocess
 import sys
@@ -12,7 +14,8 @@ from hypothesis import strategies as st
 from encodec_rt.bitstream.range_coder import TOTAL
 from encodec_rt.errors import InputError, PacketError, WeightsError
 from encodec_rt.lm.coding import LmCoder
-from encodec_rt.lm.integer import IntegerLm, LmConfig, to_probabilities
+from encodec_rt.lm.integer import IntegerLm, to_probabilities
+from encodec_rt.lm.tensors import LmConfig
 from tests.support.lms import SMALL, likely_codes, random_lm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -76,7 +79,7 @@ def predicted(model, codes, product, depth=None):
 
 @pytest.mark.parametrize("extreme", [False, True])
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_every_way_to_multiply_gives_the_same_counts(name, extreme):
+def test_every_way_to_multiply_gives_the_same_counts(name, extreme) -> None:
     model = random_lm(FULL, extreme=extreme)
     codes = np.random.default_rng(1).integers(0, 64, (40, 8), dtype=np.uint16)
     wanted = predicted(model, codes, in_integers)
@@ -87,7 +90,7 @@ def test_every_way_to_multiply_gives_the_same_counts(name, extreme):
 
 @given(st.integers(1, 60), st.integers(0, 10**6), st.lists(st.integers(1, 20), max_size=8))
 @settings(max_examples=30, deadline=None)
-def test_pieces_of_any_size_give_the_bits_of_the_whole(frames, seed, sizes):
+def test_pieces_of_any_size_give_the_bits_of_the_whole(frames, seed, sizes) -> None:
     model = random_lm(seed=seed % 7)
     codes = np.random.default_rng(seed).integers(0, 16, (frames, 4), dtype=np.uint16)
     wanted = predicted(model, codes, np.matmul)
@@ -108,7 +111,7 @@ def test_pieces_of_any_size_give_the_bits_of_the_whole(frames, seed, sizes):
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_a_layer_sees_nothing_of_those_above(depth):
+def test_a_layer_sees_nothing_of_those_above(depth) -> None:
     model = random_lm()
     codes = likely_codes(model, 50)
     books = sum(model.config.layers[:depth])
@@ -121,7 +124,7 @@ def test_a_layer_sees_nothing_of_those_above(depth):
 
 @pytest.mark.parametrize("writer", PRODUCTS)
 @pytest.mark.parametrize("reader", ["float32", "integers", "torch, two threads"])
-def test_a_stream_of_one_is_decoded_by_every_other(writer, reader):
+def test_a_stream_of_one_is_decoded_by_every_other(writer, reader) -> None:
     model = random_lm()
     codes = likely_codes(model, 120)
     encoder, decoder = LmCoder(model, PRODUCTS[writer]), LmCoder(model, PRODUCTS[reader])
@@ -143,7 +146,7 @@ def test_a_stream_of_one_is_decoded_by_every_other(writer, reader):
     )
 )
 @settings(max_examples=25, deadline=None)
-def test_packets_with_fewer_layers_and_restarts_anywhere_are_decoded(packets):
+def test_packets_with_fewer_layers_and_restarts_anywhere_are_decoded(packets) -> None:
     model = random_lm()
     encoder, decoder, lower = LmCoder(model), LmCoder(model), LmCoder(model)
     layers = model.config.layers
@@ -157,7 +160,7 @@ def test_packets_with_fewer_layers_and_restarts_anywhere_are_decoded(packets):
         assert np.array_equal(found, codes[:, :1])
 
 
-def test_codes_that_surprise_the_model_are_packed_and_remembered():
+def test_codes_that_surprise_the_model_are_packed_and_remembered() -> None:
     model = random_lm()
     rng = np.random.default_rng(0)
     likely = likely_codes(model, 80)
@@ -174,7 +177,7 @@ def test_codes_that_surprise_the_model_are_packed_and_remembered():
     assert {True, False} == set(kinds)
 
 
-def test_probabilities_are_powers_of_two_in_whole_numbers():
+def test_probabilities_are_powers_of_two_in_whole_numbers() -> None:
     logits = np.array([[0, -64, -128, -6400, 0.0], [5, 5, 5, 5, 5]])
     counts = to_probabilities(logits)
     assert counts.tolist() == [[23832, 11915, 5958, 1, 23830], [13108, 13107, 13107, 13107, 13107]]
@@ -196,7 +199,9 @@ SHA256 = "2891a3eb2e6a71aa7954a4ea108d9839a71825862e01c9b3ffd9bd7cf0303faf"
 
 
 @pytest.mark.parametrize("kernel", ["Haswell", "Nehalem", "Prescott"])
-def test_every_blas_and_process_gives_the_bytes_of_the_first(kernel, monkeypatch):
+def test_every_blas_and_process_gives_the_bytes_of_the_first(
+    kernel, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("OPENBLAS_CORETYPE", kernel)
     printed = subprocess.run(
         [sys.executable, "-c", PROCESS], capture_output=True, text=True, check=True, cwd=ROOT
@@ -204,7 +209,7 @@ def test_every_blas_and_process_gives_the_bytes_of_the_first(kernel, monkeypatch
     assert printed.stdout.strip() == SHA256
 
 
-def test_a_model_survives_its_file(tmp_path):
+def test_a_model_survives_its_file(tmp_path: Path) -> None:
     model = random_lm()
     model.save(tmp_path / "lm.safetensors")
     again = IntegerLm.load(tmp_path / "lm.safetensors")
@@ -230,14 +235,14 @@ def test_a_model_survives_its_file(tmp_path):
         ("project.weight", lambda t: np.ones_like(t), "codes of those above"),
     ],
 )
-def test_weights_that_could_not_be_exact_are_refused(name, change, message):
+def test_weights_that_could_not_be_exact_are_refused(name, change, message) -> None:
     tensors = dict(random_lm().tensors)
     tensors[name] = change(tensors[name])
     with pytest.raises(WeightsError, match=message):
         IntegerLm(tensors, SMALL)
 
 
-def test_what_is_no_model_is_refused(tmp_path):
+def test_what_is_no_model_is_refused(tmp_path: Path) -> None:
     with pytest.raises(WeightsError, match="does not hold a language model"):
         IntegerLm.load(tmp_path / "none")
     (tmp_path / "x").write_bytes(b"x" * 100)
@@ -249,7 +254,7 @@ def test_what_is_no_model_is_refused(tmp_path):
         IntegerLm({}, SMALL)
 
 
-def test_a_stream_of_other_layers_is_refused():
+def test_a_stream_of_other_layers_is_refused() -> None:
     coder = LmCoder(random_lm())
     with pytest.raises(InputError, match="the language model has"):
         coder.encode(np.zeros((3, 4), np.uint16), (2, 2), restart=True)
@@ -257,7 +262,7 @@ def test_a_stream_of_other_layers_is_refused():
         coder.decode([], (2, 2), 3, restart=True)
 
 
-def test_predicting_needs_no_torch():
+def test_predicting_needs_no_torch() -> None:
     code = "import encodec_rt.lm.coding, sys; print('torch' in sys.modules)"
     run = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT

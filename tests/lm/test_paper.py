@@ -1,5 +1,8 @@
+from __future__ import annotations
+
 import importlib
 import io
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -41,7 +44,7 @@ def language_model(config, seed=0):
 
 
 @pytest.fixture(params=["framewise", "chunked"])
-def case(request, tmp_path):
+def case(request: pytest.FixtureRequest, tmp_path: Path):
     torch.set_num_threads(1)
     config = framewise() if request.param == "framewise" else chunked()
     model = random_model(config)
@@ -61,7 +64,7 @@ def encoded(theirs, wav):
             yield codes[0].t().numpy().astype(np.uint16), None if scale is None else scale.item()
 
 
-def test_files_are_byte_for_byte_the_originals_and_decode_to_their_codes(case):
+def test_files_are_byte_for_byte_the_originals_and_decode_to_their_codes(case) -> None:
     config, theirs, wav, lm, name = case
     wanted = list(encoded(theirs, wav))
     file = io.BytesIO()
@@ -86,7 +89,7 @@ def test_files_are_byte_for_byte_the_originals_and_decode_to_their_codes(case):
         assert [block.scale for block in blocks] == [scale for _, scale in wanted]
 
 
-def test_a_file_that_ends_early_is_refused_or_salvaged(case):
+def test_a_file_that_ends_early_is_refused_or_salvaged(case) -> None:
     config, theirs, wav, lm, _ = case
     data = upstream_files.compress(theirs, wav, use_lm=True)
     cut = io.BytesIO(data[: len(data) * 2 // 3])
@@ -103,7 +106,7 @@ def test_a_file_that_ends_early_is_refused_or_salvaged(case):
     assert np.array_equal(found, wanted[: len(found)])
 
 
-def test_without_a_model_or_with_another_one_it_is_refused(tmp_path):
+def test_without_a_model_or_with_another_one_it_is_refused(tmp_path: Path) -> None:
     config = framewise()
     lm = language_model(config)
     torch.save(lm.state_dict(), tmp_path / "lm.th")

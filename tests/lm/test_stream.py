@@ -1,3 +1,5 @@
+from __future__ import annotations
+
 import io
 import random
 
@@ -32,7 +34,7 @@ def read(data, *, salvage=False):
 
 
 @pytest.mark.parametrize("page_s", [1.0, 2.0, 100.0])
-def test_codes_survive_and_contexts_restart_with_pages(page_s):
+def test_codes_survive_and_contexts_restart_with_pages(page_s) -> None:
     data = written(page_s)
     _, items = read(data)
     assert np.array_equal(np.concatenate([item.codes for item in items]), CODES)
@@ -42,7 +44,7 @@ def test_codes_survive_and_contexts_restart_with_pages(page_s):
     assert len(restarts) == len(list(PageReader(io.BytesIO(data)))) - 2
 
 
-def test_a_flipped_bit_costs_its_block_and_no_more():
+def test_a_flipped_bit_costs_its_block_and_no_more() -> None:
     data = written(1.0)
     begin = list(PageReader(io.BytesIO(data)))[2].offset
     chance = random.Random(3)
@@ -60,7 +62,7 @@ def test_a_flipped_bit_costs_its_block_and_no_more():
                 assert np.array_equal(item.codes, CODES[first : first + frames, :books])
 
 
-def test_seeking_decodes_from_the_nearest_restart():
+def test_seeking_decodes_from_the_nearest_restart() -> None:
     reader = PacketReader(io.BytesIO(written(2.0)))
     located = skip_to(iter(reader), 2500)
     items = list(read_codes(located, reader.header, LmCoder(MODEL), salvage=False))

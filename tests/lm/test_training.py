@@ -1,9 +1,14 @@
+from __future__ import annotations
+
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
 
 from encodec_rt.errors import InputError
-from encodec_rt.lm.integer import IntegerLm, LmConfig
+from encodec_rt.lm.integer import IntegerLm
+from encodec_rt.lm.tensors import LmConfig
 from encodec_rt.lm.training import LmRecipe, bits_per_code, train_lm
 
 CONFIG = LmConfig((1, 1), 16, (24, 16), (1, 2))
@@ -25,13 +30,13 @@ def trained():
     return train_lm(clips, CONFIG, recipe)
 
 
-def test_a_model_learns_what_there_is_to_learn(trained):
+def test_a_model_learns_what_there_is_to_learn(trained) -> None:
     bits = bits_per_code(trained.export(), [chained(600, 99)], 600)
     # Each code is one of two, so that 1 bit of 4 is left.
     assert (bits < 1.25).all()
 
 
-def test_in_whole_numbers_it_predicts_as_it_was_trained(trained):
+def test_in_whole_numbers_it_predicts_as_it_was_trained(trained) -> None:
     codes = chained(300, 98)
     with torch.no_grad():
         floating = trained(torch.from_numpy(codes.astype(np.int64))[None]).numpy()
@@ -39,13 +44,13 @@ def test_in_whole_numbers_it_predicts_as_it_was_trained(trained):
     assert np.abs(whole - floating).max() < 0.02
 
 
-def test_an_exported_model_is_the_same_after_its_file(trained, tmp_path):
+def test_an_exported_model_is_the_same_after_its_file(trained, tmp_path: Path) -> None:
     model = trained.export(bytes(range(32)))
     model.save(tmp_path / "lm.safetensors")
     again = IntegerLm.load(tmp_path / "lm.safetensors")
     assert (again.sha256, again.weights_sha256) == (model.sha256, bytes(range(32)))
 
 
-def test_too_little_to_train_on_is_refused():
+def test_too_little_to_train_on_is_refused() -> None:
     with pytest.raises(InputError, match="no clip has 150 frames of 2"):
         train_lm([chained(149, 0)], CONFIG, LmRecipe(steps=1))

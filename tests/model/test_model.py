@@ -24,7 +24,8 @@ from encodec_rt.errors import ConfigError, InputError
 from encodec_rt.features import EncodecFeatureExtractor
 from encodec_rt.model.conv import pad1d
 from encodec_rt.model.encodec import EncodecModel, overlap_add
-from tests.support.models import hf_twin, random_model, speech, tiny_config
+from tests.support.models import hf_decoded, hf_encoded, hf_twin, random_model, speech, tiny_config
+from tests.support.narrow import present
 from tests.support.tolerances import bound
 
 CENTRED = {"use_causal_conv": False}
@@ -111,20 +112,22 @@ def _assert_same(name: str, audio: Tensor, mask: Tensor | None, bandwidth: float
     model, twin = _pair(name)
     with torch.no_grad():
         try:
-            theirs = twin.encode(audio, mask, bandwidth)
+            codes, scales, padding = hf_encoded(twin, audio, mask, bandwidth)
         except RuntimeError:
             with pytest.raises(InputError, match="cannot be stacked"):
                 model.encode(audio, mask, bandwidth)
             return
         ours = model.encode(audio, mask, bandwidth)
         assert ours.audio_codes.dtype == torch.int64
-        assert torch.equal(ours.audio_codes, theirs.audio_codes)
-        assert ours.last_frame_pad_length == theirs.last_frame_pad_length
-        for scale, wanted in zip(ours.audio_scales, theirs.audio_scales, strict=True):
-            assert (scale is None and wanted is None) or torch.equal(scale, wanted)
-        rest = (mask, None, theirs.last_frame_pad_length)
-        decoded = model.decode(ours.audio_codes, ours.audio_scales, *rest).audio_values
-        wanted = twin.decode(theirs.audio_codes, theirs.audio_scales, *rest).audio_values
+        assert torch.equal(ours.audio_codes, codes)
+        assert ours.last_frame_pad_length == padding
+        for scale, theirs in zip(ours.audio_scales, scales, strict=True):
+            assert (scale is None) == (theirs is None)
+            assert scale is None or torch.equal(scale, present(theirs))
+        decoded = model.decode(
+            ours.audio_codes, ours.audio_scales, mask, last_frame_pad_length=padding
+        ).audio_values
+        wanted = hf_decoded(twin, codes, scales, mask, padding)
     assert decoded.shape == wanted.shape
     assert float((decoded - wanted).abs().max()) <= bound("transformers audio", "float32")
 
@@ -215,6 +218,7 @@ def test_results_are_read_as_those_of_transformers() -> None:
             (model.encode(audio), twin.encode(audio)),
             (model(audio), twin(audio)),
         ):
+            assert isinstance(theirs, transformers.utils.generic.ModelOutput)
             assert list(ours) == list(ours.keys()) == list(theirs.keys())
             assert len(ours) == len(theirs)
             for index, name in enumerate(ours):
@@ -404,7 +408,7 @@ def test_overlap_add_takes_a_last_chunk_that_ends_before_the_others() -> None:
     chunks = [torch.ones(1, 1, 40), torch.ones(1, 1, 40), torch.ones(1, 1, 16)]
     torch.testing.assert_close(overlap_add(chunks, 20), torch.ones(1, 1, 60))
     model, _ = _pair("chunks of half overlap")
-    stride = model.config.chunk_stride
+    stride = present(model.config.chunk_stride)
     length = 3 * stride + 47
     with torch.no_grad():
         audio = model(_audio(model, 1, length)).audio_values
@@ -415,13 +419,15 @@ def test_overlap_add_takes_a_last_chunk_that_ends_before_the_others() -> None:
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", ["default", "stereo", "normalised", "the 48 kHz kind"])
 def test_another_type_gives_what_transformers_gives(name: str, dtype: torch.dtype) -> None:
-    model, twin = (copy.deepcopy(half).to(dtype) for half in _pair(name))
+    model, twin = copy.deepcopy(_pair(name))
+    model.to(dtype)
+    twin.to(dtype)  # type: ignore[arg-type]
     audio = _audio(model, 1, 300).to(dtype)
     with torch.no_grad():
-        encoded, wanted = model.encode(audio), twin.encode(audio)
-        assert torch.equal(encoded.audio_codes, wanted.audio_codes)
+        encoded, (codes, scales, _) = model.encode(audio), hf_encoded(twin, audio)
+        assert torch.equal(encoded.audio_codes, codes)
         ours = model.decode(*encoded.to_tuple()[:2])[0]
-        theirs = twin.decode(wanted.audio_codes, wanted.audio_scales)[0]
+        theirs = hf_decoded(twin, codes, scales)
     assert ours.dtype == theirs.dtype == dtype
     assert torch.equal(ours, theirs)
 
@@ -516,7 +522,8 @@ def test_what_a_program_sets_for_itself_changes_nothing(
         batch = extractor(clips, sampling_rate=config.sampling_rate, return_tensors="pt")
         given = model(batch.input_values, batch.padding_mask)
         encoded = model.encode(audio)
-        again = model.decode(*encoded[:2], last_frame_pad_length=encoded[-1]).audio_values
+        codes, scales, padding = encoded.to_tuple()
+        again = model.decode(codes, scales, last_frame_pad_length=padding).audio_values
         loaded = [EncodecModel.from_pretrained(path) for path in sorted(tmp_path.iterdir())]
         fresh = EncodecModel(config)
         given_loaded = loaded[0](audio)
@@ -543,7 +550,9 @@ def test_a_model_is_trained_in_full_precision_under_autocast() -> None:
         model.zero_grad()
         with torch.autocast("cpu", dtype=torch.bfloat16, enabled=enabled):
             model(audio).audio_values.pow(2).mean().backward()
-        gradients.append([parameter.grad.clone() for parameter in model.decoder.parameters()])
+        gradients.append(
+            [present(parameter.grad).clone() for parameter in model.decoder.parameters()]
+        )
     for one, other in zip(*gradients, strict=True):
         assert torch.equal(one, other)
 

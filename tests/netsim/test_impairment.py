@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -7,19 +9,21 @@ from encodec_rt.errors import ConfigError
 from encodec_rt.netsim.impairment import Channel, PathProfile
 
 
-def arrivals(network: PathProfile, count: int = 20_000, seed: int = 0, size: int = 100) -> list:
+def arrivals(
+    network: PathProfile, count: int = 20_000, seed: int = 0, size: int = 100
+) -> list[list[float]]:
     channel = Channel(network, seed)
     return [channel.send(index * 0.01, size) for index in range(count)]
 
 
-def test_the_same_seed_gives_the_same_network_and_another_seed_another():
+def test_the_same_seed_gives_the_same_network_and_another_seed_another() -> None:
     network = PathProfile(delay_ms=10, jitter_ms=5, loss=0.1, burst=3, duplicate=0.1)
     assert arrivals(network, 500) == arrivals(network, 500)
     assert arrivals(network, 500) != arrivals(network, 500, seed=1)
 
 
 @pytest.mark.parametrize("burst", [1.0, 4.0])
-def test_loss_has_the_mean_and_the_burst_length_asked_for(burst: float):
+def test_loss_has_the_mean_and_the_burst_length_asked_for(burst: float) -> None:
     lost = np.array([not times for times in arrivals(PathProfile(loss=0.1, burst=burst))])
     assert lost.mean() == pytest.approx(0.1, abs=0.015)
     runs = (np.diff(np.concatenate([[0], lost.astype(int)])) == 1).sum()
@@ -28,7 +32,7 @@ def test_loss_has_the_mean_and_the_burst_length_asked_for(burst: float):
     assert lost.sum() / runs == pytest.approx(expected, rel=0.1)
 
 
-def test_duplicates_reordering_and_jitter_have_the_shares_asked_for():
+def test_duplicates_reordering_and_jitter_have_the_shares_asked_for() -> None:
     times = arrivals(PathProfile(delay_ms=20, duplicate=0.05, reorder=0.1, reorder_ms=30))
     assert np.mean([len(copies) == 2 for copies in times]) == pytest.approx(0.05, abs=0.01)
     delays = np.array([copies[0] - index * 0.01 for index, copies in enumerate(times)])
@@ -38,14 +42,14 @@ def test_duplicates_reordering_and_jitter_have_the_shares_asked_for():
     assert mean_ms == pytest.approx(8, rel=0.05)
 
 
-def test_a_spike_delivers_what_it_held_back_in_one_burst():
+def test_a_spike_delivers_what_it_held_back_in_one_burst() -> None:
     times = [copies[0] for copies in arrivals(PathProfile(spike_every_s=2, spike_ms=100), 1000)]
     assert times[199] == pytest.approx(1.99)
     np.testing.assert_allclose(times[200:210], 2.1, atol=1e-9)
     assert times[211] == pytest.approx(2.11)
 
 
-def test_an_outage_loses_everything_and_a_step_stays():
+def test_an_outage_loses_everything_and_a_step_stays() -> None:
     network = PathProfile(outages_s=((1, 2),), step_at_s=3, step_ms=50)
     times = arrivals(network, 500)
     assert all(times[:100])
@@ -54,7 +58,7 @@ def test_an_outage_loses_everything_and_a_step_stays():
     assert times[400][0] == pytest.approx(4.05)
 
 
-def test_a_bottleneck_queues_what_exceeds_its_rate_and_drops_beyond_its_queue():
+def test_a_bottleneck_queues_what_exceeds_its_rate_and_drops_beyond_its_queue() -> None:
     # 100 bytes each 10 ms are 80 kbps.
     network = PathProfile(rate_kbps=40, rate_span_s=(1, 4), queue_ms=500)
     times = arrivals(network, 600)
@@ -67,6 +71,6 @@ def test_a_bottleneck_queues_what_exceeds_its_rate_and_drops_beyond_its_queue():
 
 
 @pytest.mark.parametrize("changes", [{"loss": 1.0}, {"duplicate": -0.1}, {"burst": 0.5}])
-def test_impossible_networks_are_refused(changes: dict[str, float]):
+def test_impossible_networks_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         PathProfile(**changes)

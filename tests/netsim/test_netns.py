@@ -69,7 +69,7 @@ def namespaces() -> str:
 
 
 @pytest.mark.usefixtures("_allowed")
-def test_packets_between_the_namespaces_are_delayed_and_lost_as_asked():
+def test_packets_between_the_namespaces_are_delayed_and_lost_as_asked() -> None:
     lines, rig = ask(PathProfile(delay_ms=40), 5)
     assert min(float(line) for line in lines if line != "lost") >= 0.08
     assert [channel.sent for channel in rig.channels] == [5, 5]
@@ -78,7 +78,7 @@ def test_packets_between_the_namespaces_are_delayed_and_lost_as_asked():
 
 
 @pytest.mark.usefixtures("_allowed")
-def test_nothing_is_left_behind():
+def test_nothing_is_left_behind() -> None:
     with Rig(PathProfile()) as rig:
         names = [side.namespace for side in rig.sides]
         assert all(name in namespaces() for name in names)
@@ -86,7 +86,9 @@ def test_nothing_is_left_behind():
 
 
 @pytest.mark.usefixtures("_allowed")
-def test_a_machine_that_allows_no_devices_says_so_and_nothing_is_left_behind(monkeypatch):
+def test_a_machine_that_allows_no_devices_says_so_and_nothing_is_left_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def refuse(name: str) -> int:
         raise PermissionError(errno.EPERM, "Operation not permitted")
 
@@ -99,6 +101,6 @@ def test_a_machine_that_allows_no_devices_says_so_and_nothing_is_left_behind(mon
 
 
 @pytest.mark.usefixtures("_allowed")
-def test_the_time_of_a_network_begins_with_the_rig():
+def test_the_time_of_a_network_begins_with_the_rig() -> None:
     lost, _ = ask(PathProfile(outages_s=((0.0, 60.0),)), 1)
     assert lost == ["lost"]

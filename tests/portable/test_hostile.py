@@ -6,6 +6,7 @@ import ctypes
 import struct
 import sys
 from functools import cache
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,9 @@ from encodec_rt.export.blob import blob
 from encodec_rt.portable import PortableCodec
 from encodec_rt.portable.module import LEFT, RIGHT, Module, compiled
 from tests.support.models import random_model, tiny_config
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 HEADER_WORDS = 16
 
@@ -120,7 +124,7 @@ def test_calls_with_wrong_numbers_are_refused_and_change_nothing() -> None:
     before = [module.state(handle).tobytes() for handle in (encoder, decoder)]
     hop, first = about.hop_length, about.encoder_start_frames * about.hop_length
     wrong = [0, 1, 2, 3, 7, 1 << 16, (1 << 31) - 1, -1, -(1 << 31)]
-    calls = [
+    calls: list[tuple[str, Unpack[tuple[int, ...]]]] = [
         *(("encode", handle, hop, 1, 0) for handle in (decoder, 5, 256, *wrong[5:])),
         *(("encode", encoder, samples, 1, 0) for samples in wrong if samples != hop),
         *(("encode", encoder, samples, 1, LEFT) for samples in wrong if samples != first),
@@ -158,7 +162,7 @@ def test_calls_with_wrong_numbers_are_refused_and_change_nothing() -> None:
     ],
 )
 def test_models_that_the_codec_cannot_run_are_refused_by_name(
-    changes: dict[str, object], reason: str
+    changes: dict[str, Any], reason: str
 ) -> None:
     model = random_model(tiny_config(**changes))
     with pytest.raises(ConfigError, match=reason):

@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -73,7 +74,8 @@ def test_clips_of_every_short_length_are_the_offline_models(name: str) -> None:
         given = np.concatenate([encoder.push(audio), encoder.flush()])
         tensor = torch.from_numpy(audio)[None]
         assert_codes_agree(codec.model, tensor, given, offline_codes(codec.model, tensor))
-        for of, parts in zip((codec, portable), heard, strict=True):
+        both: tuple[Codec | PortableCodec, ...] = (codec, portable)
+        for of, parts in zip(both, heard, strict=True):
             decoder = of.stream_decoder(codec.config.target_bandwidths[-1], start="exact")
             parts.append(np.concatenate([decoder.push(given), decoder.flush(samples)]))
         assert heard[0][-1].shape == heard[1][-1].shape
@@ -229,7 +231,7 @@ def test_streams_can_be_opened_without_end_when_old_ones_are_dropped() -> None:
     portable.stream_decoder(bandwidth)
 
 
-def test_the_portable_codec_needs_neither_torch_nor_the_model_classes(tmp_path) -> None:  # type: ignore[no-untyped-def]
+def test_the_portable_codec_needs_neither_torch_nor_the_model_classes(tmp_path: Path) -> None:
     model = random_model(tiny_config())
     file = tmp_path / "model.bin"
     assert write_blob(model, file) == file.stat().st_size

@@ -1,5 +1,8 @@
+from __future__ import annotations
+
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from encodec_rt.sound.drift import (
     CALM_S,
@@ -12,6 +15,7 @@ from encodec_rt.sound.drift import (
     Playout,
 )
 from encodec_rt.sound.streams import BLOCK_S, OutputStream
+from encodec_rt.types import Audio
 from tests.support.tolerances import bound
 from tests.support.virtual_audio import flags
 
@@ -22,31 +26,38 @@ BLOCK = 320
 class Speaker:
     """A sink whose clock is this test's: ``play_until`` calls back when blocks are due."""
 
-    def __init__(self, rate_hz=RATE, ppm=0.0):
+    def __init__(self, rate_hz: int = RATE, ppm: float = 0.0) -> None:
         self.sink = OutputStream("speaker", rate_hz, 1)
-        self.heard = []
+        self.heard: list[NDArray[np.int16]] = []
         self._block = round(BLOCK_S * rate_hz)
         self._block_s = self._block / (rate_hz * (1 + 1e-6 * ppm))
         self._blocks = 0
 
-    def play_until(self, now_s):
+    def play_until(self, now_s: float) -> None:
         while (self._blocks + 1) * self._block_s <= now_s:
             self._blocks += 1
             data = bytearray(2 * self._block)
             self.sink.callback(memoryview(data), self._block, None, flags())
             self.heard.append(np.frombuffer(data, np.int16))
 
-    def sound(self):
+    def sound(self) -> NDArray[np.float64]:
         return np.concatenate(self.heard).astype(float) / 32768
 
 
-def tone(seconds, rate=RATE, hz=440.0, gain=0.25):
+def tone(seconds: float, rate: int = RATE, hz: float = 440.0, gain: float = 0.25) -> Audio:
     return (gain * np.sin(2 * np.pi * hz * np.arange(int(seconds * rate)) / rate)).astype(
         np.float32
     )
 
 
-def session(audio, *, writer_ppm=0.0, speaker=None, stalls=(), target_ms=START_MS):
+def session(
+    audio: Audio,
+    *,
+    writer_ppm: float = 0.0,
+    speaker: Speaker | None = None,
+    stalls: list[tuple[float, float]] | tuple[()] = (),
+    target_ms: float = START_MS,
+) -> tuple[Playout, Speaker, NDArray[np.float64]]:
     """Write ``audio`` block by block at the writer's pace; a stall holds blocks back for a while.
 
     Gives the playout, the speaker, and the queue's fill in ms after each block.
@@ -66,7 +77,9 @@ def session(audio, *, writer_ppm=0.0, speaker=None, stalls=(), target_ms=START_M
 
 
 @pytest.mark.parametrize(("writer_ppm", "speaker_ppm"), [(500, 0), (-500, 0), (-50, 100)])
-def test_drift_for_minutes_neither_starves_nor_floods_the_queue(writer_ppm, speaker_ppm):
+def test_drift_for_minutes_neither_starves_nor_floods_the_queue(
+    writer_ppm: int, speaker_ppm: int
+) -> None:
     playout, speaker, fills = session(
         np.zeros(240 * RATE, np.float32), writer_ppm=writer_ppm, speaker=Speaker(ppm=speaker_ppm)
     )
@@ -78,7 +91,7 @@ def test_drift_for_minutes_neither_starves_nor_floods_the_queue(writer_ppm, spea
     assert playout.loop.drift_ppm == drift
 
 
-def test_following_drift_drops_and_repeats_nothing():
+def test_following_drift_drops_and_repeats_nothing() -> None:
     _, speaker, _ = session(tone(20), writer_ppm=500)
     sound = speaker.sound()
     begun = np.flatnonzero(sound)[0]
@@ -88,7 +101,7 @@ def test_following_drift_drops_and_repeats_nothing():
     assert np.abs(np.diff(body, 2)).max() < 1.1 * steepest * 2 * np.pi * 440 / RATE + 3 / 32768
 
 
-def test_the_correction_never_exceeds_half_a_per_cent():
+def test_the_correction_never_exceeds_half_a_per_cent() -> None:
     loop = DriftLoop()
     ratios = [loop.update(5000.0, 40.0, BLOCK_S) for _ in range(5000)]
     ratios += [loop.update(0.0, 5000.0, BLOCK_S) for _ in range(10_000)]
@@ -96,7 +109,7 @@ def test_the_correction_never_exceeds_half_a_per_cent():
     assert max(ratios) == 1 + MAX_CORRECTION
 
 
-def test_a_correction_at_its_limit_does_not_wind_up_the_drift():
+def test_a_correction_at_its_limit_does_not_wind_up_the_drift() -> None:
     loop = DriftLoop()
     for _ in range(20_000):
         loop.update(5000.0, 40.0, BLOCK_S)
@@ -107,7 +120,7 @@ def test_a_correction_at_its_limit_does_not_wind_up_the_drift():
     assert loop.drift_ppm == before
 
 
-def test_a_large_piece_counts_as_the_blocks_it_is_made_of():
+def test_a_large_piece_counts_as_the_blocks_it_is_made_of() -> None:
     small, large = DriftLoop(), DriftLoop()
     for loop in (small, large):
         loop.rebase(40.0)
@@ -118,7 +131,7 @@ def test_a_large_piece_counts_as_the_blocks_it_is_made_of():
 
 
 @pytest.mark.parametrize("rate", [44_100, 48_000, 16_000])
-def test_a_device_of_another_rate_gets_the_same_pitch(rate):
+def test_a_device_of_another_rate_gets_the_same_pitch(rate: int) -> None:
     _, speaker, fills = session(tone(4, hz=1000.0), speaker=Speaker(rate_hz=rate))
     sound = speaker.sound()[rate : 3 * rate]
     spectrum = np.abs(np.fft.rfft(sound * np.hanning(len(sound))))
@@ -126,7 +139,7 @@ def test_a_device_of_another_rate_gets_the_same_pitch(rate):
     assert np.abs(fills - START_MS).max() <= bound("playback fill", "ms")
 
 
-def test_the_start_waits_for_the_target_and_counts_no_fault():
+def test_the_start_waits_for_the_target_and_counts_no_fault() -> None:
     playout, speaker, fills = session(tone(1))
     assert fills[0] == pytest.approx(START_MS, abs=1.5)
     assert playout.inserted == 0
@@ -134,7 +147,7 @@ def test_the_start_waits_for_the_target_and_counts_no_fault():
     assert silent >= (START_MS - 1000 * BLOCK_S) * RATE / 1000
 
 
-def test_a_stall_is_counted_and_the_audio_goes_on_in_order():
+def test_a_stall_is_counted_and_the_audio_goes_on_in_order() -> None:
     audio = np.linspace(0.1, 0.9, 6 * RATE, dtype=np.float32)
     playout, speaker, fills = session(audio, stalls=[(2.0, 0.1)])
     counts = speaker.sink.counts
@@ -149,7 +162,7 @@ def test_a_stall_is_counted_and_the_audio_goes_on_in_order():
     assert fills[-1] < START_MS + SLACK_MS
 
 
-def test_what_will_follow_at_once_makes_silence_needless():
+def test_what_will_follow_at_once_makes_silence_needless() -> None:
     speaker = Speaker()
     playout = Playout(speaker.sink, RATE)
     playout.write(tone(BLOCK_S))
@@ -159,7 +172,7 @@ def test_what_will_follow_at_once_makes_silence_needless():
     assert playout.inserted == 0
 
 
-def test_a_burst_beyond_the_slack_is_left_out_in_one_piece_and_counted():
+def test_a_burst_beyond_the_slack_is_left_out_in_one_piece_and_counted() -> None:
     speaker = Speaker()
     playout = Playout(speaker.sink, RATE)
     for _ in range(40):
@@ -178,13 +191,13 @@ def test_a_burst_beyond_the_slack_is_left_out_in_one_piece_and_counted():
     assert speaker.sink.counts.starvations == 0
 
 
-def test_starving_again_and_again_raises_the_target_up_to_a_limit():
+def test_starving_again_and_again_raises_the_target_up_to_a_limit() -> None:
     stalls = [(1.5 * n, 0.08 + 0.02 * n) for n in range(1, 30)]
     playout, _, _ = session(np.zeros(50 * RATE, np.float32), stalls=stalls)
     assert START_MS < playout.target_ms <= MAX_TARGET_MS
 
 
-def test_a_stall_that_starves_in_pieces_raises_the_target_once():
+def test_a_stall_that_starves_in_pieces_raises_the_target_once() -> None:
     speaker = Speaker()
     playout = Playout(speaker.sink, RATE)
     now_s = 0.0
@@ -197,12 +210,12 @@ def test_a_stall_that_starves_in_pieces_raises_the_target_once():
     assert playout.target_ms == START_MS + 10
 
 
-def test_calm_lowers_the_target_to_where_it_began():
+def test_calm_lowers_the_target_to_where_it_began() -> None:
     playout, _, _ = session(np.zeros(int(3 * CALM_S) * RATE, np.float32), stalls=[(1.0, 0.2)])
     assert playout.target_ms == START_MS
 
 
-def test_clipping_is_counted():
+def test_clipping_is_counted() -> None:
     speaker = Speaker()
     playout = Playout(speaker.sink, RATE)
     playout.write(np.full(BLOCK, 1.5, np.float32))
@@ -210,7 +223,7 @@ def test_clipping_is_counted():
     assert speaker.sink.fill == RATE * START_MS / 1000
 
 
-def test_the_resampler_holds_back_less_than_a_millisecond():
+def test_the_resampler_holds_back_less_than_a_millisecond() -> None:
     converter = Converter()
     for _ in range(100):
         converter.process(tone(BLOCK_S), 1.0001)
@@ -218,7 +231,7 @@ def test_the_resampler_holds_back_less_than_a_millisecond():
     assert len(converter.process(np.zeros(0, np.float32), 1.0)) == 0
 
 
-def test_a_new_sink_is_begun_anew_with_the_drift_known():
+def test_a_new_sink_is_begun_anew_with_the_drift_known() -> None:
     playout, _, _ = session(np.zeros(60 * RATE, np.float32), writer_ppm=300)
     known = playout.loop.drift_ppm
     second = Speaker()
@@ -229,7 +242,7 @@ def test_a_new_sink_is_begun_anew_with_the_drift_known():
     assert playout.inserted == 0
 
 
-def test_a_sink_that_asks_for_audio_itself_is_played_without_any_change_of_pitch():
+def test_a_sink_that_asks_for_audio_itself_is_played_without_any_change_of_pitch() -> None:
     speaker = Speaker()
     playout = Playout(speaker.sink, RATE, follow=False)
     for number in range(20_000):

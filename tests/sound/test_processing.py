@@ -1,5 +1,7 @@
 """Echo cancellation on a simulated room: what the speaker plays comes back to the microphone."""
 
+from __future__ import annotations
+
 import sys
 
 import numpy as np
@@ -8,6 +10,7 @@ import soundfile
 
 from encodec_rt.errors import BackendUnavailable, ConfigError
 from encodec_rt.sound.processing import VoiceProcessor
+from encodec_rt.types import Audio
 from tests.support.models import SPEECH
 from tests.support.tolerances import bound
 
@@ -18,14 +21,14 @@ NEAR_BEGINS_S = 4
 
 
 @pytest.fixture(scope="module")
-def far():
+def far() -> Audio:
     """What the other side says, twice."""
     audio, _ = soundfile.read(SPEECH.with_name("speech_it.flac"), dtype="float32")
     return np.tile(audio, 2)[: 9 * RATE]
 
 
 @pytest.fixture(scope="module")
-def echo(far):
+def echo(far: Audio) -> Audio:
     """The speaker as the microphone hears it: 12 dB weaker, late, and with 50 ms of room."""
     pytest.importorskip("livekit.rtc")
     taps = round(0.05 * RATE)
@@ -37,14 +40,14 @@ def echo(far):
 
 
 @pytest.fixture(scope="module")
-def near(far):
+def near(far: Audio) -> Audio:
     """What this side says after a while, at the same time as the other."""
     audio, _ = soundfile.read(SPEECH, dtype="float32")
     silence = np.zeros(NEAR_BEGINS_S * RATE, np.float32)
     return np.pad(np.concatenate([silence, audio]), (0, len(far)))[: len(far)]
 
 
-def cleaned(played, captured):
+def cleaned(played: Audio, captured: Audio) -> Audio:
     """``captured`` after the canceller, hop by hop as a call runs it."""
     voice = VoiceProcessor(RATE)
     pieces = []
@@ -54,12 +57,13 @@ def cleaned(played, captured):
     return np.concatenate(pieces)
 
 
-def level_db(audio):
+def level_db(audio: Audio) -> Audio:
     """Of each 20 ms."""
-    return 10 * np.log10(np.mean(audio.reshape(-1, RATE // 50) ** 2, axis=1) + 1e-9)
+    levels: Audio = 10 * np.log10(np.mean(audio.reshape(-1, RATE // 50) ** 2, axis=1) + 1e-9)
+    return levels
 
 
-def test_an_echo_is_taken_out_within_two_seconds(far, echo):
+def test_an_echo_is_taken_out_within_two_seconds(far: Audio, echo: Audio) -> None:
     span = slice(2 * RATE, NEAR_BEGINS_S * RATE)
     heard = cleaned(far, echo[: span.stop])
     gone_db = 10 * np.log10(np.sum(echo[span] ** 2) / np.sum(heard[span] ** 2))
@@ -67,7 +71,7 @@ def test_an_echo_is_taken_out_within_two_seconds(far, echo):
     assert gone_db > bound("echo return loss", "dB")
 
 
-def test_a_voice_beside_an_echo_stays(far, echo, near):
+def test_a_voice_beside_an_echo_stays(far: Audio, echo: Audio, near: Audio) -> None:
     both, alone = cleaned(far, echo + near), cleaned(np.zeros_like(far), near)
     span = slice((NEAR_BEGINS_S + 1) * RATE, len(far))
     likeness = np.corrcoef(both[span], alone[span])[0, 1]
@@ -79,12 +83,14 @@ def test_a_voice_beside_an_echo_stays(far, echo, near):
 
 
 @pytest.mark.parametrize(("settings", "held_ms"), [({}, 9.3), ({"noise": True}, 15.3)])
-def test_what_the_filters_hold_back_is_found_at_the_start(settings, held_ms):
+def test_what_the_filters_hold_back_is_found_at_the_start(
+    settings: dict[str, bool], held_ms: float
+) -> None:
     pytest.importorskip("livekit.rtc")
     assert VoiceProcessor(RATE, **settings).held_ms == pytest.approx(held_ms, abs=0.3)
 
 
-def test_noise_suppression_lowers_a_steady_noise():
+def test_noise_suppression_lowers_a_steady_noise() -> None:
     pytest.importorskip("livekit.rtc")
     noise = np.random.default_rng(1).normal(0, 0.01, 3 * RATE).astype(np.float32)
     voice = VoiceProcessor(RATE, echo=False, noise=True)
@@ -92,7 +98,7 @@ def test_noise_suppression_lowers_a_steady_noise():
     assert 20 * np.log10(heard[2 * RATE :].std() / noise.std()) < -6
 
 
-def test_any_length_may_come_and_whole_blocks_leave(near):
+def test_any_length_may_come_and_whole_blocks_leave(near: Audio) -> None:
     pytest.importorskip("livekit.rtc")
     said = near[NEAR_BEGINS_S * RATE :][: 2 * RATE]
     whole = VoiceProcessor(RATE, echo=False, gain=True).clean(said)
@@ -105,12 +111,12 @@ def test_any_length_may_come_and_whole_blocks_leave(near):
 
 
 @pytest.mark.parametrize("rate_hz", [800, 11_025, 96_000])
-def test_a_rate_that_the_library_does_not_take_is_refused(rate_hz):
+def test_a_rate_that_the_library_does_not_take_is_refused(rate_hz: int) -> None:
     with pytest.raises(ConfigError, match="8000 to 48000 Hz"):
         VoiceProcessor(rate_hz)
 
 
-def test_without_the_extra_the_error_names_it(monkeypatch):
+def test_without_the_extra_the_error_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "livekit.rtc", None)
     with pytest.raises(BackendUnavailable, match=r"pip install 'encodec-rt\[aec\]'"):
         VoiceProcessor(RATE)

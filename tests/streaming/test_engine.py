@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import weakref
+from collections.abc import Callable
 
 import numpy as np
 import pytest
@@ -135,7 +136,8 @@ def test_a_receiver_hears_the_same_from_a_stream_and_from_a_slot(backend: str) -
                 codes, Channel(profile, seed=3), Receiver(decoder), controller=controller
             ).audio
         )
-    assert np.array_equal(*heard)
+    one, other = heard
+    assert np.array_equal(one, other)
 
 
 def test_a_concealer_in_two_halves_is_one_and_fits_an_engine_s_tick(codec: Codec) -> None:
@@ -187,12 +189,18 @@ def test_an_engine_and_a_stream_that_are_dropped_are_freed_at_once(plain: Codec)
     gc.collect()
     gc.disable()
     try:
-        for make in (plain.engine, plain.stream_encoder, plain.stream_decoder):
-            held = make(2, kbps(plain)) if make == plain.engine else make(kbps(plain))
+        makers: tuple[Callable[[], object], ...] = (
+            lambda: plain.engine(2, kbps(plain)),
+            lambda: plain.stream_encoder(kbps(plain)),
+            lambda: plain.stream_decoder(kbps(plain)),
+        )
+        for make in makers:
+            held = make()
             gone = weakref.ref(held)
             del held
             assert gone() is None
         engine = plain.engine(2, kbps(plain))
+        watched: list[Callable[[], object]]
         watched = [weakref.ref(engine), *(weakref.ref(step) for step in engine.ticks.values())]
         del engine
         assert [each() for each in watched] == [None, None, None]

@@ -40,7 +40,7 @@ def test_what_is_dropped_is_freed_at_once(
     # The way of a CUDA device. A graph knows nothing of the run that it was captured from.
     monkeypatch.setattr(triton, "capture_eagerly", capture_graph)
     monkeypatch.setattr(cuda_graph, "capture", lambda device, *runs: (lambda: None,) * len(runs))
-    codec = Codec(random_model(tiny_config(pad_mode="constant")), backend=backend)  # type: ignore[arg-type]
+    codec = Codec(random_model(tiny_config(pad_mode="constant")), backend=backend)
     held = make(codec)
     # Not isinstance, which would look into objects that warn of it.
     steps = [each for each in gc.get_objects() if type(each) is Tick]

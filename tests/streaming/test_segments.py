@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -10,7 +12,8 @@ from encodec_rt.config import PRESETS, EncodecConfig
 from encodec_rt.errors import ConfigError, InputError, StateError
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.segments import Segment, SegmentDecoder
-from tests.support.models import hf_twin, random_model, speech, tiny_config
+from tests.support.models import hf_decoded, hf_encoded, hf_twin, random_model, speech, tiny_config
+from tests.support.narrow import present
 
 LIKE_48_KHZ = tiny_config(
     audio_channels=2,
@@ -50,17 +53,17 @@ def test_segments_equal_transformers(codec: Codec, length: int, size: int) -> No
     segments = segments_of(codec, audio, size)
     twin = hf_twin(codec.model)
     with torch.inference_mode():
-        wanted = twin.encode(audio[None], bandwidth=codec.config.target_bandwidths[-1])
-        heard = twin.decode(*wanted[:2], last_frame_pad_length=wanted.last_frame_pad_length)
-    assert len(segments) == len(wanted.audio_codes)
-    for segment, codes, scale in zip(
-        segments, wanted.audio_codes, wanted.audio_scales, strict=True
-    ):
+        wanted, scales, padding = hf_encoded(
+            twin, audio[None], bandwidth=codec.config.target_bandwidths[-1]
+        )
+        heard = hf_decoded(twin, wanted, scales, padding=padding)
+    assert len(segments) == len(wanted)
+    for segment, codes, scale in zip(segments, wanted, scales, strict=True):
         assert np.array_equal(segment.codes.T, codes[0, :, : len(segment.codes)].numpy())
-        assert segment.scale == pytest.approx(float(scale), rel=1e-6)
+        assert segment.scale == pytest.approx(float(present(scale)), rel=1e-6)
     assert sum(segment.samples for segment in segments) >= length
     np.testing.assert_allclose(
-        decoded(codec.segment_decoder(), segments), heard.audio_values[0].numpy(), atol=1e-5
+        decoded(codec.segment_decoder(), segments), heard[0].numpy(), atol=1e-5
     )
 
 
@@ -93,7 +96,7 @@ def test_full_size_48_khz_stream_equals_offline() -> None:
     for segment, codes in zip(segments, wanted.audio_codes, strict=True):
         assert np.array_equal(segment.codes.T, codes[0, :, : len(segment.codes)].numpy())
     np.testing.assert_allclose(
-        decoded(codec.segment_decoder(), segments), heard.audio_values[0].numpy(), atol=1e-5
+        decoded(codec.segment_decoder(), segments), heard[0].numpy(), atol=1e-5
     )
 
 
@@ -108,7 +111,7 @@ def test_full_size_48_khz_stream_equals_offline() -> None:
     ],
     ids=["centred", "norm over time", "normalised clip", "much overlap", "no overlap"],
 )
-def test_other_models_that_cannot_be_stepped_stream_in_segments(changes: dict[str, object]) -> None:
+def test_other_models_that_cannot_be_stepped_stream_in_segments(changes: dict[str, Any]) -> None:
     codec = Codec(random_model(tiny_config(**changes)))
     audio = speech(1, 990)
     segments = segments_of(codec, audio, 99)

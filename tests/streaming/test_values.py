@@ -147,7 +147,7 @@ def test_an_interrupted_push_leaves_the_stream_as_before(
     pairs.append((decoder, codes))
     for stream, pushed in pairs:
         step = stream._step
-        stream._step = Interrupting(step, 3, after=after)
+        stream._step = Interrupting(step, 3, after=after)  # type: ignore[assignment]
         with pytest.raises(KeyboardInterrupt):
             stream.push(pushed)
         stream._step = step

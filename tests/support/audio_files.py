@@ -102,7 +102,10 @@ def with_ffmpeg(container: str, codec: str, sample: str, **options: str) -> Any:
         with av.open(file, "w", format=container, options=options) as output:
             layout = {1: "mono", 2: "stereo", 8: "7.1"}[len(audio)]
             stream = output.add_stream(codec, rate=rate, layout=layout)
-            values = audio if sample.startswith("flt") else np.rint(audio * 32767).astype(np.int16)
+            assert isinstance(stream, av.AudioStream)
+            values: NDArray[Any] = audio
+            if not sample.startswith("flt"):
+                values = np.rint(audio * 32767).astype(np.int16)
             if not sample.endswith("p"):
                 values = values.T.reshape(1, -1)
             frame = av.AudioFrame.from_ndarray(np.ascontiguousarray(values), sample, layout)

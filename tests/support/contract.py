@@ -67,8 +67,8 @@ def stream(codec: Codec, audio: Tensor, sizes: Sequence[int], start: Start) -> S
 def offline_codes(model: EncodecModel | HfModel, audio: Tensor) -> Codes:
     """The offline model's codes [frames, Q] of [channels, n] at the highest bandwidth."""
     with torch.inference_mode():
-        encoded = model.encode(audio[None], bandwidth=model.config.target_bandwidths[-1])
-    codes: NDArray[np.uint16] = encoded.audio_codes[0, 0].t().numpy().astype(np.uint16)
+        stacked = model.encode(audio[None], bandwidth=model.config.target_bandwidths[-1])[0]
+    codes: NDArray[np.uint16] = stacked[0, 0].t().numpy().astype(np.uint16)
     return codes
 
 
@@ -76,7 +76,7 @@ def offline_audio(model: EncodecModel, codes: Codes) -> Audio:
     """The offline model's audio [channels, n] of codes [frames, Q]."""
     with torch.inference_mode():
         stacked = torch.from_numpy(codes.T.astype(np.int64))[None, None]
-        audio: Audio = model.decode(stacked, [None]).audio_values[0].numpy()
+        audio: Audio = model.decode(stacked, [None])[0][0].numpy()
     return audio
 
 
@@ -137,7 +137,8 @@ def engine_of(codec: Codec, slots: int, start: Start = "primed") -> Engine:
 def ticks(engine: Engine, audio: Tensor, active: list[list[bool]]) -> tuple[Tensor, Tensor]:
     """Codes [ticks, S, Q] and audio [ticks, S, hop] of [S, n] audio, one frame per tick."""
     codes, heard = [], []
-    for frame, mask in zip(audio.split(engine.model.config.hop_length, dim=1), active, strict=True):
+    frames: tuple[Tensor, ...] = torch.split(audio, engine.model.config.hop_length, dim=1)
+    for frame, mask in zip(frames, active, strict=True):
         codes.append(engine.encode(frame.contiguous(), torch.tensor(mask)).clone())
         heard.append(engine.decode(codes[-1], torch.tensor(mask)).clone())
     return torch.stack(codes), torch.stack(heard)

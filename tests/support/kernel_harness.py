@@ -47,7 +47,7 @@ def poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
     """Fill what ``torch.empty`` gives with NaN, or with a code that no book has."""
     empty = torch.empty
 
-    def filled(*shape: int, **options: object) -> Tensor:
+    def filled(*shape: int, **options: Any) -> Tensor:
         found: Tensor = empty(*shape, **options)
         return found.fill_(math.nan if found.is_floating_point() else -(2**40))
 

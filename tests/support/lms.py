@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from encodec_rt.lm.integer import IntegerLm, LmConfig, tensor_shapes, unseen
+from encodec_rt.lm.integer import IntegerLm
+from encodec_rt.lm.tensors import LmConfig, tensor_shapes, unseen
 from encodec_rt.types import Codes
 
 SMALL = LmConfig(layers=(1, 1, 2), codebook_size=16, widths=(12, 8, 8), dilations=(1, 2, 5))

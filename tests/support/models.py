@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -91,7 +92,35 @@ def hf_twin(model: EncodecModel) -> transformers.EncodecModel:
     names = [field.name for field in fields(model.config)]
     twin = HfModel(HfConfig(**{name: getattr(model.config, name) for name in names}))
     twin.load_state_dict(model.state_dict())
-    return twin.eval()
+    twin.eval()
+    return twin
+
+
+def hf_encoded(
+    twin: transformers.EncodecModel,
+    audio: Tensor,
+    mask: Tensor | None = None,
+    bandwidth: float | None = None,
+) -> tuple[Tensor, Sequence[Tensor | None], int]:
+    """Codes, scales and padding frames as ``transformers`` gives them."""
+    codes, scales, padding = tuple(twin.encode(audio, mask, bandwidth, return_dict=False))
+    assert isinstance(codes, Tensor)
+    assert isinstance(scales, (Tensor, list))
+    assert isinstance(padding, int)
+    return codes, list(scales), padding
+
+
+def hf_decoded(
+    twin: transformers.EncodecModel,
+    codes: Tensor,
+    scales: Sequence[Tensor | None],
+    mask: Tensor | None = None,
+    padding: int = 0,
+) -> Tensor:
+    """What ``transformers`` makes of them."""
+    decoded = twin.decode(codes, scales, mask, return_dict=False, last_frame_pad_length=padding)[0]  # type: ignore[arg-type]
+    assert isinstance(decoded, Tensor)
+    return decoded
 
 
 def _randomize(module: nn.Module) -> None:
@@ -102,7 +131,9 @@ def _randomize(module: nn.Module) -> None:
         scale = 1.2 / math.sqrt(module.in_channels * taps)
         weight = scale * torch.randn_like(module.weight)
         if is_parametrized(module, "weight"):
-            magnitude, direction = module.parametrizations.weight.parameters()
+            parametrizations = module.parametrizations
+            assert isinstance(parametrizations, nn.ModuleDict)
+            magnitude, direction = parametrizations["weight"].parameters()
             magnitude.copy_(weight.norm(dim=(1, 2), keepdim=True))
             # The direction's own length means nothing, and is anything after training.
             direction.copy_(weight * (torch.rand(len(weight), 1, 1) + 0.5))
@@ -124,7 +155,7 @@ def _at_least(rows: Tensor, count: int) -> Tensor:
 
 def _fit_codebooks(model: EncodecModel, rows: Tensor) -> None:
     size, count = model.config.codebook_size, len(rows)
-    for layer in model.quantizer.layers:
+    for layer in model.quantizer.stages:
         book = layer.codebook
         # The next book is fitted to what this one leaves of rows that it was not fitted to.
         seen, unseen = rows[torch.randperm(count)].chunk(2)
@@ -136,14 +167,14 @@ def _fit_codebooks(model: EncodecModel, rows: Tensor) -> None:
 
 def _level_output(model: EncodecModel, latents: Tensor) -> None:
     """Bring the decoder's output to the level of speech."""
-    last = model.decoder.layers[-1]
+    last = dict(model.decoder.layers[-1].named_parameters())
     gain = 0.1 / model.decoder(latents[:100].t()[None]).std()
-    if last.norm is None:
-        last.conv.parametrizations.weight.original0.mul_(gain)
-        last.conv.bias.mul_(gain)
+    if "norm.weight" in last:
+        last["norm.weight"].mul_(gain)
+        last["norm.bias"].mul_(gain)
     else:
-        last.norm.weight.mul_(gain)
-        last.norm.bias.mul_(gain)
+        last["conv.parametrizations.weight.original0"].mul_(gain)
+        last["conv.bias"].mul_(gain)
 
 
 def _k_means(rows: Tensor, size: int, *, rounds: int = 2) -> Tensor:

@@ -16,6 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tests.support.narrow import present
+
 RATE = 24_000
 PROGRAMS = ("pulseaudio", "pactl", "pacat", "parec")
 FORMAT = ("--raw", f"--rate={RATE}", "--channels=1", "--format=s16le")
@@ -113,7 +115,9 @@ class PulseServer:
     def _env(self) -> dict[str, str]:
         return {**os.environ, **self.environment}
 
-    def _popen(self, *command: str, stdin=None, stdout=subprocess.DEVNULL) -> subprocess.Popen:
+    def _popen(
+        self, *command: str, stdin: int | None = None, stdout: int = subprocess.DEVNULL
+    ) -> subprocess.Popen[bytes]:
         return subprocess.Popen(
             command, env=self._env(), stdin=stdin, stdout=stdout, stderr=subprocess.DEVNULL
         )
@@ -152,9 +156,10 @@ class Recorder:
         self._process.terminate()
         self._thread.join()
         self._process.wait()
-        self._process.stdout.close()
+        present(self._process.stdout).close()
         return np.frombuffer(bytes(self._bytes[: len(self._bytes) // 2 * 2]), np.int16)
 
     def _collect(self) -> None:
-        while piece := self._process.stdout.read1(65536):
+        pipe = present(self._process.stdout)
+        while piece := os.read(pipe.fileno(), 65536):
             self._bytes += piece

@@ -3,32 +3,40 @@
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Sequence
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tests.support.tolerances import bound
 
 RATE = 24_000
+Floats = NDArray[np.float64]
+Sound = NDArray[np.float64] | NDArray[np.float32] | NDArray[np.int16]
 
 
-def low(sound):
+def low(sound: Sound) -> Floats:
     """The part below 1.5 kHz, where a fraction of a sample's delay matters little."""
     spectrum = np.fft.rfft(sound)
     spectrum[1500 * len(sound) // RATE :] = 0
-    return np.fft.irfft(spectrum, len(sound))
+    filtered: Floats = np.fft.irfft(spectrum, len(sound))
+    return filtered
 
 
-def likeness(piece, sound):
+def likeness(piece: Sound, sound: Sound) -> Floats:
     """How like ``piece`` (correlation) ``sound`` is, from each of its places on."""
     size = 1 << (len(sound) + len(piece)).bit_length()
     inner = np.fft.irfft(np.fft.rfft(sound, size) * np.conj(np.fft.rfft(piece, size)), size)
     energy = np.concatenate([[0.0], np.cumsum(np.square(sound, dtype=float))])
     local = np.sqrt(energy[len(piece) :] - energy[: -len(piece)])
     norm = np.linalg.norm(piece)
-    return inner[: len(local)] / (norm * np.maximum(local, 1e-3 * norm))
+    alike: Floats = inner[: len(local)] / (norm * np.maximum(local, 1e-3 * norm))
+    return alike
 
 
-def shares(sent, received, seconds, *, period=None):
+def shares(
+    sent: Sound, received: Sound, seconds: float, *, period: int | None = None
+) -> list[tuple[int, float]]:
     """Of each piece of ``sent``: its place in ``received``, and its likeness there.
 
     What is the same in every ``period`` of ``sent`` tells nothing about the place.
@@ -47,15 +55,17 @@ def shares(sent, received, seconds, *, period=None):
     return found
 
 
-def check_order(found, wanted, counts, *, over="server"):
+def check_order(
+    found: Sequence[tuple[int, float]], wanted: float, counts: object, *, over: str = "server"
+) -> None:
     """Most pieces arrived whole, in the order in which they were sent.
 
     A host that stands still for a while costs the pieces that it happened in, and two pieces that
     are alike may be taken for each other.
     """
-    ordered = []
-    for place, likeness in found:
-        if likeness > wanted:
+    ordered: list[int] = []
+    for place, alike in found:
+        if alike > wanted:
             # The longest run in order, by the lowest end that a run of each length can have.
             at = bisect_right(ordered, place)
             ordered[at : at + 1] = [place]

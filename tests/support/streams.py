@@ -19,6 +19,13 @@ STEREO = PRESETS["encodec_48khz"]
 WEIGHTS = bytes(range(32))
 
 
+class Trickle(io.BytesIO):
+    """A file that gives one to three bytes at a time, as a pipe may."""
+
+    def read(self, size: int | None = -1) -> bytes:
+        return super().read(min(-1 if size is None else size, 1 + self.tell() % 3))
+
+
 @dataclass(frozen=True, eq=False)
 class Stream:
     """A stream's bytes and what is in it: codes [frames, Q], samples, scales, and its coder."""

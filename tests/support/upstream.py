@@ -21,7 +21,7 @@ if "torchaudio" not in sys.modules:
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
-    import encodec
+    import encodec as encodec
     from encodec.modules import SEANetDecoder, SEANetEncoder
     from encodec.quantization import ResidualVectorQuantizer
 

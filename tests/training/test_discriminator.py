@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import torch
+from torch import nn
 
 from encodec_rt.training.discriminator import DiscriminatorConfig, MultiScaleStftDiscriminator
 from encodec_rt.training.losses import discriminator_hinge
@@ -16,10 +17,11 @@ def small() -> MultiScaleStftDiscriminator:
 def test_the_default_has_the_papers_windows_and_layers() -> None:
     network = MultiScaleStftDiscriminator(DiscriminatorConfig())
     assert [scale.size for scale in network.scales] == [2048, 1024, 512, 256, 128]
-    shapes = [tuple(layer.weight.shape) for layer in network.scales[0].layers]
+    layers = [each for each in network.scales[0].modules() if isinstance(each, nn.Conv2d)][:-1]
+    shapes = [tuple(layer.weight.shape) for layer in layers]
     assert shapes == [(32, 2, 3, 9)] + [(32, 32, 3, 9)] * 3 + [(32, 32, 3, 3)]
-    assert [layer.dilation for layer in network.scales[0].layers][1:4] == [(1, 1), (2, 1), (4, 1)]
-    assert [layer.stride for layer in network.scales[0].layers][1:4] == [(1, 2)] * 3
+    assert [layer.dilation for layer in layers][1:4] == [(1, 1), (2, 1), (4, 1)]
+    assert [layer.stride for layer in layers][1:4] == [(1, 2)] * 3
 
 
 def test_there_is_one_judgement_per_window_and_five_layers_of_features() -> None:

@@ -8,8 +8,9 @@ from safetensors.torch import load_file
 
 from encodec_rt.errors import InputError
 from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.model.identity import TRAINING_ONLY
 from encodec_rt.training.curves import plot_curves, read_curves
-from encodec_rt.training.export import TRAINING_ONLY, export_weights
+from encodec_rt.training.export import export_weights
 from encodec_rt.training.initialisation import initialise
 from encodec_rt.training.presets import PRESETS
 
@@ -18,7 +19,7 @@ def started_model() -> EncodecModel:
     model = EncodecModel(PRESETS["smoke"].model)
     generator = torch.Generator().manual_seed(0)
     initialise(model, generator)
-    for layer in model.quantizer.layers:
+    for layer in model.quantizer.stages:
         layer.codebook.embed.copy_(torch.randn(layer.codebook.embed.shape, generator=generator))
     return model.eval()
 

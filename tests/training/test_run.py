@@ -247,7 +247,7 @@ def test_a_deadline_ends_the_schedule_on_time_after_an_interruption() -> None:
     assert budget.progress(5, 0.5, 1_200.0, 1_200.0) == 1.0
     for settings in ({}, {"steps": 3, "deadline": 4.0}, {"steps": 0}):
         with pytest.raises(ConfigError):
-            Budget(**settings)  # type: ignore[arg-type]
+            Budget(**settings)
 
 
 def test_variance_preserving_start_lets_the_signal_through() -> None:

@@ -24,18 +24,18 @@ def rate_kbps(plan: PacketPlan) -> float:
     return plan.packet_bytes(10) * 8 * 75 / plan.frames / 1000
 
 
-def test_an_unhindered_call_sends_each_frame_at_once_with_all_codebooks():
+def test_an_unhindered_call_sends_each_frame_at_once_with_all_codebooks() -> None:
     plan = settle(RateController(codebooks=8))
     assert (plan.frames, plan.codebooks) == (1, 8)
     assert plan.copies == 1
 
 
-def test_a_plan_knows_the_size_of_its_packets():
+def test_a_plan_knows_the_size_of_its_packets() -> None:
     assert PacketPlan(1, 8).packet_bytes(10) == HEADER_BYTES + 1 + 10
     assert PacketPlan(2, 8, 2, 2).packet_bytes(10) == HEADER_BYTES + 1 + 20 + 1 + 5
 
 
-def test_frames_per_packet_go_up_before_codebooks_go_down():
+def test_frames_per_packet_go_up_before_codebooks_go_down() -> None:
     seen = []
     for kbps in range(60, 3, -2):
         controller = RateController(codebooks=8)
@@ -50,7 +50,7 @@ def test_frames_per_packet_go_up_before_codebooks_go_down():
     assert all(codebooks == -8 for frames, codebooks in seen if frames < MAX_FRAMES)
 
 
-def test_less_is_sent_at_once_and_more_only_after_a_while():
+def test_less_is_sent_at_once_and_more_only_after_a_while() -> None:
     controller = RateController(codebooks=8)
     settle(controller, 2.0)
     controller.on_estimate(30_000, 2.0)
@@ -61,7 +61,7 @@ def test_less_is_sent_at_once_and_more_only_after_a_while():
     assert controller.plan(3.2).frames == 1
 
 
-def test_a_raise_that_runs_short_makes_the_next_one_wait_longer():
+def test_a_raise_that_runs_short_makes_the_next_one_wait_longer() -> None:
     controller = RateController(codebooks=8)
     settle(controller, 2.0)
     now_s, waits = 2.0, []
@@ -79,7 +79,7 @@ def test_a_raise_that_runs_short_makes_the_next_one_wait_longer():
     assert waits[2] > 1.5 * waits[1]
 
 
-def test_an_estimate_of_a_path_that_is_not_filled_holds_nothing_back():
+def test_an_estimate_of_a_path_that_is_not_filled_holds_nothing_back() -> None:
     controller = RateController(codebooks=8)
     # The other side cannot know of more than came, and little comes while nobody speaks.
     controller.on_estimate(12_000, 1.0)
@@ -88,7 +88,7 @@ def test_an_estimate_of_a_path_that_is_not_filled_holds_nothing_back():
     assert settle(controller, begin_s=1.0).frames == 1
 
 
-def test_after_a_squeeze_the_full_rate_returns_although_estimates_follow_what_is_sent():
+def test_after_a_squeeze_the_full_rate_returns_although_estimates_follow_what_is_sent() -> None:
     controller = RateController(codebooks=8)
     settle(controller, 2.0)
     controller.on_estimate(20_000, 2.0)
@@ -101,7 +101,7 @@ def test_after_a_squeeze_the_full_rate_returns_although_estimates_follow_what_is
     assert (plan.frames, plan.codebooks) == (1, 8)
 
 
-def test_loss_without_delay_brings_redundancy_that_codebooks_pay_for():
+def test_loss_without_delay_brings_redundancy_that_codebooks_pay_for() -> None:
     controller = RateController(codebooks=32)
     before = settle(controller)
     controller.on_report(0.12, 0.08, 1.0)
@@ -112,7 +112,7 @@ def test_loss_without_delay_brings_redundancy_that_codebooks_pay_for():
     assert rate_kbps(after) <= rate_kbps(before)
 
 
-def test_redundancy_stays_for_a_while_after_the_loss_and_then_goes():
+def test_redundancy_stays_for_a_while_after_the_loss_and_then_goes() -> None:
     controller = RateController(codebooks=16)
     for second, lost in enumerate([0.2, *[0.0] * 15]):
         controller.on_report(lost, 0.08, float(second))
@@ -122,7 +122,7 @@ def test_redundancy_stays_for_a_while_after_the_loss_and_then_goes():
     assert plan == settle(RateController(codebooks=16))
 
 
-def test_a_packet_repeats_at_least_as_many_frames_as_one_loss_takes():
+def test_a_packet_repeats_at_least_as_many_frames_as_one_loss_takes() -> None:
     controller = RateController(codebooks=8)
     settle(controller, 2.0)
     controller.on_estimate(20_000, 2.0)
@@ -130,7 +130,7 @@ def test_a_packet_repeats_at_least_as_many_frames_as_one_loss_takes():
     assert plan.copies >= plan.frames > 1
 
 
-def test_a_queue_seen_in_the_round_trip_cuts_the_rate_without_any_estimate():
+def test_a_queue_seen_in_the_round_trip_cuts_the_rate_without_any_estimate() -> None:
     controller = RateController(codebooks=8)
     full = rate_kbps(settle(controller))
     controller.on_report(0.0, 0.05, 0.0)
@@ -144,19 +144,19 @@ def test_a_queue_seen_in_the_round_trip_cuts_the_rate_without_any_estimate():
     assert rate_kbps(plan) == full
 
 
-def test_no_redundancy_where_it_is_off():
+def test_no_redundancy_where_it_is_off() -> None:
     controller = RateController(codebooks=8, redundancy=False)
     controller.on_report(0.3, 0.1, 0.0)
     assert settle(controller).copies == 0
 
 
-def test_one_codebook_is_the_least():
+def test_one_codebook_is_the_least() -> None:
     assert settle(RateController(codebooks=1)).codebooks == 1
     with pytest.raises(ConfigError, match="codebooks=0"):
         RateController(codebooks=0)
 
 
-def test_a_standing_queue_is_told_from_jitter():
+def test_a_standing_queue_is_told_from_jitter() -> None:
     rng = np.random.default_rng(0)
     jitter, queue = StandingQueue(), StandingQueue()
     for step in range(75 * 20):

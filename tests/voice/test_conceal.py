@@ -5,6 +5,7 @@ import pytest
 
 from encodec_rt.errors import InputError
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.types import Audio, Codes
 from encodec_rt.voice.conceal import FADE_AFTER, FADE_S, REPAIR_FRAMES, Concealer
 from tests.support.models import random_model, speech, tiny_config
 from tests.support.tolerances import bound
@@ -23,11 +24,11 @@ def kbps(codec: Codec) -> float:
 
 
 @pytest.fixture(scope="module")
-def codes(codec: Codec, kbps: float) -> np.ndarray:
+def codes(codec: Codec, kbps: float) -> Codes:
     return codec.stream_encoder(kbps).push(speech(FRAMES * codec.config.hop_length).numpy())
 
 
-def run(concealer: Concealer, codes: np.ndarray, lost: set[int]) -> np.ndarray:
+def run(concealer: Concealer, codes: Codes, lost: set[int]) -> Audio:
     hops = [
         concealer.play(None if index in lost else codes[index : index + 1], index)
         for index in range(len(codes))
@@ -35,18 +36,22 @@ def run(concealer: Concealer, codes: np.ndarray, lost: set[int]) -> np.ndarray:
     return np.stack(hops)
 
 
-def test_without_loss_the_output_is_that_of_a_stream_decoder(codec, kbps, codes):
+def test_without_loss_the_output_is_that_of_a_stream_decoder(
+    codec: Codec, kbps: float, codes: Codes
+) -> None:
     heard = run(Concealer(codec.stream_decoder(kbps)), codes, set())
     np.testing.assert_array_equal(heard.reshape(-1), codec.stream_decoder(kbps).push(codes))
 
 
-def test_every_lost_frame_gives_one_hop_of_finite_audio(codec, kbps, codes):
+def test_every_lost_frame_gives_one_hop_of_finite_audio(
+    codec: Codec, kbps: float, codes: Codes
+) -> None:
     heard = run(Concealer(codec.stream_decoder(kbps)), codes, set(range(20, 90)))
     assert heard.shape == (FRAMES, codec.config.hop_length)
     assert np.isfinite(heard).all()
 
 
-def test_the_state_converges_back_after_a_loss(codec, kbps, codes):
+def test_the_state_converges_back_after_a_loss(codec: Codec, kbps: float, codes: Codes) -> None:
     whole = run(Concealer(codec.stream_decoder(kbps)), codes, set())
     torn = run(Concealer(codec.stream_decoder(kbps)), codes, {20, 21, 22, 23, 24})
     errors = np.sqrt(np.square(whole - torn).mean(axis=1) / np.square(whole).mean())
@@ -54,7 +59,9 @@ def test_the_state_converges_back_after_a_loss(codec, kbps, codes):
     assert errors[25 + 40 :].max() < bound("concealment", "converged")
 
 
-def test_a_long_loss_fades_to_the_background_heard_before(codec, kbps):
+def test_a_long_loss_fades_to_the_background_heard_before(
+    codec: Codec, kbps: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hop = codec.config.hop_length
     background = 3e-4 * np.random.default_rng(0).standard_normal(40 * hop).astype(np.float32)
     talk = speech(20 * hop, seed=3).numpy()
@@ -63,7 +70,7 @@ def test_a_long_loss_fades_to_the_background_heard_before(codec, kbps):
     concealer = Concealer(codec.stream_decoder(kbps))
     # Random weights need not decode the background as quietly as it was, so the test says which.
     verdicts = [False] * 3 + [True] * len(talk_codes)
-    concealer._detector.is_active = lambda pcm: verdicts.pop(0)
+    monkeypatch.setattr(concealer._detector, "is_active", lambda pcm: verdicts.pop(0))
     run(concealer, quiet_codes[:3], set())
     run(concealer, talk_codes, set())
     assert not concealer.is_noise
@@ -75,7 +82,9 @@ def test_a_long_loss_fades_to_the_background_heard_before(codec, kbps):
     assert np.isfinite(heard).all()
 
 
-def test_a_frame_that_comes_late_makes_what_follows_exact_again(codec, kbps, codes):
+def test_a_frame_that_comes_late_makes_what_follows_exact_again(
+    codec: Codec, kbps: float, codes: Codes
+) -> None:
     whole = run(Concealer(codec.stream_decoder(kbps)), codes, set())
     concealer = Concealer(codec.stream_decoder(kbps))
     heard = list(run(concealer, codes[:22], {20}))
@@ -87,7 +96,9 @@ def test_a_frame_that_comes_late_makes_what_follows_exact_again(codec, kbps, cod
     np.testing.assert_array_equal(np.stack(heard[23:]), whole[23:])
 
 
-def test_late_frames_of_one_gap_are_repaired_together_or_in_turn(codec, kbps, codes):
+def test_late_frames_of_one_gap_are_repaired_together_or_in_turn(
+    codec: Codec, kbps: float, codes: Codes
+) -> None:
     whole = run(Concealer(codec.stream_decoder(kbps)), codes, set())
     for calls in ([[20, 21]], [[20], [21]], [[21], [20]]):
         concealer = Concealer(codec.stream_decoder(kbps))
@@ -98,7 +109,9 @@ def test_late_frames_of_one_gap_are_repaired_together_or_in_turn(codec, kbps, co
         np.testing.assert_array_equal(concealer.play(codes[23:24], 23), whole[23])
 
 
-def test_a_frame_that_comes_too_late_or_was_played_changes_nothing(codec, kbps, codes):
+def test_a_frame_that_comes_too_late_or_was_played_changes_nothing(
+    codec: Codec, kbps: float, codes: Codes
+) -> None:
     plain, asked = Concealer(codec.stream_decoder(kbps)), Concealer(codec.stream_decoder(kbps))
     lost = {20}
     end = 21 + REPAIR_FRAMES
@@ -110,7 +123,7 @@ def test_a_frame_that_comes_too_late_or_was_played_changes_nothing(codec, kbps, 
     )
 
 
-def test_the_return_from_a_repair_is_faded_in(codec, kbps, codes):
+def test_the_return_from_a_repair_is_faded_in(codec: Codec, kbps: float, codes: Codes) -> None:
     concealer, other = Concealer(codec.stream_decoder(kbps)), Concealer(codec.stream_decoder(kbps))
     run(concealer, codes[:22], {20, 21})
     run(other, codes[:22], {20, 21})
@@ -120,7 +133,9 @@ def test_the_return_from_a_repair_is_faded_in(codec, kbps, codes):
 
 
 @pytest.mark.parametrize("lost", [FADE_AFTER, 12])
-def test_the_return_from_a_loss_is_faded_in_without_a_step(codec, kbps, codes, lost: int):
+def test_the_return_from_a_loss_is_faded_in_without_a_step(
+    codec: Codec, kbps: float, codes: Codes, lost: int
+) -> None:
     end = 20 + lost
     concealer, gone_on = (
         Concealer(codec.stream_decoder(kbps)),
@@ -147,7 +162,9 @@ def test_the_return_from_a_loss_is_faded_in_without_a_step(codec, kbps, codes, l
     assert seam <= max(sides) + apart / (len(ramp) - 1) + 1e-6
 
 
-def test_one_lost_frame_is_bridged_by_the_decoder_alone(codec, kbps, codes):
+def test_one_lost_frame_is_bridged_by_the_decoder_alone(
+    codec: Codec, kbps: float, codes: Codes
+) -> None:
     concealer = Concealer(codec.stream_decoder(kbps))
     run(concealer, codes[:21], {20})
     bare = codec.stream_decoder(kbps)
@@ -155,12 +172,14 @@ def test_one_lost_frame_is_bridged_by_the_decoder_alone(codec, kbps, codes):
     np.testing.assert_array_equal(concealer.play(codes[21:22], 21), bare.push(codes[21:22]))
 
 
-def test_fewer_codebooks_are_decoded_like_any_frame(codec, kbps, codes):
+def test_fewer_codebooks_are_decoded_like_any_frame(
+    codec: Codec, kbps: float, codes: Codes
+) -> None:
     concealer = Concealer(codec.stream_decoder(kbps))
     coarse = concealer.play(codes[:1, :2], 0)
     np.testing.assert_array_equal(coarse, codec.stream_decoder(kbps).push(codes[:1, :2]))
 
 
-def test_codes_that_the_model_does_not_have_are_refused(codec, kbps):
+def test_codes_that_the_model_does_not_have_are_refused(codec: Codec, kbps: float) -> None:
     with pytest.raises(InputError, match="codes"):
         Concealer(codec.stream_decoder(kbps)).play(np.full((1, 2), 999, np.uint16))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import ctypes.util
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,12 @@ RESUME_S = 0.2
 # A seventh of the hop by which both move.
 SLACK_MS = 2.0
 
+Compared = tuple[list[list[Sent]], Point]
 
-def put(buffer: JitterBuffer, index: int, now_s: float, codebooks: int = 2, **changes) -> Receipt:
+
+def put(
+    buffer: JitterBuffer, index: int, now_s: float, codebooks: int = 2, **changes: Any
+) -> Receipt:
     values = {"sequence": index & 0xFFFF, "timestamp": index * HOP & 0xFFFFFFFF, "ssrc": SSRC}
     packet = changes.pop("packet", None) or traces.frame(index, codebooks)
     return buffer.put(packet, now_s=now_s, **(values | changes))
@@ -32,10 +37,10 @@ def put(buffer: JitterBuffer, index: int, now_s: float, codebooks: int = 2, **ch
 def longest_gap_s(outcome: traces.Outcome, begin_s: float, end_s: float) -> float:
     """The longest time in which no frame was played."""
     times = [at for at in sorted(outcome.played_s.values()) if begin_s <= at <= end_s]
-    return max(np.diff([begin_s, *times, end_s]))
+    return float(max(np.diff([begin_s, *times, end_s])))
 
 
-def test_a_perfect_network_plays_every_frame_in_order_without_concealment():
+def test_a_perfect_network_plays_every_frame_in_order_without_concealment() -> None:
     packets = traces.trace(PathProfile(delay_ms=5), 10)
     outcome = traces.play(packets)
     assert list(outcome.played_s) == sorted(outcome.played_s)
@@ -45,7 +50,7 @@ def test_a_perfect_network_plays_every_frame_in_order_without_concealment():
     assert outcome.delays_ms(packets).max() < 5 + 10 + 1.5 * HOP_S * 1e3
 
 
-def test_overtaken_packets_are_played_in_order():
+def test_overtaken_packets_are_played_in_order() -> None:
     packets = traces.trace(PathProfile(delay_ms=20, jitter_ms=8, reorder=0.1, reorder_ms=25), 30)
     assert [p.index for p in packets] != sorted(p.index for p in packets)
     outcome = traces.play(packets)
@@ -53,16 +58,16 @@ def test_overtaken_packets_are_played_in_order():
 
 
 @pytest.mark.parametrize("order", [(2, 8), (8, 2)])
-def test_of_two_copies_the_one_with_more_codebooks_is_played(order: tuple[int, int]):
+def test_of_two_copies_the_one_with_more_codebooks_is_played(order: tuple[int, int]) -> None:
     buffer = JitterBuffer()
     for codebooks in order:
         put(buffer, 0, 0.0, codebooks)
     slots = [buffer.get(step * HOP_S) for step in range(4)]
-    played = [slot for slot in slots if slot.codes is not None]
-    assert [slot.codes.shape[1] for slot in played] == [8]
+    played = [slot.codes for slot in slots if slot.codes is not None]
+    assert [codes.shape[1] for codes in played] == [8]
 
 
-def test_a_lost_frame_is_recovered_from_the_redundancy_of_a_later_packet():
+def test_a_lost_frame_is_recovered_from_the_redundancy_of_a_later_packet() -> None:
     buffer = JitterBuffer(floor_ms=40)
     copy = np.array([[5, 6]], np.uint16)
     for index in (0, 1, 3, 4):
@@ -76,7 +81,7 @@ def test_a_lost_frame_is_recovered_from_the_redundancy_of_a_later_packet():
     np.testing.assert_array_equal(played[2].codes, copy)
 
 
-def test_sequence_number_and_timestamp_wrap_unnoticed():
+def test_sequence_number_and_timestamp_wrap_unnoticed() -> None:
     sent = traces.trace(PathProfile(delay_ms=20, jitter_ms=5), 20)
     plain = traces.play(sent)
     shifted = [Sent(p.arrival_s, p.sent_s, p.index, p.index + 65_000 & 0xFFFF) for p in sent]
@@ -84,7 +89,7 @@ def test_sequence_number_and_timestamp_wrap_unnoticed():
     assert wrapped.played_s == plain.played_s
 
 
-def test_after_a_delay_step_audio_resumes_soon_and_nothing_later_is_lost():
+def test_after_a_delay_step_audio_resumes_soon_and_nothing_later_is_lost() -> None:
     network = PathProfile(delay_ms=30, jitter_ms=2, step_at_s=10, step_ms=60)
     packets = traces.trace(network, 20, seed=3)
     outcome = traces.play(packets)
@@ -93,7 +98,7 @@ def test_after_a_delay_step_audio_resumes_soon_and_nothing_later_is_lost():
     assert outcome.late_share(after) < 0.01
 
 
-def test_spikes_are_not_paid_for_with_delay():
+def test_spikes_are_not_paid_for_with_delay() -> None:
     packets = traces.trace(PathProfile(delay_ms=40, jitter_ms=2, spike_every_s=5), 40)
     outcome = traces.play(packets)
     assert np.median(outcome.delays_ms(packets)) < 40 + 30
@@ -101,7 +106,7 @@ def test_spikes_are_not_paid_for_with_delay():
 
 
 @pytest.mark.parametrize("changes", [{"reorder": 0.05}, {"duplicate": 0.2}])
-def test_neither_reordering_nor_duplicates_interrupt(changes: dict[str, float]):
+def test_neither_reordering_nor_duplicates_interrupt(changes: dict[str, Any]) -> None:
     network = PathProfile(delay_ms=40, jitter_ms=3, reorder_ms=30, **changes)
     packets = traces.trace(network, 30, seed=1)
     outcome = traces.play(packets)
@@ -112,7 +117,7 @@ def test_neither_reordering_nor_duplicates_interrupt(changes: dict[str, float]):
     assert np.median(outcome.delays_ms(settled)) < 40 + reordered_ms + 10 + 1.5 * HOP_S * 1e3
 
 
-def test_after_an_outage_audio_resumes_at_once_and_at_the_same_delay():
+def test_after_an_outage_audio_resumes_at_once_and_at_the_same_delay() -> None:
     packets = traces.trace(PathProfile(delay_ms=40, jitter_ms=3, outages_s=((10, 15),)), 30)
     outcome = traces.play(packets)
     first_back = min(p.arrival_s for p in packets if p.sent_s >= 15)
@@ -124,7 +129,7 @@ def test_after_an_outage_audio_resumes_at_once_and_at_the_same_delay():
 
 
 @pytest.mark.parametrize("ppm", [-400, 400])
-def test_clock_drift_neither_grows_the_delay_nor_starves_the_playout(ppm: int):
+def test_clock_drift_neither_grows_the_delay_nor_starves_the_playout(ppm: int) -> None:
     packets = traces.trace(PathProfile(delay_ms=40, jitter_ms=4), 120, ppm=ppm)
     outcome = traces.play(packets, quiet=lambda now_s: now_s % 4 < 1.5)
     assert outcome.late_share(packets) < 0.01
@@ -134,7 +139,7 @@ def test_clock_drift_neither_grows_the_delay_nor_starves_the_playout(ppm: int):
     assert end_ms == pytest.approx(begin_ms, abs=1.5 * HOP_S * 1e3)
 
 
-def test_delay_shrinks_in_quiet_before_it_cuts_speech():
+def test_delay_shrinks_in_quiet_before_it_cuts_speech() -> None:
     network = PathProfile(delay_ms=90, jitter_ms=2, step_at_s=5, step_ms=-60)
     packets = traces.trace(network, 40)
     quiet = traces.play(packets, quiet=lambda now_s: now_s % 3 < 1)
@@ -145,7 +150,7 @@ def test_delay_shrinks_in_quiet_before_it_cuts_speech():
     assert quiet.delays_ms(end).max() < 30 + 40
 
 
-def test_delay_shrinks_in_endless_speech_too():
+def test_delay_shrinks_in_endless_speech_too() -> None:
     network = PathProfile(delay_ms=90, jitter_ms=2, step_at_s=5, step_ms=-60)
     packets = traces.trace(network, 60)
     outcome = traces.play(packets)
@@ -153,7 +158,7 @@ def test_delay_shrinks_in_endless_speech_too():
     assert outcome.delays_ms(end).max() < 30 + 40
 
 
-def test_delay_stays_between_floor_and_ceiling():
+def test_delay_stays_between_floor_and_ceiling() -> None:
     packets = traces.trace(PathProfile(delay_ms=40, jitter_ms=60), 30)
     buffer = JitterBuffer(floor_ms=10, ceiling_ms=80)
     outcome = traces.play(packets, buffer)
@@ -163,7 +168,7 @@ def test_delay_stays_between_floor_and_ceiling():
     assert steady.delays_ms(traces.trace(PathProfile(), 10)).min() > 50 - HOP_S * 1e3 / 2
 
 
-def test_late_frames_are_told_once():
+def test_late_frames_are_told_once() -> None:
     buffer = JitterBuffer()
     for index in (0, 1, 3):
         put(buffer, index, index * HOP_S)
@@ -174,7 +179,7 @@ def test_late_frames_are_told_once():
     assert put(buffer, 2, 8 * HOP_S).late == []
 
 
-def test_a_new_source_is_believed_from_its_second_packet_on():
+def test_a_new_source_is_believed_from_its_second_packet_on() -> None:
     buffer = JitterBuffer()
     put(buffer, 0, 0.0)
     first = put(buffer, 900, 0.02, ssrc=99)
@@ -185,7 +190,7 @@ def test_a_new_source_is_believed_from_its_second_packet_on():
     assert (second.accepted, second.restarted) == (True, True)
 
 
-def test_one_wild_timestamp_changes_nothing_and_two_in_a_row_restart():
+def test_one_wild_timestamp_changes_nothing_and_two_in_a_row_restart() -> None:
     buffer = JitterBuffer()
     put(buffer, 0, 0.0)
     assert not put(buffer, 1, 0.0, timestamp=1 << 31).accepted
@@ -194,7 +199,7 @@ def test_one_wild_timestamp_changes_nothing_and_two_in_a_row_restart():
     assert put(buffer, 4, 0.04, timestamp=(1 << 30) + HOP).restarted
 
 
-def test_a_timestamp_between_frames_is_refused():
+def test_a_timestamp_between_frames_is_refused() -> None:
     buffer = JitterBuffer()
     put(buffer, 0, 0.0)
     assert not put(buffer, 1, 0.0, timestamp=HOP + 1).accepted
@@ -213,7 +218,9 @@ def test_a_timestamp_between_frames_is_refused():
         max_size=300,
     )
 )
-def test_whatever_comes_memory_is_bounded_and_a_slot_is_given(steps):
+def test_whatever_comes_memory_is_bounded_and_a_slot_is_given(
+    steps: list[tuple[int, int, int, float, bool]],
+) -> None:
     buffer = JitterBuffer()
     now_s = 0.0
     for sequence, timestamp, ssrc, pause_s, quiet in steps:
@@ -227,7 +234,9 @@ def test_whatever_comes_memory_is_bounded_and_a_slot_is_given(steps):
 
 
 @pytest.mark.parametrize("jump_s", [-100.0, -1.201, -0.7, 0.7, 1.3, 100.0])
-def test_a_transit_far_from_all_before_moves_the_histogram_and_loses_no_weight(jump_s):
+def test_a_transit_far_from_all_before_moves_the_histogram_and_loses_no_weight(
+    jump_s: float,
+) -> None:
     transits = TransitHistogram(late_cost_ms=20)
     for _ in range(500):
         transits.add(0.05)
@@ -237,21 +246,21 @@ def test_a_transit_far_from_all_before_moves_the_histogram_and_loses_no_weight(j
     assert transits.quantile(1.0) < max(0.05, 0.05 + jump_s) + 1.3
 
 
-@pytest.mark.slow
-def test_an_hour_neither_grows_the_delay_nor_the_memory():
+def test_the_drift_of_an_hour_neither_grows_the_delay_nor_the_memory() -> None:
+    # 300 ppm for ten minutes, which is 50 ppm for an hour.
     network = PathProfile(delay_ms=40, jitter_ms=8, loss=0.02, spike_every_s=20)
-    packets = traces.trace(network, 3600, ppm=50)
+    packets = traces.trace(network, 600, ppm=300)
     buffer = JitterBuffer()
     outcome = traces.play(packets, buffer, quiet=lambda now_s: now_s % 4 < 1.5)
-    first = [p for p in packets if 60 < p.sent_s < 360]
-    last = [p for p in packets if p.sent_s > 3300]
+    first = [p for p in packets if 30 < p.sent_s < 150]
+    last = [p for p in packets if p.sent_s > 480]
     medians = [np.median(outcome.delays_ms(part)) for part in (first, last)]
     assert medians[1] == pytest.approx(medians[0], abs=1.5 * HOP_S * 1e3)
     assert len(buffer._frames) < 60
 
 
 @pytest.mark.parametrize("changes", [{"floor_ms": -1}, {"floor_ms": 50, "ceiling_ms": 40}])
-def test_impossible_bounds_are_refused(changes: dict[str, float]):
+def test_impossible_bounds_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match="floor_ms"):
         JitterBuffer(**changes)
 
@@ -265,13 +274,15 @@ def speex() -> Speex:
 
 
 @pytest.fixture(scope="module", params=NETWORKS)
-def compared(request: pytest.FixtureRequest, speex: Speex) -> tuple[list[list[Sent]], Point]:
+def compared(request: pytest.FixtureRequest, speex: Speex) -> Compared:
     """Traces of one network, and what libspeexdsp makes of them."""
     packets = [traces.trace(NETWORKS[request.param], 45, seed=seed) for seed in (1, 2)]
     return packets, point([speex.play(each) for each in packets], packets)
 
 
-def test_late_loss_and_delay_together_cost_no_more_than_those_of_libspeexdsp(compared):
+def test_late_loss_and_delay_together_cost_no_more_than_those_of_libspeexdsp(
+    compared: Compared,
+) -> None:
     packets, theirs = compared
     ours = point([traces.play(each) for each in packets], packets)
     costs_ms = [each.mean_ms + LATE_MS_PER_PER_CENT * each.late_percent for each in (ours, theirs)]
@@ -280,7 +291,9 @@ def test_late_loss_and_delay_together_cost_no_more_than_those_of_libspeexdsp(com
     assert ours.median_ms <= theirs.median_ms + HOP_S * 1e3 + 1
 
 
-def test_at_the_same_delay_no_more_comes_late_than_with_libspeexdsp(compared):
+def test_at_the_same_delay_no_more_comes_late_than_with_libspeexdsp(
+    compared: Compared,
+) -> None:
     packets, theirs = compared
     ours = curve(packets, (4.0, 9.0, 30.0))
     delays_ms, late = zip(*((each.mean_ms, each.late_percent) for each in ours), strict=True)

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -9,6 +12,7 @@ from encodec_rt.bitstream.packet import Packet, encode_packet
 from encodec_rt.netsim.impairment import Channel, PathProfile
 from encodec_rt.netsim.simulate import Heard, simulate
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.types import Codes
 from encodec_rt.voice.bitrate import RateController
 from encodec_rt.voice.jitter import BEHIND_FRAMES
 from encodec_rt.voice.receiver import Receiver
@@ -28,11 +32,21 @@ def kbps(codec: Codec) -> float:
 
 
 @pytest.fixture(scope="module")
-def codes(codec: Codec, kbps: float) -> np.ndarray:
+def codes(codec: Codec, kbps: float) -> Codes:
     return codec.stream_encoder(kbps).push(speech(SECONDS * codec.config.sampling_rate).numpy())
 
 
-def call(codec, kbps, codes, network, *, seed=0, active=None, redundancy=True, **changes):
+def call(
+    codec: Codec,
+    kbps: float,
+    codes: Codes,
+    network: PathProfile,
+    *,
+    seed: int = 0,
+    active: Sequence[bool] | None = None,
+    redundancy: bool = True,
+    **changes: Any,
+) -> tuple[Heard, Receiver]:
     listener = Receiver(codec.stream_decoder(kbps), **changes)
     controller = RateController(
         codebooks=codes.shape[1],
@@ -54,7 +68,9 @@ def longest_mute_ms(heard: Heard, hop_ms: float) -> float:
     return longest * hop_ms
 
 
-def test_a_perfect_network_gives_exactly_the_stream_decoders_audio(codec, kbps, codes):
+def test_a_perfect_network_gives_exactly_the_stream_decoders_audio(
+    codec: Codec, kbps: float, codes: Codes
+) -> None:
     heard, listener = call(codec, kbps, codes, PathProfile(delay_ms=20))
     wanted = codec.stream_decoder(kbps).push(codes)
     start = heard.kinds.index("frame") * codec.config.hop_length
@@ -63,7 +79,9 @@ def test_a_perfect_network_gives_exactly_the_stream_decoders_audio(codec, kbps, 
     assert (counts.packetsLost, counts.packetsDiscarded, counts.recoveredFrames) == (0, 0, 0)
 
 
-def test_bursty_loss_mutes_speech_for_no_longer_than_a_word_survives(codec, kbps, codes):
+def test_bursty_loss_mutes_speech_for_no_longer_than_a_word_survives(
+    codec: Codec, kbps: float, codes: Codes
+) -> None:
     network = PathProfile(delay_ms=40, jitter_ms=8, loss=0.1, burst=2)
     heard, listener = call(codec, kbps, codes, network, seed=2)
     bare, _ = call(codec, kbps, codes, network, seed=2, redundancy=False)
@@ -73,7 +91,7 @@ def test_bursty_loss_mutes_speech_for_no_longer_than_a_word_survives(codec, kbps
     assert longest_mute_ms(heard, 10) <= longest_mute_ms(bare, 10)
 
 
-def test_late_frames_repair_the_state(codec, kbps, codes):
+def test_late_frames_repair_the_state(codec: Codec, kbps: float, codes: Codes) -> None:
     network = PathProfile(delay_ms=20, reorder=0.02, reorder_ms=45)
     _, listener = call(codec, kbps, codes, network, redundancy=False)
     _, without = call(codec, kbps, codes, network, redundancy=False, repairs=False)
@@ -81,7 +99,9 @@ def test_late_frames_repair_the_state(codec, kbps, codes):
     assert without.statistics.repairedFrames == 0
 
 
-def test_silence_is_not_sent_and_not_counted_as_loss(codec, kbps, codes):
+def test_silence_is_not_sent_and_not_counted_as_loss(
+    codec: Codec, kbps: float, codes: Codes
+) -> None:
     active = [not 300 <= index < 650 for index in range(len(codes))]
     full, _ = call(codec, kbps, codes, PathProfile(delay_ms=20))
     heard, listener = call(codec, kbps, codes, PathProfile(delay_ms=20), active=active)
@@ -94,7 +114,7 @@ def test_silence_is_not_sent_and_not_counted_as_loss(codec, kbps, codes):
     assert len(played) == pytest.approx(len(codes) - 350, abs=3)
 
 
-def test_fast_and_slow_clocks_keep_the_delay(codec, kbps, codes):
+def test_fast_and_slow_clocks_keep_the_delay(codec: Codec, kbps: float, codes: Codes) -> None:
     for ppm in (-500, 500):
         listener = Receiver(codec.stream_decoder(kbps))
         controller = RateController(codebooks=4, bits=4, frame_rate_hz=100)
@@ -110,16 +130,20 @@ def receive(listener: Receiver, payload: bytes, index: int, hop: int) -> bool:
     )
 
 
-def test_the_standards_names_are_used_for_statistics(codec, kbps, codes):
+def test_the_standards_names_are_used_for_statistics(
+    codec: Codec, kbps: float, codes: Codes
+) -> None:
     _, listener = call(codec, kbps, codes[:200], PathProfile(delay_ms=20, loss=0.1))
-    report = listener.statistics.as_dict()
+    report: Mapping[str, Any] = listener.statistics.as_dict()
     assert report["type"] == "inbound-rtp"
     for name in ("packetsReceived", "packetsLost", "concealedSamples", "jitterBufferDelay"):
         assert report[name] > 0
     assert set(report["encodecRt"]) == {"recoveredFrames", "repairedFrames", "silentFrames"}
 
 
-def test_more_codebooks_than_agreed_or_codes_beyond_the_model_are_discarded(codec, kbps):
+def test_more_codebooks_than_agreed_or_codes_beyond_the_model_are_discarded(
+    codec: Codec, kbps: float
+) -> None:
     hop = codec.config.hop_length
     listener = Receiver(codec.stream_decoder(codec.config.target_bandwidths[0]))
     fine = encode_packet(Packet(np.zeros((1, 1), np.uint16)), bits=4)
@@ -159,23 +183,19 @@ def fuzz(codec: Codec, count: int, seed: int) -> Receiver:
     return listener
 
 
-def test_hostile_payloads_leave_the_call_unharmed_and_memory_bounded(codec):
-    listener = fuzz(codec, 20_000, seed=0)
-    assert listener.statistics.packetsDiscarded > 10_000
+def test_many_hostile_payloads_leave_the_call_unharmed_and_memory_bounded(
+    codec: Codec,
+) -> None:
+    listener = fuzz(codec, 100_000, seed=0)
+    assert listener.statistics.packetsDiscarded > 50_000
     assert len(listener.buffer._frames) <= 2 / 0.01 + BEHIND_FRAMES + 8
     assert len(listener._late) <= 8
     assert np.isfinite(listener.play(20.0)).all()
 
 
-@pytest.mark.slow
-def test_a_million_hostile_payloads_raise_nothing(codec):
-    listener = fuzz(codec, 1_000_000, seed=1)
-    assert len(listener.buffer._frames) <= 2 / 0.01 + BEHIND_FRAMES + 8
-
-
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=100))
-def test_any_bytes_are_taken_or_discarded(payload: bytes):
+def test_any_bytes_are_taken_or_discarded(payload: bytes) -> None:
     codec = _CODEC
     listener = Receiver(codec.stream_decoder(codec.config.target_bandwidths[-1]))
     taken = receive(listener, payload, 0, codec.config.hop_length)

@@ -19,6 +19,7 @@ from encodec_rt.streaming.backends.select import select
 from encodec_rt.streaming.backends.torch import TORCH
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.ops import Ops, Packed
+from encodec_rt.streaming.weights import Start
 from tests.support.contract import assert_codes_agree, offline_audio, offline_codes, pieces
 from tests.support.models import random_model, snr_db, speech
 from tests.support.tolerances import bound
@@ -169,7 +170,8 @@ def test_lstm_is_exact(layers: int) -> None:
 
     def call(ops: Ops, tensors: list[Tensor], after: list[Tensor]) -> Tensor:
         packed = ops.pack_lstm(tuple(weight.to(tensors[0].dtype) for weight in weights))
-        return ops.lstm(*tensors, *after, packed)
+        (x, hidden, cell), (hidden_next, cell_next) = tensors, after
+        return ops.lstm(x, hidden, cell, hidden_next, cell_next, packed)
 
     for slots, steps in itertools.product(SLOTS, (*FRAMES, 40)):
         states = [torch.randn(slots, layers, width) for _ in range(2)]
@@ -273,7 +275,7 @@ def test_blocks_of_frames_equal_offline(codec: Codec, length: int, block_frames:
 
 
 @pytest.mark.parametrize("start", ["exact", "primed"])
-def test_blocks_are_bitwise_the_same_however_pushed(codec: Codec, start: str) -> None:
+def test_blocks_are_bitwise_the_same_however_pushed(codec: Codec, start: Start) -> None:
     audio = speech(9999)
 
     def made(sizes: list[int], frames: list[int]) -> tuple[np.ndarray, np.ndarray]:
