@@ -36,7 +36,7 @@ class CapturedSteps:
 
     def __init__(self, device: torch.device) -> None:
         """Nothing is recorded yet."""
-        self._stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
+        self._stream = torch.cuda.Stream(device)
         self._stage: object = None
         self._runs: dict[Hashable, int] = {}
         self._recorded: dict[Hashable, _Recorded] = {}

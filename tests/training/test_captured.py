@@ -32,7 +32,7 @@ class Reads(TorchDispatchMode):
     """Collects the names of operations that need a value on the CPU before they can go on."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.found: list[str] = []
 
     def __torch_dispatch__(
