@@ -188,6 +188,7 @@ class Codec:
         start: Start = "primed",
         frames: int = 1,
         graph: bool | None = None,
+        gather: bool = False,
     ) -> Engine:
         """An engine of that many slots; ``start`` is what a new slot begins with.
 
@@ -196,10 +197,22 @@ class Codec:
         On a CUDA device a tick is one CUDA graph if it can be captured, which ``describe`` says;
         ``graph`` True raises BackendUnavailable if it cannot, False does without.
 
+        With ``gather``, for a CPU, a tick costs what the slots that move cost: they are computed in
+        a batch of their own. Audio then depends on how many move at once, by rounding (2e-7), and
+        codes do not but where two vectors are equally near.
+
         A slot of an engine with start="exact" begins with ``begin_encoder`` and ``begin_decoder``,
         unless ``pad_mode`` is "constant": then "exact" and "zero" are the same.
         """
-        return Engine(self.packed, slots, bandwidth_kbps, start=start, frames=frames, graph=graph)
+        return Engine(
+            self.packed,
+            slots,
+            bandwidth_kbps,
+            start=start,
+            frames=frames,
+            graph=graph,
+            gather=gather,
+        )
 
     def segment_encoder(self, bandwidth_kbps: float = 6.0) -> SegmentEncoder:
         """A new stream of audio to segments, for a model that is not causal frame by frame."""

@@ -1,51 +1,90 @@
 """What an engine does in a tick, and the shapes of what goes in and out.
 
-Each piece of work holds its runner and not the engine, so that an engine that is dropped frees
-its CUDA graphs at once.
+Each piece of work holds the state that it moves and not the engine, so that an engine that is
+dropped frees its CUDA graphs at once.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
 import numpy as np
+import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
+from encodec_rt.config import EncodecConfig
+from encodec_rt.errors import InputError
 from encodec_rt.streaming.ops import Ops, Work
-from encodec_rt.streaming.runner import Runner
 from encodec_rt.streaming.weights import CodecWeights
 
+Move = Callable[[Tensor, Tensor, Ops], Tensor]
+"""(x [S, T, C], active [S], ops) -> y [S, T', C']: a step of a network, as ``Runner.step`` is."""
 
-def encode_work(weights: CodecWeights, runner: Runner, books: int, frames: int) -> Work:
+MakeWork = Callable[[Move, int], Work]
+"""(how the network moves, slots in the batch) -> the work of a tick."""
+
+ABSENT = -1
+"""The code of a codebook that a frame does not have."""
+
+
+@dataclass(frozen=True, eq=False)
+class Stepped:
+    """What a tick made of the slots that it was given: ``rows`` [n, ...], in their order.
+
+    A slot in ``refused`` did not move, and its row means nothing.
+    """
+
+    rows: Tensor
+    refused: Mapping[int, InputError]
+
+
+def audio_shape(config: EncodecConfig, slots: int, frames: int) -> tuple[int, ...]:
+    """[S, n] of one channel, [S, channels, n] of more."""
+    channels, samples = config.audio_channels, frames * config.hop_length
+    return (slots, samples) if channels == 1 else (slots, channels, samples)
+
+
+def encode_work(weights: CodecWeights, books: int, frames: int) -> MakeWork:
     """Audio [S, n] or [S, channels, n] -> codes [S, books], or [S, frames, books] of several."""
     channels = weights.config.audio_channels
 
-    def work(ops: Ops, pcm: Tensor, active: Tensor) -> Tensor:
-        samples = pcm.view(len(pcm), channels, -1).transpose(1, 2)
-        latents = runner.step(samples, active, ops)
-        codes = ops.rvq_encode(latents, weights.codebooks, codebooks=books)
-        return codes[:, 0] if frames == 1 else codes
+    def make(move: Move, slots: int) -> Work:
+        def work(ops: Ops, pcm: Tensor, active: Tensor) -> Tensor:
+            samples = pcm.view(slots, channels, -1).transpose(1, 2)
+            latents = move(samples, active, ops)
+            codes = ops.rvq_encode(latents, weights.codebooks, codebooks=books)
+            return codes[:, 0] if frames == 1 else codes
 
-    return work
+        return work
 
-
-def decode_work(
-    weights: CodecWeights, runner: Runner, codes_shape: tuple[int, ...], shape: tuple[int, ...]
-) -> Work:
-    """Codes, viewed as ``codes_shape`` [S, frames, Q] -> audio of ``shape``."""
-
-    def work(ops: Ops, codes: Tensor, active: Tensor) -> Tensor:
-        latents = ops.rvq_decode(codes.view(codes_shape), weights.codebooks)
-        return _as_batch(runner.step(latents, active, ops), shape)
-
-    return work
+    return make
 
 
-def latents_work(runner: Runner, shape: tuple[int, ...]) -> Work:
-    """Latents [S, frames, D] -> audio of ``shape``."""
+def decode_work(weights: CodecWeights, books: int, frames: int) -> MakeWork:
+    """Codes [S, books], or [S, frames, books] of several -> audio [S, n] or [S, channels, n]."""
 
-    def work(ops: Ops, latents: Tensor, active: Tensor) -> Tensor:
-        return _as_batch(runner.step(latents, active, ops), shape)
+    def make(move: Move, slots: int) -> Work:
+        def work(ops: Ops, codes: Tensor, active: Tensor) -> Tensor:
+            latents = ops.rvq_decode(codes.view(slots, frames, books), weights.codebooks)
+            return _as_batch(move(latents, active, ops), audio_shape(weights.config, slots, frames))
 
-    return work
+        return work
+
+    return make
+
+
+def latents_work(config: EncodecConfig, frames: int) -> MakeWork:
+    """Latents [S, frames, D] -> audio [S, n] or [S, channels, n]."""
+
+    def make(move: Move, slots: int) -> Work:
+        def work(ops: Ops, latents: Tensor, active: Tensor) -> Tensor:
+            return _as_batch(move(latents, active, ops), audio_shape(config, slots, frames))
+
+        return work
+
+    return make
 
 
 def _as_batch(audio: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -64,3 +103,23 @@ def all_finite(x: Tensor, active: Tensor | None) -> bool:
     # In numpy, which takes a fortieth of torch's time for thousands of slots.
     values = x.numpy() if active is None else x.numpy()[active.cpu().numpy()]
     return bool(np.isfinite(values).all())
+
+
+def finite_rows(x: Tensor) -> NDArray[np.bool_]:
+    """Which rows of ``x``, on the host, hold neither NaN nor infinity."""
+    finite: NDArray[np.bool_] = np.isfinite(x.flatten(1).numpy()).all(axis=1)
+    return finite
+
+
+def named_rows(codes: Tensor, size: int) -> NDArray[np.bool_]:
+    """Which rows of ``codes``, on the host, name vectors that there are, or none."""
+    values = codes.flatten(1).numpy()
+    named: NDArray[np.bool_] = np.all((values >= ABSENT) & (values < size), axis=1)
+    return named
+
+
+def distinct(slots: Sequence[int], most: int) -> Tensor:
+    """``slots`` as an index [n] int64. Raises InputError for none, one twice, or one too many."""
+    if not slots or len(set(slots)) < len(slots) or not 0 <= min(slots) <= max(slots) < most:
+        raise InputError(f"slots {list(slots)}; pass distinct ones of the {most} of this engine")
+    return torch.tensor(slots, dtype=torch.int64, device="cpu")

@@ -32,11 +32,14 @@ class Runner:
         net.ops.commit(self.now.arena, self.proposed.arena, active)
         return y
 
+    def propose(self, x: Tensor, active: Tensor, ops: Ops) -> Tensor:
+        """As ``step``, but that no slot moves: where they would be is in ``proposed``."""
+        return run(replace(self.net, ops=ops), self.now, self.proposed, x)
+
     def begin(self, slot: int, x: Tensor) -> Tensor:
         """x [1, T, C], the first frames of a stream -> [1, T', C']; ``slot`` is then mid-stream."""
-        zero, after = self._single(), self._single()
-        y = run(self.net, zero, after, x, Edge.LEFT)
-        self.now.load_(slot, after.arena[0])
+        y, row = begin(self.net, x)
+        self.now.load_(slot, row)
         return y
 
     def run_from_start(self, x: Tensor, first: int, step: int) -> Tensor:
@@ -49,13 +52,31 @@ class Runner:
 
     def finish(self, slot: int, x: Tensor) -> Tensor:
         """x [1, T, C], the rest of a stream, T >= 0 -> [1, T', C']; the state stays as it was."""
-        now, after = self._single(), self._single()
-        now.load_(0, self.now.arena[slot])
-        return run(self.net, now, after, x, Edge.RIGHT)
+        return finish(self.net, self.now.arena[slot], x)
 
     def whole(self, x: Tensor) -> Tensor:
         """x [1, T, C], a clip too short for ``begin`` -> [1, T', C']; no state is involved."""
-        return run(self.net, self._single(), self._single(), x, Edge.LEFT | Edge.RIGHT)
+        return whole(self.net, x)
 
-    def _single(self) -> StreamState:
-        return StreamState.allocate(self.net.plan, 1, self.device)
+
+def begin(net: PackedLayers, x: Tensor) -> tuple[Tensor, Tensor]:
+    """x [1, T, C], the first frames of a stream -> [1, T', C'] and the state [N] after them."""
+    after = _single(net, x)
+    y = run(net, _single(net, x), after, x, Edge.LEFT)
+    return y, after.arena[0]
+
+
+def finish(net: PackedLayers, row: Tensor, x: Tensor) -> Tensor:
+    """x [1, T, C], the rest, T >= 0, of a stream whose state is ``row`` [N] -> [1, T', C']."""
+    now = _single(net, x)
+    now.load_(0, row)
+    return run(net, now, _single(net, x), x, Edge.RIGHT)
+
+
+def whole(net: PackedLayers, x: Tensor) -> Tensor:
+    """x [1, T, C], a clip too short for ``begin`` -> [1, T', C']."""
+    return run(net, _single(net, x), _single(net, x), x, Edge.LEFT | Edge.RIGHT)
+
+
+def _single(net: PackedLayers, x: Tensor) -> StreamState:
+    return StreamState.allocate(net.plan, 1, x.device)

@@ -1,0 +1,295 @@
+"""Slots that are stepped by name: whichever have something to say, each with its own bandwidth."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from encodec_rt.errors import ConfigError, InputError
+from encodec_rt.model.numerics import without_autocast
+from encodec_rt.streaming.engine_edges import Edges
+from encodec_rt.streaming.engine_work import (
+    ABSENT,
+    MakeWork,
+    Stepped,
+    audio_shape,
+    distinct,
+    encode_work,
+    finite_rows,
+    latents_work,
+    named_rows,
+)
+from encodec_rt.streaming.runner import Runner
+from encodec_rt.streaming.slot_snapshot import SlotOrigin, SlotSnapshot, layout_sha256
+from encodec_rt.streaming.slot_steps import GatheredSteps, MaskedSteps, SlotSteps
+from encodec_rt.streaming.state import StreamState
+from encodec_rt.streaming.weights import CodecWeights, Start
+
+
+class SlotEngine:
+    """The slots of an engine: their states, and whatever is done to some of them by name."""
+
+    def __init__(
+        self,
+        weights: CodecWeights,
+        slots: int,
+        bandwidth_kbps: float,
+        start: Start,
+        graph: bool | None,
+        gather: bool,
+    ) -> None:
+        if gather and weights.device.type != "cpu":
+            raise ConfigError(
+                f"gather=True on {weights.device}; a CUDA graph takes all slots at once, so "
+                "leave it out there"
+            )
+        self.model = weights
+        self.device = weights.device
+        self.slots = slots
+        self.start: Start = start
+        self.codebooks = weights.config.codebooks_for(bandwidth_kbps)
+        self.graph = graph
+        self.gather = gather
+        self.edges = Edges(weights, self.codebooks)
+        self._bandwidth_kbps = bandwidth_kbps
+        self._encoder = Runner(weights.encoder, slots, weights.device)
+        self._decoder = Runner(weights.decoder, slots, weights.device)
+        self._steps = {
+            "encode": self._slot_steps(self._encoder),
+            "decode": self._slot_steps(self._decoder),
+        }
+        self._layout = layout_sha256(weights.encoder.plan, weights.decoder.plan)
+        self._books = [self.codebooks] * slots
+        self.reset(range(slots))
+
+    @torch.inference_mode()
+    @without_autocast
+    def encode_slots(self, slots: Sequence[int], pcm: Tensor) -> Stepped:
+        """Some slots by audio [n, samples] or [n, channels, samples], of whole frames, on the host.
+
+        The rows are codes [n, frames, Q] int64, with -1 for codebooks beyond the slot's own. A
+        slot whose audio is not finite is refused and stays as it was. Raises InputError for a
+        shape or a slot that is not right.
+        """
+        index = distinct(slots, self.slots)
+        shape = audio_shape(self.model.config, len(slots), 1)
+        frames = pcm.shape[-1] // shape[-1] if pcm.ndim == len(shape) else 0
+        if not frames or pcm.shape != (*shape[:-1], frames * shape[-1]):
+            raise InputError(f"audio of shape {tuple(pcm.shape)}; pass whole frames of {shape}")
+        work = encode_work(self.model, self.codebooks, frames)
+        key = ("codes", frames)
+        stepped = self._step("encode", key, work, index, pcm, (len(slots), frames, self.codebooks))
+        for row, slot in zip(stepped.rows, slots, strict=True):
+            if self._books[slot] < self.codebooks:
+                row[:, self._books[slot] :] = ABSENT
+        return stepped
+
+    @torch.inference_mode()
+    @without_autocast
+    def decode_slots(self, slots: Sequence[int], latents: Tensor) -> Stepped:
+        """Some slots by latents [n, frames, hidden_size] on the host, as ``dequantize`` gives them.
+
+        The rows are audio [n, samples] or [n, channels, samples]. A slot whose latents are not
+        finite is refused and stays as it was. Raises InputError as ``encode_slots`` does.
+        """
+        index = distinct(slots, self.slots)
+        width = self.model.config.hidden_size
+        if latents.ndim != 3 or latents.shape[::2] != (len(slots), width) or not latents.shape[1]:
+            raise InputError(
+                f"latents of shape {tuple(latents.shape)}; pass {(len(slots), 'frames', width)}"
+            )
+        frames = latents.shape[1]
+        work, key = latents_work(self.model.config, frames), ("latents", frames)
+        shape = audio_shape(self.model.config, len(slots), frames)
+        return self._step("decode", key, work, index, latents, shape)
+
+    @torch.inference_mode()
+    @without_autocast
+    def dequantize(self, codes: Tensor) -> Stepped:
+        """Codes [n, frames, Q] int64 -> latents [n, frames, hidden_size]; -1 is for what is absent.
+
+        No slot is concerned: what is ``refused`` are rows, by their place, which hold codes that
+        there are not. Raises InputError for a wrong shape.
+        """
+        config = self.model.config
+        if codes.ndim != 3 or not 1 <= codes.shape[2] <= config.num_quantizers:
+            raise InputError(f"codes of shape {tuple(codes.shape)}; pass [n, frames, codebooks]")
+        good = named_rows(codes, config.codebook_size)
+        known = codes.clamp(ABSENT, config.codebook_size - 1).to(self.device)
+        error = InputError(f"codes outside [0, {config.codebook_size}), and not {ABSENT}")
+        refused = {int(at): error for at in np.flatnonzero(~good)}
+        latents = self.model.ops.rvq_decode(known, self.model.codebooks)
+        return Stepped(latents.cpu(), refused)
+
+    @torch.inference_mode()
+    @without_autocast
+    def prewarm(self, frames: Sequence[int] = (1,)) -> None:
+        """Make everything that steps of so many frames need, and all bandwidths, before live audio.
+
+        Slots stay as they are.
+        """
+        config = self.model.config
+        for count in frames:
+            silence = torch.zeros(audio_shape(config, 1, count)[1:], device="cpu")
+            work = encode_work(self.model, self.codebooks, count)
+            self._steps["encode"].prepare(("codes", count), work, silence)
+            latents = torch.zeros(count, config.hidden_size, device="cpu")
+            key, decode = ("latents", count), latents_work(config, count)
+            self._steps["decode"].prepare(key, decode, latents)
+        for kbps in config.target_bandwidths:
+            if config.codebooks_for(kbps) <= self.codebooks:
+                self.model.start_state(self.start, config.codebooks_for(kbps))
+
+    @torch.inference_mode()
+    @without_autocast
+    def reset(self, slots: Sequence[int] | Tensor, bandwidth_kbps: float | None = None) -> None:
+        """Make ``slots`` as new, bit for bit; no other slot changes.
+
+        ``bandwidth_kbps`` is theirs from now on: the engine's, or a lower one. Raises InputError,
+        and ConfigError for a bandwidth that the engine does not have.
+        """
+        index = torch.as_tensor(slots, dtype=torch.int64, device="cpu")
+        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.slots:
+            raise InputError(f"slots {index.tolist()}; this engine has {self.slots}")
+        books = self.codebooks
+        if bandwidth_kbps is not None:
+            books = self.model.config.codebooks_for(bandwidth_kbps)
+        if books > self.codebooks:
+            raise ConfigError(
+                f"{bandwidth_kbps:g} kbps for a slot; this engine has {self._bandwidth_kbps:g}"
+            )
+        for slot in index.tolist():
+            self._books[slot] = books
+        fresh = self.model.start_state(self.start, books)
+        index = index.to(self.model.device)
+        self._encoder.now.load_(index, fresh[0])
+        self._decoder.now.load_(index, fresh[1])
+
+    def codebooks_of(self, slot: int) -> int:
+        """The codebooks of ``slot``: its bandwidth."""
+        return self._books[self.check_slot(slot)]
+
+    def begin_encoder(self, slot: int, pcm: Tensor) -> Tensor:
+        """Start an "exact" stream in ``slot`` -> codes [encoder_start_frames, Q] int64.
+
+        ``pcm`` [n] or [channels, n] is the first ``encoder_start_frames`` frames of audio; the
+        slot then goes on with ``encode``. For many slots call it for each: they are independent.
+        Where the other slots must not wait, another thread asks ``edges``.
+        """
+        self.check_slot(slot)
+        codes, row = self.edges.begin_encoder(pcm)
+        self.load_state(slot, (row, None))
+        return codes
+
+    def begin_decoder(self, slot: int, codes: Tensor) -> Tensor:
+        """Start an "exact" stream in ``slot`` -> audio [n] or [channels, n].
+
+        ``codes`` [decoder_start_frames, Q] int64; the slot then goes on with ``decode``.
+        """
+        self.check_slot(slot)
+        audio, row = self.edges.begin_decoder(codes)
+        self.load_state(slot, (None, row))
+        return audio
+
+    def finish_encoder(self, slot: int, pcm: Tensor, *, begun: bool = True) -> Tensor:
+        """The codes [frames, Q] int64 of the end of a clip [n] or [channels, n], n >= 0.
+
+        The end is padded as the offline model pads; the slot stays as it was, to be ``reset``.
+        ``begun`` False means that the clip is too short to have begun, and this is all of it.
+        """
+        row = self._encoder.now.arena[self.check_slot(slot)]
+        return self.edges.finish_encoder(row if begun else None, pcm)
+
+    def finish_decoder(self, slot: int, codes: Tensor, *, begun: bool = True) -> Tensor:
+        """The audio [n] or [channels, n] of the last codes [frames, Q] and of what is held.
+
+        As ``finish_encoder`` for ``begun`` and the slot.
+        """
+        row = self._decoder.now.arena[self.check_slot(slot)]
+        return self.edges.finish_decoder(row if begun else None, codes)
+
+    @property
+    def encoder_state(self) -> StreamState:
+        """The encoders' states, a row for each slot."""
+        return self._encoder.now
+
+    @property
+    def decoder_state(self) -> StreamState:
+        """The decoders' states, a row for each slot."""
+        return self._decoder.now
+
+    def state_of(self, slot: int) -> tuple[Tensor, Tensor]:
+        """A copy of the encoder and decoder state [N] of one slot, for ``load_state``."""
+        return self._encoder.now.row(self.check_slot(slot)), self._decoder.now.row(slot)
+
+    @torch.inference_mode()
+    def load_state(self, slot: int, state: tuple[Tensor | None, Tensor | None]) -> None:
+        """Make ``slot`` continue, bit for bit, the stream that ``state`` was taken from.
+
+        None leaves that direction as it is. Raises InputError for a state of another length.
+        """
+        self.check_slot(slot)
+        for runner, row in zip((self._encoder, self._decoder), state, strict=True):
+            if row is not None and row.shape != runner.now.arena.shape[1:]:
+                raise InputError(
+                    f"a state of {tuple(row.shape)} numbers; this engine has "
+                    f"{tuple(runner.now.arena.shape[1:])}"
+                )
+        for runner, row in zip((self._encoder, self._decoder), state, strict=True):
+            if row is not None:
+                runner.now.load_(slot, row)
+
+    @torch.inference_mode()
+    def snapshot(self, slot: int) -> SlotSnapshot:
+        """``slot`` as a value, which can go to another engine, process or machine."""
+        encoder, decoder = (row.cpu() for row in self.state_of(slot))
+        return SlotSnapshot(encoder, decoder, self._origin(self._books[slot]))
+
+    def restore(self, slot: int, snapshot: SlotSnapshot) -> None:
+        """Make ``slot`` continue what ``snapshot`` was taken from, at its bandwidth.
+
+        Raises StateError if that was of other weights or another start, or of more codebooks.
+        """
+        books = min(snapshot.origin.codebooks, self.codebooks)
+        self._origin(books).check(snapshot.origin)
+        self.load_state(slot, (snapshot.encoder, snapshot.decoder))
+        self._books[slot] = books
+
+    def check_slot(self, slot: int) -> int:
+        """``slot``; raises InputError for one that is not there."""
+        if not 0 <= slot < self.slots:
+            raise InputError(f"slot {slot}; this engine has {self.slots}")
+        return slot
+
+    def _origin(self, books: int) -> SlotOrigin:
+        return SlotOrigin(self.model.sha256, self._layout, self.start, books)
+
+    def _slot_steps(self, runner: Runner) -> SlotSteps:
+        if self.gather:
+            return GatheredSteps(runner.net, runner.now, self.graph)
+        return MaskedSteps(runner, self.slots, self.graph)
+
+    def _step(
+        self,
+        direction: str,
+        key: tuple[str, int],
+        work: MakeWork,
+        index: Tensor,
+        x: Tensor,
+        shape: tuple[int, ...],
+    ) -> Stepped:
+        """Move the slots ``index`` whose rows of ``x`` are finite; rows of ``shape`` come out."""
+        steps, good = self._steps[direction], finite_rows(x)
+        if good.all():
+            return Stepped(steps.step(key, work, index, x).view(shape), {})
+        error = InputError("what this slot was given holds NaN or infinite values")
+        places = torch.from_numpy(np.flatnonzero(good))
+        refused = {int(slot): error for slot in index[torch.from_numpy(~good)]}
+        rows = torch.zeros(shape, dtype=torch.int64 if key[0] == "codes" else x.dtype)
+        if len(places):
+            some = steps.step(key, work, index[places], x[places])
+            rows[places] = some.view(len(places), *shape[1:])
+        return Stepped(rows, refused)

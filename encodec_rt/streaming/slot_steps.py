@@ -1,0 +1,150 @@
+"""Moving some of an engine's slots: all in one batch under a mask, or gathered into a smaller one.
+
+Under a mask a tick costs what all slots cost, and a slot's audio is bit for bit the same whatever
+its neighbours do. Gathered, it costs what the slots that move cost; sums of a few rows are then
+added up in another order than those of many, so that audio agrees to about 2e-7, and codes but for
+vectors that are equally near.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from encodec_rt.streaming.engine_work import MakeWork
+from encodec_rt.streaming.ops import Step
+from encodec_rt.streaming.runner import Runner
+from encodec_rt.streaming.state import StreamState
+from encodec_rt.streaming.steps import PackedLayers
+
+
+def batch_sizes(slots: int) -> list[int]:
+    """1, 2, 3, 4, 6, 8, 12, 16, ...: the sizes of batches for up to ``slots``, the last of them."""
+    sizes, power = [1], 2
+    while sizes[-1] < slots:
+        sizes += [power, power + power // 2] if power > 1 else [power]
+        power *= 2
+    return [*(size for size in sizes if size < slots), slots]
+
+
+class SlotSteps(Protocol):
+    """One direction of an engine: the state of its slots, and the steps that move some of them."""
+
+    state: StreamState
+
+    def step(self, key: Hashable, make: MakeWork, slots: Tensor, x: Tensor) -> Tensor:
+        """Move ``slots`` [n] by ``x`` [n, ...] -> [n, ...], valid until the next call.
+
+        ``key`` names the work that ``make`` makes, which is made once for each size of batch.
+        """
+
+    def prepare(self, key: Hashable, make: MakeWork, x: Tensor) -> None:
+        """Make everything now that a step with rows like ``x`` [...] needs; no slot moves."""
+
+
+class MaskedSteps:
+    """Every slot is computed, and those that are asked for move."""
+
+    def __init__(self, runner: Runner, slots: int, graph: bool | None) -> None:
+        """Move the state of ``runner``."""
+        self.state = runner.now
+        self._runner, self._slots, self._graph = runner, slots, graph
+        self._made: dict[Hashable, tuple[Step, Tensor, Tensor]] = {}
+
+    def step(self, key: Hashable, make: MakeWork, slots: Tensor, x: Tensor) -> Tensor:
+        """As SlotSteps has it."""
+        step, batch, active = self._get(key, make, x[0])
+        active.fill_(False)
+        active[slots] = True
+        batch[slots] = x.to(batch.device)
+        return step(batch, active)[slots]
+
+    def prepare(self, key: Hashable, make: MakeWork, x: Tensor) -> None:
+        """As SlotSteps has it."""
+        step, batch, active = self._get(key, make, x)
+        active.fill_(False)
+        step(batch, active)
+
+    def _get(self, key: Hashable, make: MakeWork, row: Tensor) -> tuple[Step, Tensor, Tensor]:
+        if key not in self._made:
+            ops, device = self._runner.net.ops, self._runner.device
+            like = torch.zeros(self._slots, *row.shape, dtype=row.dtype, device=device)
+            work = make(self._runner.step, self._slots)
+            step = ops.capture(ops, work, like, graph=self._graph, live=True)
+            # On the host: a check never waits for the device, and a graph copies its input.
+            batch = torch.zeros(self._slots, *row.shape, dtype=row.dtype, device="cpu")
+            self._made[key] = step, batch, torch.zeros(self._slots, dtype=torch.bool, device="cpu")
+        return self._made[key]
+
+
+class GatheredSteps:
+    """The slots that are asked for are gathered, stepped in the next size of batch, and put back.
+
+    A step that is interrupted moves no slot.
+    """
+
+    def __init__(self, net: PackedLayers, state: StreamState, graph: bool | None) -> None:
+        """Move the slots of ``state``, on the host."""
+        self.state = state
+        self._net, self._graph = net, graph
+        self._sizes = batch_sizes(len(state.arena))
+        self._runners: dict[int, Runner] = {}
+        self._made: dict[Hashable, tuple[Step, Tensor]] = {}
+
+    def step(self, key: Hashable, make: MakeWork, slots: Tensor, x: Tensor) -> Tensor:
+        """As SlotSteps has it."""
+        count = len(slots)
+        size = next(size for size in self._sizes if size >= count)
+        step, batch = self._get(key, make, x[0], size)
+        runner = self._runners[size]
+        torch.index_select(self.state.arena, 0, slots, out=runner.now.arena[:count])
+        # What the other rows hold is finite, from an earlier step, and goes nowhere.
+        batch[:count] = x
+        y = step(batch, None)
+        self.state.arena.index_copy_(0, slots, runner.proposed.arena[:count])
+        return y[:count]
+
+    def prepare(self, key: Hashable, make: MakeWork, x: Tensor) -> None:
+        """As SlotSteps has it."""
+        for size in self._sizes:
+            step, batch = self._get(key, make, x, size)
+            step(batch, None)
+
+    def _get(self, key: Hashable, make: MakeWork, row: Tensor, size: int) -> tuple[Step, Tensor]:
+        if (key, size) not in self._made:
+            runner = self._runners.get(size) or Runner(self._net, size, self.state.arena.device)
+            self._runners[size] = runner
+            ops = self._net.ops
+            batch = torch.zeros(size, *row.shape, dtype=row.dtype, device=self.state.arena.device)
+            work = make(runner.propose, size)
+            step = ops.capture(ops, work, batch, graph=self._graph, live=True)
+            self._made[key, size] = step, batch
+        return self._made[key, size]
+
+
+class SomeStep:
+    """A ``Step`` of all slots of which only those that are active are computed."""
+
+    eager_because: str | None = "gather=True"
+
+    def __init__(self, steps: SlotSteps, key: Hashable, make: MakeWork, y: Tensor) -> None:
+        """Of the work that ``key`` and ``make`` stand for in ``SlotSteps.step``; fills ``y``."""
+        self._steps, self._key, self._make, self._y = steps, key, make, y
+        self._last: tuple[Tensor, Tensor | None] | None = None
+
+    def __call__(self, x: Tensor, active: Tensor | None) -> Tensor:
+        """As Step has it."""
+        self._last = x, active
+        every = torch.arange(len(x), device="cpu")
+        slots = every if active is None else every[active]
+        if len(slots):
+            self._y[slots] = self._steps.step(self._key, self._make, slots, x[slots])
+        return self._y
+
+    def again(self) -> None:
+        """As Step has it."""
+        assert self._last is not None, "a step comes before its repetition"
+        self(*self._last)
