@@ -188,7 +188,7 @@ class Engine(SlotEngine):
             graph=self.graph,
             gather=self.gather,
         )
-        other._books = list(self._books)
+        other._books, other._starts = list(self._books), list(self._starts)
         for mine, theirs in ((self._encoder, other._encoder), (self._decoder, other._decoder)):
             theirs.now.load_(slice(None), mine.now.arena)
         return other

@@ -63,6 +63,7 @@ class SlotEngine:
         }
         self._layout = layout_sha256(weights.encoder.plan, weights.decoder.plan)
         self._books = [self.codebooks] * slots
+        self._starts: list[str] = [start] * slots
         self.reset(range(slots))
 
     @torch.inference_mode()
@@ -145,11 +146,16 @@ class SlotEngine:
 
     @torch.inference_mode()
     @without_autocast
-    def reset(self, slots: Sequence[int] | Tensor, bandwidth_kbps: float | None = None) -> None:
+    def reset(
+        self,
+        slots: Sequence[int] | Tensor,
+        bandwidth_kbps: float | None = None,
+        start: Start | None = None,
+    ) -> None:
         """Make ``slots`` as new, bit for bit; no other slot changes.
 
-        ``bandwidth_kbps`` is theirs from now on: the engine's, or a lower one. Raises InputError,
-        and ConfigError for a bandwidth that the engine does not have.
+        Bandwidth, the engine's or a lower one, and ``start`` are theirs from now on; None stands
+        for the engine's. Raises InputError, and ConfigError for what the engine does not have.
         """
         index = torch.as_tensor(slots, dtype=torch.int64, device="cpu")
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.slots:
@@ -161,9 +167,10 @@ class SlotEngine:
             raise ConfigError(
                 f"{bandwidth_kbps:g} kbps for a slot; this engine has {self._bandwidth_kbps:g}"
             )
+        start = start or self.start
+        fresh = self.model.start_state(start, books)
         for slot in index.tolist():
-            self._books[slot] = books
-        fresh = self.model.start_state(self.start, books)
+            self._books[slot], self._starts[slot] = books, start
         index = index.to(self.model.device)
         self._encoder.now.load_(index, fresh[0])
         self._decoder.now.load_(index, fresh[1])
@@ -246,15 +253,16 @@ class SlotEngine:
     def snapshot(self, slot: int) -> SlotSnapshot:
         """``slot`` as a value, which can go to another engine, process or machine."""
         encoder, decoder = (row.cpu() for row in self.state_of(slot))
-        return SlotSnapshot(encoder, decoder, self._origin(self._books[slot]))
+        return SlotSnapshot(encoder, decoder, self._origin(slot, self._books[slot]))
 
     def restore(self, slot: int, snapshot: SlotSnapshot) -> None:
         """Make ``slot`` continue what ``snapshot`` was taken from, at its bandwidth.
 
-        Raises StateError if that was of other weights or another start, or of more codebooks.
+        Raises StateError if that was of other weights, or of more codebooks or another start than
+        this slot's.
         """
         books = min(snapshot.origin.codebooks, self.codebooks)
-        self._origin(books).check(snapshot.origin)
+        self._origin(slot, books).check(snapshot.origin)
         self.load_state(slot, (snapshot.encoder, snapshot.decoder))
         self._books[slot] = books
 
@@ -264,8 +272,9 @@ class SlotEngine:
             raise InputError(f"slot {slot}; this engine has {self.slots}")
         return slot
 
-    def _origin(self, books: int) -> SlotOrigin:
-        return SlotOrigin(self.model.sha256, self._layout, self.start, books)
+    def _origin(self, slot: int, books: int) -> SlotOrigin:
+        start = self._starts[self.check_slot(slot)]
+        return SlotOrigin(self.model.sha256, self._layout, start, books)
 
     def _slot_steps(self, runner: Runner) -> SlotSteps:
         if self.gather:

@@ -1,0 +1,1 @@
+"""Many live sessions on one engine: a WebSocket server with measured capacity."""

@@ -1,0 +1,158 @@
+"""The thread that owns an engine: commands between passes, and a pass whenever something waits.
+
+It keeps no grid of time. A grid never catches up after a stall; who steps whenever it is idle
+gathers what came in meanwhile into one larger batch.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, TypeVar
+
+import torch
+
+from encodec_rt.server.metrics import Metrics
+from encodec_rt.server.session_state import SessionState
+from encodec_rt.server.slot_stream import Output, SlotStream
+from encodec_rt.server.stepper import Stepper
+from encodec_rt.streaming.engine import Engine
+
+IDLE_S = 0.25
+"""How long it sleeps where nobody wakes it."""
+
+Result = TypeVar("Result")
+Deliver = Callable[[list[Output]], None]
+Save = Callable[[int, SessionState], None]
+
+
+class EngineLoop:
+    """Steps an engine's sessions on a thread of its own. All methods are for other threads."""
+
+    def __init__(
+        self, engine: Engine, deliver: Deliver, save: Save, metrics: Metrics, snapshot_s: float
+    ) -> None:
+        """``deliver`` gets what each pass gave, ``save`` a session's state every ``snapshot_s``.
+
+        Both are called on this thread and must not take long.
+        """
+        self._engine, self._deliver, self._save, self._metrics = engine, deliver, save, metrics
+        self._snapshot_s = snapshot_s
+        self._commands: deque[Callable[[], list[Output]]] = deque()
+        self._wake = threading.Event()
+        self._apart = ThreadPoolExecutor(1, thread_name_prefix="encodec-rt-edges")
+        self._stepper = Stepper(engine, self._do_apart)
+        self._streams: dict[int, SlotStream] = {}
+        self._stopping = False
+        self._moved_s = time.monotonic()
+        self._thread = threading.Thread(target=self._run, name="encodec-rt-engine", daemon=True)
+
+    def start(self) -> None:
+        """Begin. The engine is this thread's from now on."""
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End after the pass in progress, and wait for that."""
+        self._stopping = True
+        self._wake.set()
+        self._thread.join()
+        self._apart.shutdown(cancel_futures=True)
+
+    def wake(self) -> None:
+        """Say that something waits."""
+        self._wake.set()
+
+    @property
+    def idle_s(self) -> float:
+        """How long ago the thread last moved; endless where it has ended."""
+        return time.monotonic() - self._moved_s if self._thread.is_alive() else float("inf")
+
+    def call(self, work: Callable[[], Result]) -> Future[Result]:
+        """Do ``work`` on the engine's thread between two passes."""
+        done: Future[Result] = Future()
+
+        def command() -> list[Output]:
+            try:
+                done.set_result(work())
+            except BaseException as error:  # noqa: BLE001
+                # Whoever waits for the result is who it concerns.
+                done.set_exception(error)
+            return []
+
+        self._post(command)
+        return done
+
+    def add(self, make: Callable[[Engine], SlotStream]) -> Future[SlotStream]:
+        """Make a session and step it from now on."""
+
+        def add() -> SlotStream:
+            stream = make(self._engine)
+            self._streams[stream.key] = stream
+            return stream
+
+        return self.call(add)
+
+    def remove(self, key: int) -> Future[SessionState | None]:
+        """Step a session no more; its state, None where it is in the making or unknown."""
+
+        def remove() -> SessionState | None:
+            stream = self._streams.pop(key, None)
+            if stream is None or not stream.is_quiet:
+                return None
+            return SessionState.of(stream, self._engine)
+
+        return self.call(remove)
+
+    def _post(self, command: Callable[[], list[Output]]) -> None:
+        self._commands.append(command)
+        self._wake.set()
+
+    def _do_apart(
+        self, work: Callable[[], Any], done: Callable[[Any], list[Output]]
+    ) -> None:
+        future = self._apart.submit(work)
+        future.add_done_callback(lambda each: self._post(lambda: done(each.result())))
+
+    def _run(self) -> None:
+        torch.set_num_threads(1)
+        saved_s = time.monotonic()
+        idle = True
+        while not self._stopping:
+            if idle:
+                self._wake.wait(IDLE_S)
+            self._wake.clear()
+            self._moved_s = now_s = time.monotonic()
+            outputs: list[Output] = []
+            while self._commands:
+                outputs += self._commands.popleft()()
+            stepped = self._stepper.step(self._streams.values(), now_s)
+            idle = not stepped
+            outputs += stepped
+            if stepped:
+                self._measure(stepped, now_s)
+            if outputs:
+                # Of a session that is gone nothing is of use to anybody.
+                self._deliver([each for each in outputs if each.key in self._streams])
+            if now_s - saved_s >= self._snapshot_s:
+                saved_s = now_s
+                self._save_all()
+
+    def _measure(self, outputs: list[Output], begun_s: float) -> None:
+        now_s = time.monotonic()
+        self._metrics.stepped(now_s - begun_s, self._stepper.batch_sizes)
+        self._stepper.batch_sizes = []
+        self._metrics.concealed(self._stepper.concealed)
+        self._stepper.concealed = 0
+        for each in outputs:
+            if each.arrived_s is not None:
+                self._metrics.made(now_s - each.arrived_s)
+
+    def _save_all(self) -> None:
+        with self._metrics.snapshots():
+            for stream in self._streams.values():
+                if stream.changed and stream.is_quiet:
+                    stream.changed = False
+                    self._save(stream.key, SessionState.of(stream, self._engine))

@@ -1,0 +1,143 @@
+"""What waits between the network and the engine: whole frames, a few of them, the oldest dropped.
+
+The network's thread puts in and the engine's takes out; a deque does both at once safely.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from encodec_rt.types import Codes
+
+Samples = NDArray[np.int16]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class WaitingFrame:
+    """A frame that came in: samples [channels, hop] int16, or codes [Q], or None for one lost."""
+
+    index: int
+    content: Samples | Codes | None
+    arrived_s: float
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class ClipEnd:
+    """The end of a clip, and the samples [channels, n] after its last whole frame."""
+
+    index: int
+    rest: Samples
+
+
+@dataclass(frozen=True)
+class Loss:
+    """Frames that are gone: from ``first``, ``count`` of them."""
+
+    first: int
+    count: int
+
+
+class FrameQueue:
+    """Frames in their order, and the marks between clips."""
+
+    def __init__(self, most: int) -> None:
+        """Hold ``most`` frames."""
+        self._most = most
+        self._items: deque[WaitingFrame | ClipEnd] = deque()
+
+    def __len__(self) -> int:
+        """Frames and marks that wait."""
+        return len(self._items)
+
+    def put(self, item: WaitingFrame | ClipEnd) -> Loss | None:
+        """Take ``item``; what was dropped for it, if anything was."""
+        dropped = None
+        if len(self._items) >= self._most:
+            dropped = self._drop_oldest()
+        self._items.append(item)
+        return dropped
+
+    def peek(self, at: int = 0) -> WaitingFrame | ClipEnd | None:
+        """An item that waits, the next one or one behind it."""
+        try:
+            return self._items[at]
+        except IndexError:
+            return None
+
+    def take(self) -> WaitingFrame | ClipEnd | None:
+        """The next item, which then waits no more."""
+        try:
+            return self._items.popleft()
+        except IndexError:
+            return None
+
+    def take_frames(self, most: int) -> list[WaitingFrame]:
+        """Up to ``most`` frames, as many as are before a mark."""
+        frames: list[WaitingFrame] = []
+        while len(frames) < most:
+            item = self.take()
+            if isinstance(item, ClipEnd):
+                self._items.appendleft(item)
+            if not isinstance(item, WaitingFrame):
+                break
+            frames.append(item)
+        return frames
+
+    def frames_ready(self, most: int) -> int:
+        """How many frames wait before a mark, at most ``most``."""
+        for count in range(most):
+            if not isinstance(self.peek(count), WaitingFrame):
+                return count
+        return most
+
+    def _drop_oldest(self) -> Loss | None:
+        item = self.take()
+        if isinstance(item, ClipEnd):
+            # A mark is not lost: the frame behind it is.
+            following = self.take()
+            self._items.appendleft(item)
+            item = following
+        return Loss(item.index, 1) if isinstance(item, WaitingFrame) else None
+
+
+class PcmFramer:
+    """Samples in pieces of any size -> whole frames, numbered."""
+
+    def __init__(self, hop: int, channels: int) -> None:
+        """For frames of ``hop`` samples."""
+        self._hop, self._channels = hop, channels
+        self._rest = np.zeros((channels, 0), np.int16)
+        self.index = 0
+        """Of the frame that is being filled."""
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no sample waits for the rest of its frame."""
+        return not self._rest.shape[1]
+
+    def skip_to(self, index: int) -> None:
+        """Go on with frame ``index``; what waited of an earlier one is gone."""
+        self._rest, self.index = self._rest[:, :0], index
+
+    def push(self, pcm: bytes, now_s: float) -> list[WaitingFrame]:
+        """The frames that ``pcm``, little-endian and interleaved, completes."""
+        samples = np.frombuffer(pcm, "<i2").reshape(-1, self._channels).T
+        joined = np.concatenate([self._rest, samples], axis=1) if self._rest.size else samples
+        count = joined.shape[1] // self._hop
+        frames = []
+        for at in range(count):
+            piece = joined[:, at * self._hop : (at + 1) * self._hop]
+            frames.append(WaitingFrame(self.index + at, piece, now_s))
+        self._rest = joined[:, count * self._hop :].copy()
+        self.index += count
+        return frames
+
+    def finish(self) -> ClipEnd:
+        """The end of a clip; the next one begins with the frame after what was left."""
+        end = ClipEnd(self.index, self._rest)
+        self.skip_to(self.index + (not self.is_empty))
+        return end

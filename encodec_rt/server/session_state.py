@@ -1,0 +1,66 @@
+"""A session as bytes: what it asked for, how far it came, and its slot."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, fields
+
+from encodec_rt.errors import PacketError
+from encodec_rt.server.protocol import MAX_INDEX, StreamRequest
+from encodec_rt.server.slot_stream import Progress, SlotStream
+from encodec_rt.streaming.engine import Engine
+from encodec_rt.streaming.slot_snapshot import SlotSnapshot
+
+_MAGIC = b"EnCdSess"
+VERSION = 1
+
+
+@dataclass(frozen=True, eq=False)
+class SessionState:
+    """A session frozen between two passes."""
+
+    request: StreamRequest
+    progress: Progress
+    slot: SlotSnapshot
+
+    @staticmethod
+    def of(stream: SlotStream, engine: Engine) -> SessionState:
+        """What ``stream`` is now; nothing of it may be in the making."""
+        assert stream.is_quiet, "a session is frozen when nothing of it is in the making"
+        progress = Progress(**asdict(stream.progress))
+        return SessionState(stream.request, progress, engine.snapshot(stream.slot))
+
+    def is_for(self, request: StreamRequest) -> bool:
+        """Whether who asks for ``request`` can go on from here and has all that came before."""
+        mine = self.request
+        return (
+            (mine.mode, mine.bandwidth_kbps, mine.start)
+            == (request.mode, request.bandwidth_kbps, request.start)
+            and self.progress.encoded <= request.frame
+            and self.progress.decoded <= request.decoded
+        )
+
+    def to_bytes(self) -> bytes:
+        """Magic, version, length of the header, JSON header, and the slot's snapshot."""
+        told = {"request": asdict(self.request), "progress": asdict(self.progress)}
+        header = json.dumps(told).encode()
+        sizes = VERSION.to_bytes(4, "little") + len(header).to_bytes(4, "little")
+        return _MAGIC + sizes + header + self.slot.to_bytes()
+
+    @staticmethod
+    def from_bytes(data: bytes) -> SessionState:
+        """What ``to_bytes`` made. Raises PacketError for anything else."""
+        if data[:8] != _MAGIC or data[8:12] != VERSION.to_bytes(4, "little"):
+            raise PacketError(f"{len(data)} bytes that are not a session of version {VERSION}")
+        end = 16 + int.from_bytes(data[12:16], "little")
+        try:
+            told = json.loads(data[16:end])
+            request = StreamRequest(**told["request"])
+            progress = Progress(**told["progress"])
+        except (ValueError, LookupError, TypeError, RecursionError):
+            raise PacketError("a session whose header cannot be read") from None
+        for each in fields(Progress):
+            value, kind = getattr(progress, each.name), type(each.default)
+            if type(value) is not kind or not 0 <= value <= MAX_INDEX:
+                raise PacketError(f"a session with {each.name}={value!r}")
+        return SessionState(request, progress, SlotSnapshot.from_bytes(data[end:]))

@@ -1,0 +1,74 @@
+"""Where sessions are kept for a restart: a folder with the last few states of each."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from pathlib import Path
+
+from encodec_rt.errors import PacketError
+from encodec_rt.server.session_state import SessionState
+
+KEPT = 3
+"""States of one session: a client may lack the last frames before the newest."""
+EXPIRES_S = 600.0
+_SUFFIX = ".session"
+
+
+class SessionStore:
+    """States by the token that resumes a session; the folder does not give the token away."""
+
+    def __init__(self, folder: Path) -> None:
+        """Use ``folder``, which only its owner can read; make it if it is not there."""
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self._folder = folder
+
+    def save(self, token: str, state: SessionState) -> None:
+        """Keep ``state`` as the newest of its session. It is there whole or not at all."""
+        kept = self._files(token)
+        number = 1 + (_number(kept[0]) if kept else 0)
+        name = f"{_digest(token)}-{number:010d}"
+        part = self._folder / f".{name}.part"
+        descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(state.to_bytes())
+        part.replace(self._folder / (name + _SUFFIX))
+        for old in kept[KEPT - 1 :]:
+            old.unlink(missing_ok=True)
+
+    def load(self, token: str) -> list[SessionState]:
+        """The states of a session, the newest first; what cannot be read is passed over."""
+        states = []
+        for path in self._files(token):
+            try:
+                states.append(SessionState.from_bytes(path.read_bytes()))
+            except (OSError, PacketError):
+                continue
+        return states
+
+    def forget(self, token: str) -> None:
+        """Drop a session that has ended."""
+        for path in self._files(token):
+            path.unlink(missing_ok=True)
+
+    def expire(self) -> None:
+        """Drop the sessions that nobody came back for."""
+        for path in self._folder.glob(f"*{_SUFFIX}"):
+            try:
+                # By the file system's clock, as another process may have written it.
+                if time.time() - path.stat().st_mtime > EXPIRES_S:
+                    path.unlink()
+            except OSError:
+                continue
+
+    def _files(self, token: str) -> list[Path]:
+        return sorted(self._folder.glob(f"{_digest(token)}-*{_SUFFIX}"), reverse=True)
+
+
+def _digest(token: str) -> str:
+    return hashlib.sha256(token.encode()).hexdigest()[:40]
+
+
+def _number(path: Path) -> int:
+    return int(path.name.removesuffix(_SUFFIX).rpartition("-")[2])
