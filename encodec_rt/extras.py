@@ -19,6 +19,7 @@ EXTRAS = {
     "onnx": "export",
     "onnxruntime": "export",
     "pesq": "quality",
+    "prometheus_client": "server",
     "pystoi": "quality",
     "samplerate": "live",
     "triton": "gpu",

@@ -26,7 +26,8 @@ LAYERS = (
     {"sound", "voice", "training"},
     {"live", "netsim"},
     {"link"},
-    {"web"},
+    {"web", "server"},
+    {"client"},
     {"cli"},
     {"__main__"},
 )
@@ -67,6 +68,15 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
     ),
     "live": ({"mouth_to_ear", "recording"}, {"loop"}, {"duplex"}),
     "netsim": ({"impairment"}, {"netns", "simulate", "transport"}),
+    "client": ({"sent"}, {"stream"}),
+    "server": (
+        {"access", "capacity", "limits", "metrics", "protocol", "queues"},
+        {"slot_stream"},
+        {"session_state", "stepper", "connection"},
+        {"engine_loop", "store"},
+        {"sessions"},
+        {"service"},
+    ),
     "link": (
         {"admission", "bandwidth", "credentials", "datagrams", "endpoints", "sdp"},
         {"device_endpoints", "rtp", "signalling"},

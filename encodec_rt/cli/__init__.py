@@ -28,6 +28,7 @@ from encodec_rt.cli.live import devices, live
 from encodec_rt.cli.play import play
 from encodec_rt.cli.quality import quality
 from encodec_rt.cli.roundtrip import roundtrip
+from encodec_rt.cli.serve import serve
 from encodec_rt.cli.train import train
 from encodec_rt.cli.train_lm import lm
 from encodec_rt.cli.web import web
@@ -106,6 +107,7 @@ app = _group(
     live,
     devices,
     web,
+    serve,
     quality,
     completion=True,
 )

@@ -75,6 +75,14 @@ class Admission:
             self._begin(self._watch(listening))
         return port
 
+    def let_stay(self, transport: asyncio.BaseTransport) -> None:
+        """Do not hang up on this connection by time: its session has limits of its own."""
+        descriptor = transport.get_extra_info("socket").fileno()
+        for connection, (host, handle) in self._inside.items():
+            if connection.fileno() == descriptor and handle is not None:
+                handle.cancel()
+                self._inside[connection] = host, None
+
     async def close(self) -> None:
         """Let nobody in any more; who is inside stays."""
         tasks = list(self._tasks)

@@ -1,4 +1,4 @@
-"""Who may come in: the bearer token, or a ticket that it buys and that is good once, for a while."""
+"""Who may come in: the bearer token, or a ticket that it buys, good once and for a while."""
 
 from __future__ import annotations
 

@@ -44,6 +44,7 @@ class Connection:
         token: str,
         request: StreamRequest,
         socket: web.WebSocketResponse,
+        transport: asyncio.WriteTransport,
         config: EncodecConfig,
         limits: SessionLimits,
         metrics: Metrics,
@@ -57,6 +58,7 @@ class Connection:
         self.blocked_since_s: float | None = None
         self.code: int | None = None
         """Why it was closed, once it is."""
+        self._transport = transport
         self._socket, self._config, self._limits, self._metrics = socket, config, limits, metrics
         self._wake = wake
         self._books = config.codebooks_for(request.bandwidth_kbps)
@@ -67,7 +69,8 @@ class Connection:
         self._events: deque[Output] = deque()
         self._something = asyncio.Event()
         self._ends_pending = 0
-        self._closing = False
+        self._closing = self._hanging_up = False
+        self._hung_up = asyncio.Event()
         self._messages = TokenBucket(limits.messages_per_s, limits.message_burst)
         self._texts = TokenBucket(limits.events_per_s, limits.event_burst)
         self._errors = TokenBucket(limits.errors_per_s, limits.error_burst)
@@ -101,22 +104,25 @@ class Connection:
                         break
                     self.tell("Error", error=type(error).__name__, message=str(error))
         finally:
+            if self._hanging_up:
+                # Who returns to aiohttp earlier cuts off the client's answer.
+                await asyncio.wait({asyncio.ensure_future(self._hung_up.wait())}, timeout=2.0)
             sender.cancel()
             self.code = self.code or self._socket.close_code or WSCloseCode.ABNORMAL_CLOSURE
 
     async def close(self, code: int, reason: str) -> None:
         """Hang up, without waiting long for a client that does not answer."""
-        self.code = self.code or code
+        self.code, self._hanging_up = self.code or code, True
         try:
             await asyncio.wait_for(self._socket.close(code=code, message=reason.encode()), 1.0)
         except (asyncio.TimeoutError, ConnectionError, RuntimeError):
             self.cut()
+        finally:
+            self._hung_up.set()
 
     def cut(self) -> None:
         """End the connection at once."""
-        transport = self._socket._req.transport if self._socket._req is not None else None
-        if transport is not None:
-            transport.abort()
+        self._transport.abort()
 
     def tell(self, name: str, **fields: object) -> None:
         """Send an event when those before it are sent."""

@@ -66,6 +66,11 @@ class EngineLoop:
         self._wake.set()
 
     @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
     def idle_s(self) -> float:
         """How long ago the thread last moved; endless where it has ended."""
         return time.monotonic() - self._moved_s if self._thread.is_alive() else float("inf")
@@ -110,9 +115,7 @@ class EngineLoop:
         self._commands.append(command)
         self._wake.set()
 
-    def _do_apart(
-        self, work: Callable[[], Any], done: Callable[[Any], list[Output]]
-    ) -> None:
+    def _do_apart(self, work: Callable[[], Any], done: Callable[[Any], list[Output]]) -> None:
         future = self._apart.submit(work)
         future.add_done_callback(lambda each: self._post(lambda: done(each.result())))
 

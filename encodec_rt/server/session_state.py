@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 
 from encodec_rt.errors import PacketError
 from encodec_rt.server.protocol import MAX_INDEX, StreamRequest
@@ -59,8 +59,8 @@ class SessionState:
             progress = Progress(**told["progress"])
         except (ValueError, LookupError, TypeError, RecursionError):
             raise PacketError("a session whose header cannot be read") from None
-        for each in fields(Progress):
-            value, kind = getattr(progress, each.name), type(each.default)
-            if type(value) is not kind or not 0 <= value <= MAX_INDEX:
-                raise PacketError(f"a session with {each.name}={value!r}")
+        for name, default in asdict(Progress()).items():
+            value = getattr(progress, name)
+            if type(value) is not type(default) or not 0 <= value <= MAX_INDEX:
+                raise PacketError(f"a session with {name}={value!r}")
         return SessionState(request, progress, SlotSnapshot.from_bytes(data[end:]))

@@ -39,7 +39,7 @@ class Stepper:
         """Lost frames that were concealed."""
 
     def step(self, streams: Iterable[SlotStream], now_s: float) -> list[Output]:
-        """Everything that one pass over ``streams`` gives, at ``now_s`` of a clock that only rises."""
+        """What one pass over ``streams`` gives, at ``now_s`` of a clock that only rises."""
         streams = list(streams)
         outputs: list[Output] = []
         groups: dict[int, Group] = defaultdict(list)
@@ -141,7 +141,7 @@ class Stepper:
             return []
         latents = []
         for stream, frame in group:
-            codes = None if frame.content is None else frame.content[None]
+            codes = None if frame.content is None else frame.content[None].astype(np.uint16)
             self.concealed += codes is None
             latents.append(stream.concealer.next_latent(codes, frame.index))
         self.batch_sizes.append(len(group))
@@ -246,8 +246,8 @@ class Stepper:
                 stream.renew_decoder()
             stream.renew_encoder()
             stream.changed = True
-            fields = {"direction": stream.request.mode if echoes else "encode"}
-            fields["frame"] = progress.encoded
+            direction = "echo" if echoes else "encode"
+            fields = {"direction": direction, "frame": progress.encoded}
             return [*outputs, Output(stream.key, event="Finalized", fields=fields)]
 
         self._apart(finish, finished)
@@ -287,7 +287,7 @@ class Stepper:
         return codes
 
     def _pcm(self, frames: list[WaitingFrame]) -> Tensor:
-        return self._floats(np.concatenate([frame.content for frame in frames], axis=1))  # type: ignore[arg-type]
+        return self._floats(np.concatenate([frame.content for frame in frames], axis=1))
 
     def _floats(self, samples: Any) -> Tensor:
         """[channels, n] int16 -> float32 [n] or [channels, n]."""

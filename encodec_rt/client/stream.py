@@ -1,0 +1,362 @@
+"""A client of ``encodec-rt serve``: audio or codes in, codes or audio out, whatever restarts.
+
+    async with StreamClient("http://127.0.0.1:8445", mode="encode") as stream:
+        await stream.send_audio(samples)
+        await stream.finish()
+        async for frame in stream:
+            print(frame.index, frame.codes)
+
+A connection that is lost is opened again and resumed: what the server had not yet kept is sent once
+more, and what had come already is passed over, so that nobody sees a gap or a frame twice.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+from collections.abc import AsyncIterator
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import aiohttp
+import numpy as np
+
+from encodec_rt.bitstream.packet import Packet, encode_packet, parse_packet
+from encodec_rt.client.sent import SentAudio, SentCodes
+from encodec_rt.errors import InputError, LinkError, PacketError, StateError
+from encodec_rt.pcm import to_int16
+from encodec_rt.server.protocol import (
+    MAX_MESSAGE_BYTES,
+    RESUME,
+    STREAM_PATH,
+    SUBPROTOCOL,
+    TICKET,
+    Kind,
+    Mode,
+    StreamRequest,
+    pack_event,
+    pack_message,
+    parse_event,
+    parse_message,
+)
+from encodec_rt.types import Audio, Codes
+
+WINDOW_FRAMES = 6
+"""Frames that are under way at most; the server drops what waits beyond eight."""
+KEEP_ALIVE_S = 3.0
+_NOTHING_KEPT = 409
+_FINAL = {400, 401, 403, 404, _NOTHING_KEPT}
+"""Answers that no further try changes."""
+
+
+@dataclass(frozen=True, eq=False)
+class ServedFrame:
+    """What came of a frame: codes uint16 [Q], or audio float32 [n] or [channels, n]."""
+
+    index: int
+    codes: Codes | None = None
+    audio: Audio | None = None
+
+
+@dataclass(frozen=True)
+class Dropped:
+    """Frames that are gone, because the server or its client was too slow."""
+
+    where: Literal["in", "out"]
+    first: int
+    count: int
+
+
+class StreamClient:
+    """One stream. Sending waits while too much is under way, so that nothing is dropped."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        mode: Mode = "echo",
+        bandwidth_kbps: float = 6.0,
+        start: Literal["primed", "exact", "zero"] = "primed",
+        token: str | None = None,
+        ticket: str | None = None,
+        context: ssl.SSLContext | aiohttp.Fingerprint | None = None,
+        live: bool = False,
+        retry_s: float = 30.0,
+    ) -> None:
+        """``url`` is http(s)://HOST:PORT. With ``live``, sending does not wait, and may drop.
+
+        A lost connection is tried again for ``retry_s``; a full server too.
+        """
+        self.request = StreamRequest(mode, bandwidth_kbps, start)
+        self.dropped: list[Dropped] = []
+        self.errors: list[str] = []
+        """What the server refused, in its words."""
+        self.resumed = 0
+        """How often the stream was resumed."""
+        self.welcome: dict[str, Any] = {}
+        self._url = url.rstrip("/") + STREAM_PATH
+        self._headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
+        self._ticket, self._ssl, self._live, self._retry_s = ticket, context, live, retry_s
+        self._session: aiohttp.ClientSession | None = None
+        self._socket: aiohttp.ClientWebSocketResponse | None = None
+        self._received: asyncio.Queue[ServedFrame | Exception | None] = asyncio.Queue()
+        self._moved = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+        self._pcm = SentAudio()
+        self._codes = SentCodes()
+        self._next = {Kind.CODES: 0, Kind.PCM: 0}
+        self._finishing = False
+        self._finalized = 0
+        self._ended = False
+
+    async def __aenter__(self) -> StreamClient:
+        """Connect. Raises LinkError."""
+        self._session = aiohttp.ClientSession()
+        try:
+            await self._connect()
+        except BaseException:
+            await self._session.close()
+            raise
+        self._task = asyncio.create_task(self._run())
+        return self
+
+    async def __aexit__(self, *args: object) -> None:
+        """Hang up; what has not come is given up."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        if self._socket is not None:
+            await self._socket.close()
+        if self._session is not None:
+            await self._session.close()
+
+    async def send_audio(self, audio: Audio) -> None:
+        """Samples float32 [n] or [channels, n]. Raises StateError after ``finish``."""
+        self._check_open()
+        if not self.request.encodes:
+            raise InputError(f"audio for a stream of mode {self.request.mode}; it takes codes")
+        pcm = np.ascontiguousarray(to_int16(np.atleast_2d(audio)).T).astype("<i2").tobytes()
+        step = 2 * self._pcm.frame_samples
+        for at in range(0, len(pcm), step):
+            await self._room()
+            index, message = self._pcm.add(pcm[at : at + step])
+            await self._send(pack_message(Kind.PCM, index, message))
+
+    async def send_codes(self, codes: Codes | None) -> None:
+        """A frame's codes uint16 [Q], or None for a frame that is lost."""
+        self._check_open()
+        if not self.request.decodes:
+            raise InputError(f"codes for a stream of mode {self.request.mode}; it takes audio")
+        await self._room()
+        index = self._codes.add(codes)
+        if codes is not None:
+            await self._send(self._codes_message(index, codes))
+
+    async def finish(self) -> None:
+        """Say that nothing more comes; what is left follows, and then the stream ends."""
+        self._check_open()
+        self._finishing = True
+        if self._socket is not None:
+            await self._send_event("CloseStream")
+
+    def __aiter__(self) -> AsyncIterator[ServedFrame]:
+        """The frames as they come, until the stream has ended. Raises LinkError."""
+        return self
+
+    async def __anext__(self) -> ServedFrame:
+        item = await self._received.get()
+        if item is None:
+            raise StopAsyncIteration
+        if isinstance(item, Exception):
+            raise item
+        return item
+
+    def _check_open(self) -> None:
+        if self._finishing or self._ended:
+            raise StateError("this stream is finished; open a new one")
+
+    async def _room(self) -> None:
+        """Wait until not too much is under way."""
+        while not self._live and not self._ended and self._under_way() >= WINDOW_FRAMES:
+            self._moved.clear()
+            await self._moved.wait()
+
+    def _under_way(self) -> int:
+        extra = self.welcome["encoder_start_frames"] if self.request.start == "exact" else 1
+        sent = []
+        if self.request.encodes:
+            sent.append(self._pcm.index - self._next[Kind.CODES] - extra + 1)
+        if self.request.decodes:
+            extra = self.welcome["decoder_start_frames"] if self.request.start == "exact" else 1
+            sent.append(self._codes.index - self._next[Kind.PCM] - extra + 1)
+        if self.request.mode == "echo":
+            sent.append(self._pcm.index - self._next[Kind.PCM] - 2 * extra + 2)
+        return max(sent)
+
+    async def _send(self, message: bytes) -> None:
+        # What cannot be sent now is sent when the stream is resumed.
+        if self._socket is not None:
+            try:
+                await self._socket.send_bytes(message)
+            except (ConnectionError, RuntimeError):
+                return
+
+    async def _send_event(self, name: str) -> None:
+        if self._socket is not None:
+            try:
+                await self._socket.send_str(pack_event(name))
+            except (ConnectionError, RuntimeError):
+                return
+
+    def _codes_message(self, index: int, codes: Codes) -> bytes:
+        payload = encode_packet(Packet(codes[None]), bits=self.welcome["bits"])
+        return pack_message(Kind.CODES, index, payload)
+
+    async def _connect(self) -> None:
+        """Open the WebSocket and take the welcome. Raises LinkError."""
+        assert self._session is not None, "the client was entered"
+        loop = asyncio.get_running_loop()
+        until_s, wait_s = loop.time() + self._retry_s, 0.1
+        while True:
+            try:
+                await self._connect_once()
+                return
+            except _Final:
+                raise
+            except LinkError:
+                if loop.time() + wait_s > until_s:
+                    raise
+            await asyncio.sleep(wait_s)
+            wait_s = min(2.0, 1.5 * wait_s)
+
+    async def _connect_once(self) -> None:
+        assert self._session is not None, "the client was entered"
+        again, token = bool(self.welcome), self.welcome.get("resume")
+        wanted = replace(self.request, frame=self._next[Kind.CODES], decoded=self._next[Kind.PCM])
+        protocols = [SUBPROTOCOL]
+        protocols += [TICKET + self._ticket] if self._ticket is not None else []
+        protocols += [RESUME + token] if token is not None else []
+        try:
+            socket = await self._session.ws_connect(
+                self._url,
+                params=wanted.to_query() if token is not None else self.request.to_query(),
+                protocols=protocols,
+                headers=self._headers,
+                ssl=self._ssl if self._ssl is not None else True,
+                max_msg_size=2 * MAX_MESSAGE_BYTES,
+                timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
+            )
+            first = await asyncio.wait_for(socket.receive(), 10.0)
+        except aiohttp.WSServerHandshakeError as error:
+            refused = f"the server refused the stream ({error.status})"
+            if error.status == _NOTHING_KEPT and token is not None and self._has_all():
+                # It went before it kept anything: the same from the start.
+                del self.welcome["resume"]
+                raise LinkError(refused) from error
+            if error.status in _FINAL:
+                raise _Final(refused) from error
+            raise LinkError(refused) from error
+        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+            raise LinkError(f"{self._url} cannot be reached: {error}") from error
+        if first.type != aiohttp.WSMsgType.TEXT:
+            raise LinkError(f"{self._url} closed the stream at once")
+        self.welcome = parse_event(first.data)
+        self._socket = socket
+        self._pcm.frame_samples = self._whole("hop") * self._whole("channels")
+        if again:
+            self.resumed += 1
+            await self._repeat()
+
+    def _whole(self, name: str) -> int:
+        """A number of the welcome. Raises PacketError."""
+        value = self.welcome.get(name)
+        if type(value) is not int or not 0 < value < 1 << 20:
+            raise PacketError(f"a welcome with {name}={value!r}")
+        return value
+
+    def _has_all(self) -> bool:
+        return self._pcm.has_all and self._codes.has_all
+
+    async def _repeat(self) -> None:
+        """Send once more what the server has not kept."""
+        for index, message in self._pcm.since(self.welcome["frame"]):
+            await self._send(pack_message(Kind.PCM, index, message))
+        for index, codes in self._codes.since(self.welcome["decoded"]):
+            if codes is not None:
+                await self._send(self._codes_message(index, codes))
+        if self._finishing:
+            await self._send_event("CloseStream")
+
+    async def _run(self) -> None:
+        """Receive, and connect again when that ends, until the stream has ended."""
+        try:
+            while not self._ended:
+                await self._receive()
+                if not self._ended:
+                    self._socket = None
+                    await self._connect()
+        except (LinkError, PacketError) as error:
+            self._received.put_nowait(error)
+        finally:
+            self._ended = True
+            self._moved.set()
+            self._received.put_nowait(None)
+
+    async def _receive(self) -> None:
+        assert self._socket is not None, "receiving comes after connecting"
+        socket = self._socket
+        while not self._ended:
+            try:
+                message = await asyncio.wait_for(socket.receive(), KEEP_ALIVE_S)
+            except asyncio.TimeoutError:
+                await self._send_event("KeepAlive")
+                continue
+            if message.type == aiohttp.WSMsgType.BINARY:
+                self._take(message.data)
+            elif message.type == aiohttp.WSMsgType.TEXT:
+                self._hear(parse_event(message.data))
+            else:
+                self._ended = self._ended or socket.close_code in (aiohttp.WSCloseCode.OK, 4005)
+                return
+
+    def _take(self, data: bytes) -> None:
+        kind, index, payload = parse_message(data)
+        if index < self._next[kind]:
+            return
+        self._next[kind] = index + 1
+        self._moved.set()
+        if kind == Kind.CODES:
+            packet = parse_packet(payload, bits=self.welcome["bits"])
+            self._received.put_nowait(ServedFrame(index, codes=packet.codes[0]))
+            return
+        samples = np.frombuffer(payload, "<i2").astype(np.float32) / 32768.0
+        channels = self.welcome["channels"]
+        audio = samples if channels == 1 else samples.reshape(-1, channels).T
+        # A message of several frames is counted as all of them.
+        frames = -(-audio.shape[-1] // self.welcome["hop"])
+        self._next[kind] = index + max(1, frames)
+        self._received.put_nowait(ServedFrame(index, audio=audio))
+
+    def _hear(self, event: dict[str, Any]) -> None:
+        if event["type"] == "Snapshot":
+            self._pcm.forget(event["frame"])
+            self._codes.forget(event["decoded"])
+        elif event["type"] == "Dropped":
+            self.dropped.append(Dropped(event["where"], event["first"], event["count"]))
+            self._pass_over(event["first"] + event["count"])
+        elif event["type"] == "Finalized":
+            self._finalized += 1
+            both = self.request.mode == "duplex"
+            self._ended = self._ended or (self._finishing and self._finalized > both)
+        elif event["type"] == "Error":
+            self.errors.append(f"{event['error']}: {event['message']}")
+
+    def _pass_over(self, index: int) -> None:
+        """Frames that will not come are under way no more."""
+        for kind in self._next:
+            self._next[kind] = max(self._next[kind], index)
+        self._moved.set()
+
+
+class _Final(LinkError):
+    """A refusal that no further try changes."""

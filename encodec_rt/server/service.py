@@ -1,0 +1,239 @@
+"""The server as the network sees it: its addresses, who is let in, and how it ends."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import ssl
+import time
+from dataclasses import dataclass, field
+
+from aiohttp import web
+from aiohttp.typedefs import Handler
+
+from encodec_rt.errors import CodecError, LinkError, StateError
+from encodec_rt.link.admission import Admission, ConnectionLimits, RateLimit
+from encodec_rt.link.credentials import is_loopback
+from encodec_rt.server.access import TICKET_S, Access
+from encodec_rt.server.limits import SessionLimits
+from encodec_rt.server.metrics import Metrics
+from encodec_rt.server.protocol import (
+    INFO_PATH,
+    RESUME,
+    STREAM_PATH,
+    SUBPROTOCOL,
+    TICKET,
+    TICKET_PATH,
+    StreamRequest,
+    secret_of,
+)
+from encodec_rt.server.sessions import Sessions
+from encodec_rt.server.store import SessionStore
+from encodec_rt.streaming.codec import Codec
+from encodec_rt.version import __version__
+
+STALLED_S = 1.0
+"""How long the engine's thread may stand still and the server still be called alive."""
+
+
+@dataclass(frozen=True)
+class ServerOptions:
+    """How a server is run; ``token`` None is for loopback only."""
+
+    token: str | None = None
+    origins: frozenset[str] = frozenset()
+    """Web pages that may connect; without any, no browser can."""
+    limits: SessionLimits = field(default_factory=SessionLimits)
+    requests_per_s: float = 50.0
+    """Per address, in the long run."""
+    request_burst: int = 400
+
+
+class StreamServer:
+    """Sessions over WebSockets on the slots of one engine."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        slots: int,
+        bandwidth_kbps: float,
+        store: SessionStore,
+        options: ServerOptions,
+    ) -> None:
+        """Serve up to ``slots`` sessions of up to ``bandwidth_kbps``; make all that they need.
+
+        Raises LinkError for a token that could be guessed, and ConfigError.
+        """
+        self._codec, self._options = codec, options
+        self.metrics = Metrics(1 / codec.config.frame_rate)
+        self.metrics.slots.set(slots)
+        self.sessions = Sessions(codec, slots, bandwidth_kbps, store, options.limits, self.metrics)
+        self._access = Access(options.token, time.monotonic)
+        self._rate = RateLimit(options.requests_per_s, options.request_burst)
+        self._hosts: frozenset[str] = frozenset()
+        self._runner: web.AppRunner | None = None
+        self._admission: Admission | None = None
+        self.is_draining = False
+
+    async def start(self, host: str, port: int, context: ssl.SSLContext | None) -> int:
+        """Listen; the port, which is chosen by the system for 0.
+
+        Raises LinkError for an address beyond loopback without both TLS and a token.
+        """
+        if not is_loopback(host) and (context is None or self._options.token is None):
+            raise LinkError(f"serving on {host} needs TLS and a token; use 127.0.0.1, or give both")
+        application = web.Application(client_max_size=0, middlewares=[self._check])
+        application.router.add_get(STREAM_PATH, self._stream)
+        application.router.add_post(TICKET_PATH, self._ticket)
+        application.router.add_get(INFO_PATH, self._info)
+        application.router.add_get("/metrics", self._metrics)
+        application.router.add_get("/livez", self._livez)
+        application.router.add_get("/readyz", self._readyz)
+        self._runner = web.AppRunner(
+            application, access_log=None, keepalive_timeout=15.0, shutdown_timeout=1.0,
+            handle_signals=False,
+        )  # fmt: skip
+        await self._runner.setup()
+        assert self._runner.server is not None
+        most = 2 * self.sessions.slots + 64
+        limits = ConnectionLimits(connections=most, per_address=most, connection_s=15.0)
+        self._admission = Admission(self._runner.server, limits, context)
+        self.sessions.start()
+        try:
+            bound = await self._admission.open(host, port)
+        except OSError as error:
+            await self.close()
+            raise LinkError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+        if is_loopback(host):
+            # Else a page of another name that resolves to this machine could read along.
+            names = ("localhost", "127.0.0.1", "[::1]", host)
+            self._hosts = frozenset(f"{name}:{bound}" for name in names)
+        return bound
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine's thread runs."""
+        return self.sessions.engine_loop.is_alive
+
+    async def drain(self) -> None:
+        """Take nobody new, let the sessions end in their time, keep the rest, and close."""
+        self.is_draining = True
+        await self.sessions.drain()
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop serving; sessions that are open can be resumed."""
+        self.is_draining = True
+        await self.sessions.close()
+        if self._admission is not None:
+            await self._admission.close()
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def _stream(self, request: web.Request) -> web.StreamResponse:
+        offered = [
+            name.strip()
+            for line in request.headers.getall("Sec-WebSocket-Protocol", [])
+            for name in line.split(",")
+        ]
+        ticket, token = secret_of(offered, TICKET), secret_of(offered, RESUME)
+        if not self._access.allows(request.headers.get("Authorization")) and not (
+            ticket is not None and self._access.takes_ticket(ticket)
+        ):
+            self._refuse("unauthorized")
+            raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"})
+        try:
+            wanted = StreamRequest.from_query(request.query)
+            self.sessions.check(wanted)
+            if SUBPROTOCOL not in offered:
+                raise StateError(f"the subprotocol {SUBPROTOCOL} is not among those offered")
+        except CodecError as error:
+            self._refuse("malformed")
+            raise _refusal(web.HTTPBadRequest, error) from None
+        if token is not None:
+            await self.sessions.supersede(token)
+        # A slot is taken before anything is answered, or awaited: two cannot have the same.
+        slot = None if self.is_draining else self.sessions.reserve()
+        if slot is None:
+            self._refuse("draining" if self.is_draining else "full")
+            raise web.HTTPServiceUnavailable(headers={"Retry-After": "2"})
+        try:
+            return await self._serve(request, wanted, slot, token)
+        finally:
+            self.sessions.release(slot)
+
+    async def _serve(
+        self, request: web.Request, wanted: StreamRequest, slot: int, token: str | None
+    ) -> web.StreamResponse:
+        transport = request.transport
+        assert transport is not None, "a request that was not answered has a connection"
+        assert self._admission is not None, "a request comes after the start"
+        try:
+            state = None if token is None else await self.sessions.load(token, wanted)
+            resumed = None if token is None or state is None else (token, state)
+            self._admission.let_stay(transport)
+            return await self.sessions.serve(request, transport, wanted, slot, resumed)
+        except StateError as error:
+            self._refuse("resume" if token is not None else "malformed")
+            raise _refusal(web.HTTPConflict, error) from None
+
+    def _refuse(self, reason: str) -> None:
+        self.metrics.refused.labels(reason).inc()
+
+    async def _ticket(self, request: web.Request) -> web.Response:
+        return web.json_response({"ticket": self._access.make_ticket(), "seconds": TICKET_S})
+
+    async def _info(self, request: web.Request) -> web.Response:
+        return web.json_response(
+            {
+                "version": __version__,
+                "protocol": SUBPROTOCOL,
+                "model": self._codec.name,
+                "weights_sha256": self._codec.weights_sha256,
+                "bandwidths_kbps": [
+                    kbps
+                    for kbps in self._codec.config.target_bandwidths
+                    if kbps <= self.sessions.bandwidth_kbps
+                ],
+                "rate": self._codec.config.sampling_rate,
+                "hop": self._codec.config.hop_length,
+                "capacity": self.sessions.slots,
+                "sessions": self.sessions.count,
+                "draining": self.is_draining,
+            }
+        )
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        return web.Response(body=self.metrics.text(), content_type="text/plain", charset="utf-8")
+
+    async def _livez(self, request: web.Request) -> web.Response:
+        alive = self.sessions.engine_loop.idle_s < STALLED_S
+        return web.Response(status=200 if alive else 503, text="ok" if alive else "stalled")
+
+    async def _readyz(self, request: web.Request) -> web.Response:
+        if self.is_draining or self.sessions.engine_loop.idle_s >= STALLED_S:
+            raise web.HTTPServiceUnavailable(text="draining" if self.is_draining else "stalled")
+        return web.Response(text="ok")
+
+    @web.middleware
+    async def _check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        """Raise the refusal of a request that may not come further, cheapest reason first."""
+        now_s = asyncio.get_running_loop().time()
+        if not self._rate.allows(request.remote or "", now_s):
+            self._refuse("rate")
+            raise web.HTTPTooManyRequests(headers={"Retry-After": "1"})
+        if self._hosts and request.host not in self._hosts:
+            raise web.HTTPForbidden
+        origin = request.headers.get("Origin")
+        if origin is not None and origin not in self._options.origins:
+            self._refuse("origin")
+            raise web.HTTPForbidden
+        public = request.path in ("/livez", "/readyz", STREAM_PATH)
+        if not public and not self._access.allows(request.headers.get("Authorization")):
+            raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"})
+        return await handler(request)
+
+
+def _refusal(kind: type[web.HTTPError], error: CodecError) -> web.HTTPError:
+    told = {"error": type(error).__name__, "message": str(error)}
+    return kind(text=json.dumps(told), content_type="application/json")

@@ -1,0 +1,80 @@
+"""A server in this process, on a tiny model, for what tests and benches do to it."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from encodec_rt.client import ServedFrame, StreamClient
+from encodec_rt.server.limits import SessionLimits
+from encodec_rt.server.service import ServerOptions, StreamServer
+from encodec_rt.server.store import SessionStore
+from encodec_rt.streaming.codec import Codec
+from encodec_rt.types import Audio, Codes
+from tests.support.models import random_model, speech, tiny_config
+
+QUICK = SessionLimits(snapshot_s=0.05, drain_s=0.2, close_over_s=0.01)
+
+
+def tiny_codec(**changes: Any) -> Codec:
+    """A model of 100 frames a second, whose frames take little time."""
+    return Codec(random_model(tiny_config(**changes)), backend="cpu")
+
+
+@asynccontextmanager
+async def serving(
+    codec: Codec,
+    folder: Path,
+    *,
+    slots: int = 4,
+    port: int = 0,
+    limits: SessionLimits = QUICK,
+    **options: Any,
+) -> AsyncIterator[tuple[StreamServer, str]]:
+    """A server and its address; closed at the end, whatever became of it."""
+    bandwidth_kbps = codec.config.target_bandwidths[-1]
+    chosen = ServerOptions(limits=limits, **options)
+    server = StreamServer(codec, slots, bandwidth_kbps, SessionStore(folder), chosen)
+    bound = await server.start("127.0.0.1", port, None)
+    try:
+        yield server, f"http://127.0.0.1:{bound}"
+    finally:
+        await server.close()
+
+
+def said(frames: float, codec: Codec, seed: int = 0) -> Audio:
+    """Speech of so many frames, as 16 bits have it."""
+    length = int(frames * codec.config.hop_length)
+    pcm = np.rint(speech(length, seed=seed).numpy() * 32768.0).clip(-32768, 32767)
+    audio: Audio = (pcm / 32768.0).astype(np.float32)
+    return audio
+
+
+async def push(stream: StreamClient, audio: Audio, piece: int, pause_s: float = 0.0) -> None:
+    """Send ``audio`` in pieces of ``piece`` samples, and finish."""
+    for at in range(0, audio.shape[-1], piece):
+        await stream.send_audio(audio[..., at : at + piece])
+        await asyncio.sleep(pause_s)
+    await stream.finish()
+
+
+async def all_of(stream: StreamClient) -> list[ServedFrame]:
+    """Every frame until the stream ends."""
+    return [frame async for frame in stream]
+
+
+def codes_of(frames: list[ServedFrame]) -> Codes:
+    """The codes [frames, Q] among ``frames``, which must be in order and without a gap."""
+    found = [(frame.index, frame.codes) for frame in frames if frame.codes is not None]
+    assert [index for index, _ in found] == list(range(len(found)))
+    return np.stack([codes for _, codes in found])
+
+
+def audio_of(frames: list[ServedFrame]) -> Audio:
+    """The audio among ``frames``."""
+    return np.concatenate([frame.audio for frame in frames if frame.audio is not None], axis=-1)
