@@ -26,6 +26,7 @@ from encodec_rt.client.sent import SentAudio, SentCodes
 from encodec_rt.errors import InputError, LinkError, PacketError, StateError
 from encodec_rt.pcm import to_int16
 from encodec_rt.server.protocol import (
+    MAX_INDEX,
     MAX_MESSAGE_BYTES,
     RESUME,
     STREAM_PATH,
@@ -83,7 +84,8 @@ class StreamClient:
         live: bool = False,
         retry_s: float = 30.0,
     ) -> None:
-        """``url`` is http(s)://HOST:PORT. With ``live``, sending does not wait, and may drop.
+        """``url`` is http(s)://HOST:PORT. With ``live``, sending waits for nothing but a
+        lost connection, and frames may be dropped.
 
         A lost connection is tried again for ``retry_s``; a full server too.
         """
@@ -104,7 +106,11 @@ class StreamClient:
         self._task: asyncio.Task[None] | None = None
         self._pcm = SentAudio()
         self._codes = SentCodes()
+        # What was handed on; and on this connection, what was sent and what came.
         self._next = {Kind.CODES: 0, Kind.PCM: 0}
+        self._sent, self._seen = dict(self._next), dict(self._next)
+        self._connected = asyncio.Event()
+        self._repeating: asyncio.Task[None] | None = None
         self._finishing = False
         self._finalized = 0
         self._ended = False
@@ -117,6 +123,7 @@ class StreamClient:
         except BaseException:
             await self._session.close()
             raise
+        self._connected.set()
         self._task = asyncio.create_task(self._run())
         return self
 
@@ -140,7 +147,7 @@ class StreamClient:
         for at in range(0, len(pcm), step):
             await self._room()
             index, message = self._pcm.add(pcm[at : at + step])
-            await self._send(pack_message(Kind.PCM, index, message))
+            await self._send(Kind.PCM, index, message)
 
     async def send_codes(self, codes: Codes | None) -> None:
         """A frame's codes uint16 [Q], or None for a frame that is lost."""
@@ -150,13 +157,13 @@ class StreamClient:
         await self._room()
         index = self._codes.add(codes)
         if codes is not None:
-            await self._send(self._codes_message(index, codes))
+            await self._send(Kind.CODES, index, self._payload(codes))
 
     async def finish(self) -> None:
         """Say that nothing more comes; what is left follows, and then the stream ends."""
         self._check_open()
         self._finishing = True
-        if self._socket is not None:
+        if self._connected.is_set():
             await self._send_event("CloseStream")
 
     def __aiter__(self) -> AsyncIterator[ServedFrame]:
@@ -176,28 +183,38 @@ class StreamClient:
             raise StateError("this stream is finished; open a new one")
 
     async def _room(self) -> None:
-        """Wait until not too much is under way."""
-        while not self._live and not self._ended and self._under_way() >= WINDOW_FRAMES:
-            self._moved.clear()
-            await self._moved.wait()
+        """Wait until there is a connection, and not too much under way on it."""
+        while not self._ended:
+            await self._connected.wait()
+            if self._live or self._under_way() < WINDOW_FRAMES:
+                return
+            await self._next_move()
+
+    async def _next_move(self) -> None:
+        self._moved.clear()
+        await self._moved.wait()
 
     def _under_way(self) -> int:
-        extra = self.welcome["encoder_start_frames"] if self.request.start == "exact" else 1
-        sent = []
+        """Frames sent on this connection of which nothing came yet, beyond what a start needs."""
+        exact, welcome = self.request.start == "exact", self.welcome
+        encoder = welcome["encoder_start_frames"] - 1 if exact else 0
+        decoder = welcome["decoder_start_frames"] - 1 if exact else 0
+        pcm, codes = (self._sent[kind] for kind in (Kind.PCM, Kind.CODES))
+        counts = [0]
         if self.request.encodes:
-            sent.append(self._pcm.index - self._next[Kind.CODES] - extra + 1)
+            counts.append(pcm - self._seen[Kind.CODES] - encoder)
         if self.request.decodes:
-            extra = self.welcome["decoder_start_frames"] if self.request.start == "exact" else 1
-            sent.append(self._codes.index - self._next[Kind.PCM] - extra + 1)
+            counts.append(codes - self._seen[Kind.PCM] - decoder)
         if self.request.mode == "echo":
-            sent.append(self._pcm.index - self._next[Kind.PCM] - 2 * extra + 2)
-        return max(sent)
+            counts.append(pcm - self._seen[Kind.PCM] - encoder - decoder)
+        return max(counts)
 
-    async def _send(self, message: bytes) -> None:
+    async def _send(self, kind: Kind, index: int, payload: bytes) -> None:
+        self._sent[kind] = index + 1
         # What cannot be sent now is sent when the stream is resumed.
         if self._socket is not None:
             try:
-                await self._socket.send_bytes(message)
+                await self._socket.send_bytes(pack_message(kind, index, payload))
             except (ConnectionError, RuntimeError):
                 return
 
@@ -208,9 +225,8 @@ class StreamClient:
             except (ConnectionError, RuntimeError):
                 return
 
-    def _codes_message(self, index: int, codes: Codes) -> bytes:
-        payload = encode_packet(Packet(codes[None]), bits=self.welcome["bits"])
-        return pack_message(Kind.CODES, index, payload)
+    def _payload(self, codes: Codes) -> bytes:
+        return encode_packet(Packet(codes[None]), bits=self.welcome["bits"])
 
     async def _connect(self) -> None:
         """Open the WebSocket and take the welcome. Raises LinkError."""
@@ -231,7 +247,7 @@ class StreamClient:
 
     async def _connect_once(self) -> None:
         assert self._session is not None, "the client was entered"
-        again, token = bool(self.welcome), self.welcome.get("resume")
+        token = self.welcome.get("resume")
         wanted = replace(self.request, frame=self._next[Kind.CODES], decoded=self._next[Kind.PCM])
         protocols = [SUBPROTOCOL]
         protocols += [TICKET + self._ticket] if self._ticket is not None else []
@@ -263,14 +279,14 @@ class StreamClient:
         self.welcome = parse_event(first.data)
         self._socket = socket
         self._pcm.frame_samples = self._whole("hop") * self._whole("channels")
-        if again:
-            self.resumed += 1
-            await self._repeat()
+        frame, decoded = self._whole("frame"), self._whole("decoded")
+        self._seen = {Kind.CODES: frame, Kind.PCM: decoded}
+        self._sent = {Kind.PCM: frame, Kind.CODES: decoded}
 
     def _whole(self, name: str) -> int:
         """A number of the welcome. Raises PacketError."""
         value = self.welcome.get(name)
-        if type(value) is not int or not 0 < value < 1 << 20:
+        if type(value) is not int or not 0 <= value <= MAX_INDEX:
             raise PacketError(f"a welcome with {name}={value!r}")
         return value
 
@@ -278,27 +294,45 @@ class StreamClient:
         return self._pcm.has_all and self._codes.has_all
 
     async def _repeat(self) -> None:
-        """Send once more what the server has not kept."""
+        """Send once more what the server has not kept, and let what is new follow."""
         for index, message in self._pcm.since(self.welcome["frame"]):
-            await self._send(pack_message(Kind.PCM, index, message))
+            await self._room_again()
+            await self._send(Kind.PCM, index, message)
         for index, codes in self._codes.since(self.welcome["decoded"]):
+            await self._room_again()
             if codes is not None:
-                await self._send(self._codes_message(index, codes))
+                await self._send(Kind.CODES, index, self._payload(codes))
+        self._connected.set()
         if self._finishing:
             await self._send_event("CloseStream")
+
+    async def _room_again(self) -> None:
+        while self._under_way() >= WINDOW_FRAMES:
+            await self._next_move()
 
     async def _run(self) -> None:
         """Receive, and connect again when that ends, until the stream has ended."""
         try:
-            while not self._ended:
+            while True:
                 await self._receive()
-                if not self._ended:
-                    self._socket = None
-                    await self._connect()
+                if self._ended:
+                    return
+                self._connected.clear()
+                lost, self._socket = self._socket, None
+                if lost is not None:
+                    await lost.close()
+                if self._repeating is not None:
+                    self._repeating.cancel()
+                await self._connect()
+                self.resumed += 1
+                self._repeating = asyncio.create_task(self._repeat())
         except (LinkError, PacketError) as error:
             self._received.put_nowait(error)
         finally:
             self._ended = True
+            if self._repeating is not None:
+                self._repeating.cancel()
+            self._connected.set()
             self._moved.set()
             self._received.put_nowait(None)
 
@@ -321,20 +355,22 @@ class StreamClient:
 
     def _take(self, data: bytes) -> None:
         kind, index, payload = parse_message(data)
+        frames, samples = 1, None
+        if kind == Kind.PCM:
+            samples = np.frombuffer(payload, "<i2").astype(np.float32) / 32768.0
+            # A message of several frames, as at an exact start, counts as all of them.
+            frames = -(-len(samples) // self._pcm.frame_samples)
+        self._seen[kind] = max(self._seen[kind], index + frames)
+        self._moved.set()
         if index < self._next[kind]:
             return
-        self._next[kind] = index + 1
-        self._moved.set()
-        if kind == Kind.CODES:
+        self._next[kind] = index + frames
+        if samples is None:
             packet = parse_packet(payload, bits=self.welcome["bits"])
             self._received.put_nowait(ServedFrame(index, codes=packet.codes[0]))
             return
-        samples = np.frombuffer(payload, "<i2").astype(np.float32) / 32768.0
         channels = self.welcome["channels"]
         audio = samples if channels == 1 else samples.reshape(-1, channels).T
-        # A message of several frames is counted as all of them.
-        frames = -(-audio.shape[-1] // self.welcome["hop"])
-        self._next[kind] = index + max(1, frames)
         self._received.put_nowait(ServedFrame(index, audio=audio))
 
     def _hear(self, event: dict[str, Any]) -> None:
@@ -353,8 +389,9 @@ class StreamClient:
 
     def _pass_over(self, index: int) -> None:
         """Frames that will not come are under way no more."""
-        for kind in self._next:
-            self._next[kind] = max(self._next[kind], index)
+        for place in (self._next, self._seen):
+            for kind in place:
+                place[kind] = max(place[kind], index)
         self._moved.set()
 
 

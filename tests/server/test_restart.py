@@ -1,0 +1,252 @@
+"""Nothing is lost: not by a killed server, a drain, a lost connection, or a second coming."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import signal
+import subprocess
+import sys
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from encodec_rt.client import ServedFrame, StreamClient
+from encodec_rt.errors import LinkError
+from encodec_rt.server.limits import SessionLimits
+from encodec_rt.server.session_state import SessionState
+from encodec_rt.server.store import KEPT, SessionStore
+from encodec_rt.streaming.codec import Codec
+from encodec_rt.types import Audio
+from tests.support.models import random_model, tiny_config
+from tests.support.serving import all_of, audio_of, codes_of, push, said, serving, tiny_codec
+
+
+@pytest.fixture(scope="module")
+def codec() -> Codec:
+    return tiny_codec()
+
+
+class Process:
+    """A server in a process of its own."""
+
+    def __init__(self, folder: Path, port: int) -> None:
+        command = [sys.executable, "-m", "encodec_rt", "serve", "--model", str(folder / "model")]
+        command += ["-b", "1.616", "--sessions", "4", "--state", str(folder / "state")]
+        command += ["--port", str(port)]
+        command += ["--drain-s", "0.5"]
+        self.running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert self.running.stderr is not None
+        line = self.running.stderr.readline()
+        found = re.search(r"on (http://127\.0\.0\.1:(\d+));", line)
+        assert found is not None, line
+        self.url, self.port = found[1], int(found[2])
+
+    def end(self, number: signal.Signals) -> int:
+        self.running.send_signal(number)
+        assert self.running.stderr is not None
+        self.running.stderr.read()
+        self.running.stderr.close()
+        return self.running.wait(20)
+
+
+def test_after_a_kill_every_session_goes_on_with_the_codes_of_an_undisturbed_stream(
+    tmp_path: Path,
+) -> None:
+    kbps, starts = (0.404, 0.808, 1.616), ("primed", "exact", "zero")
+    codec = Codec(random_model(tiny_config(target_bandwidths=kbps)), backend="cpu")
+    codec.model.save_pretrained(tmp_path / "model")
+
+    async def one(stream: StreamClient, clip: Audio, heard: list[ServedFrame]) -> None:
+        async def listen() -> None:
+            async for frame in stream:
+                heard.append(frame)
+
+        await asyncio.gather(listen(), push(stream, clip, 10, 0.01))
+
+    async def kill(first: Process, heard: list[list[ServedFrame]]) -> Process:
+        """As soon as every session was kept at least once, and before any has ended."""
+        while min(map(len, heard)) < 130:
+            await asyncio.sleep(0.01)
+        await asyncio.to_thread(first.end, signal.SIGKILL)
+        return await asyncio.to_thread(Process, tmp_path, first.port)
+
+    async def run() -> None:
+        first = Process(tmp_path, 0)
+        clips = [said(320.5, codec, at) for at in range(3)]
+        heard: list[list[ServedFrame]] = [[] for _ in clips]
+        async with AsyncExitStack() as stack:
+            streams = [
+                await stack.enter_async_context(
+                    StreamClient(first.url, bandwidth_kbps=kbps[at], start=starts[at])  # type: ignore[arg-type]
+                )
+                for at in range(3)
+            ]
+            jobs = [one(*each) for each in zip(streams, clips, heard, strict=True)]
+            *_, last = await asyncio.gather(*jobs, kill(first, heard))
+        assert [stream.resumed for stream in streams] == [1, 1, 1]
+        assert not any(stream.dropped or stream.errors for stream in streams)
+        for at, clip in enumerate(clips):
+            options = {"bandwidth_kbps": kbps[at], "start": starts[at]}
+            encoder, decoder = codec.stream_encoder(**options), codec.stream_decoder(**options)  # type: ignore[arg-type]
+            codes = codes_of(heard[at])
+            assert np.array_equal(codes, np.concatenate([encoder.push(clip), encoder.flush()]))
+            wanted = np.concatenate([decoder.push(codes), decoder.flush()])[: len(clip)]
+            np.testing.assert_allclose(audio_of(heard[at]), wanted.clip(-1, 1), atol=2 / 32768)
+        assert last.end(signal.SIGTERM) == 0
+        assert not list((tmp_path / "state").glob("*.session"))
+
+    asyncio.run(run())
+
+
+def test_a_drain_announces_waits_keeps_and_says_1012(codec: Codec, tmp_path: Path) -> None:
+    clip = said(60, codec)
+    limits = SessionLimits(drain_s=0.4, close_over_s=0.01)
+    kbps = codec.config.target_bandwidths[-1]
+
+    async def run() -> None:
+        async with serving(codec, tmp_path, limits=limits) as (server, url):
+            port = int(url.rpartition(":")[2])
+            async with StreamClient(url, mode="encode", bandwidth_kbps=kbps) as stream:
+                receiving = asyncio.create_task(all_of(stream))
+                await stream.send_audio(clip[:203])
+                draining = asyncio.create_task(server.drain())
+                await asyncio.sleep(0.1)
+                with pytest.raises(LinkError, match="503"):
+                    async with StreamClient(url, bandwidth_kbps=kbps, retry_s=0):
+                        pass
+                await stream.send_audio(clip[203:300])
+                await draining
+                assert b'closed_total{code="1012"} 1.0' in server.metrics.text()
+                async with serving(codec, tmp_path, port=port):
+                    await push(stream, clip[300:], 16)
+                    frames = await receiving
+                assert stream.resumed == 1
+                encoder = codec.stream_encoder(kbps)
+                wanted = np.concatenate([encoder.push(clip), encoder.flush()])
+                assert np.array_equal(codes_of(frames), wanted)
+
+    asyncio.run(run())
+
+
+def test_a_drain_ends_at_once_where_nobody_is_left(codec: Codec, tmp_path: Path) -> None:
+    async def run() -> None:
+        limits = SessionLimits(drain_s=30.0)
+        async with serving(codec, tmp_path, limits=limits) as (server, _):
+            await asyncio.wait_for(server.drain(), 5.0)
+
+    asyncio.run(run())
+
+
+def test_a_client_whose_connection_was_cut_resumes_on_the_same_server(
+    codec: Codec, tmp_path: Path
+) -> None:
+    clip = said(80, codec)
+    kbps = codec.config.target_bandwidths[0]
+
+    async def run() -> None:
+        async with (
+            serving(codec, tmp_path, slots=1) as (server, url),
+            StreamClient(url, bandwidth_kbps=kbps) as stream,
+        ):
+
+            async def cut() -> None:
+                for _ in range(3):
+                    await asyncio.sleep(0.15)
+                    assert stream._socket is not None
+                    stream._socket._response.close()
+
+            jobs = (all_of(stream), push(stream, clip, 8, 0.008), cut())
+            frames, _, _ = await asyncio.gather(*jobs)
+            assert stream.resumed == 3
+            encoder, decoder = codec.stream_encoder(kbps), codec.stream_decoder(kbps)
+            wanted = encoder.push(clip)
+            assert np.array_equal(codes_of(frames), wanted)
+            heard = audio_of(frames)
+            np.testing.assert_allclose(heard, decoder.push(wanted).clip(-1, 1), atol=2 / 32768)
+            assert server.sessions.count <= 1
+
+    asyncio.run(run())
+
+
+def test_a_session_that_was_never_kept_is_begun_again_with_the_same_codes(
+    codec: Codec, tmp_path: Path
+) -> None:
+    clip = said(60, codec)
+    limits = SessionLimits(snapshot_s=60.0)
+
+    async def run() -> None:
+        async with (
+            serving(codec, tmp_path, limits=limits) as (_, url),
+            StreamClient(url, mode="encode", bandwidth_kbps=0.404) as stream,
+        ):
+
+            async def lose() -> None:
+                await asyncio.sleep(0.2)
+                stream.welcome["resume"] = "of a server that is gone"
+                assert stream._socket is not None
+                stream._socket._response.close()
+
+            jobs = (all_of(stream), push(stream, clip, 8, 0.01), lose())
+            frames, _, _ = await asyncio.gather(*jobs)
+            assert stream.resumed == 1
+            assert np.array_equal(codes_of(frames), codec.stream_encoder(0.404).push(clip))
+
+    asyncio.run(run())
+
+
+def test_a_session_nobody_knows_or_of_another_kind_is_not_resumed(
+    codec: Codec, tmp_path: Path
+) -> None:
+    async def run() -> None:
+        async with serving(codec, tmp_path) as (server, url):
+            for change in ("resume", "mode"):
+                async with StreamClient(url, bandwidth_kbps=0.404) as stream:
+                    await stream.send_audio(said(20, codec))
+                    await asyncio.sleep(0.2)
+                    stream._pcm.forget(5)
+                    if change == "resume":
+                        stream.welcome["resume"] = "nobody"
+                    else:
+                        stream.request = type(stream.request)("encode", 0.404)
+                    assert stream._socket is not None
+                    stream._socket._response.close()
+                    with pytest.raises(LinkError, match="409"):
+                        await all_of(stream)
+            assert b'refused_total{reason="resume"} 2.0' in server.metrics.text()
+
+    asyncio.run(run())
+
+
+def test_the_store_keeps_the_last_states_and_passes_over_what_is_damaged(
+    codec: Codec, tmp_path: Path
+) -> None:
+    store, found = SessionStore(tmp_path / "kept"), []
+
+    async def run() -> None:
+        async with (
+            serving(codec, tmp_path / "server") as (server, url),
+            StreamClient(url, bandwidth_kbps=0.404) as stream,
+        ):
+            await stream.send_audio(said(20, codec))
+            await asyncio.sleep(0.3)
+            found.extend(server.sessions._store.load(stream.welcome["resume"]))
+
+    asyncio.run(run())
+    state = found[0]
+    for _ in range(5):
+        store.save("token", state)
+    files = sorted((tmp_path / "kept").iterdir())
+    assert len(files) == KEPT
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in files)
+    assert not any("token" in path.name for path in files)
+    files[-1].write_bytes(files[-1].read_bytes()[:-7])
+    files[0].write_bytes(b"")
+    assert len(store.load("token")) == KEPT - 2
+    assert store.load("tok") == []
+    again = SessionState.from_bytes(state.to_bytes())
+    assert (again.request, again.progress) == (state.request, state.progress)
+    store.forget("token")
+    assert not list((tmp_path / "kept").iterdir())
