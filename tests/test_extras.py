@@ -120,6 +120,7 @@ def triton_ops() -> object:
         ("aiohttp", command("link", "listen")),
         ("aiortc", command("link", "call", "http://127.0.0.1:1")),
         ("cryptography", command("link", "token")),
+        ("prometheus_client", command("serve")),
         ("av", encode_m4a),
         ("huggingface_hub", refused(hub_model)),
         ("livekit", refused(processor)),

@@ -32,6 +32,7 @@ from encodec_rt.server.protocol import (
     STREAM_PATH,
     SUBPROTOCOL,
     TICKET,
+    CloseCode,
     Kind,
     Mode,
     StreamRequest,
@@ -45,6 +46,8 @@ from encodec_rt.types import Audio, Codes
 WINDOW_FRAMES = 6
 """Frames that are under way at most; the server drops what waits beyond eight."""
 KEEP_ALIVE_S = 3.0
+_ENDS = {aiohttp.WSCloseCode.OK, *(code for code in CloseCode if code != CloseCode.SLOW)}
+"""Why a server closes a stream that is not to be resumed, before its end was heard of."""
 _NOTHING_KEPT = 409
 _FINAL = {400, 401, 403, 404, _NOTHING_KEPT}
 """Answers that no further try changes."""
@@ -259,6 +262,8 @@ class StreamClient:
                 protocols=protocols,
                 headers=self._headers,
                 ssl=self._ssl if self._ssl is not None else True,
+                # A reply that comes too late would hide why the server closed.
+                autoclose=False,
                 max_msg_size=2 * MAX_MESSAGE_BYTES,
                 timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
             )
@@ -350,7 +355,10 @@ class StreamClient:
             elif message.type == aiohttp.WSMsgType.TEXT:
                 self._hear(parse_event(message.data))
             else:
-                self._ended = self._ended or socket.close_code in (aiohttp.WSCloseCode.OK, 4005)
+                closed = message.type == aiohttp.WSMsgType.CLOSE
+                if closed and message.data in _ENDS and not self._ended:
+                    said = f" ({message.extra})" if message.extra else ""
+                    raise LinkError(f"the server closed the stream: {message.data}{said}")
                 return
 
     def _take(self, data: bytes) -> None:

@@ -112,6 +112,9 @@ class Connection:
 
     async def close(self, code: int, reason: str) -> None:
         """Hang up, without waiting long for a client that does not answer."""
+        if self._hanging_up:
+            await self._hung_up.wait()
+            return
         self.code, self._hanging_up = self.code or code, True
         try:
             await asyncio.wait_for(self._socket.close(code=code, message=reason.encode()), 1.0)
@@ -242,8 +245,6 @@ class Connection:
             raise InputError(f"codes for a stream of mode {self.request.mode}, which takes audio")
         bits = self._config.codebook_nbits
         packet = parse_packet(payload, bits=bits, max_codebooks=self._books)
-        if int(packet.codes.max()) >= self._config.codebook_size:
-            raise InputError(f"codes of {self._config.codebook_size} or more")
         if index + len(packet.codes) <= self._next_codes:
             raise InputError(f"codes of frame {index}; frame {self._next_codes} comes next")
         # Of a longer gap only the end could be played.
