@@ -6,6 +6,7 @@ The same claims as in test_contract.py, on the smallest model and the fewest fra
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -45,7 +46,7 @@ def test_stream_equals_offline(codec: Codec, length: int, start: Start) -> None:
     ],
     ids=["trimmed", "stereo with identity shortcuts", "other kernels"],
 )
-def test_stream_equals_offline_for_unusual_configs(changes: dict[str, object]) -> None:
+def test_stream_equals_offline_for_unusual_configs(changes: dict[str, Any]) -> None:
     codec = Codec(random_model(tiny_config(**changes)), device=DEVICE, backend="triton")
     assert_stream_is_offline(codec, speech(codec.config.audio_channels, 67), [67])
 
