@@ -23,7 +23,12 @@ from encodec_rt.errors import ConfigError, InputError, WeightsError
 from tests.support.models import hf_encoded, hf_twin, random_model, speech, tiny_config
 
 WHOLE: dict[str, Any] = {"feature_size": 1, "sampling_rate": 800}
-CHUNKED = {"feature_size": 2, "sampling_rate": 800, "chunk_length_s": 0.5, "overlap": 0.1}
+CHUNKED: dict[str, Any] = {
+    "feature_size": 2,
+    "sampling_rate": 800,
+    "chunk_length_s": 0.5,
+    "overlap": 0.1,
+}
 KINDS: dict[str, dict[str, Any]] = {
     "mono": WHOLE,
     "stereo": {**WHOLE, "feature_size": 2},

@@ -8,7 +8,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from encodec.model import EncodecModel, LMModel
 from torch import Tensor
 
 from encodec_rt.bitstream.ecdc import EcdcReader, EcdcWriter, read_header
@@ -17,7 +16,7 @@ from encodec_rt.errors import PacketError, WeightsError
 from encodec_rt.lm.paper import PaperDecoder, PaperEncoder, PaperLm
 from encodec_rt.types import Codes
 from tests.support.models import random_model, speech, tiny_config
-from tests.support.upstream import upstream_twin
+from tests.support.upstream import encodec, upstream_twin
 
 upstream_files = importlib.import_module("encodec.compress")
 upstream_model = importlib.import_module("encodec.model")
@@ -34,7 +33,7 @@ def chunked() -> EncodecConfig:
     )  # fmt: skip
 
 
-def language_model(config: EncodecConfig, seed: int = 0) -> LMModel:
+def language_model(config: EncodecConfig, seed: int = 0) -> encodec.model.LMModel:
     """One of the original's classes, small and of random weights that predict something."""
     torch.manual_seed(seed)
     # A past shorter than the clips, so that it is also seen to end.
@@ -51,7 +50,7 @@ def language_model(config: EncodecConfig, seed: int = 0) -> LMModel:
 @pytest.fixture(params=["framewise", "chunked"])
 def case(
     request: pytest.FixtureRequest, tmp_path: Path
-) -> tuple[EncodecConfig, EncodecModel, Tensor, PaperLm, str]:
+) -> tuple[EncodecConfig, encodec.EncodecModel, Tensor, PaperLm, str]:
     torch.set_num_threads(1)
     config = framewise() if request.param == "framewise" else chunked()
     model = random_model(config)
@@ -66,7 +65,7 @@ def case(
 
 
 def encoded(
-    theirs: EncodecModel, wav: Tensor
+    theirs: encodec.EncodecModel, wav: Tensor
 ) -> Iterator[tuple[Codes, None] | tuple[Codes, float]]:
     with torch.no_grad():
         for codes, scale in theirs.encode(wav[None]):
@@ -74,7 +73,7 @@ def encoded(
 
 
 def test_files_are_byte_for_byte_the_originals_and_decode_to_their_codes(
-    case: tuple[EncodecConfig, EncodecModel, Tensor, PaperLm, str],
+    case: tuple[EncodecConfig, encodec.EncodecModel, Tensor, PaperLm, str],
 ) -> None:
     config, theirs, wav, lm, name = case
     wanted = list(encoded(theirs, wav))
@@ -101,7 +100,7 @@ def test_files_are_byte_for_byte_the_originals_and_decode_to_their_codes(
 
 
 def test_a_file_that_ends_early_is_refused_or_salvaged(
-    case: tuple[EncodecConfig, EncodecModel, Tensor, PaperLm, str],
+    case: tuple[EncodecConfig, encodec.EncodecModel, Tensor, PaperLm, str],
 ) -> None:
     config, theirs, wav, lm, _ = case
     data = upstream_files.compress(theirs, wav, use_lm=True)
