@@ -21,11 +21,12 @@ demo: $(or $(wildcard $(STAMP)),.venv/demo)
 demo-link: $(or $(wildcard $(STAMP)),.venv/demo-link)
 	$(BIN)/encodec-rt link demo
 
-# Everything that CI runs.
+# What CI runs, together with `aot`.
 test: check
 	$(BIN)/python -m pytest $(PYTEST_FLAGS)
 
-# Apart from `test`, which it would slow down.
+# Apart from `test`: under Python 3.11 it costs a third more CPU time (28.4 s instead of 21.4 for three
+# test files).
 coverage: $(STAMP)
 	$(BIN)/python -m pytest $(PYTEST_FLAGS) --cov=encodec_rt --cov=encodec_rt_kernels \
 		--cov-report=term:skip-covered

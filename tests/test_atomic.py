@@ -50,19 +50,19 @@ def test_what_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("links", [True, False])
 def test_of_two_writers_to_one_name_one_wins_and_the_other_says_so(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, links
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, links: bool
 ) -> None:
     if not links:
 
-        def refuse(*_) -> None:
+        def refuse(*_: Path) -> None:
             raise OSError(1, "Operation not permitted")
 
         monkeypatch.setattr(os, "link", refuse)
     path = tmp_path / "x"
     together = threading.Barrier(8)
-    outcomes = []
+    outcomes: list[tuple[str | None, str]] = []
 
-    def write(text) -> None:
+    def write(text: str) -> None:
         try:
             with replacing(path, force=False) as part:
                 part.write_text(text)
@@ -106,7 +106,7 @@ def test_a_new_file_has_the_permissions_that_the_umask_leaves(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize("name", [b"a" * 255, b"\xff\xe9.wav", "ü".encode() * 127 + b"a"])
-def test_the_longest_names_and_names_that_are_not_utf8_work(tmp_path: Path, name) -> None:
+def test_the_longest_names_and_names_that_are_not_utf8_work(tmp_path: Path, name: bytes) -> None:
     path = tmp_path / os.fsdecode(name)
     with replacing(path, force=False) as part:
         part.write_text("new")
@@ -117,7 +117,7 @@ def test_the_longest_names_and_names_that_are_not_utf8_work(tmp_path: Path, name
 def test_an_error_without_a_name_gets_that_of_the_target(tmp_path: Path) -> None:
     path = tmp_path / "x"
 
-    def fail(*arguments) -> None:
+    def fail(*arguments: int | str) -> None:
         with replacing(path, force=False):
             raise OSError(*arguments)
 

@@ -248,7 +248,7 @@ def test_a_folder_without_a_config_is_refused(tmp_path: Path) -> None:
 
 def test_fields_given_at_loading_replace_the_stored_ones(tmp_path: Path) -> None:
     tiny_config().save_pretrained(tmp_path / "sub")
-    given = {"pad_mode": "constant", "num_filters": 2, "subfolder": "sub"}
+    given: dict[str, Any] = {"pad_mode": "constant", "num_filters": 2, "subfolder": "sub"}
     ours = EncodecConfig.from_pretrained(tmp_path, **given, cache_dir=None, trust_remote_code=True)
     assert ours == tiny_config(pad_mode="constant", num_filters=2)
     theirs = transformers.EncodecConfig.from_pretrained(tmp_path, **given)

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 import resource
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from encodec_rt.config import PAD_MODES, EncodecConfig
 from encodec_rt.errors import ConfigError, InputError, StateError
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.steps import run
+from encodec_rt.streaming.weights import Start
 from tests.support.contract import (
     AUDIO_DB,
     assert_codes_agree,
@@ -42,7 +45,7 @@ UNUSUAL = {
 }
 
 
-def hop_320(**changes: object) -> EncodecConfig:
+def hop_320(**changes: Any) -> EncodecConfig:
     """The 24 kHz model's rates and ratios, with few channels."""
     return EncodecConfig(
         num_filters=4, hidden_size=16, codebook_size=64, target_bandwidths=(1.0, 2.0), **changes
@@ -61,16 +64,14 @@ def padded(request: pytest.FixtureRequest, backend: str) -> Codec:
 
 @pytest.mark.parametrize("start", ["exact", "primed"])
 @pytest.mark.parametrize("length", [1, 2, 7, 8, 9, 55, 56, 57, 203])
-def test_stream_equals_offline_at_any_length(padded: Codec, length: int, start: str) -> None:
+def test_stream_equals_offline_at_any_length(padded: Codec, length: int, start: Start) -> None:
     audio = speech(1, length, seed=length)
     for sizes in ([1], [length], [5, 0, 13]):
         assert_stream_is_offline(padded, audio, sizes, start)
 
 
 @pytest.mark.parametrize("changes", UNUSUAL.values(), ids=UNUSUAL.keys())
-def test_stream_equals_offline_for_unusual_configs(
-    backend: str, changes: dict[str, object]
-) -> None:
+def test_stream_equals_offline_for_unusual_configs(backend: str, changes: dict[str, Any]) -> None:
     codec = Codec(random_model(tiny_config(**changes)), backend=backend)
     hop = codec.config.hop_length
     for frames, rest in ((2, 1), (13, 0), (60, hop - 1)):
@@ -94,7 +95,7 @@ def test_stream_equals_offline_at_the_rates_of_the_24_khz_model(pad_mode: str) -
     start=st.sampled_from(["exact", "primed"]),
 )
 def test_stream_equals_offline_for_any_length_and_chunking(
-    length: int, sizes: list[int], pad_mode: str, start: str
+    length: int, sizes: list[int], pad_mode: str, start: Start
 ) -> None:
     codec = _HOP_320.get(pad_mode) or Codec(random_model(hop_320(pad_mode=pad_mode)))
     _HOP_320[pad_mode] = codec
@@ -143,7 +144,8 @@ def test_restored_snapshot_continues_bitwise(padded: Codec) -> None:
         decoder.restore(at_cut[1])
         again = encoder.push(audio[cut:200]), encoder.flush()
         heard_again = decoder.push(again[0]), decoder.flush()
-        for one, other in zip(first + heard, again + heard_again, strict=True):
+        both: tuple[tuple[NDArray[Any], ...], ...] = ((*first, *heard), (*again, *heard_again))
+        for one, other in zip(*both, strict=True):
             assert np.array_equal(one, other)
         encoder.restore(at_cut[0])
         decoder.restore(at_cut[1])
@@ -225,8 +227,9 @@ def test_slots_open_under_any_start_policy_in_one_engine(padded: Codec) -> None:
         codes.append([engine.encode(frame)[1].clone()])
     exact = torch.cat([row[0][None] for row in codes]).numpy()
     assert_codes_agree(padded.model, audio, exact.astype(np.uint16), alone)
-    for slot, start in ((0, "primed"), (2, "zero")):
-        single = padded.stream_encoder(bandwidth, start=start)  # type: ignore[arg-type]
+    starts: tuple[tuple[int, Start], ...] = ((0, "primed"), (2, "zero"))
+    for slot, start in starts:
+        single = padded.stream_encoder(bandwidth, start=start)
         wanted = single.push(audio[0, head * hop :])
         engine.load_state(slot, engine_of(padded, 1, start).state_of(0))
         given = [

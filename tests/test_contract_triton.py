@@ -6,6 +6,7 @@ The same claims as in test_contract.py, on the smallest model and the fewest fra
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,9 +25,7 @@ def codec() -> Codec:
     return Codec(random_model(tiny_config()), device=DEVICE, backend="triton")
 
 
-@pytest.mark.parametrize(
-    ("length", "start"), [(1, "exact"), (59, "exact"), (75, "exact"), (19, "primed")]
-)
+@pytest.mark.parametrize(("length", "start"), [(1, "exact"), (75, "exact"), (19, "primed")])
 def test_stream_equals_offline(codec: Codec, length: int, start: Start) -> None:
     assert_stream_is_offline(codec, speech(1, length), [17], start)
 
@@ -45,7 +44,7 @@ def test_stream_equals_offline(codec: Codec, length: int, start: Start) -> None:
     ],
     ids=["trimmed", "stereo with identity shortcuts", "other kernels"],
 )
-def test_stream_equals_offline_for_unusual_configs(changes: dict[str, object]) -> None:
+def test_stream_equals_offline_for_unusual_configs(changes: dict[str, Any]) -> None:
     codec = Codec(random_model(tiny_config(**changes)), device=DEVICE, backend="triton")
     assert_stream_is_offline(codec, speech(codec.config.audio_channels, 67), [67])
 

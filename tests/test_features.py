@@ -20,11 +20,16 @@ import transformers
 import encodec_rt
 from encodec_rt import AutoProcessor, EncodecFeatureExtractor
 from encodec_rt.errors import ConfigError, InputError, WeightsError
-from tests.support.models import hf_twin, random_model, speech, tiny_config
+from tests.support.models import hf_encoded, hf_twin, random_model, speech, tiny_config
 
-WHOLE = {"feature_size": 1, "sampling_rate": 800}
-CHUNKED = {"feature_size": 2, "sampling_rate": 800, "chunk_length_s": 0.5, "overlap": 0.1}
-KINDS = {
+WHOLE: dict[str, Any] = {"feature_size": 1, "sampling_rate": 800}
+CHUNKED: dict[str, Any] = {
+    "feature_size": 2,
+    "sampling_rate": 800,
+    "chunk_length_s": 0.5,
+    "overlap": 0.1,
+}
+KINDS: dict[str, dict[str, Any]] = {
     "mono": WHOLE,
     "stereo": {**WHOLE, "feature_size": 2},
     "mono chunks": {**CHUNKED, "feature_size": 1},
@@ -76,7 +81,7 @@ def test_every_way_of_padding_equals_transformers(kind: str, lengths: tuple[int,
     for padding, truncation, max_length, kind_of_tensor in product(
         paddings, (False, True), (None, 1, 600), (None, "np", "pt")
     ):
-        arguments = {
+        arguments: dict[str, Any] = {
             "padding": padding,
             "truncation": truncation,
             "max_length": max_length,
@@ -268,7 +273,7 @@ def test_other_arguments_are_refused_by_name(
 
 def test_tensors_go_to_a_device_and_a_mask_can_be_left_out() -> None:
     extractor = EncodecFeatureExtractor()
-    given = {"sampling_rate": 24_000, "return_tensors": "pt"}
+    given: dict[str, Any] = {"sampling_rate": 24_000, "return_tensors": "pt"}
     batch = extractor(np.zeros(10), device="meta", **given)
     assert batch.input_values.device.type == batch.padding_mask.device.type == "meta"
     assert list(extractor(np.zeros(10), return_attention_mask=False, **given)) == ["input_values"]
@@ -289,7 +294,7 @@ def test_batches_are_padded_as_transformers_pads_them(kind: str) -> None:
         (None, False),
         (None, "np", "pt"),
     ):
-        arguments = {
+        arguments: dict[str, Any] = {
             "padding": padding,
             "truncation": truncation,
             "max_length": max_length,
@@ -320,7 +325,7 @@ def test_a_batch_of_tensors_and_masks_is_padded_to_tensors() -> None:
         "input_values": [torch.arange(3.0), torch.arange(5.0)],
         "attention_mask": [torch.ones(3).int(), torch.tensor([1, 1, 0, 1, 1]).int()],
     }
-    mine, wanted = ours.pad(batch), theirs.pad(dict(batch))
+    mine, wanted = ours.pad(batch), theirs.pad(transformers.BatchFeature(dict(batch)))
     assert set(mine) == set(wanted)
     for name in wanted:
         _assert_same(mine[name], wanted[name])
@@ -387,8 +392,9 @@ def test_the_documented_example_runs_with_only_the_import_changed(
     model.save_pretrained(folder)
     EncodecFeatureExtractor(**WHOLE).save_pretrained(folder)
     fake = types.ModuleType("datasets")
-    fake.load_dataset = lambda *_, **__: _Dataset()
-    fake.Audio = lambda sampling_rate: sampling_rate
+    vars(fake).update(
+        load_dataset=lambda *_, **__: _Dataset(), Audio=lambda sampling_rate: sampling_rate
+    )
     monkeypatch.setitem(sys.modules, "datasets", fake)
     # A folder of that name is preferred to the hub, in both libraries.
     monkeypatch.chdir(tmp_path)
@@ -404,4 +410,4 @@ def test_the_documented_example_runs_with_only_the_import_changed(
         torch.testing.assert_close(ours[name], theirs[name], rtol=0, atol=1e-5)
     codes = ours["encoder_outputs"].audio_codes
     assert torch.equal(codes, theirs["encoder_outputs"].audio_codes)
-    assert torch.equal(hf_twin(model).encode(ours["inputs"]["input_values"]).audio_codes, codes)
+    assert torch.equal(hf_encoded(hf_twin(model), ours["inputs"]["input_values"])[0], codes)

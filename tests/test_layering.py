@@ -97,9 +97,10 @@ def imports(path: Path, *, at_top_only: bool = False) -> Iterator[str]:
             yield from (name.name for name in node.names)
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path} imports relatively"
-            yield str(node.module)
-            if node.module == "encodec_rt" or (ROOT / node.module.replace(".", "/")).is_dir():
-                yield from (f"{node.module}.{name.name}" for name in node.names)
+            module = str(node.module)
+            yield module
+            if module == "encodec_rt" or (ROOT / module.replace(".", "/")).is_dir():
+                yield from (f"{module}.{name.name}" for name in node.names)
 
 
 def rank(layers: tuple[set[str], ...], name: str) -> int:

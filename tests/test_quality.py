@@ -27,7 +27,8 @@ def speech() -> Samples:
 def noisy(audio: Samples, snr_db: float) -> Samples:
     rng = np.random.default_rng(0)
     noise = rng.standard_normal(len(audio)) * np.sqrt(np.square(audio).mean())
-    return (audio + noise * 10 ** (-snr_db / 20)).astype(np.float32)
+    mixed: Samples = (audio + noise * 10 ** (-snr_db / 20)).astype(np.float32)
+    return mixed
 
 
 def test_every_score_falls_as_noise_rises(speech: Samples) -> None:

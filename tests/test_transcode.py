@@ -9,12 +9,17 @@ import tracemalloc
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from encodec_rt.bitstream import ecdc
 from encodec_rt.bitstream.ecdc import EcdcReader, EcdcWriter, read_header
+from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import ConfigError, PacketError
+from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.streaming.weights import Start
 from encodec_rt.transcode import bandwidth_for, decode_blocks, encode_blocks
+from encodec_rt.types import Audio, Codes
 from tests.support.contract import assert_codes_agree
 from tests.support.models import random_model, snr_db, speech, tiny_config
 from tests.support.tolerances import bound
@@ -37,11 +42,11 @@ STEREO = random_model(
 MODELS = {"encodec_24khz": MONO, "encodec_48khz": STEREO}
 
 
-def pieces(audio, size):
+def pieces(audio: Tensor, size: int) -> list[Audio]:
     return [audio[:, start : start + size].numpy() for start in range(0, audio.shape[1], size)]
 
 
-def to_file(codec, name, audio, bandwidth, size=1000):
+def to_file(codec: Codec, name: str, audio: Tensor, bandwidth: float, size: int = 1000) -> bytes:
     file = io.BytesIO()
     with EcdcWriter(codec.config, name, codec.config.codebooks_for(bandwidth)) as writer:
         for block in encode_blocks(codec, pieces(audio, size), bandwidth_kbps=bandwidth):
@@ -50,7 +55,7 @@ def to_file(codec, name, audio, bandwidth, size=1000):
     return file.getvalue()
 
 
-def from_file(codec, data, *, salvage=False):
+def from_file(codec: Codec, data: bytes, *, salvage: bool = False) -> Tensor:
     file = io.BytesIO(data)
     header = read_header(file)
     blocks = EcdcReader(file, header, codec.config, salvage=salvage)
@@ -58,13 +63,13 @@ def from_file(codec, data, *, salvage=False):
     return torch.from_numpy(np.concatenate(parts, axis=1))
 
 
-def all_codes(config, data):
+def all_codes(config: EncodecConfig, data: bytes) -> Codes:
     file = io.BytesIO(data)
     blocks = list(EcdcReader(file, read_header(file), config))
     return np.concatenate([block.codes for block in blocks])
 
 
-def assert_same_file(model, audio, data, wanted) -> None:
+def assert_same_file(model: EncodecModel, audio: Tensor, data: bytes, wanted: bytes) -> None:
     """Byte for byte, unless a frame streamed in float32 fell on the other side of a near-tie."""
     if data == wanted:
         return
@@ -77,7 +82,7 @@ def assert_same_file(model, audio, data, wanted) -> None:
 @pytest.mark.parametrize("length", [1, 7, 40, 396, 397, 400, 401, 2003])
 @pytest.mark.parametrize("index", [0, 2])
 def test_files_are_upstreams_byte_for_byte_and_sound_alike_both_ways(
-    monkeypatch: pytest.MonkeyPatch, name, length, index
+    monkeypatch: pytest.MonkeyPatch, name: str, length: int, index: int
 ) -> None:
     model = MODELS[name]
     bandwidth = model.config.target_bandwidths[index]
@@ -95,7 +100,7 @@ def test_files_are_upstreams_byte_for_byte_and_sound_alike_both_ways(
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_no_audio_is_a_file_of_no_codes(model) -> None:
+def test_no_audio_is_a_file_of_no_codes(model: EncodecModel) -> None:
     codec = Codec(model)
     bandwidth = model.config.target_bandwidths[0]
     data = to_file(codec, "x", torch.zeros(model.config.audio_channels, 0), bandwidth)
@@ -103,7 +108,7 @@ def test_no_audio_is_a_file_of_no_codes(model) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS.values(), ids=MODELS)
-def test_a_salvaged_file_decodes_as_the_whole_one_does_up_to_the_cut(model) -> None:
+def test_a_salvaged_file_decodes_as_the_whole_one_does_up_to_the_cut(model: EncodecModel) -> None:
     codec = Codec(model)
     audio = speech(model.config.audio_channels, 2003)
     data = to_file(codec, "x", audio, model.config.target_bandwidths[-1])
@@ -123,7 +128,7 @@ def test_memory_does_not_grow_with_the_audio(monkeypatch: pytest.MonkeyPatch) ->
     bandwidth = MONO.config.target_bandwidths[-1]
     piece = speech(1, 80).numpy()
 
-    def peak(count):
+    def peak(count: int) -> int:
         tracemalloc.start()
         with EcdcWriter(MONO.config, "x", 4) as writer:
             audio = itertools.repeat(piece, count)
@@ -144,7 +149,7 @@ def test_memory_does_not_grow_with_the_audio(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("start", ["primed", "zero"])
-def test_every_start_gives_all_frames_and_samples(start) -> None:
+def test_every_start_gives_all_frames_and_samples(start: Start) -> None:
     codec = Codec(MONO)
     bandwidth = MONO.config.target_bandwidths[-1]
     audio = speech(1, 1003)

@@ -60,7 +60,7 @@ def decode_file(
         ),
     ] = None,
 ) -> None:
-    """Decode a file to 16-bit audio; the suffix of the output names its format.
+    """Decode a file to 16-bit audio in the format that the output's suffix names.
 
     --start is for .ecdc; an .encodec file says how it was started.
     """

@@ -25,7 +25,7 @@ def scale(
     ],
     force: ForceOption = False,
 ) -> None:
-    """Leave out the codebooks above a bandwidth, without decoding."""
+    """Drop the codebooks above a bandwidth, without decoding."""
     from encodec_rt.bitstream import editing
 
     with open_input(source) as file:
@@ -39,7 +39,7 @@ def cut(
     end: ToOption = None,
     force: ForceOption = False,
 ) -> None:
-    """Keep what sounds between two times, without decoding."""
+    """Keep the part between two times, without decoding."""
     from encodec_rt.bitstream import editing
 
     with open_input(source) as file:
@@ -53,7 +53,7 @@ def cat(
     ],
     force: ForceOption = False,
 ) -> None:
-    """Put streams one after the other, without decoding."""
+    """Join streams, without decoding."""
     from encodec_rt.bitstream import editing
 
     with ExitStack() as stack:

@@ -67,7 +67,7 @@ def encode_file(
     begin: FromOption = 0.0,
     end: ToOption = None,
 ) -> None:
-    """Encode audio to a file, in memory that does not grow with its length.
+    """Encode audio to a file; memory does not grow with its length.
 
     .encodec is the container of this package, .ecdc the format of the original one.
     """

@@ -50,7 +50,7 @@ def info(
         bool, typer.Option("--json", help="Print one JSON object, for programs.")
     ] = False,
 ) -> None:
-    """Say what an audio file, a coded file or a checkpoint holds; exit with 2 if it is damaged.
+    """Describe an audio file, coded file or checkpoint; exit with 2 if it is damaged.
 
     All of the audio is read, as a header may be wrong about its length. --model is the model that
     an .ecdc file was made by, if that is not one of the paper's.

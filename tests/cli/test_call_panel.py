@@ -55,11 +55,11 @@ def statistics(
     return report
 
 
-def status(**changes: int) -> CallStatus:
+def status(*, devices: bool = True, **changes: int) -> CallStatus:
     meter = CallMeter()
     for second in range(10):
         last = meter.look(
-            statistics(second, devices=True, **changes),
+            statistics(second, devices=devices, **changes),
             float(second),
             sent_db=-20.0,
             heard_db=-26.0,

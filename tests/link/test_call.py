@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -80,7 +81,7 @@ def test_both_sides_of_a_call_hear_what_the_other_said(codec: Codec, kbps: float
     said = [said_by(codec, seed) for seed in (1, 2)]
     speakers = [Speaker(codec), Speaker(codec)]
 
-    async def main() -> list[dict]:
+    async def main() -> list[dict[str, Any]]:
         options = CallOptions(bandwidth_kbps=kbps, hang_up_s=0.7, dtx=False)
         one, other = (
             Call(codec, Microphone(codec, audio), speaker, options)

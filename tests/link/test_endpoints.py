@@ -2,7 +2,9 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,11 +13,14 @@ import soundfile
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import AudioDeviceError, ConfigError, InputError
 from encodec_rt.link import device_pair
+from encodec_rt.link.device_endpoints import DeviceSource
 from encodec_rt.link.device_pair import DevicePair
 from encodec_rt.link.endpoints import FileSink, FileSource
 from encodec_rt.sound.processing import VoiceProcessor
 from encodec_rt.sound.streams import MAX_BACKLOG_S, StreamCounts
+from encodec_rt.types import Audio
 from tests.support.models import speech, tiny_config
+from tests.support.narrow import present
 from tests.support.tolerances import bound
 
 HOP = 8
@@ -118,7 +123,12 @@ def test_ticks_are_a_hop_apart_however_late_they_are_taken(
 class FakeSystem:
     """Opens the streams that it was given, one after the other, and refuses when none is left."""
 
-    def __init__(self, *, sources=(), sinks=()) -> None:
+    def __init__(
+        self,
+        *,
+        sources: list[FakeStream] | tuple[()] = (),
+        sinks: list[FakeStream] | tuple[()] = (),
+    ) -> None:
         self.sources, self.sinks = list(sources), list(sinks)
         self.told: list[str] = []
         self.rescans = 0
@@ -140,7 +150,10 @@ class FakeSystem:
     def now(self) -> float:
         return time.monotonic()
 
-    def handset(self, config: EncodecConfig, **options) -> DevicePair:
+    def sleep(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    def handset(self, config: EncodecConfig, **options: Any) -> DevicePair:
         return DevicePair(self, config, tell=self.told.append, **options)
 
 
@@ -157,13 +170,13 @@ def test_a_microphone_that_is_lost_is_silent_until_it_is_back(config: EncodecCon
     streams = [FakeStream(sound(20)), FakeStream(sound(20))]
     system = FakeSystem(sources=streams[:1])
 
-    async def until(source, wanted) -> None:
-        while not wanted(await source.read()):
+    async def until(source: DeviceSource, wanted: Callable[[Audio], object]) -> None:
+        while not wanted(present(await source.read())):
             pass
 
-    async def main() -> dict:
+    async def main() -> dict[str, Any]:
         handset = system.handset(config, speaker=False)
-        hops = [await handset.source.read() for _ in range(8)]
+        hops = [present(await handset.source.read()) for _ in range(8)]
         assert all(hop.shape == (1, HOP) and hop.any() for hop in hops)
         streams[0].active = False
         await until(handset.source, lambda hop: not hop.any())
@@ -189,7 +202,7 @@ def test_input_from_before_a_stall_is_let_go(config: EncodecConfig) -> None:
     piled = sound(round(5 * MAX_BACKLOG_S * config.sampling_rate / HOP))
     system = FakeSystem(sources=[FakeStream(piled)])
 
-    async def main() -> dict:
+    async def main() -> dict[str, Any]:
         handset = system.handset(config, speaker=False)
         await handset.source.read()
         handset.close()
@@ -205,7 +218,7 @@ def test_a_speaker_asks_for_audio_while_its_queue_is_low_and_keeps_the_pace_whil
     streams = [FakeStream(), FakeStream()]
     system = FakeSystem(sinks=streams[:1])
 
-    async def main() -> dict:
+    async def main() -> dict[str, Any]:
         handset = system.handset(config, microphone=False)
         sink, times = handset.sink, []
 
@@ -248,9 +261,10 @@ def test_what_the_speaker_plays_is_taken_out_of_what_the_microphone_hears() -> N
     microphone, speaker = FakeStream(rate_hz=24_000), FakeStream(rate_hz=24_000)
     system = FakeSystem(sources=[microphone], sinks=[speaker])
     far = speech(1, 4 * 24_000 // hop * hop, seed=4)[0].numpy()
-    echoes, heard = [], []
+    echoes: list[Audio] = []
+    heard: list[Audio] = []
 
-    async def main() -> dict:
+    async def main() -> dict[str, Any]:
         handset = system.handset(config, voice=VoiceProcessor(24_000))
         delay = [np.zeros(hop, np.float32)] * 4
         for piece in far.reshape(-1, hop):
@@ -258,13 +272,13 @@ def test_what_the_speaker_plays_is_taken_out_of_what_the_microphone_hears() -> N
             handset.sink.write(piece)
             played = np.concatenate([np.zeros(0, np.int16), *speaker.queued])[-hop:]
             speaker.queued.clear()
-            delay.append(0.3 * played.astype(np.float32) / 32768)
+            delay.append(np.float32(0.3 / 32768) * played.astype(np.float32))
             echo = delay.pop(0)
             echoes.append(echo)
             microphone.captured = np.concatenate([microphone.captured, echo])
             # The resampler and the canceller's blocks hold back less than a hop.
             if len(echoes) > 1:
-                heard.append(await handset.source.read())
+                heard.append(present(await handset.source.read()))
         handset.close()
         return handset.statistics()
 

@@ -8,18 +8,24 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from encodec_rt.link.call import Call, CallOptions
 from encodec_rt.link.device_pair import DevicePair
 from encodec_rt.sound.portaudio import PortAudio
 from encodec_rt.sound.streams import FIFO_S
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.types import Audio
 from tests.support import pulse
 from tests.support.models import SPEECH, random_model, speech, tiny_config
+from tests.support.narrow import present
+from tests.support.pulse import PulseServer
 from tests.support.sound_pieces import check_order, low, shares
 from tests.support.tolerances import bound
 
@@ -38,13 +44,13 @@ pytestmark = pytest.mark.skipif(
 
 
 @pytest.fixture
-def server(tmp_path: Path):
+def server(tmp_path: Path) -> Iterator[PulseServer]:
     with pulse.serving(tmp_path, pairs=2) as server:
         yield server
 
 
 @pytest.fixture(scope="module")
-def codec():
+def codec() -> Codec:
     """With 10 frames per second, so that a busy machine can follow both sides."""
     config = tiny_config(
         sampling_rate=RATE, upsampling_ratios=(10, 8, 6, 5), pad_mode="constant", num_lstm_layers=1
@@ -55,24 +61,25 @@ def codec():
 class Side:
     """One end of the call, with all that its microphone gave and its speaker was given."""
 
-    def __init__(self, codec, end) -> None:
+    def __init__(self, codec: Codec, end: str) -> None:
         self.end = end
-        self.told = []
-        self.captured, self.heard = [], []
+        self.told: list[str] = []
+        self.captured: list[Audio] = []
+        self.heard: list[Audio] = []
         system = PortAudio(RATE, source=f"rt_mic{end}", sink=f"rt_spk{end}")
         self.handset = DevicePair(system, codec.config, buffer_ms=BUFFER_MS, tell=self.told.append)
         options = CallOptions(codec.config.target_bandwidths[-1], dtx=False, idle_s=PATIENCE_S)
         self.call = Call(codec, self, self, options)
 
-    async def read(self):
-        hop = await self.handset.source.read()
+    async def read(self) -> Audio:
+        hop = present(await self.handset.source.read())
         self.captured.append(hop[0])
         return hop
 
-    async def ready(self):
+    async def ready(self) -> float:
         return await self.handset.sink.ready()
 
-    def write(self, audio) -> None:
+    def write(self, audio: Audio) -> None:
         self.heard.append(audio.reshape(-1))
         self.handset.sink.write(audio)
 
@@ -80,11 +87,11 @@ class Side:
         self.handset.close()
 
     @property
-    def devices(self):
+    def devices(self) -> dict[str, Any]:
         return self.handset.statistics()
 
 
-async def until(reached, sides) -> None:
+async def until(reached: Callable[[], bool], sides: list[Side]) -> None:
     async def wait() -> None:
         while not reached():
             await asyncio.sleep(0.05)
@@ -95,7 +102,7 @@ async def until(reached, sides) -> None:
         pytest.fail(f"{[(side.told, side.devices) for side in sides]}")
 
 
-def matched_share(codec, hops, other):
+def matched_share(codec: Codec, hops: list[Audio], other: Side) -> float:
     """The share of ``hops`` that are ``other``'s voice as decoded without a network."""
     kbps = codec.config.target_bandwidths[-1]
     codes = codec.stream_encoder(kbps).push(np.concatenate(other.captured))
@@ -105,19 +112,27 @@ def matched_share(codec, hops, other):
     return float(np.mean(near))
 
 
-def voiced(hops, first):
+def voiced(hops: list[Audio], first: int) -> list[Audio]:
     """From the first to the last of ``hops[first:]`` that is unlike the silence before."""
     unlike = [np.abs(hop - hops[first - 1]).max() for hop in hops[first:]]
     told = first + np.flatnonzero(np.array(unlike) > 0.1 * max(unlike))
     return hops[told[0] : told[-1] + 1]
 
 
-def test_both_sides_of_a_call_hear_what_the_other_said_into_its_microphone(server, codec) -> None:
+def test_both_sides_of_a_call_hear_what_the_other_said_into_its_microphone(
+    server: PulseServer, codec: Codec
+) -> None:
     said = [
         (16_000 * speech(1, 2 * RATE, seed=seed)[0].numpy()).astype(np.int16) for seed in (3, 8)
     ]
 
-    async def main():
+    async def main() -> tuple[
+        list[Side],
+        list[int],
+        list[NDArray[np.int16]],
+        list[bool],
+        list[dict[str, Any]],
+    ]:
         sides = [Side(codec, end) for end in ENDS]
         one, other = sides
         await one.call.accept(await other.call.answer(await one.call.offer()))
@@ -162,7 +177,7 @@ def test_both_sides_of_a_call_hear_what_the_other_said_into_its_microphone(serve
         assert 0 < inbound["totalSamplesReceived"] <= len(side.heard) * hop
 
 
-def begin(*command):
+def begin(*command: object) -> subprocess.Popen[str]:
     return subprocess.Popen(
         [*LINK, *map(str, command)],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
@@ -171,10 +186,10 @@ def begin(*command):
     )
 
 
-def read_until(process, wanted, count=1):
+def read_until(process: subprocess.Popen[str], wanted: str, count: int = 1) -> str:
     """The last of ``count`` lines with ``wanted`` in it."""
     said = []
-    while line := process.stderr.readline():
+    while line := present(process.stderr).readline():
         said.append(line)
         count -= wanted in line
         if not count:
@@ -183,7 +198,7 @@ def read_until(process, wanted, count=1):
 
 
 def test_a_call_goes_on_while_its_devices_are_lost_and_opens_them_again(
-    server, codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    server: PulseServer, codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "state"))
     codec.model.save_pretrained(tmp_path / "model")

@@ -13,6 +13,7 @@ from encodec_rt.errors import LinkError
 from encodec_rt.link import rtp
 from encodec_rt.link.sdp import Format
 from encodec_rt.voice.packetizer import Outgoing
+from encodec_rt.voice.transport import Received
 
 FORM = Format(model="0123456789abcdef", rate_hz=24_000, hop=320, bits=10, codebooks=8)
 
@@ -116,9 +117,9 @@ def test_any_text_is_a_description_or_refused() -> None:
     with_offer(look)
 
 
-def converse(talk: Callable[[rtp.OutgoingTrack], Coroutine[Any, Any, None]]) -> list[rtp.Received]:
+def converse(talk: Callable[[rtp.OutgoingTrack], Coroutine[Any, Any, None]]) -> list[Received]:
     """What one peer receives of what ``talk`` sends from the other."""
-    received: list[rtp.Received] = []
+    received: list[Received] = []
 
     async def main() -> None:
         one, other = connection(), connection()

@@ -130,7 +130,7 @@ def test_an_offer_is_answered_and_deleting_its_location_hangs_up() -> None:
     ],
 )
 def test_what_may_not_call_is_refused_without_a_session(
-    status: int, body: bytes | None, headers: dict
+    status: int, body: bytes | None, headers: dict[str, str]
 ) -> None:
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         assert await post(url, body, **headers) == status

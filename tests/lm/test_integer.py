@@ -3,19 +3,23 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from numpy.typing import NDArray
 
 from encodec_rt.bitstream.range_coder import TOTAL
 from encodec_rt.errors import InputError, PacketError, WeightsError
 from encodec_rt.lm.coding import LmCoder
-from encodec_rt.lm.integer import IntegerLm, to_probabilities
+from encodec_rt.lm.integer import Floats, IntegerLm, Product, to_probabilities
 from encodec_rt.lm.tensors import LmConfig
+from encodec_rt.types import Codes
 from tests.support.lms import SMALL, likely_codes, random_lm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -23,30 +27,35 @@ FULL = LmConfig((2, 2, 4), 64, (96, 64, 64), (1, 3, 16))
 """As wide as a model of the package, so that sums come near the largest."""
 
 
-def in_double(x, weight):
-    return np.matmul(x.astype(np.float64), weight.astype(np.float64))
+def in_double(x: Floats, weight: Floats) -> NDArray[np.float64]:
+    product: NDArray[np.float64] = np.matmul(x.astype(np.float64), weight.astype(np.float64))
+    return product
 
 
-def in_integers(x, weight):
-    return np.matmul(x.astype(np.int64), weight.astype(np.int64))
+def in_integers(x: Floats, weight: Floats) -> NDArray[np.int64]:
+    product: NDArray[np.int64] = np.matmul(x.astype(np.int64), weight.astype(np.int64))
+    return product
 
 
-def permuted(x, weight):
+def permuted(x: Floats, weight: Floats) -> Floats:
     order = np.random.default_rng(x.shape[1]).permutation(x.shape[1])
-    return np.matmul(x[:, order], weight[order])
+    product: Floats = np.matmul(x[:, order], weight[order])
+    return product
 
 
-def one_by_one(x, weight):
+def one_by_one(x: Floats, weight: Floats) -> Floats:
     return np.stack([np.matmul(row, weight) for row in x])
 
 
-def in_halves(x, weight):
+def in_halves(x: Floats, weight: Floats) -> Floats:
     half = x.shape[1] // 2
-    return np.matmul(x[:, :half], weight[:half]) + np.matmul(x[:, half:], weight[half:])
+    halves = np.matmul(x[:, :half], weight[:half]), np.matmul(x[:, half:], weight[half:])
+    product: Floats = halves[0] + halves[1]
+    return product
 
 
-def by_torch(threads):
-    def product(x, weight):
+def by_torch(threads: int) -> Product:
+    def product(x: Floats, weight: Floats) -> Floats:
         before = torch.get_num_threads()
         torch.set_num_threads(threads)
         try:
@@ -57,14 +66,16 @@ def by_torch(threads):
     return product
 
 
-PRODUCTS = {
+PRODUCTS: dict[str, Product] = {
     "float32": np.matmul, "float64": in_double, "integers": in_integers, "permuted": permuted,
     "one by one": one_by_one, "in halves": in_halves, "torch": by_torch(1),
     "torch, two threads": by_torch(2),
 }  # fmt: skip
 
 
-def predicted(model, codes, product, depth=None):
+def predicted(
+    model: IntegerLm, codes: Codes, product: Product, depth: int | None = None
+) -> NDArray[np.int64]:
     """Counts [T, Q, size] of all codes at once."""
     depth = depth or len(model.config.layers)
     books = sum(model.config.layers[:depth])
@@ -79,7 +90,7 @@ def predicted(model, codes, product, depth=None):
 
 @pytest.mark.parametrize("extreme", [False, True])
 @pytest.mark.parametrize("name", PRODUCTS)
-def test_every_way_to_multiply_gives_the_same_counts(name, extreme) -> None:
+def test_every_way_to_multiply_gives_the_same_counts(name: str, extreme: bool) -> None:
     model = random_lm(FULL, extreme=extreme)
     codes = np.random.default_rng(1).integers(0, 64, (40, 8), dtype=np.uint16)
     wanted = predicted(model, codes, in_integers)
@@ -90,7 +101,9 @@ def test_every_way_to_multiply_gives_the_same_counts(name, extreme) -> None:
 
 @given(st.integers(1, 60), st.integers(0, 10**6), st.lists(st.integers(1, 20), max_size=8))
 @settings(max_examples=30, deadline=None)
-def test_pieces_of_any_size_give_the_bits_of_the_whole(frames, seed, sizes) -> None:
+def test_pieces_of_any_size_give_the_bits_of_the_whole(
+    frames: int, seed: int, sizes: list[int]
+) -> None:
     model = random_lm(seed=seed % 7)
     codes = np.random.default_rng(seed).integers(0, 16, (frames, 4), dtype=np.uint16)
     wanted = predicted(model, codes, np.matmul)
@@ -111,7 +124,7 @@ def test_pieces_of_any_size_give_the_bits_of_the_whole(frames, seed, sizes) -> N
 
 
 @pytest.mark.parametrize("depth", [1, 2])
-def test_a_layer_sees_nothing_of_those_above(depth) -> None:
+def test_a_layer_sees_nothing_of_those_above(depth: int) -> None:
     model = random_lm()
     codes = likely_codes(model, 50)
     books = sum(model.config.layers[:depth])
@@ -124,7 +137,7 @@ def test_a_layer_sees_nothing_of_those_above(depth) -> None:
 
 @pytest.mark.parametrize("writer", PRODUCTS)
 @pytest.mark.parametrize("reader", ["float32", "integers", "torch, two threads"])
-def test_a_stream_of_one_is_decoded_by_every_other(writer, reader) -> None:
+def test_a_stream_of_one_is_decoded_by_every_other(writer: str, reader: str) -> None:
     model = random_lm()
     codes = likely_codes(model, 120)
     encoder, decoder = LmCoder(model, PRODUCTS[writer]), LmCoder(model, PRODUCTS[reader])
@@ -146,7 +159,9 @@ def test_a_stream_of_one_is_decoded_by_every_other(writer, reader) -> None:
     )
 )
 @settings(max_examples=25, deadline=None)
-def test_packets_with_fewer_layers_and_restarts_anywhere_are_decoded(packets) -> None:
+def test_packets_with_fewer_layers_and_restarts_anywhere_are_decoded(
+    packets: list[tuple[int, int, bool]],
+) -> None:
     model = random_lm()
     encoder, decoder, lower = LmCoder(model), LmCoder(model), LmCoder(model)
     layers = model.config.layers
@@ -200,7 +215,7 @@ SHA256 = "2891a3eb2e6a71aa7954a4ea108d9839a71825862e01c9b3ffd9bd7cf0303faf"
 
 @pytest.mark.parametrize("kernel", ["Haswell", "Nehalem", "Prescott"])
 def test_every_blas_and_process_gives_the_bytes_of_the_first(
-    kernel, monkeypatch: pytest.MonkeyPatch
+    kernel: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("OPENBLAS_CORETYPE", kernel)
     printed = subprocess.run(
@@ -235,7 +250,9 @@ def test_a_model_survives_its_file(tmp_path: Path) -> None:
         ("project.weight", lambda t: np.ones_like(t), "codes of those above"),
     ],
 )
-def test_weights_that_could_not_be_exact_are_refused(name, change, message) -> None:
+def test_weights_that_could_not_be_exact_are_refused(
+    name: str, change: Callable[[NDArray[Any]], NDArray[Any]], message: str
+) -> None:
     tensors = dict(random_lm().tensors)
     tensors[name] = change(tensors[name])
     with pytest.raises(WeightsError, match=message):

@@ -2,34 +2,38 @@ from __future__ import annotations
 
 import importlib
 import io
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from torch import Tensor
 
 from encodec_rt.bitstream.ecdc import EcdcReader, EcdcWriter, read_header
+from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import PacketError, WeightsError
 from encodec_rt.lm.paper import PaperDecoder, PaperEncoder, PaperLm
+from encodec_rt.types import Codes
 from tests.support.models import random_model, speech, tiny_config
-from tests.support.upstream import upstream_twin
+from tests.support.upstream import encodec, upstream_twin
 
 upstream_files = importlib.import_module("encodec.compress")
 upstream_model = importlib.import_module("encodec.model")
 
 
-def framewise():
+def framewise() -> EncodecConfig:
     return tiny_config()
 
 
-def chunked():
+def chunked() -> EncodecConfig:
     return tiny_config(
         audio_channels=2, normalize=True, chunk_length_s=0.5, overlap=0.01,
         norm_type="time_group_norm", use_causal_conv=False,
     )  # fmt: skip
 
 
-def language_model(config, seed=0):
+def language_model(config: EncodecConfig, seed: int = 0) -> encodec.model.LMModel:
     """One of the original's classes, small and of random weights that predict something."""
     torch.manual_seed(seed)
     # A past shorter than the clips, so that it is also seen to end.
@@ -44,7 +48,9 @@ def language_model(config, seed=0):
 
 
 @pytest.fixture(params=["framewise", "chunked"])
-def case(request: pytest.FixtureRequest, tmp_path: Path):
+def case(
+    request: pytest.FixtureRequest, tmp_path: Path
+) -> tuple[EncodecConfig, encodec.EncodecModel, Tensor, PaperLm, str]:
     torch.set_num_threads(1)
     config = framewise() if request.param == "framewise" else chunked()
     model = random_model(config)
@@ -58,13 +64,17 @@ def case(request: pytest.FixtureRequest, tmp_path: Path):
     return config, theirs, wav, PaperLm.load(tmp_path / "lm.th", config), name
 
 
-def encoded(theirs, wav):
+def encoded(
+    theirs: encodec.EncodecModel, wav: Tensor
+) -> Iterator[tuple[Codes, None] | tuple[Codes, float]]:
     with torch.no_grad():
         for codes, scale in theirs.encode(wav[None]):
             yield codes[0].t().numpy().astype(np.uint16), None if scale is None else scale.item()
 
 
-def test_files_are_byte_for_byte_the_originals_and_decode_to_their_codes(case) -> None:
+def test_files_are_byte_for_byte_the_originals_and_decode_to_their_codes(
+    case: tuple[EncodecConfig, encodec.EncodecModel, Tensor, PaperLm, str],
+) -> None:
     config, theirs, wav, lm, name = case
     wanted = list(encoded(theirs, wav))
     file = io.BytesIO()
@@ -89,7 +99,9 @@ def test_files_are_byte_for_byte_the_originals_and_decode_to_their_codes(case) -
         assert [block.scale for block in blocks] == [scale for _, scale in wanted]
 
 
-def test_a_file_that_ends_early_is_refused_or_salvaged(case) -> None:
+def test_a_file_that_ends_early_is_refused_or_salvaged(
+    case: tuple[EncodecConfig, encodec.EncodecModel, Tensor, PaperLm, str],
+) -> None:
     config, theirs, wav, lm, _ = case
     data = upstream_files.compress(theirs, wav, use_lm=True)
     cut = io.BytesIO(data[: len(data) * 2 // 3])

@@ -7,19 +7,27 @@ import numpy as np
 import pytest
 
 from encodec_rt.bitstream.container import StreamHeader
-from encodec_rt.bitstream.container_reader import CodeBlock, Gap, PacketReader, read_codes, skip_to
+from encodec_rt.bitstream.container_reader import (
+    CodeBlock,
+    Gap,
+    Located,
+    PacketReader,
+    read_codes,
+    skip_to,
+)
 from encodec_rt.bitstream.container_writer import ContainerWriter
 from encodec_rt.bitstream.ogg import PageReader
 from encodec_rt.errors import PacketError
 from encodec_rt.lm.coding import LmCoder
 from tests.support.lms import likely_codes, random_lm
+from tests.support.narrow import all_of
 
 MODEL = random_lm()
 HEADER = StreamHeader(800, 1, 8, 16, MODEL.config.layers)
 CODES = likely_codes(MODEL, 400)
 
 
-def written(page_s):
+def written(page_s: float) -> bytes:
     file = io.BytesIO()
     writer = ContainerWriter(file, HEADER, LmCoder(MODEL), page_s=page_s)
     for start in range(0, 400, 33):
@@ -28,18 +36,20 @@ def written(page_s):
     return file.getvalue()
 
 
-def read(data, *, salvage=False):
+def read(
+    data: bytes, *, salvage: bool = False
+) -> tuple[PacketReader, list[CodeBlock | Gap]] | tuple[PacketReader, list[CodeBlock]]:
     reader = PacketReader(io.BytesIO(data), salvage=salvage)
     return reader, list(read_codes(reader, reader.header, LmCoder(MODEL), salvage=salvage))
 
 
 @pytest.mark.parametrize("page_s", [1.0, 2.0, 100.0])
-def test_codes_survive_and_contexts_restart_with_pages(page_s) -> None:
+def test_codes_survive_and_contexts_restart_with_pages(page_s: float) -> None:
     data = written(page_s)
     _, items = read(data)
-    assert np.array_equal(np.concatenate([item.codes for item in items]), CODES)
+    assert np.array_equal(np.concatenate([item.codes for item in all_of(CodeBlock, items)]), CODES)
     reader = PacketReader(io.BytesIO(data))
-    restarts = [item.start for item in reader if item.packet.restart]
+    restarts = [item.start for item in all_of(Located, reader) if item.packet.restart]
     assert restarts == list(range(0, 3200, round(page_s * 800)))[: len(restarts)]
     assert len(restarts) == len(list(PageReader(io.BytesIO(data)))) - 2
 
@@ -67,4 +77,6 @@ def test_seeking_decodes_from_the_nearest_restart() -> None:
     located = skip_to(iter(reader), 2500)
     items = list(read_codes(located, reader.header, LmCoder(MODEL), salvage=False))
     assert items[0].start == 1600
-    assert np.array_equal(np.concatenate([item.codes for item in items]), CODES[200:])
+    assert np.array_equal(
+        np.concatenate([item.codes for item in all_of(CodeBlock, items)]), CODES[200:]
+    )

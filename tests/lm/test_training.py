@@ -9,12 +9,13 @@ import torch
 from encodec_rt.errors import InputError
 from encodec_rt.lm.integer import IntegerLm
 from encodec_rt.lm.tensors import LmConfig
-from encodec_rt.lm.training import LmRecipe, bits_per_code, train_lm
+from encodec_rt.lm.training import LmRecipe, TrainableLm, bits_per_code, train_lm
+from encodec_rt.types import Codes
 
 CONFIG = LmConfig((1, 1), 16, (24, 16), (1, 2))
 
 
-def chained(frames, seed):
+def chained(frames: int, seed: int) -> Codes:
     """Codes [frames, 2]: the first walks by a step or two, the second follows the first."""
     rng = np.random.default_rng(seed)
     first = np.cumsum(rng.integers(1, 3, frames)) % 16
@@ -23,20 +24,20 @@ def chained(frames, seed):
 
 
 @pytest.fixture(scope="module")
-def trained():
+def trained() -> TrainableLm:
     torch.set_num_threads(1)
     clips = [chained(400, seed) for seed in range(20)]
     recipe = LmRecipe(steps=150, batch=8, frames=60, learning_rate=1e-2)
     return train_lm(clips, CONFIG, recipe)
 
 
-def test_a_model_learns_what_there_is_to_learn(trained) -> None:
+def test_a_model_learns_what_there_is_to_learn(trained: TrainableLm) -> None:
     bits = bits_per_code(trained.export(), [chained(600, 99)], 600)
     # Each code is one of two, so that 1 bit of 4 is left.
     assert (bits < 1.25).all()
 
 
-def test_in_whole_numbers_it_predicts_as_it_was_trained(trained) -> None:
+def test_in_whole_numbers_it_predicts_as_it_was_trained(trained: TrainableLm) -> None:
     codes = chained(300, 98)
     with torch.no_grad():
         floating = trained(torch.from_numpy(codes.astype(np.int64))[None]).numpy()
@@ -44,7 +45,7 @@ def test_in_whole_numbers_it_predicts_as_it_was_trained(trained) -> None:
     assert np.abs(whole - floating).max() < 0.02
 
 
-def test_an_exported_model_is_the_same_after_its_file(trained, tmp_path: Path) -> None:
+def test_an_exported_model_is_the_same_after_its_file(trained: TrainableLm, tmp_path: Path) -> None:
     model = trained.export(bytes(range(32)))
     model.save(tmp_path / "lm.safetensors")
     again = IntegerLm.load(tmp_path / "lm.safetensors")

@@ -917,7 +917,7 @@ def _model_or_error(source: Path, config: EncodecConfig | None) -> EncodecModel 
         return error
 
 
-def test_a_thousand_damaged_checkpoints_load_whole_or_are_refused(tmp_path: Path) -> None:
+def test_hundreds_of_damaged_checkpoints_load_whole_or_are_refused(tmp_path: Path) -> None:
     model = random_model(tiny_config(**SMALLEST))
     shapes = {name: value.shape for name, value in model.state_dict().items()}
     safe, pickled = tmp_path / "safe", tmp_path / "pickled"
@@ -937,7 +937,7 @@ def test_a_thousand_damaged_checkpoints_load_whole_or_are_refused(tmp_path: Path
     ]
     contents = {path: path.read_bytes() for _, path, _ in ways}
     outcomes = {"loaded": 0, "refused": 0}
-    for seed in range(1000):
+    for seed in range(420):
         source, path, damage = ways[seed % len(ways)]
         path.write_bytes(damage(random.Random(seed), contents[path]))
         loaded = _model_or_error(source, model.config if source == original else None)
@@ -950,5 +950,5 @@ def test_a_thousand_damaged_checkpoints_load_whole_or_are_refused(tmp_path: Path
         state = loaded.state_dict()
         assert {name: value.shape for name, value in state.items()} == shapes, seed
         assert all(bool(value.isfinite().all()) for value in state.values()), seed
-    assert outcomes["refused"] > 600
-    assert outcomes["loaded"] > 50
+    assert outcomes["refused"] > 250
+    assert outcomes["loaded"] > 20

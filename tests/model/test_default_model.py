@@ -28,7 +28,7 @@ def model() -> EncodecModel:
 def scores(model: EncodecModel) -> dict[float, Scores]:
     audio: NDArray[np.float32] = soundfile.read(ASSETS / "speech_it.flac", dtype="float32")[0]
     found = {}
-    for kbps in model.config.target_bandwidths:
+    for kbps in (1.5, 6.0, 12.0):
         with torch.no_grad():
             decoded = model(torch.from_numpy(audio)[None, None], bandwidth=kbps).audio_values
         found[kbps] = score(audio, decoded[0, 0].numpy(), RATE)

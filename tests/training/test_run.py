@@ -22,7 +22,7 @@ from encodec_rt.training.sources import Source
 
 ASSETS = Path(__file__).parents[2] / "encodec_rt" / "assets"
 SMOKE = PRESETS["smoke"]
-STEPS = 50
+STEPS = 30
 
 
 @pytest.fixture(scope="module")
@@ -171,14 +171,14 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(
         pass
 
     def stop_in_the_adversarial_stage(line: str) -> None:
-        if line.startswith("step 40 "):
+        if line.startswith("step 25 "):
             raise Interrupted
 
     first = smoke_run(tmp_path, packed)
     with pytest.raises(Interrupted):
         first.train(stop_in_the_adversarial_stage)
     second = smoke_run(tmp_path, packed)
-    assert second.trainer.step == 40
+    assert second.trainer.step == 25
     second.train()
     wanted, got = finished.trainer.state_dict(), second.trainer.state_dict()
     for part in ("model", "average", "discriminator"):
