@@ -23,7 +23,7 @@ LAYERS = (
     {"export", "lm"},
     {"quality", "transcode"},
     {"container_audio"},
-    {"sound", "voice", "training"},
+    {"corpus", "sound", "voice", "training"},
     {"live", "netsim"},
     {"link"},
     {"web"},

@@ -1,0 +1,1 @@
+"""Whole corpora of audio to codes and back."""
