@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"errors", "types", "version"},
+    {"errors", "suffixes", "types", "version"},
     {"atomic", "extras", "pcm"},
     {"pretrained", "config_base", "batch"},
     {"config"},
