@@ -1,4 +1,4 @@
-"""encodec-rt tokenize: whole corpora of audio to codes."""
+"""encodec-rt tokenize and detokenize: whole corpora of audio to codes and back."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ from encodec_rt.cli.habits import VERBOSITY, Verbosity
 
 if TYPE_CHECKING:
     from encodec_rt.corpus.clips import ChannelChoice
+    from encodec_rt.corpus.job import Progress
     from encodec_rt.corpus.summary import Summary
-    from encodec_rt.corpus.tokenizing import Progress
 
 EXIT_ERRORS = 3
 """The corpus is done, and errors.parquet names what could not be read."""
@@ -136,20 +136,61 @@ def tokenize_corpus(
     tell(summary, out, as_json)
 
 
+def detokenize(
+    inputs: Annotated[
+        list[str],
+        typer.Argument(metavar="IN...", help="What tokenize wrote: its folders, or files of them."),
+    ],
+    out: OutOption,
+    bandwidth: Annotated[
+        float | None,
+        typer.Option("-b", "--bandwidth", help="Leave out the codebooks beyond it, in kbps."),
+    ] = None,
+    model: ModelOption = "default",
+    device: DeviceOption = "cpu",
+    backend: BackendOption = "auto",
+    audio_format: Annotated[
+        str, typer.Option("--format", help="wav, flac, ogg, opus or mp3.", metavar="FORMAT")
+    ] = "wav",
+    jobs: JobsOption = None,
+    ray: RayOption = None,
+    as_json: JsonOption = False,
+) -> None:
+    """Decode the codes of a corpus into audio files, one per clip."""
+    from encodec_rt.corpus.detokenizing import detokenize as run
+
+    codec = load_codec(model, device, backend)
+    with showing_progress() as show:
+        summary = run(
+            inputs,
+            out,
+            codec=codec,
+            audio_format=audio_format,
+            bandwidth_kbps=bandwidth,
+            jobs=jobs,
+            ray=ray,
+            on_progress=show,
+            on_remark=report,
+        )
+    tell(summary, out, as_json)
+
+
 tokenize = with_groups(tokenize_corpus)
 tokenize.__name__ = "tokenize"
 
 
 def tell(summary: Summary, out: Path, as_json: bool) -> None:
-    """Show the summary; exit with EXIT_ERRORS if there were any."""
+    """Show the summary; exit with EXIT_ERRORS if there were any, or codes that differ."""
     if as_json:
         typer.echo(json.dumps(summary.as_json()))
     elif VERBOSITY.get() >= Verbosity.NORMAL:
         show_table(summary)
     if summary.left_out:
-        report(f"{summary.left_out} files of other kinds were left out")
+        report(f"{_counted(summary.left_out, 'file')} of other kinds left out")
     if summary.errors:
-        say(f"{summary.errors} errors: {out / 'errors.parquet'} names each file and its reason")
+        where = out / "errors.parquet"
+        say(f"{_counted(summary.errors, 'error')}: {where} names each file and its reason")
+    if summary.errors or (summary.verified or {}).get("ids"):
         raise typer.Exit(EXIT_ERRORS)
 
 
@@ -170,13 +211,15 @@ def show_table(summary: Summary) -> None:
     silent = 100 * summary.silent_frames / max(1, summary.frames)
     say(
         f"{summary.frames} frames, {summary.bytes} bytes, {silent:.1f} % silent, "
-        f"{summary.errors} errors, {summary.duplicates} duplicates"
+        f"{_counted(summary.errors, 'error')}, {_counted(summary.duplicates, 'duplicate')}"
     )
     if summary.verified is not None:
         say(
             f"verified: {summary.verified['frames']} frames of {summary.verified['clips']} clips, "
             f"{summary.verified['differ']} differ"
         )
+        for name in summary.verified["ids"]:
+            say(f"differs: {name}")
 
 
 @contextmanager
@@ -218,8 +261,12 @@ def line_of(progress: Progress) -> str:
     eta = "" if left is None else f", {_clock(left)} left"
     return (
         f"{progress.finished} of {progress.units} shards, {progress.seconds / 3600:.3f} h, "
-        f"{progress.times_real_time:.0f}x real time{eta}, {progress.errors} errors"
+        f"{progress.times_real_time:.0f}x real time{eta}, {_counted(progress.errors, 'error')}"
     )
+
+
+def _counted(number: int, thing: str) -> str:
+    return f"{number} {thing}{'s' * (number != 1)}"
 
 
 def _clock(seconds: float) -> str:

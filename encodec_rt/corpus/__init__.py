@@ -4,14 +4,19 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from encodec_rt.corpus.dataset import CodesDataset
+    from encodec_rt.corpus.detokenizing import detokenize
+    from encodec_rt.corpus.job import Progress
     from encodec_rt.corpus.summary import Summary
-    from encodec_rt.corpus.tokenizing import Progress, tokenize
+    from encodec_rt.corpus.tokenizing import tokenize
 
-__all__ = ["Progress", "Summary", "tokenize"]
+__all__ = ["CodesDataset", "Progress", "Summary", "detokenize", "tokenize"]
 
 _HOMES = {
-    "Progress": "encodec_rt.corpus.tokenizing",
+    "CodesDataset": "encodec_rt.corpus.dataset",
+    "Progress": "encodec_rt.corpus.job",
     "Summary": "encodec_rt.corpus.summary",
+    "detokenize": "encodec_rt.corpus.detokenizing",
     "tokenize": "encodec_rt.corpus.tokenizing",
 }
 

@@ -12,8 +12,6 @@ from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 from typing import Any, Generic, TypeVar
 
-import torch
-
 from encodec_rt.corpus.units import Unit
 from encodec_rt.errors import CodecError, StateError
 
@@ -31,7 +29,7 @@ def run_units(
     died.
     """
     if jobs == 1:
-        with _one_thread():
+        with one_thread():
             work = make(*arguments)
             yield from map(work, units)
         return
@@ -136,7 +134,6 @@ def _serve(
     """In each process: work until there is nothing more to do, or nobody to do it for."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    torch.set_num_threads(1)
     work: Work[R] | None = None
     while True:
         try:
@@ -144,8 +141,9 @@ def _serve(
         except (EOFError, ConnectionResetError):
             return
         try:
-            work = work or make(*arguments)
-            result = True, work(unit)
+            with one_thread():
+                work = work or make(*arguments)
+                result = True, work(unit)
         except (CodecError, OSError) as error:
             result = False, error  # type: ignore[assignment]
         try:
@@ -163,7 +161,10 @@ def _end_with_parent() -> None:
 
 
 @contextmanager
-def _one_thread() -> Iterator[None]:
+def one_thread() -> Iterator[None]:
+    """Compute on one thread in the block: the cores are shared out among processes."""
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:

@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from encodec_rt.corpus.manifest import OutputFolder
-from encodec_rt.corpus.work import Done, Tokenizer, UnitRecord
+from encodec_rt.corpus.units import Unit
+from encodec_rt.corpus.work import Done, UnitRecord
 from encodec_rt.errors import BackendUnavailable, ConfigError
 from encodec_rt.extras import needed_for
 
@@ -31,11 +32,12 @@ _CPUS_LEFT_FOR_RAY = 0.1
 
 def run_on_ray(
     address: str,
-    make: Callable[..., Tokenizer],
+    make: Callable[..., Callable[[Unit], Done]],
     arguments: tuple[Any, ...],
     folder: OutputFolder,
     todo: list[int],
     jobs: int | None,
+    device: str,
     say: Callable[[str], None],
 ) -> Iterator[Done]:
     """What the work gives of the units ``todo``, by actors on the cluster at ``address``.
@@ -48,7 +50,6 @@ def run_on_ray(
     ray = _start(address)
     try:
         resources = ray.cluster_resources()
-        device = arguments[1].device.type
         actors, share = _fit(resources, jobs, len(todo), device, say)
         ray.data.DataContext.get_current().enable_progress_bars = False
         logging.getLogger("ray.data").setLevel(logging.ERROR)

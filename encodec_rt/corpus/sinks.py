@@ -29,7 +29,8 @@ with needed_for("a corpus"):
 
 INFO_KEY = b"encodec_rt"
 """Of the metadata of a Parquet file: what its codes were made by."""
-ROW_GROUP_CODES = 1 << 22
+ROW_GROUP_CODES = 1 << 18
+"""Half a megabyte, so that a single row is read quickly wherever it is."""
 OWN_COLUMNS = ("id", "codes", "frames", "codebooks", "samples", "sampling_rate", "scales")
 
 
@@ -66,6 +67,11 @@ def check_sink(kind: str) -> None:
     """Raise ConfigError for an unknown kind."""
     if kind not in SINKS:
         raise ConfigError(f"format {kind!r}; accepted: {', '.join(SINKS)}")
+
+
+def suffix_of(kind: str) -> str:
+    """How the files of a sink end."""
+    return {"webdataset": ".tar"}.get(kind, f".{kind}")
 
 
 def stored_name(name: str) -> str:

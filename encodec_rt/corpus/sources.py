@@ -84,7 +84,7 @@ class Plan:
         self._column = column
         self._hashes: dict[str, str] | None = {} if dedup else None
         paths = [each for each in inputs if not is_dataset(each)]
-        self._paths = _labelled([os.path.abspath(os.fspath(path)) for path in expanded(paths)])
+        self._paths = labelled([os.path.abspath(os.fspath(path)) for path in expanded(paths)])
         if not self._paths and not self.datasets:
             raise InputError("there are no inputs; give files, folders, tars or Parquet files")
 
@@ -227,7 +227,7 @@ def expanded(paths: Sequence[Any]) -> Iterator[str]:
         yield from found
 
 
-def _labelled(paths: Sequence[str]) -> list[tuple[str, str]]:
+def labelled(paths: Sequence[str]) -> list[tuple[str, str]]:
     """Each path with what its ids begin with: nothing for a single folder, else its last names.
 
     As many names are taken as tell all inputs apart.

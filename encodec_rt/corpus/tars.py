@@ -7,6 +7,7 @@ import json
 import shutil
 import tarfile
 import tempfile
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import PurePosixPath
@@ -101,22 +102,20 @@ class Spool:
 
     def __init__(self, file: IO[bytes], size: int) -> None:
         """Raises EOFError where there are fewer than ``size``."""
-        self._file = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115, closed in __del__
-        shutil.copyfileobj(file, self._file, 1 << 20)
-        if self._file.tell() != size:
+        self.file = tempfile.SpooledTemporaryFile(SPOOL_BYTES)  # noqa: SIM115, closed with self
+        weakref.finalize(self, self.file.close)
+        shutil.copyfileobj(file, self.file, 1 << 20)
+        if self.file.tell() != size:
             raise EOFError("a member is cut short")
 
     def open(self) -> BinaryIO:
         """A reader with a position of its own."""
-        return cast("BinaryIO", _View(self._file))
-
-    def __del__(self) -> None:
-        self._file.close()
+        return cast("BinaryIO", _View(self))
 
 
 class _View:
-    def __init__(self, file: tempfile.SpooledTemporaryFile[bytes]) -> None:
-        self._file, self._at = file, 0
+    def __init__(self, spool: Spool) -> None:
+        self._spool, self._file, self._at = spool, spool.file, 0
 
     def read(self, size: int = -1) -> bytes:
         self._file.seek(self._at)

@@ -36,3 +36,10 @@ def write_clip(
     path.parent.mkdir(parents=True, exist_ok=True)
     audio = speech(channels, max(1, round(seconds * rate_hz)), seed=seed).numpy()
     soundfile.write(path, np.clip(audio.T, -1, 1), rate_hz, subtype="PCM_16")
+
+
+@pytest.fixture(autouse=True)
+def without_pictures(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearly all of a small run's time goes into its picture; one test looks at one."""
+    if "picture" not in request.node.name:
+        monkeypatch.setattr("encodec_rt.corpus.job.draw", lambda *_: None)
