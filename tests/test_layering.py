@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"errors", "types", "version"},
+    {"errors", "suffixes", "types", "version"},
     {"atomic", "extras", "pcm"},
     {"pretrained", "config_base", "batch"},
     {"config"},
@@ -23,7 +23,7 @@ LAYERS = (
     {"export", "lm"},
     {"quality", "transcode"},
     {"container_audio"},
-    {"sound", "voice", "training"},
+    {"corpus", "sound", "voice", "training"},
     {"live", "netsim"},
     {"link"},
     {"web", "server"},

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from importlib.util import find_spec
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 
@@ -35,6 +36,7 @@ _SHORTFALL_S = 0.25
 class AudioReader:
     """An audio file, a pipe, or standard input for "-", whose ``blocks`` are read once.
 
+    A seekable file object may be given instead, called ``name``; whoever opened it closes it.
     ``rate_hz`` and ``channels`` are those of its first samples; a stream may change them, and
     ``blocks`` follows. What is damaged is passed over and told of in ``warnings``, or refused if
     ``strict``. ``raw`` says what samples without a header are. ``tags`` has title, artist and the
@@ -47,13 +49,18 @@ class AudioReader:
     tags: dict[str, str]
 
     def __init__(
-        self, source: str | Path, *, raw: RawFormat | None = None, strict: bool = False
+        self,
+        source: str | Path | BinaryIO,
+        *,
+        raw: RawFormat | None = None,
+        strict: bool = False,
+        name: str | None = None,
     ) -> None:
         self._stack = ExitStack()
         self._peak = 0.0
         self._samples: dict[int, int] = {}
         try:
-            self._source = ByteSource(source)
+            self._source = ByteSource(source, name)
             self._stack.callback(self._source.close)
             self.name = self._source.name
             self._damage = Damage(self.name, strict=strict)

@@ -26,16 +26,22 @@ _REWIND_BYTES = 1 << 24
 class ByteSource:
     """``source``, a path or "-", as bytes. Close it. Raises InputError if it cannot be opened.
 
+    A seekable file object may be given instead, called ``name``; whoever opened it closes it.
     Until ``commit`` is called, ``rewind`` goes back to the first byte, so that one decoder after
     another may try.
     """
 
-    def __init__(self, source: str | Path) -> None:
-        self.name = "standard input" if str(source) == PIPE else str(source)
-        self.suffix = "" if str(source) == PIPE else Path(source).suffix.lower()
+    def __init__(self, source: str | Path | BinaryIO, name: str | None = None) -> None:
         self._stack = ExitStack()
-        self._file = standard_input() if str(source) == PIPE else self._open(Path(source))
-        self._is_file = str(source) != PIPE and _is_regular(self._file)
+        if isinstance(source, (str, Path)):
+            piped = str(source) == PIPE
+            self.name = name or ("standard input" if piped else str(source))
+            self._file = standard_input() if piped else self._open(Path(source))
+            self._is_file = not piped and _is_regular(self._file)
+        else:
+            piped, self.name = False, name or "a file object"
+            self._file, self._is_file = source, True
+        self.suffix = "" if piped else Path(self.name).suffix.lower()
         self._ahead = b""
         self._given: list[bytes] | None = []
         self._given_bytes = 0

@@ -29,6 +29,7 @@ from encodec_rt.cli.play import play
 from encodec_rt.cli.quality import quality
 from encodec_rt.cli.roundtrip import roundtrip
 from encodec_rt.cli.serve import serve
+from encodec_rt.cli.tokenize import detokenize, tokenize
 from encodec_rt.cli.train import train
 from encodec_rt.cli.train_lm import lm
 from encodec_rt.cli.web import web
@@ -109,6 +110,8 @@ app = _group(
     web,
     serve,
     quality,
+    tokenize,
+    detokenize,
     completion=True,
 )
 training = _group("Train a model, or a language model of its codes.", lm)

@@ -18,38 +18,6 @@ from encodec_rt.cli.console import PIPE, keeping_codecs, report, say
 from encodec_rt.cli.habits import VERBOSITY, Verbosity
 from encodec_rt.errors import CodecError, InputError
 
-AUDIO_SUFFIXES = frozenset(
-    (
-        ".wav",
-        ".flac",
-        ".ogg",
-        ".oga",
-        ".opus",
-        ".mp3",
-        ".m4a",
-        ".m4b",
-        ".mp4",
-        ".aac",
-        ".mka",
-        ".webm",
-        ".aif",
-        ".aiff",
-        ".au",
-        ".caf",
-        ".w64",
-        ".wma",
-        ".g722",
-        ".amr",
-        ".ac3",
-        ".mp2",
-        ".rf64",
-        ".bwf",
-        ".snd",
-        ".mkv",
-        ".mov",
-        ".3gp",
-    )
-)
 EXIT_FAILED = 2
 
 JobsOption = Annotated[

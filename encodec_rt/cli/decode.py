@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
-from encodec_rt.cli.batch import AUDIO_SUFFIXES, Naming, several
+from encodec_rt.cli.batch import Naming, several
 from encodec_rt.cli.console import (
     BackendOption,
     DeviceOption,
@@ -31,6 +31,7 @@ from encodec_rt.cli.console import (
 )
 from encodec_rt.cli.file_options import FromOption, ToOption, between
 from encodec_rt.errors import PacketError
+from encodec_rt.suffixes import AUDIO_SUFFIXES
 
 if TYPE_CHECKING:
     from encodec_rt.audio import RawFormat

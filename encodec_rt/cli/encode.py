@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, cast, get_args
 
 import typer
 
-from encodec_rt.cli.batch import AUDIO_SUFFIXES, Naming, several
+from encodec_rt.cli.batch import Naming, several
 from encodec_rt.cli.console import (
     PIPE,
     CodecOptions,
@@ -35,6 +35,7 @@ from encodec_rt.cli.file_options import (
     warn,
 )
 from encodec_rt.errors import ConfigError
+from encodec_rt.suffixes import AUDIO_SUFFIXES
 
 if TYPE_CHECKING:
     from encodec_rt.bitstream.ecdc import Block

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from encodec_rt.cli.batch import AUDIO_SUFFIXES, Naming, several
+from encodec_rt.cli.batch import Naming, several
 from encodec_rt.cli.console import (
     CodecOptions,
     Meter,
@@ -26,6 +26,7 @@ from encodec_rt.cli.file_options import (
     between,
     warn,
 )
+from encodec_rt.suffixes import AUDIO_SUFFIXES
 
 NAMING = Naming(".coded.wav", AUDIO_SUFFIXES, None)
 

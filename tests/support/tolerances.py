@@ -133,6 +133,11 @@ _BOUNDS = MappingProxyType(
             "Error of a device's clock rate after five minutes of looks at blocks of 13.3 ms, "
             "three times its standard deviation.",
         ),
+        ("loudness", "LU"): (
+            0.1,
+            "Error of a loudness in LUFS that EBU Tech 3341 allows a meter; 0.01 measured at "
+            "48 kHz, 0.05 at 16 kHz, where 1 kHz lies higher on the shelf.",
+        ),
         ("concealment", "converged"): (
             1e-4,
             "Error 40 frames after five lost ones as a share of the output's level; 3e-6 measured.",

@@ -1,0 +1,28 @@
+"""Whole corpora of audio to codes and back: ``encodec-rt tokenize`` and ``detokenize``."""
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from encodec_rt.corpus.dataset import CodesDataset
+    from encodec_rt.corpus.detokenizing import detokenize
+    from encodec_rt.corpus.job import Progress
+    from encodec_rt.corpus.summary import Summary
+    from encodec_rt.corpus.tokenizing import tokenize
+
+__all__ = ["CodesDataset", "Progress", "Summary", "detokenize", "tokenize"]
+
+_HOMES = {
+    "CodesDataset": "encodec_rt.corpus.dataset",
+    "Progress": "encodec_rt.corpus.job",
+    "Summary": "encodec_rt.corpus.summary",
+    "detokenize": "encodec_rt.corpus.detokenizing",
+    "tokenize": "encodec_rt.corpus.tokenizing",
+}
+
+
+def __getattr__(name: str) -> object:
+    """A public name, imported when it is first asked for: each needs packages of its own."""
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(_HOMES[name]), name)

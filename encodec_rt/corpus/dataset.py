@@ -1,0 +1,129 @@
+"""Stored codes for training in PyTorch: random crops, and the first codebooks of a bandwidth."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import OrderedDict
+from collections.abc import Sequence
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch.utils.data import Dataset
+
+from encodec_rt.corpus.rows import CodesInfo
+from encodec_rt.corpus.stored import code_files, info_of, read_rows, row_from_parquet
+from encodec_rt.corpus.tables import open_parquet
+from encodec_rt.errors import ConfigError, InputError
+from encodec_rt.streaming.engine import ABSENT
+from encodec_rt.types import Codes
+
+_GROUPS_HELD = 64
+"""Row groups, of half a megabyte each, that stay decoded."""
+
+
+class CodesDataset(Dataset[dict[str, Any]]):
+    """The clips of a corpus as {"id": str, "codes": int64 [frames, Q], and ``columns``}.
+
+    ``crop_frames`` takes as many frames from a random place, by torch's generator, which a
+    DataLoader seeds for each of its workers; clips that are shorter are left out, or with ``pad``
+    filled up with -1. ``codebooks`` keeps the first ones. It reads Parquet, .npz and .npy, a row
+    when it is asked for. Raises InputError and ConfigError.
+    """
+
+    def __init__(
+        self,
+        corpus: str | Path,
+        *,
+        crop_frames: int | None = None,
+        codebooks: int | None = None,
+        pad: bool = False,
+        columns: Sequence[str] = (),
+    ) -> None:
+        files = list(code_files(corpus))
+        self.info = _info(files, corpus)
+        if codebooks is not None and not 1 <= codebooks <= self.info.codebooks:
+            raise ConfigError(
+                f"codebooks={codebooks}; the codes have {self.info.codebooks}: 1 to all of them"
+            )
+        if crop_frames is not None and crop_frames < 1:
+            raise ConfigError(f"crop_frames={crop_frames}; a crop has at least one frame")
+        self.crop_frames, self.codebooks, self.pad = crop_frames, codebooks, pad
+        self.columns = tuple(columns)
+        least = 1 if crop_frames is None or pad else crop_frames
+        self._groups: list[tuple[Path, int]] = []
+        self._rows: list[np.ndarray[Any, np.dtype[np.int64]]] = []
+        for path in files:
+            self._index(path, least)
+        self._ends = list(accumulate(map(len, self._rows)))
+        self._held: OrderedDict[int, Any] = OrderedDict()
+
+    def __len__(self) -> int:
+        """Clips."""
+        return self._ends[-1] if self._ends else 0
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        """A clip, cropped anew every time."""
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index %= len(self)
+        group = bisect_right(self._ends, index)
+        row = int(self._rows[group][index - (self._ends[group - 1] if group else 0)])
+        name, codes, rest = self._row(group, row)
+        return {"id": name, "codes": self._cropped(codes), **rest}
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is held decoded, for the workers of a DataLoader."""
+        return {**self.__dict__, "_held": OrderedDict()}
+
+    def _index(self, path: Path, least: int) -> None:
+        if path.suffix in (".npz", ".npy"):
+            frames = np.array([len(next(iter(read_rows(path))).codes)]) if least > 1 else [least]
+            self._add(path, 0, np.asarray(frames), least)
+            return
+        if path.suffix != ".parquet":
+            raise InputError(f"{path}: CodesDataset reads .parquet, .npz and .npy")
+        file = open_parquet(str(path))
+        for group in range(file.metadata.num_row_groups):
+            frames = file.read_row_group(group, ["frames"]).column("frames").to_numpy()
+            self._add(path, group, frames, least)
+
+    def _add(self, path: Path, group: int, frames: Any, least: int) -> None:
+        self._groups.append((path, group))
+        self._rows.append(np.flatnonzero(frames >= least))
+
+    def _row(self, group: int, row: int) -> tuple[str, Codes, dict[str, Any]]:
+        path, number = self._groups[group]
+        if path.suffix != ".parquet":
+            found = next(iter(read_rows(path)))
+            return found.id, found.codes, {name: found.meta[name] for name in self.columns}
+        if group not in self._held:
+            wanted = ["id", "codes", "frames", "codebooks", "samples", *self.columns]
+            self._held[group] = open_parquet(str(path)).read_row_group(number, wanted)
+            if len(self._held) > _GROUPS_HELD:
+                self._held.popitem(last=False)
+        self._held.move_to_end(group)
+        table = self._held[group]
+        found = row_from_parquet(table, row)
+        return found.id, found.codes, dict(found.meta)
+
+    def _cropped(self, codes: Codes) -> torch.Tensor:
+        crop = self.crop_frames
+        begin = 0
+        if crop is not None and len(codes) > crop:
+            begin = int(torch.randint(len(codes) - crop + 1, ()))
+        end = None if crop is None else begin + crop
+        taken = torch.from_numpy(codes[begin:end, : self.codebooks].astype(np.int64))
+        if crop is not None and len(taken) < crop:
+            missing = taken.new_full((crop - len(taken), taken.shape[1]), ABSENT)
+            taken = torch.cat([taken, missing])
+        return taken
+
+
+def _info(files: Sequence[Path], corpus: str | Path) -> CodesInfo:
+    found = info_of(files[0]) if files else None
+    if found is None:
+        raise InputError(f"{corpus} holds no codes of encodec-rt tokenize")
+    return found

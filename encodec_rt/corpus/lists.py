@@ -1,0 +1,156 @@
+"""Lists of files with begin and end: CSV and TSV with a header, JSON lines, and plain text."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import os
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterator, Mapping
+from hashlib import blake2b
+from pathlib import Path
+from typing import Any
+
+from encodec_rt.corpus.units import FileEntry, as_id, state_of
+from encodec_rt.errors import InputError
+
+LIST_SUFFIXES = frozenset((".csv", ".tsv", ".jsonl", ".json", ".txt"))
+META = "meta"
+"""The column of what has no columns of its own: a JSON object, as text."""
+
+_PATH = ("path", "file_name", "file", "filename", "audio_filepath", "audio")
+_BEGIN = ("start", "begin", "offset")
+_END = ("end",)
+_DURATION = ("duration",)
+
+
+def read_list(path: str) -> Iterator[FileEntry]:
+    """The entries of a list. Raises InputError, naming the line, for what is not one.
+
+    Paths are relative to the folder of the list. A duration counts from the begin; alone it is a
+    property of the file, which the whole of is taken.
+    """
+    folder = os.path.dirname(os.path.abspath(path))
+    seen = Seen()
+    for number, row in _rows(path):
+        entry = _entry(f"{path}, line {number}", folder, row, table=path.endswith((".csv", ".tsv")))
+        if not seen.add(entry.id):
+            raise InputError(
+                f"{path}, line {number}: the id {entry.id!r} was there before; add a column id "
+                "that names each clip once"
+            )
+        yield entry
+
+
+def columns_of(path: str) -> list[str]:
+    """The metadata columns that the entries of a list have."""
+    if path.endswith(".txt"):
+        return []
+    if path.endswith((".json", ".jsonl")):
+        return [META]
+    with open(path, encoding="utf-8-sig", newline="") as file:
+        names = next(csv.reader(file, delimiter=_delimiter(path)), [])
+    return [name for name in names if name not in (*_PATH, *_BEGIN, *_END, "id")]
+
+
+class Seen:
+    """A set of names in eight bytes each; two names take one place once in 10^19 pairs."""
+
+    def __init__(self) -> None:
+        self._recent: set[int] = set()
+        self._sorted = array("Q")
+
+    def add(self, name: str) -> bool:
+        """Whether ``name`` was not there before."""
+        digest = blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
+        key = int.from_bytes(digest, "little")
+        at = bisect_left(self._sorted, key)
+        if key in self._recent or (at < len(self._sorted) and self._sorted[at] == key):
+            return False
+        self._recent.add(key)
+        if len(self._recent) > 1 << 16:
+            self._sorted = array("Q", sorted([*self._sorted, *self._recent]))
+            self._recent.clear()
+        return True
+
+
+def _delimiter(path: str) -> str:
+    return "\t" if path.endswith(".tsv") else ","
+
+
+def _rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
+    """(number of the line, fields by name)."""
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            if path.endswith((".csv", ".tsv")):
+                table = csv.DictReader(file, delimiter=_delimiter(path))
+                for row in table:
+                    if None in row or None in row.values():
+                        raise InputError(
+                            f"{path}, line {table.line_num}: as many fields as the header has are "
+                            "needed"
+                        )
+                    yield table.line_num, row
+                return
+            for number, line in enumerate(file, 1):
+                if not line.strip():
+                    continue
+                text = line.rstrip("\r\n")
+                yield number, {"path": text} if path.endswith(".txt") else json.loads(text)
+    except (csv.Error, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{path} is not a list of files: {error}") from error
+
+
+def _entry(place: str, folder: str, row: Mapping[str, Any], *, table: bool) -> FileEntry:
+    if not isinstance(row, Mapping):
+        raise InputError(f"{place}: a JSON object is needed")
+    found = next((row[name] for name in _PATH if row.get(name)), None)
+    if not isinstance(found, str):
+        raise InputError(f"{place}: no path; name the column {' or '.join(_PATH)}")
+    begin, end = _seconds(place, row, _BEGIN), _seconds(place, row, _END)
+    duration = _seconds(place, row, _DURATION)
+    if end is None and begin is not None and duration is not None:
+        end = begin + duration
+    begin = begin or 0.0
+    if end is not None and not end > begin:
+        raise InputError(f"{place}: from {begin:g} s to {end:g} s; the end comes after the begin")
+    path = os.path.join(folder, found)
+    part = "" if not begin and end is None else f"@{begin:g}-{'' if end is None else f'{end:g}'}"
+    name = row.get("id")
+    given = str(name) if name not in (None, "") else as_id(os.path.normpath(found)) + part
+    return FileEntry(_safe(place, given), path, *state_of(path), begin, end, _meta(row, table))
+
+
+def _meta(row: Mapping[str, Any], table: bool) -> dict[str, str]:
+    used = {*_PATH, *_BEGIN, *_END, "id"}
+    rest = {name: value for name, value in row.items() if name not in used}
+    if table:
+        return {name: str(value) for name, value in rest.items()}
+    return {META: json.dumps(rest, sort_keys=True, ensure_ascii=False)} if rest else {}
+
+
+def _safe(place: str, name: str) -> str:
+    """An id that stays inside the folder of the output."""
+    inside = name.lstrip("/")
+    while inside.startswith("../"):
+        inside = inside[3:]
+    if ".." in Path(inside).parts or not inside:
+        raise InputError(f"{place}: the id {name!r} leads out of the folder; give another")
+    return as_id(inside) if any("\ud800" <= one <= "\udfff" for one in inside) else inside
+
+
+def _seconds(place: str, row: Mapping[str, Any], names: tuple[str, ...]) -> float | None:
+    value = next((row[name] for name in names if row.get(name) not in (None, "")), None)
+    if value is None:
+        return None
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = math.nan
+    if not 0 <= seconds < math.inf:
+        raise InputError(f"{place}: {value!r} is not a number of seconds")
+    return seconds

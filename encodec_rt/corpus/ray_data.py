@@ -1,0 +1,173 @@
+"""The same units and the same work function on Ray Data.
+
+What travels is where each unit stands in the plan: the actors read the plan, the sources and the
+output folder themselves, so all machines need to see them under the same names. So a run on Ray
+resumes, and ends in the same bytes, as one in our own processes does. Ray's own reader of files,
+its checkpoints and its object store have no part in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+from encodec_rt.corpus.manifest import OutputFolder
+from encodec_rt.corpus.units import Unit
+from encodec_rt.corpus.work import Done, UnitRecord
+from encodec_rt.errors import BackendUnavailable, ConfigError
+from encodec_rt.extras import needed_for
+
+LOCAL = "local"
+MAX_OVERHEAD = 0.15
+"""The share of the time beyond which it is said that the corpus is too small for Ray."""
+_OBJECT_STORE_BYTES = 100 * 2**20
+_CPUS_LEFT_FOR_RAY = 0.1
+
+
+def run_on_ray(
+    address: str,
+    make: Callable[..., Callable[[Unit], Done]],
+    arguments: tuple[Any, ...],
+    folder: OutputFolder,
+    todo: list[int],
+    jobs: int | None,
+    device: str,
+    say: Callable[[str], None],
+) -> Iterator[Done]:
+    """What the work gives of the units ``todo``, by actors on the cluster at ``address``.
+
+    "local" starts one on this machine that listens on the loopback interface and asks for a token.
+    Raises BackendUnavailable without Ray, or without a cluster at the address.
+    """
+    if not todo:
+        return
+    ray = _start(address)
+    try:
+        resources = ray.cluster_resources()
+        actors, share = _fit(resources, jobs, len(todo), device, say)
+        ray.data.DataContext.get_current().enable_progress_bars = False
+        logging.getLogger("ray.data").setLevel(logging.ERROR)
+        began, worked_s = time.perf_counter(), 0.0
+        worker = ray.put((make, arguments))
+        wanted = set(todo)
+        places = [at for index, at in enumerate(folder.places()) if index in wanted]
+        items = ray.data.from_items([{"place": at} for at in places])
+        done = items.map_batches(
+            _Actor,
+            fn_constructor_args=(worker, str(folder.path.resolve())),
+            batch_size=1,
+            compute=ray.data.ActorPoolStrategy(size=actors),
+            **share,
+        )
+        for row in done.iter_rows():
+            result = _done(row["done"])
+            worked_s += result.wall_s
+            yield result
+        wall_s = time.perf_counter() - began
+        overhead_s = wall_s - worked_s / actors
+        if overhead_s > MAX_OVERHEAD * wall_s:
+            say(
+                f"{overhead_s:.0f} of {wall_s:.0f} s were Ray's own: for so small a corpus leave "
+                "--ray away"
+            )
+    finally:
+        ray.shutdown()
+
+
+class _Actor:
+    """Works on units; one per process of Ray."""
+
+    def __init__(self, worker: Any, folder: str) -> None:
+        import ray
+        import torch
+
+        torch.set_num_threads(1)
+        make, arguments = ray.get(worker) if isinstance(worker, ray.ObjectRef) else worker
+        self._work = make(*arguments)
+        self._folder = OutputFolder(folder)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        """Places in the plan -> what became of the units there, as JSON."""
+        found = []
+        for place in batch["place"].tolist():
+            done = self._work(self._folder.unit_at(place))
+            found.append(json.dumps(dataclasses.asdict(done)))
+        return {"done": found}
+
+
+def _start(address: str) -> Any:
+    # Ray reads these while it is imported.
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address == LOCAL:
+        _make_token()
+    with needed_for("a run on Ray"):
+        import ray
+        import ray.data
+    settings: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
+    if address == LOCAL:
+        settings |= {
+            "include_dashboard": False,
+            "object_store_memory": _OBJECT_STORE_BYTES,
+            "num_cpus": len(os.sched_getaffinity(0)),
+            "_node_ip_address": "127.0.0.1",
+        }
+    else:
+        settings["address"] = address
+    try:
+        ray.init(**settings)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        raise BackendUnavailable(
+            f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}; "
+            f"give its address, or '{LOCAL}' for one on this machine"
+        ) from error
+    return ray
+
+
+def _make_token() -> None:
+    """A token for the new cluster that only this user can read, unless one is set up already."""
+    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    os.environ["RAY_AUTH_MODE"] = "token"
+    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+
+
+def _fit(
+    resources: dict[str, float],
+    jobs: int | None,
+    units: int,
+    device: str,
+    say: Callable[[str], None],
+) -> tuple[int, dict[str, float]]:
+    """Actors and what each reserves, so that all of them can start.
+
+    Ray waits for ever, and says nothing, where a plan wants more than the cluster has.
+    """
+    cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
+    if device != "cpu" and not gpus:
+        raise ConfigError("the Ray cluster has no GPU; use --device cpu")
+    most = int(cpus if device == "cpu" else gpus)
+    wanted = min(jobs or max(1, most), units)
+    free = cpus - _CPUS_LEFT_FOR_RAY
+    if free <= 0:
+        raise ConfigError(f"the Ray cluster has {cpus:g} CPUs, and a run needs one; add a node")
+    share = {"num_cpus": round(min(1.0, free / wanted), 3)}
+    if wanted > most:
+        say(
+            f"{wanted} workers would need as many {'CPUs' if device == 'cpu' else 'GPUs'}, and the "
+            f"cluster has {most}; they share them"
+        )
+    if device != "cpu":
+        share["num_gpus"] = round(min(1.0, gpus / wanted), 3)
+    return wanted, share
+
+
+def _done(text: str) -> Done:
+    held = json.loads(text)
+    return Done(UnitRecord.from_json(held["record"]), held["wall_s"], held["cpu_s"])

@@ -1,0 +1,172 @@
+"""Reading codes back from what the sinks write, a row at a time."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from encodec_rt.bitstream.coding import coder_for
+from encodec_rt.bitstream.container_reader import CodeBlock, PacketReader, read_codes
+from encodec_rt.bitstream.ecdc import EcdcReader, read_header
+from encodec_rt.config import EncodecConfig
+from encodec_rt.corpus.rows import CodesInfo, Row
+from encodec_rt.corpus.sinks import INFO_KEY, OWN_COLUMNS
+from encodec_rt.corpus.tables import open_parquet
+from encodec_rt.corpus.tars import samples
+from encodec_rt.errors import InputError, PacketError
+from encodec_rt.types import Codes
+
+CODE_SUFFIXES = (".parquet", ".tar", ".npz", ".npy", ".ecdc", ".encodec")
+MANIFEST = "manifest.json"
+_ROWS_AT_ONCE = 64
+
+
+def code_files(path: str | Path) -> Iterator[Path]:
+    """The files of codes in a folder, or the one that is named, in order. Raises InputError."""
+    root = Path(path)
+    if root.is_file():
+        yield root
+        return
+    if not root.is_dir():
+        raise InputError(f"{path} does not exist; give a folder or a file of codes")
+    data = root / "data" if (root / MANIFEST).is_file() else root
+    for folder, names, files in os.walk(data):
+        names.sort()
+        for name in sorted(files):
+            if name.endswith(CODE_SUFFIXES) and not name.startswith("."):
+                yield Path(folder, name)
+
+
+def info_of(path: Path) -> CodesInfo | None:
+    """What made the codes in a file: the file says so, or the manifest of its corpus."""
+    if path.suffix == ".parquet":
+        described = (open_parquet(str(path)).schema_arrow.metadata or {}).get(INFO_KEY)
+        if described is not None:
+            return CodesInfo.from_json(described, str(path))
+    for folder in path.resolve().parents:
+        manifest = folder / MANIFEST
+        if manifest.is_file():
+            held = json.loads(manifest.read_text(encoding="utf-8"))
+            return CodesInfo.from_json(json.dumps(held.get("codes")), str(manifest))
+    return None
+
+
+def read_rows(path: Path, config: EncodecConfig | None = None) -> Iterator[Row]:
+    """The rows of a file of codes. Raises PacketError and InputError for what is none.
+
+    ``config`` is the model's, which .ecdc needs.
+    """
+    readers = {".parquet": _parquet, ".tar": _tar, ".npz": _npz, ".npy": _npy}
+    if path.suffix in readers:
+        yield from readers[path.suffix](path)
+    elif path.suffix == ".ecdc" and config is not None:
+        yield _ecdc(path, config)
+    elif path.suffix == ".encodec":
+        yield _encodec(path)
+    else:
+        raise InputError(f"{path}: codes are read from {', '.join(CODE_SUFFIXES)}")
+
+
+def row_from_parquet(batch: Any, index: int, *, meta: bool = True) -> Row:
+    """Row ``index`` of a record batch."""
+    flat = batch.column("codes")[index].values.to_numpy(zero_copy_only=False)
+    frames = batch.column("frames")[index].as_py()
+    scales = batch.column("scales")[index].as_py() if "scales" in batch.schema.names else ()
+    own = {name for name in batch.schema.names if name in OWN_COLUMNS} if meta else None
+    rest = {} if own is None else _rest(batch, index, own)
+    return Row(
+        batch.column("id")[index].as_py(),
+        flat.astype(np.uint16).reshape(frames, batch.column("codebooks")[index].as_py()),
+        batch.column("samples")[index].as_py(),
+        tuple(scales or ()),
+        rest,
+    )
+
+
+def _rest(batch: Any, index: int, own: set[str]) -> dict[str, object]:
+    names = [name for name in batch.schema.names if name not in own]
+    return {name: batch.column(name)[index].as_py() for name in names}
+
+
+def _parquet(path: Path) -> Iterator[Row]:
+    file = open_parquet(str(path))
+    missing = [name for name in OWN_COLUMNS[:5] if name not in file.schema_arrow.names]
+    if missing:
+        raise PacketError(f"{path} holds no codes: the columns {', '.join(missing)} are missing")
+    for batch in file.iter_batches(_ROWS_AT_ONCE):
+        for index in range(batch.num_rows):
+            yield row_from_parquet(batch, index)
+
+
+def _tar(path: Path) -> Iterator[Row]:
+    for sample in samples(str(path), others=("codes.npy",)):
+        if "codes.npy" not in sample.others:
+            continue
+        codes = _as_codes(np.load(io.BytesIO(sample.others["codes.npy"]), allow_pickle=False), path)
+        rest = sample.meta.get("json")
+        yield _row(sample.key, codes, rest if isinstance(rest, dict) else {})
+
+
+def _npz(path: Path) -> Iterator[Row]:
+    with _opened(path) as held:
+        yield _row(path.stem, _as_codes(held["codes"], path), json.loads(str(held["json"])))
+
+
+def _npy(path: Path) -> Iterator[Row]:
+    yield Row(path.stem, _as_codes(_opened(path), path), None)
+
+
+def _opened(path: Path) -> Any:
+    try:
+        return np.load(path, allow_pickle=False)
+    except (ValueError, EOFError) as error:
+        raise PacketError(f"{path} is not a file of arrays: {error}") from error
+
+
+def _row(key: str, codes: Codes, rest: dict[str, Any]) -> Row:
+    known = ("id", "samples", "sampling_rate", "scales", "encodec_rt")
+    meta = {name: value for name, value in rest.items() if name not in known}
+    samples_ = rest.get("samples")
+    return Row(str(rest.get("id", key)), codes, samples_, tuple(rest.get("scales", ())), meta)
+
+
+def _as_codes(array: Any, path: Path) -> Codes:
+    if array.ndim != 2 or array.dtype != np.uint16:
+        raise PacketError(
+            f"{path} holds {array.dtype} {array.shape}; codes are uint16 [frames, codebooks]"
+        )
+    codes: Codes = array
+    return codes
+
+
+def _ecdc(path: Path, config: EncodecConfig) -> Row:
+    with path.open("rb") as file:
+        header = read_header(file)
+        blocks = list(EcdcReader(file, header, config))
+    codes = np.concatenate([block.codes for block in blocks])
+    scales = tuple(block.scale for block in blocks if block.scale is not None)
+    return Row(path.stem, codes, header.samples, scales)
+
+
+def _encodec(path: Path) -> Row:
+    with path.open("rb") as file:
+        reader = PacketReader(file)
+        head = reader.header
+        coder = coder_for(head.coding, head.coder_sha256, head.codebook_size)
+        blocks = [
+            each
+            for each in read_codes(reader, head, coder, salvage=False)
+            if isinstance(each, CodeBlock)
+        ]
+        name = reader.comments.get("ID") or path.stem
+    if not blocks:
+        raise PacketError(f"{path} has no frames")
+    scales = tuple(each.scale for each in blocks if each.scale is not None)
+    codes = np.concatenate([each.codes for each in blocks])
+    return Row(name, codes, blocks[-1].end - head.pre_skip, scales)

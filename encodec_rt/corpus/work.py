@@ -1,0 +1,223 @@
+"""One unit from its sources to its output: what every process runs, our own or Ray's."""
+
+from __future__ import annotations
+
+import base64
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from encodec_rt.corpus.clips import ChannelChoice, Feed, Treatment, feeds
+from encodec_rt.corpus.manifest import OutputFolder
+from encodec_rt.corpus.rows import CodesInfo, Row
+from encodec_rt.corpus.sinks import SinkContext, UnitWriter, open_sink
+from encodec_rt.corpus.slots import Coded, clip_encoder
+from encodec_rt.corpus.sources import clips_of
+from encodec_rt.corpus.statistics import CodeCounts
+from encodec_rt.corpus.units import Unit, as_text
+from encodec_rt.errors import CodecError
+from encodec_rt.extras import needed_for
+from encodec_rt.streaming.codec import Codec
+
+with needed_for("a corpus"):
+    import pyarrow as pa
+
+OUTPUT_FAULTS = frozenset((28, 30, 122))
+"""ENOSPC, EROFS, EDQUOT: no later clip would fare better."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a worker needs to know, as values. ``columns`` is an Arrow schema, in base64."""
+
+    out: str
+    bandwidth_kbps: float
+    sink: str = "parquet"
+    channels: ChannelChoice = "mix"
+    loudness_lufs: float | None = None
+    strict: bool = False
+    audio_column: str | None = None
+    columns: str = ""
+
+    @property
+    def treatment(self) -> Treatment:
+        """How clips are made ready."""
+        return Treatment(self.channels, self.loudness_lufs, self.strict)
+
+
+@dataclass(frozen=True)
+class Failure:
+    """A clip that was not, or only in part, what it should be.
+
+    ``kept`` says whether codes of what could be decoded, ``seconds`` of it, were written.
+    """
+
+    id: str
+    source: str
+    reason: str
+    kept: bool
+    seconds: float
+
+
+@dataclass(frozen=True)
+class UnitRecord:
+    """What became of a unit. It depends on nothing but the unit, so that it can be compared."""
+
+    unit: int
+    clips: int = 0
+    frames: int = 0
+    samples: int = 0
+    silent_frames: int = 0
+    bytes: int = 0
+    counts: str = ""
+    failures: list[Failure] = field(default_factory=list)
+    duplicates: list[tuple[str, str]] = field(default_factory=list)
+
+    @staticmethod
+    def from_json(held: Mapping[str, Any]) -> UnitRecord:
+        """What ``asdict`` made."""
+        failures = [Failure(**one) for one in held["failures"]]
+        return UnitRecord(**{**held, "failures": failures})
+
+
+@dataclass(frozen=True)
+class Done:
+    """A unit's record, and the seconds of wall and CPU that it took."""
+
+    record: UnitRecord
+    wall_s: float
+    cpu_s: float
+
+
+class Tokenizer:
+    """Works on units with one codec: the work function."""
+
+    def __init__(
+        self, settings: Settings, codec: Codec, datasets: Mapping[str, Any] | None = None
+    ) -> None:
+        self._settings, self._codec = settings, codec
+        self._datasets = datasets or {}
+        self._out = OutputFolder(settings.out)
+        self._encoder = clip_encoder(codec, settings.bandwidth_kbps)
+        info = CodesInfo.of(codec, settings.bandwidth_kbps)
+        self._context = SinkContext(self._out.data, info, unpacked(settings.columns), codec)
+
+    def __call__(self, unit: Unit) -> Done:
+        """Write the unit's output, and then its record. Raises OSError where that is impossible."""
+        wall, cpu = time.perf_counter(), time.process_time()
+        tally = _Tally(self._context.info)
+        with open_sink(self._settings.sink, self._context, unit.name) as writer:
+            for feed, outcome in self._in_order(unit, tally):
+                _put(writer, feed, outcome, tally)
+        record = tally.record(unit, writer.bytes_written)
+        self._out.finish(unit.index, asdict(record))
+        return Done(record, time.perf_counter() - wall, time.process_time() - cpu)
+
+    def _in_order(self, unit: Unit, tally: _Tally) -> Iterator[tuple[Feed, Coded]]:
+        """The clips that could be encoded, as the unit has them; the others go to ``tally``."""
+        numbers: dict[int, int] = {}
+        done: dict[int, tuple[Feed, Coded] | None] = {}
+        following = 0
+        for feed, outcome in self._encoder.encode(self._feeds(unit, tally, numbers)):
+            number = numbers.pop(id(feed))
+            if isinstance(outcome, Coded):
+                done[number] = feed, outcome
+            else:
+                tally.failed(feed, outcome)
+                done[number] = None
+            while following in done:
+                if ready := done.pop(following):
+                    yield ready
+                following += 1
+
+    def _feeds(self, unit: Unit, tally: _Tally, numbers: dict[int, int]) -> Iterator[Feed]:
+        count = 0
+        for clip in clips_of(unit, self._datasets, self._settings.audio_column):
+            try:
+                opened = feeds(clip, self._settings.treatment, self._codec.config)
+            except Exception as error:  # noqa: BLE001 - whatever a file's decoder raises is its own
+                tally.failures.append(
+                    Failure(clip.id, as_text(clip.source), told(error), False, 0.0)
+                )
+                continue
+            for feed in opened:
+                numbers[id(feed)] = count
+                count += 1
+                yield feed
+
+
+def _put(writer: UnitWriter, feed: Feed, coded: Coded, tally: _Tally) -> None:
+    meta = dict(feed.clip.meta)
+    try:
+        writer.write(Row(feed.id, coded.codes, coded.samples, coded.scales, meta))
+    except OSError as error:
+        if error.errno in OUTPUT_FAULTS or len(feed.id.encode()) < 200:
+            raise
+        # A name that the output's file system does not take.
+        tally.failed(feed, error)
+        return
+    tally.add(feed, coded)
+
+
+class _Tally:
+    """Counts what a unit gave."""
+
+    def __init__(self, info: CodesInfo) -> None:
+        self.failures: list[Failure] = []
+        self._counts = CodeCounts(info.codebooks, info.codebook_size)
+        self._clips = self._frames = self._samples = self._silent = 0
+
+    def add(self, feed: Feed, coded: Coded) -> None:
+        self._clips += 1
+        self._frames += len(coded.codes)
+        self._samples += coded.samples
+        self._silent += coded.silent_frames
+        self._counts.add(coded.codes)
+        if feed.warnings:
+            self.failures.append(_failure(feed, "; ".join(feed.warnings), kept=True))
+
+    def failed(self, feed: Feed, error: Exception) -> None:
+        self.failures.append(_failure(feed, told(error), kept=False))
+
+    def record(self, unit: Unit, size: int) -> UnitRecord:
+        return UnitRecord(
+            unit.index,
+            self._clips,
+            self._frames,
+            self._samples,
+            self._silent,
+            size,
+            self._counts.to_text(),
+            sorted(self.failures, key=lambda one: (one.id, one.source)),
+            list(unit.duplicates),
+        )
+
+
+def _failure(feed: Feed, reason: str, *, kept: bool) -> Failure:
+    return Failure(
+        feed.id, as_text(feed.clip.source), as_text(reason), kept, round(feed.seconds, 3)
+    )
+
+
+def told(error: Exception) -> str:
+    """Why a clip failed, in one sentence."""
+    if isinstance(error, CodecError):
+        return as_text(str(error))
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}{f': {as_text(str(error.filename))}' if error.filename else ''}"
+    return as_text(f"{type(error).__name__}: {error}")
+
+
+def packed(columns: Mapping[str, Any]) -> str:
+    """Metadata columns as text."""
+    schema = pa.schema([pa.field(name, kind) for name, kind in columns.items()])
+    return base64.b64encode(schema.serialize().to_pybytes()).decode()
+
+
+def unpacked(text: str) -> dict[str, Any]:
+    """What ``packed`` made."""
+    if not text:
+        return {}
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(text)))
+    return {one.name: one.type for one in schema}

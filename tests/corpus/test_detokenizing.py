@@ -1,0 +1,107 @@
+"""Codes become audio again, from everything that they were stored in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import soundfile
+
+from encodec_rt.corpus.detokenizing import detokenize
+from encodec_rt.errors import ConfigError, InputError
+from encodec_rt.streaming.codec import Codec
+from tests.corpus.conftest import SECONDS, write_clip
+from tests.corpus.test_tokenizing import SINKS, codes_of, errors_of, run
+from tests.support.models import random_model, tiny_config
+
+
+@pytest.mark.parametrize("sink", SINKS)
+def test_every_clip_comes_back_as_the_codec_decodes_it(
+    codec: Codec, clips: Path, tmp_path: Path, sink: str
+) -> None:
+    run([clips], tmp_path / "codes", codec, sink=sink)
+    summary = detokenize([tmp_path / "codes"], tmp_path / "out", codec=codec, jobs=1)
+    assert (summary.clips, summary.errors) == (len(SECONDS), 0)
+    for path in clips.rglob("*.*"):
+        name = str(path.relative_to(clips))
+        made = tmp_path / "out/data" / (name if name.endswith(".wav") else f"{name}.wav")
+        codes = codes_of(path, codec)
+        samples = None if sink == "npy" else round(soundfile.info(path).frames * 0.8)
+        audio, rate_hz = soundfile.read(made, dtype="float32")
+        assert rate_hz == codec.config.sampling_rate
+        wanted = codec.decode(codes, samples)
+        assert len(audio) == len(wanted)
+        assert np.abs(audio - np.clip(wanted, -1, 32767 / 32768)).max() <= 0.51 / 32768
+
+
+def test_a_model_of_segments_comes_back_with_its_scales(tmp_path: Path) -> None:
+    config = tiny_config(
+        audio_channels=2, normalize=True, use_causal_conv=False, norm_type="time_group_norm",
+        chunk_length_s=0.5, overlap=0.1,
+    )  # fmt: skip
+    codec = Codec(random_model(config))
+    for index, seconds in enumerate((0.3, 0.5, 1.7)):
+        write_clip(tmp_path / f"in/{index}.wav", seconds, channels=2, rate_hz=800, seed=index)
+    for sink in SINKS[:3] + SINKS[4:]:
+        run([tmp_path / "in"], tmp_path / sink, codec, sink=sink, verify=3)
+        detokenize([tmp_path / sink], tmp_path / f"{sink}-out", codec=codec, jobs=1)
+        for index, seconds in enumerate((0.3, 0.5, 1.7)):
+            files = [tmp_path / f"{each}-out/data/{index}.wav" for each in ("parquet", sink)]
+            one, other = (soundfile.read(file)[0] for file in files)
+            assert one.shape == (round(seconds * 800), 2)
+            assert np.array_equal(one, other)
+
+
+def test_fewer_codebooks_are_those_of_the_bandwidth(
+    codec: Codec, clips: Path, tmp_path: Path
+) -> None:
+    run([clips], tmp_path / "codes", codec)
+    kbps = codec.config.target_bandwidths[0]
+    settings = {"codec": codec, "bandwidth_kbps": kbps, "audio_format": "flac", "jobs": 1}
+    detokenize([tmp_path / "codes"], tmp_path / "out", **settings)  # type: ignore[arg-type]
+    audio, _ = soundfile.read(tmp_path / "out/data/speaker0/clip1.flac", dtype="float32")
+    wanted = codec.decode(codes_of(clips / "speaker0/clip1.flac", codec)[:, :1], len(audio))
+    assert np.abs(audio - np.clip(wanted, -1, 32767 / 32768)).max() <= 0.51 / 32768
+
+
+def test_codes_that_cannot_be_decoded_are_named(codec: Codec, clips: Path, tmp_path: Path) -> None:
+    run([clips], tmp_path / "codes", codec, sink="npz")
+    data = tmp_path / "codes/data"
+    (data / "speaker0/clip1.flac.npz").write_bytes(b"PK not an archive")
+    np.save(data / "floats.npy", np.zeros((3, 4)))
+    np.save(data / "large.npy", np.full((3, 4), 999, np.uint16))
+    np.save(data / "wide.npy", np.zeros((3, 99), np.uint16))
+    (data / "empty.ecdc").write_bytes(b"")
+    pq.write_table(pa.table({"text": ["no codes"]}), data / "other.parquet")
+    summary = detokenize([tmp_path / "codes"], tmp_path / "out", codec=codec, jobs=1)
+    errors = errors_of(tmp_path / "out")
+    assert len(errors) == summary.errors == 6
+    assert "float64 (3, 4)" in errors["floats"]["reason"]
+    assert summary.clips == len(SECONDS) - 1
+
+
+def test_codes_of_other_weights_and_ids_that_lead_out_are_refused(
+    codec: Codec, clips: Path, tmp_path: Path
+) -> None:
+    run([clips], tmp_path / "codes", codec)
+    other = Codec(random_model(codec.config, seed=1), backend="cpu")
+    assert detokenize([tmp_path / "codes"], tmp_path / "out", codec=other, jobs=1).clips == 0
+    reasons = [row["reason"] for row in errors_of(tmp_path / "out").values()]
+    assert all("name their folder or file with --model" in reason for reason in reasons)
+    path = next((tmp_path / "codes/data").glob("*.parquet"))
+    table = pq.read_table(path)
+    evil = pa.array(["../../up"] * len(table), pa.string())
+    pq.write_table(table.set_column(0, "id", evil), path)
+    detokenize([path], tmp_path / "safe", codec=codec, jobs=1)
+    assert "leads out" in errors_of(tmp_path / "safe")["../../up"]["reason"]
+    assert not (tmp_path / "up.wav").exists()
+
+
+def test_what_makes_no_sense_is_refused(codec: Codec, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="does not exist"):
+        detokenize([tmp_path / "nothing"], tmp_path / "out", codec=codec)
+    with pytest.raises(ConfigError, match="accepted: wav"):
+        detokenize([tmp_path], tmp_path / "out", codec=codec, audio_format="exe")
