@@ -7,7 +7,8 @@ sums, whether it quantises and whether a discriminator takes part are its own se
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -137,6 +138,13 @@ class TrainingConfig:
         """The stage that progress in [0, 1] falls into."""
         return next((stage for stage in self.stages if progress < stage.until), self.stages[-1])
 
+    def learning_rate(self, stage: Stage, progress: float, steps: int) -> float:
+        """The rate at ``progress`` of the run, after ``steps`` of the stage: warm-up and cosine."""
+        warm = min(1.0, (steps + 1) / self.warm_up_steps)
+        lowest = self.lowest_rate_share
+        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
+        return stage.learning_rate * warm * (lowest + (1 - lowest) * cosine)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values, for JSON."""
         values = asdict(self)
@@ -173,6 +181,19 @@ class TrainingConfig:
         if not isinstance(values, dict):
             raise ConfigError(f"{path} holds no JSON object")
         return cls.from_dict(values)
+
+
+def different_keys(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Sequence[str]:
+    """'name: theirs, not ours' for every value in which two configurations differ."""
+    return [
+        f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
+        for name in sorted(set(theirs) | set(ours))
+        if _plain(theirs.get(name)) != _plain(ours.get(name))
+    ]
+
+
+def _plain(value: object) -> object:
+    return list(value) if isinstance(value, tuple) else value
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:

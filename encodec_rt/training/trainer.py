@@ -10,7 +10,6 @@ device, so that a GPU can run ahead and record it (``captured``).
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -33,7 +32,7 @@ from encodec_rt.training.quantizer import (
     with_entries,
     without_entries,
 )
-from encodec_rt.training.recipe import Stage, TrainingConfig
+from encodec_rt.training.recipe import Stage, TrainingConfig, different_keys
 from encodec_rt.training.sampler import Batches
 
 
@@ -64,6 +63,8 @@ class Trainer:
             stage.name: Balancer(stage.weights) for stage in config.stages if stage.balanced
         }
         self.step = 0
+        self.stage = ""
+        self.stage_step = 0
         self.codebooks_started = False
         self.encoder_frozen = False
         books = [config.model.codebooks_for(kbps) for kbps in config.model.target_bandwidths]
@@ -86,8 +87,8 @@ class Trainer:
         """
         stage = self.config.stage_at(progress)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
-        if stage.frozen_encoder and not self.encoder_frozen:
-            self._freeze_encoder()
+        if stage.name != self.stage:
+            self._enter(stage)
         if stage.quantised and not self.codebooks_started:
             self._start_codebooks(stage, generator)
         inputs = self._draw(stage, progress, generator)
@@ -106,7 +107,9 @@ class Trainer:
         model = self.config.model
         inputs = {
             "audio": self.sampler.batch(self.step, stage.items),
-            "rate": torch.tensor(self._learning_rate(stage, progress)),
+            "rate": torch.tensor(
+                self.config.learning_rate(stage, progress, self.step - self.stage_step)
+            ),
             "decay": torch.tensor(min(self.config.weight_ema, (1 + self.step) / (10 + self.step))),
         }
         if stage.quantised:
@@ -189,6 +192,12 @@ class Trainer:
         pair = losses.one_channel(estimate), losses.one_channel(target)
         return losses.si_sdr_db(*pair).mean()
 
+    def _enter(self, stage: Stage) -> None:
+        """Begin ``stage``, with a warm-up of its own: its gradients may be quite different."""
+        self.stage, self.stage_step = stage.name, self.step
+        if stage.frozen_encoder and not self.encoder_frozen:
+            self._freeze_encoder()
+
     @torch.no_grad()
     def _freeze_encoder(self) -> None:
         """Fix the encoder as the average that is exported, so that codes change no more."""
@@ -237,12 +246,6 @@ class Trainer:
         start_codebooks(self.model.quantizer, torch.cat(rows), generator)
         self.codebooks_started = True
 
-    def _learning_rate(self, stage: Stage, progress: float) -> float:
-        warm = min(1.0, (self.step + 1) / self.config.warm_up_steps)
-        lowest = self.config.lowest_rate_share
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        return stage.learning_rate * warm * (lowest + (1 - lowest) * cosine)
-
     @torch.no_grad()
     def _follow(self, decay: Tensor) -> None:
         """Move the averages of the weights; buffers are the model's own."""
@@ -262,6 +265,8 @@ class Trainer:
         return {
             "config": self.config.to_dict(),
             "step": self.step,
+            "stage": self.stage,
+            "stage_step": self.stage_step,
             "codebooks_started": self.codebooks_started,
             "encoder_frozen": self.encoder_frozen,
             "model": without_entries(self.model.state_dict()),
@@ -279,6 +284,8 @@ class Trainer:
         """
         self._refuse_another(state["config"]["model"], "the checkpoint")
         self.step = int(state["step"])
+        self.stage = str(state.get("stage", ""))
+        self.stage_step = int(state.get("stage_step", 0))
         self.codebooks_started = bool(state["codebooks_started"])
         self.encoder_frozen = bool(state.get("encoder_frozen", False))
         self.model.load_state_dict(with_entries(state["model"]))
@@ -297,16 +304,3 @@ class Trainer:
                 f"{what} is of another model: {', '.join(differing)}; train with its own "
                 "configuration, or start in another folder"
             )
-
-
-def different_keys(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Sequence[str]:
-    """'name: theirs, not ours' for every value in which two configurations differ."""
-    return [
-        f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
-        for name in sorted(set(theirs) | set(ours))
-        if _plain(theirs.get(name)) != _plain(ours.get(name))
-    ]
-
-
-def _plain(value: object) -> object:
-    return list(value) if isinstance(value, tuple) else value
