@@ -109,7 +109,7 @@ def main() -> None:
         codes = held["codes"][: options.seconds * FRAME_RATE, :books]
     record = Record("lm")
     coders: dict[str, CodeCoder] = {"packed": RawCoder(size)}
-    tables = tables_for_model(model.weights_sha256)
+    tables = tables_for_model(model.codes_sha256)
     if tables is not None:
         coders["tables"] = TableCoder(tables)
     for name, coder in coders.items():

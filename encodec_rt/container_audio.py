@@ -50,8 +50,8 @@ def header_for(codec: Codec, codebooks: int, *, start: Start) -> StreamHeader:
         raise ConfigError(
             "this model has neither frames nor chunks, so that a clip is one piece; write .ecdc"
         )
-    weights = bytes.fromhex(codec.weights_sha256)
-    return StreamHeader.for_model(codec.config, codebooks, start=start, weights_sha256=weights)
+    made_by = bytes.fromhex(codec.codes_sha256)
+    return StreamHeader.for_model(codec.config, codebooks, start=start, codes_sha256=made_by)
 
 
 def coder_of(
@@ -66,7 +66,7 @@ def coder_of(
     Raises WeightsError for a coder that is wanted and not at hand.
     """
     if wanted == "lm" or (wanted == "auto" and lm is not None):
-        model = IntegerLm.load(lm) if lm else lm_for_model(header.weights_sha256, folder)
+        model = IntegerLm.load(lm) if lm else lm_for_model(header.codes_sha256, folder)
         if model is None:
             raise WeightsError("there is no language model for this model; name one with --lm")
         if model.config.layers[: len(header.layers)] != header.layers:
@@ -76,11 +76,11 @@ def coder_of(
             )
         return LmCoder(model)
     if wanted == "auto":
-        model = lm_for_model(header.weights_sha256, folder)
+        model = lm_for_model(header.codes_sha256, folder)
         if model is not None and model.config.layers[: len(header.layers)] == header.layers:
             return LmCoder(model)
     if wanted != "raw":
-        tables = tables_for_model(header.weights_sha256, folder)
+        tables = tables_for_model(header.codes_sha256, folder)
         if tables is not None and tables.counts.shape[0] >= header.codebooks:
             return TableCoder(tables)
         if wanted == "tables":
@@ -142,12 +142,13 @@ class ContainerAudio:
 
     def _check(self) -> None:
         header, codec = self.reader.header, self._codec
-        weights = bytes.fromhex(codec.weights_sha256)
-        if header.weights_sha256 != weights:
+        ours = bytes.fromhex(codec.codes_sha256)
+        # The first files name all weights, decoder included.
+        if header.codes_sha256 not in (ours, bytes.fromhex(codec.weights_sha256)):
             named = self.reader.comments.get("MODEL") or "another model"
             raise PacketError(
-                f"the stream was made by {named} with weights {header.weights_sha256.hex()[:16]}, "
-                f"and these are {weights.hex()[:16]}; name their folder or file with --model"
+                f"the stream was made by {named} with weights {header.codes_sha256.hex()[:16]}, "
+                f"and these are {ours.hex()[:16]}; name their folder or file with --model"
             )
         wanted = header_for(codec, codec.config.num_quantizers, start="exact")
         for field in ("sampling_rate", "channels", "hop", "codebook_size", "segment", "stride"):

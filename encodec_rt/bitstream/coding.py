@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from pathlib import Path
@@ -111,12 +111,12 @@ class RawCoder:
 class CodeTables:
     """How often each code of each codebook comes: ``counts`` [codebooks, codebook_size].
 
-    Every count is at least 1, and those of a codebook add up to TOTAL. ``weights_sha256`` names
+    Every count is at least 1, and those of a codebook add up to TOTAL. ``codes_sha256`` names
     the model whose codes were counted.
     """
 
     counts: NDArray[np.uint16]
-    weights_sha256: bytes
+    codes_sha256: bytes
 
     def __post_init__(self) -> None:
         """Raise WeightsError unless these are counts of codes."""
@@ -135,10 +135,10 @@ class CodeTables:
         return hashlib.sha256(shape + self.counts.astype("<u2").tobytes()).digest()
 
     @classmethod
-    def from_codes(cls, codes: Codes, codebook_size: int, weights_sha256: bytes) -> CodeTables:
+    def from_codes(cls, codes: Codes, codebook_size: int, codes_sha256: bytes) -> CodeTables:
         """Tables that fit ``codes`` [frames, codebooks]; the same for the same codes anywhere."""
         rows = [np.bincount(book, minlength=codebook_size) for book in codes.T]
-        return cls(np.stack([to_counts(row) for row in rows]).astype(np.uint16), weights_sha256)
+        return cls(np.stack([to_counts(row) for row in rows]).astype(np.uint16), codes_sha256)
 
     @classmethod
     def load(cls, path: Path) -> CodeTables:
@@ -148,7 +148,7 @@ class CodeTables:
         try:
             with safe_open(path, framework="numpy") as file:
                 metadata = file.metadata() or {}
-                return cls(file.get_tensor("counts"), bytes.fromhex(metadata["weights_sha256"]))
+                return cls(file.get_tensor("counts"), bytes.fromhex(codes_sha256_of(metadata)))
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise WeightsError(f"{path} does not hold code tables: {error}") from None
 
@@ -156,7 +156,7 @@ class CodeTables:
         """Write a safetensors file, the same bytes for the same tables."""
         from safetensors.numpy import save_file
 
-        save_file({"counts": self.counts}, path, {"weights_sha256": self.weights_sha256.hex()})
+        save_file({"counts": self.counts}, path, {"codes_sha256": self.codes_sha256.hex()})
 
 
 def to_counts(frequencies: NDArray[np.integer]) -> NDArray[np.int64]:
@@ -233,9 +233,14 @@ def unpack_raw(data: bytes, bits: int, frames: int, books: int) -> Codes:
     return codes
 
 
-def tables_for_model(weights_sha256: bytes, folder: Path | None = None) -> CodeTables | None:
+def codes_sha256_of(metadata: Mapping[str, str]) -> str:
+    """Whose codes a file of tables or of a language model is for; first ones named all weights."""
+    return metadata.get("codes_sha256") or metadata["weights_sha256"]
+
+
+def tables_for_model(codes_sha256: bytes, folder: Path | None = None) -> CodeTables | None:
     """The tables for the codes of a model, from its own folder or the package's; None without."""
-    found = [tables for tables in _all_tables(folder) if tables.weights_sha256 == weights_sha256]
+    found = [tables for tables in _all_tables(folder) if tables.codes_sha256 == codes_sha256]
     return found[-1] if found else None
 
 

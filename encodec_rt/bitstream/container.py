@@ -51,7 +51,7 @@ class StreamHeader:
     start: str = "exact"
     pre_skip: int = 0
     coding: Coding = Coding.RAW
-    weights_sha256: bytes = NO_HASH
+    codes_sha256: bytes = NO_HASH
     coder_sha256: bytes = NO_HASH
 
     def __post_init__(self) -> None:
@@ -109,7 +109,7 @@ class StreamHeader:
 
     @classmethod
     def for_model(
-        cls, config: EncodecConfig, codebooks: int, *, start: str, weights_sha256: bytes
+        cls, config: EncodecConfig, codebooks: int, *, start: str, codes_sha256: bytes
     ) -> StreamHeader:
         """The header of a stream of ``codebooks`` of a model, its codes packed as they are.
 
@@ -133,7 +133,7 @@ class StreamHeader:
                 stride=config.chunk_stride or 0,
                 scaled=config.normalize,
                 start=start,
-                weights_sha256=weights_sha256,
+                codes_sha256=codes_sha256,
             )
         except PacketError as error:
             raise ConfigError(f"this model cannot have an .encodec stream: {error}") from None
@@ -154,7 +154,7 @@ class StreamHeader:
             self.codebook_size,
             _SCALED * self.scaled,
             len(self.layers),
-            self.weights_sha256,
+            self.codes_sha256,
             self.coder_sha256,
         )
         return fixed + struct.pack(f"<{len(self.layers)}H", *self.layers)
@@ -206,7 +206,7 @@ class StreamHeader:
             start=STARTS[start],
             pre_skip=skip,
             coding=Coding(coding),
-            weights_sha256=weights,
+            codes_sha256=weights,
             coder_sha256=coder,
         )
 

@@ -37,7 +37,7 @@ def container_facts(path: Path) -> Facts:
         facts = {
             "kind": ".encodec, version 1",
             "model": reader.comments.get("MODEL") or "not named",
-            "sha256 of weights": header.weights_sha256.hex(),
+            "sha256 of encoder and codebooks": header.codes_sha256.hex(),
             "coding": _CODINGS[header.coding],
             **({"sha256 of coding": header.coder_sha256.hex()} if header.coding else {}),
             "audio": f"{header.sampling_rate} Hz, {header.channels} channel(s)",

@@ -179,6 +179,7 @@ def _checkpoint_facts(path: Path) -> Facts:
         f"{bandwidth:g} kbps ({config.codebooks_for(bandwidth)})"
         for bandwidth in config.target_bandwidths
     )
+    facts["sha256 of encoder and codebooks"] = identity.codes_sha256
     facts["sha256 of weights"] = identity.weights_sha256
     if path.is_file():
         facts["sha256 of file"] = file_sha256(path)

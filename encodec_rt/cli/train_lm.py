@@ -52,9 +52,9 @@ def lm(
 
     torch.set_num_threads(threads)
     codec = Codec.load(model)
-    config, weights = codec.config, bytes.fromhex(codec.weights_sha256)
+    config, weights = codec.config, bytes.fromhex(codec.codes_sha256)
     header = StreamHeader.for_model(
-        config, config.num_quantizers, start="exact", weights_sha256=weights
+        config, config.num_quantizers, start="exact", codes_sha256=weights
     )
     shape = lm_config(header.layers, config.codebook_size, _numbers(widths))
     clips = coded_clips(codec, data, run, hours=hours, report=say)

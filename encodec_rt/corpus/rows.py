@@ -31,7 +31,7 @@ class CodesInfo:
     """The model that made the codes, and what a reader has to know of it."""
 
     model: str
-    weights_sha256: str
+    codes_sha256: str
     sampling_rate: int
     audio_channels: int
     hop_length: int
@@ -46,7 +46,7 @@ class CodesInfo:
         config = codec.config
         return CodesInfo(
             model=codec.name,
-            weights_sha256=codec.weights_sha256,
+            codes_sha256=codec.codes_sha256,
             sampling_rate=config.sampling_rate,
             audio_channels=config.audio_channels,
             hop_length=config.hop_length,
@@ -70,8 +70,8 @@ class CodesInfo:
 
     def check(self, codec: Codec) -> None:
         """Raise PacketError unless ``codec`` can decode these codes."""
-        if self.weights_sha256 != codec.weights_sha256:
+        if self.codes_sha256 != codec.codes_sha256:
             raise PacketError(
-                f"the codes were made by {self.model} with weights {self.weights_sha256[:16]}, and "
-                f"these are {codec.weights_sha256[:16]}; name their folder or file with --model"
+                f"the codes were made by {self.model} with weights {self.codes_sha256[:16]}, and "
+                f"these are {codec.codes_sha256[:16]}; name their folder or file with --model"
             )

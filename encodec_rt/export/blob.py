@@ -99,6 +99,7 @@ def _meta(model: EncodecModel) -> dict[str, object]:
     config, identity = model.config, identify(model)
     return {
         "model": identity.name,
+        "codes_sha256": identity.codes_sha256,
         "weights_sha256": identity.weights_sha256,
         "sampling_rate": config.sampling_rate,
         "bandwidths_kbps": list(config.target_bandwidths),

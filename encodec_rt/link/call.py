@@ -32,7 +32,7 @@ class Call(VoiceCall):
         self.options = options or CallOptions()
         config, kbps = codec.config, self.options.bandwidth_kbps
         form = Format(
-            model=codec.weights_sha256[:16],
+            model=codec.codes_sha256[:16],
             rate_hz=config.sampling_rate,
             hop=config.hop_length,
             bits=config.codebook_nbits,

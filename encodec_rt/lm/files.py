@@ -12,9 +12,9 @@ from encodec_rt.pretrained import default_folder
 LMS_PATTERN = "code_lm*.safetensors"
 
 
-def lm_for_model(weights_sha256: bytes, folder: Path | None = None) -> IntegerLm | None:
+def lm_for_model(codes_sha256: bytes, folder: Path | None = None) -> IntegerLm | None:
     """The language model for the codes of a model, from its folder or the package's, if any."""
-    found = [model for model in _all(folder) if model.weights_sha256 == weights_sha256]
+    found = [model for model in _all(folder) if model.codes_sha256 == codes_sha256]
     return found[-1] if found else None
 
 

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from encodec_rt.bitstream.coding import codes_sha256_of
 from encodec_rt.bitstream.range_coder import TOTAL
 from encodec_rt.errors import WeightsError
 from encodec_rt.lm.tensors import MAX_INT8, LmConfig, check_tensors, tensor_shapes, tensors_sha256
@@ -81,14 +82,14 @@ class IntegerLm:
         tensors: Mapping[str, NDArray[Any]],
         config: LmConfig,
         *,
-        weights_sha256: bytes = bytes(32),
+        codes_sha256: bytes = bytes(32),
     ) -> None:
         """``tensors`` as ``tensor_shapes`` has them. Raises WeightsError for any other.
 
-        ``weights_sha256`` names the model whose codes it was trained on.
+        ``codes_sha256`` names the model whose codes it was trained on.
         """
         check_tensors(tensors, config)
-        self.weights_sha256 = weights_sha256
+        self.codes_sha256 = codes_sha256
         self.config = config
         self.tensors = dict(tensors)
         self.sha256 = tensors_sha256(tensors, config)
@@ -113,8 +114,8 @@ class IntegerLm:
                 )
                 config = LmConfig(layers, int(values["codebook_size"]), widths, dilations)
                 tensors = {name: file.get_tensor(name) for name in tensor_shapes(config)}
-                weights = bytes.fromhex(metadata["weights_sha256"])
-                return cls(tensors, config, weights_sha256=weights)
+                weights = bytes.fromhex(codes_sha256_of(metadata))
+                return cls(tensors, config, codes_sha256=weights)
         except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
             raise WeightsError(f"{path} does not hold a language model: {error}") from None
 
@@ -123,9 +124,7 @@ class IntegerLm:
         from safetensors.numpy import save_file
 
         config = json.dumps(asdict(self.config), sort_keys=True)
-        save_file(
-            self.tensors, path, {"config": config, "weights_sha256": self.weights_sha256.hex()}
-        )
+        save_file(self.tensors, path, {"config": config, "codes_sha256": self.codes_sha256.hex()})
 
     def start(self) -> LmState:
         """The state before the first frame."""

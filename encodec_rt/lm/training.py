@@ -128,7 +128,7 @@ class TrainableLm(nn.Module):
         return torch.stack(bits)
 
     @torch.no_grad()
-    def export(self, weights_sha256: bytes = bytes(32)) -> IntegerLm:
+    def export(self, codes_sha256: bytes = bytes(32)) -> IntegerLm:
         """The model in integers, for the codes of the model of those weights."""
         tensors: dict[str, NDArray[Any]] = {}
 
@@ -152,7 +152,7 @@ class TrainableLm(nn.Module):
             tensors[f"embedding.{book}"] = scaled.numpy().astype(np.int8)
             unit = LOG_STEPS * math.log2(math.e) / UNIT
             affine(f"head.{book}", self.head[book], unit)  # type: ignore[arg-type]
-        return IntegerLm(tensors, self.config, weights_sha256=weights_sha256)
+        return IntegerLm(tensors, self.config, codes_sha256=codes_sha256)
 
 
 def train_lm(

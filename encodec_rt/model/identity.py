@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -26,27 +27,38 @@ class NamedModel(Protocol):
 
 @dataclass(frozen=True)
 class Identity:
-    """The name that an ``.ecdc`` file gives a model, and the hash of its weights."""
+    """The name that an ``.ecdc`` file gives a model, and its hashes in hex.
+
+    ``codes_sha256`` is of encoder and codebooks: what makes codes, and what files and calls are
+    checked by. A decoder that got better may decode them too. ``weights_sha256`` is of everything,
+    as states of streams need it.
+    """
 
     name: str
+    codes_sha256: str
     weights_sha256: str
 
 
 def identify(model: NamedModel) -> Identity:
-    """Both names of ``model``, from one pass over its weights.
+    """All names of ``model``, from one pass over its weights.
 
     Hashing takes 25 ms for the embedded model and 70 ms for the paper's, so whoever holds a model
     whose weights no longer change keeps the result.
     """
-    digest = weights_sha256(model)
-    for name, preset in PRESETS.items():
-        if model.config == preset:
-            return Identity(name, digest)
-    return Identity(f"encodec_rt-{digest[:8]}", digest)
+    weights, codes = hashlib.sha256(), hashlib.sha256()
+    for name, values in _values(model):
+        weights.update(values)
+        if name.startswith(("encoder.", "quantizer.")):
+            codes.update(values)
+    hashes = codes.hexdigest(), weights.hexdigest()
+    for preset, config in PRESETS.items():
+        if model.config == config:
+            return Identity(preset, *hashes)
+    return Identity(f"encodec_rt-{hashes[0][:8]}", *hashes)
 
 
 def model_name(model: NamedModel) -> str:
-    """The paper's name for a model of the paper's architecture, else the hash of the weights."""
+    """The paper's name for a model of the paper's architecture, else a hash of what makes codes."""
     return identify(model).name
 
 
@@ -56,14 +68,16 @@ def weights_sha256(model: NamedModel) -> str:
     Hashed are their values as float32, in which streams compute, so that a model has one hash
     whatever type it is held in.
     """
-    digest = hashlib.sha256()
+    return identify(model).weights_sha256
+
+
+def _values(model: NamedModel) -> Iterator[tuple[str, bytes]]:
+    """Every tensor's name, and its name and values as they are hashed."""
     tensors: dict[str, Tensor] = model.state_dict()
     for name, tensor in sorted(tensors.items()):
-        if name.rpartition(".")[2] in TRAINING_ONLY:
-            continue
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
-    return digest.hexdigest()
+        if name.rpartition(".")[2] not in TRAINING_ONLY:
+            values = tensor.detach().cpu().float().contiguous().numpy()
+            yield name, name.encode() + values.tobytes()
 
 
 def file_sha256(path: str | Path) -> str:

@@ -83,8 +83,13 @@ class Codec:
         return self._identity.name
 
     @property
+    def codes_sha256(self) -> str:
+        """The SHA-256 of encoder and codebooks, in hex: who shares it understands the codes."""
+        return self._identity.codes_sha256
+
+    @property
     def weights_sha256(self) -> str:
-        """The SHA-256 of the weights, in hex."""
+        """The SHA-256 of all weights, in hex: who shares it can go on with a stream's state."""
         return self._identity.weights_sha256
 
     @property

@@ -44,7 +44,7 @@ def coded_clips(
     found = {}
     splits: tuple[tuple[Split, float], ...] = (("train", hours), ("held-out", hours / 10))
     for split, wanted in splits:
-        path = folder / f"codes-{codec.weights_sha256[:8]}-{split}.npz"
+        path = folder / f"codes-{codec.codes_sha256[:8]}-{split}.npz"
         if not path.is_file():
             clips = list(_encoded(codec, data, split, wanted * 3600, seed))
             if not clips:

@@ -55,7 +55,7 @@ from tests.support.streams import (
     tables,
 )
 
-HEADER = StreamHeader.for_model(MONO, 8, start="exact", weights_sha256=WEIGHTS)
+HEADER = StreamHeader.for_model(MONO, 8, start="exact", codes_sha256=WEIGHTS)
 
 
 def pages_of(data: bytes) -> list[Page]:
@@ -424,13 +424,13 @@ def test_a_writer_refuses_what_the_stream_cannot_hold() -> None:
         with pytest.raises(StateError, match=f"for {samples} samples"):
             writer.finish(samples)
     writer = ContainerWriter(
-        io.BytesIO(), StreamHeader.for_model(STEREO, 4, start="exact", weights_sha256=WEIGHTS),
+        io.BytesIO(), StreamHeader.for_model(STEREO, 4, start="exact", codes_sha256=WEIGHTS),
         RawCoder(1024),
     )  # fmt: skip
     with pytest.raises(InputError, match="one scale per segment"):
         writer.write(np.zeros((1, 4), np.uint16))
     with pytest.raises(ConfigError, match="33 codebooks"):
-        StreamHeader.for_model(MONO, 33, start="exact", weights_sha256=WEIGHTS)
+        StreamHeader.for_model(MONO, 33, start="exact", codes_sha256=WEIGHTS)
 
 
 PAGE = (Path(__file__).resolve().parents[2] / "docs" / "format.md").read_text(encoding="utf-8")
@@ -440,7 +440,7 @@ def test_the_example_of_the_page_is_what_is_written_and_read() -> None:
     lines = present(re.search(r"(?:^    (?:[0-9a-f]{2} ?)+\n){8}", PAGE, re.MULTILINE))
     shown = bytes.fromhex(lines.group())
     codes = np.array([[1, 2, 5, 0], [3, 4, 1023, 512], [1022, 1023, 7, 8]], np.uint16)
-    header = StreamHeader.for_model(MONO, 4, start="exact", weights_sha256=WEIGHTS)
+    header = StreamHeader.for_model(MONO, 4, start="exact", codes_sha256=WEIGHTS)
     file = io.BytesIO()
     comments = Comments("me", (("TITLE", "x"),))
     writer = PacketWriter(file, header, comments, serial=0x01020304)
@@ -467,9 +467,9 @@ def test_range_coded_example_of_the_page() -> None:
 
 def test_layers_are_the_bandwidths_of_the_model() -> None:
     assert HEADER.layers == (2, 2, 4)
-    odd = StreamHeader.for_model(MONO, 7, start="exact", weights_sha256=WEIGHTS)
+    odd = StreamHeader.for_model(MONO, 7, start="exact", codes_sha256=WEIGHTS)
     assert odd.layers == (2, 2, 3)
-    tiny = StreamHeader.for_model(tiny_config(), 4, start="zero", weights_sha256=WEIGHTS)
+    tiny = StreamHeader.for_model(tiny_config(), 4, start="zero", codes_sha256=WEIGHTS)
     assert tiny.layers == (1, 1, 2)
     assert tiny.max_frames == 100
 
@@ -480,7 +480,7 @@ def test_code_tables_survive_their_file_and_are_found_by_their_hash(tmp_path: Pa
     table.save(path)
     again = CodeTables.load(path)
     assert again.sha256 == table.sha256
-    assert again.weights_sha256 == WEIGHTS
+    assert again.codes_sha256 == WEIGHTS
     assert tables_by_hash(table.sha256, tmp_path).sha256 == table.sha256
     with pytest.raises(WeightsError, match="needs the code tables 0000"):
         tables_by_hash(bytes(32), tmp_path)

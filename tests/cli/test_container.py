@@ -119,7 +119,7 @@ def test_info_says_everything_without_the_model(stream: Path) -> None:
     assert said["length"] == "2.504 s, 2003 samples"
     assert said["state"] == "complete"
     assert said["layers"].startswith("2 at 0.80 kbps")
-    assert len(said["sha256 of weights"]) == 64
+    assert len(said["sha256 of encoder and codebooks"]) == 64
 
 
 @pytest.mark.skipif(shutil.which("oggz") is None, reason="oggz-tools is not installed")
@@ -199,7 +199,7 @@ def test_tables_in_the_models_folder_are_used_both_ways(
     shutil.copytree(model, folder)
     codec = Codec.load(folder)
     codes = codec.stream_encoder(2.0).push(speech(20_000).numpy())
-    tables = CodeTables.from_codes(codes, 16, bytes.fromhex(codec.weights_sha256))
+    tables = CodeTables.from_codes(codes, 16, bytes.fromhex(codec.codes_sha256))
     tables.save(folder / "code_tables-1.safetensors")
     target = tmp_path / "a.encodec"
     assert run("encode", clip, target, "-b", 2, "--model", folder).exit_code == 0
@@ -221,9 +221,9 @@ def lm(model: Path, tmp_path: Path) -> Path:
     """A folder of the model with a language model of random weights beside it."""
     folder = tmp_path / "with-lm"
     shutil.copytree(model, folder)
-    weights = bytes.fromhex(Codec.load(model).weights_sha256)
+    weights = bytes.fromhex(Codec.load(model).codes_sha256)
     found = random_lm(LmConfig((2, 3), 16, (12, 8), (1, 2)))
-    found = IntegerLm(found.tensors, found.config, weights_sha256=weights)
+    found = IntegerLm(found.tensors, found.config, codes_sha256=weights)
     found.save(folder / "code_lm-1.safetensors")
     return folder
 

@@ -84,7 +84,7 @@ def test_every_clip_of_a_folder_comes_out_with_its_codes(
     assert summary.counts.sum() == sum(row.codes.size for row in rows)
     info = info_of(next(iter(code_files(out))))
     assert info is not None
-    assert info.weights_sha256 == codec.weights_sha256
+    assert info.codes_sha256 == codec.codes_sha256
 
 
 def test_a_list_has_parts_of_files_with_their_columns(

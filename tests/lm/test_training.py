@@ -49,7 +49,7 @@ def test_an_exported_model_is_the_same_after_its_file(trained: TrainableLm, tmp_
     model = trained.export(bytes(range(32)))
     model.save(tmp_path / "lm.safetensors")
     again = IntegerLm.load(tmp_path / "lm.safetensors")
-    assert (again.sha256, again.weights_sha256) == (model.sha256, bytes(range(32)))
+    assert (again.sha256, again.codes_sha256) == (model.sha256, bytes(range(32)))
 
 
 def test_too_little_to_train_on_is_refused() -> None:

@@ -67,7 +67,7 @@ def mono_stream(
     table = tables()
     coder: CodeCoder = RawCoder(1024) if raw else TableCoder(table)
     codes = draw(table, -(-samples // 320), books, seed)
-    header = StreamHeader.for_model(MONO, books, start="exact", weights_sha256=WEIGHTS)
+    header = StreamHeader.for_model(MONO, books, start="exact", codes_sha256=WEIGHTS)
     file = io.BytesIO()
     writer = ContainerWriter(file, header, coder, page_s=page_s, fields=[("MODEL", "m")])
     for start in range(0, len(codes), step):
@@ -82,7 +82,7 @@ def stereo_stream(samples: int, books: int = 4, *, page_s: float = FILE_PAGE_S) 
 
     table = tables()
     coder = TableCoder(table)
-    header = StreamHeader.for_model(STEREO, books, start="exact", weights_sha256=WEIGHTS)
+    header = StreamHeader.for_model(STEREO, books, start="exact", codes_sha256=WEIGHTS)
     file = io.BytesIO()
     writer = ContainerWriter(file, header, coder, page_s=page_s)
     parts, scales = [np.empty((0, books), np.uint16)], []

@@ -206,7 +206,7 @@ def test_a_language_model_and_tables_are_trained(packed: Path, tmp_path: Path) -
     assert "whole numbers with commas" in output
     # The bundled clips are all to train on; what is held out is given here.
     codec = Codec.load("default")
-    name = f"codes-{codec.weights_sha256[:8]}"
+    name = f"codes-{codec.codes_sha256[:8]}"
     (tmp_path / "run").mkdir()
     rng = np.random.default_rng(0)
     np.savez(

@@ -9,7 +9,7 @@ export class Call {
   // `about` is the model's description; `receive` takes the other side's messages; `ended` is told
   // why when the call is over.
   constructor(about, books, receive, ended) {
-    this.protocol = `encodec_rt/1 ${about.weights_sha256.slice(0, 16)} ${books}`;
+    this.protocol = `encodec_rt/1 ${about.codes_sha256.slice(0, 16)} ${books}`;
     this.receive = receive;
     this.ended = ended;
     this.dropped = 0;
