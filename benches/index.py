@@ -18,9 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from benches.record import RESULTS
-
-INDEX = RESULTS / "index.csv"
+INDEX = Path(__file__).parent / "results" / "index.csv"
 COLUMNS = ("date", "commit", "tree", "device", "bench", "record", "case", "figure", "value")
 
 
@@ -142,7 +140,7 @@ def enter(records: Iterable[Path], index: Path | None = None) -> Sequence[str]:
 
 def main() -> None:
     """Enter every record of benches/results that the index lacks."""
-    print("\n".join(enter(sorted(RESULTS.glob("*.json")))) or "nothing new")
+    print("\n".join(enter(sorted(INDEX.parent.glob("*.json")))) or "nothing new")
 
 
 if __name__ == "__main__":

@@ -39,9 +39,9 @@ from encodec_rt.types import Audio
 
 CodingChoice = Literal["auto", "raw", "tables", "lm"]
 MAX_CONCEALED_FRAMES = 75
-"""Lost frames in a row that the decoder runs through; after more it begins anew."""
+"""Consecutive lost frames that the decoder conceals; after more it restarts."""
 MAX_SILENCE_S = 60.0
-"""Longest gap that is filled; of a longer one no more is, whatever positions a file claims."""
+"""The longest gap that is filled, since positions in a file may claim any length."""
 
 
 def header_for(codec: Codec, codebooks: int, *, start: Start) -> StreamHeader:

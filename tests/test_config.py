@@ -230,7 +230,7 @@ def test_without_residual_layers_their_fields_are_free() -> None:
         (b"\xff\xfe{}", "not a readable JSON"),
         (b"[" * 100_000, "not a readable JSON"),
         (b'{"hidden_size": ' + b"1" * 5000 + b"}", "not a readable JSON"),
-        (b"[1, 2]", "no JSON object"),
+        (b"[1, 2]", "not hold a JSON object"),
         (b'{"model_type": "mimi"}', "'mimi'; this package runs 'encodec'"),
         (b'{"hidden_size": "wide"}', "hidden_size='wide'"),
     ],

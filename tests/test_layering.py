@@ -13,7 +13,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors", "suffixes", "types", "version"},
-    {"atomic", "extras", "pcm"},
+    {"arrays", "atomic", "extras", "pcm"},
     {"pretrained", "config_base", "batch"},
     {"config"},
     {"features", "model", "weights"},

@@ -71,7 +71,7 @@ def read_header(file: BinaryIO) -> EcdcHeader:
     except (ValueError, RecursionError) as error:
         raise PacketError(f"the header is not JSON: {error}") from error
     if not isinstance(fields, dict):
-        raise PacketError("the header is no JSON object")
+        raise PacketError("the header is not a JSON object")
     return _checked(fields)
 
 
@@ -79,7 +79,7 @@ def _checked(fields: dict[str, object]) -> EcdcHeader:
     model, samples = fields.get("m"), fields.get("al")
     codebooks, language_model = fields.get("nc"), fields.get("lm")
     if not isinstance(model, str) or not 1 <= len(model) <= 80 or not model.isprintable():
-        raise PacketError("the header's model name 'm' is missing or is no name")
+        raise PacketError("the header's model name 'm' is missing or not a name")
     if not isinstance(samples, int) or isinstance(samples, bool) or not 0 <= samples <= MAX_SAMPLES:
         raise PacketError("the header's length 'al' is missing or out of range")
     if not isinstance(codebooks, int) or isinstance(codebooks, bool) or codebooks < 1:

@@ -70,7 +70,7 @@ def play(
                 lm=lm,
             )
         elif begin or end is not None:
-            raise ConfigError("--from and --to are for .encodec files, and this is none")
+            raise ConfigError("--from and --to work on .encodec files only")
         else:
             header = read_header(file)
             check_model(header.model, codec)

@@ -19,7 +19,7 @@ BACKLOG = 16
 MAX_ADDRESSES = 1024
 """How many addresses have their requests counted; the least recently seen is forgotten."""
 REST_S = 1.0
-"""How long nobody is let in after the system had no room for one more."""
+"""How long new connections are refused after the system had no room for one more."""
 
 
 @dataclass(frozen=True)

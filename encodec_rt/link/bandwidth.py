@@ -10,7 +10,7 @@ from encodec_rt.voice.bitrate import HEADER_BYTES
 from encodec_rt.voice.delay import StandingQueue
 
 MIN_QUEUE_S = 0.01
-"""A shorter standing queue is none."""
+"""A standing queue shorter than this is ignored."""
 
 
 class PathEstimator(RemoteBitrateEstimator):

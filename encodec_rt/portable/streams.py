@@ -8,8 +8,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
+from encodec_rt.arrays import check_audio, check_codes
 from encodec_rt.errors import ConfigError, InputError, StateError, WeightsError
-from encodec_rt.portable.arrays import as_audio, as_codes
 from encodec_rt.portable.module import DECODER, ENCODER, LEFT, RIGHT, Description, Module
 from encodec_rt.portable.snapshot import STARTS, PortableSnapshot
 from encodec_rt.types import Audio, Codes
@@ -107,7 +107,8 @@ class PortableEncoder(_Stream):
         ``flush``; the stream is then as it was before the call.
         """
         self._check_open()
-        audio = as_audio(pcm, self._width)
+        # A copy, since some of it may wait for the next push.
+        audio: Audio = np.array(check_audio(pcm, self._width).T)
         waiting = np.concatenate([self._waiting, audio]) if len(self._waiting) else audio
         about = self._module.describes
         first, hop = about.encoder_start_frames * about.hop_length, about.hop_length
@@ -193,7 +194,7 @@ class PortableDecoder(_Stream):
             self._lost += 1
             return self._trimmed(self._decode((self._last_latent * np.float32(gain))[None]))
         about = self._module.describes
-        frames = as_codes(codes, about.codebook_size, about.num_quantizers)
+        frames = check_codes(codes, about.codebook_size, about.num_quantizers).astype(np.uint16)
         latents = [self._look_up(frame) for frame in frames]
         if latents:
             self._last_latent, self._lost = latents[-1], 0

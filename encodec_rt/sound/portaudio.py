@@ -68,7 +68,7 @@ class PortAudio:
         return sink
 
     def rescan(self) -> None:
-        """Look for devices anew, which ends every stream that is still open."""
+        """Rescan the devices, which ends every stream that is still open."""
         module = sounddevice_module()
 
         def restart() -> None:

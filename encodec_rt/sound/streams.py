@@ -108,7 +108,7 @@ class AudioSystem(Protocol):
         """The output, started. Raises AudioDeviceError."""
 
     def rescan(self) -> None:
-        """Look for devices anew; every stream must be closed."""
+        """Rescan the devices; every stream must be closed."""
 
     def now(self) -> float:
         """Seconds, from any origin."""

@@ -186,7 +186,7 @@ def test_latency_is_measured_of_what_is_right_and_the_rest_is_excused(
     )
     monkeypatch.setattr(gpu, "LATENCY", rows)
     monkeypatch.setattr(
-        gpu, "Limits", lambda: gpu_limits(row_s=1e4, frames=2, live_frames=1, device_frames=2)
+        gpu, "GpuLimits", lambda: gpu_limits(row_s=1e4, frames=2, live_frames=1, device_frames=2)
     )
     cases = ran(gpu, tmp_path, monkeypatch, "latency", "--budget", "1e4")
     (skipped,) = (case for case in cases if "skipped" in case["case"])

@@ -197,7 +197,7 @@ def with_header(**changes: object) -> bytes:
         (b"ECDC\1\0\0\0\2{}", "version 1"),
         (b"ECDC\0\xff\xff\xff\xff", "4294967295 bytes; at most 4096"),
         (b"ECDC\0\0\0\0\x40{}", "ends within its header"),
-        (b"ECDC\0\0\0\0\2[]", "no JSON object"),
+        (b"ECDC\0\0\0\0\2[]", "not a JSON object"),
         (b"ECDC\0\0\0\0\2{x", "not JSON"),
         (b"ECDC\0\0\0\x0f\xff" + b"[" * 0xFFF, "not JSON"),
         (b"ECDC\0\0\0\0\2\xff\xff", "not JSON"),

@@ -28,7 +28,9 @@ AUDIO_DB = -20 * math.log10(bound("portable audio", "float32"))
 def exported(name: str, folder: Path) -> tuple[Codec, list[Any], dict[str, Any]]:
     model = random_model(tiny_config(**{"books": (1, 2, 4), **CONFIGS[name]}))
     export_onnx(model, folder / name)
-    sessions = [onnxruntime.InferenceSession(str(folder / name / file)) for file in FILES]
+    settings = onnxruntime.SessionOptions()
+    settings.intra_op_num_threads = 1
+    sessions = [onnxruntime.InferenceSession(str(folder / name / file), settings) for file in FILES]
     with np.load(folder / name / STATES) as states:
         return Codec(model, backend="torch"), sessions, dict(states)
 

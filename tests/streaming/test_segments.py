@@ -96,7 +96,7 @@ def test_full_size_48_khz_stream_equals_offline() -> None:
     for segment, codes in zip(segments, wanted.audio_codes, strict=True):
         assert np.array_equal(segment.codes.T, codes[0, :, : len(segment.codes)].numpy())
     np.testing.assert_allclose(
-        decoded(codec.segment_decoder(), segments), heard[0].numpy(), atol=1e-5
+        decoded(codec.segment_decoder(), segments), heard.audio_values[0].numpy(), atol=1e-5
     )
 
 

@@ -15,7 +15,7 @@ from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.frames import SlotDecoder, SlotEncoder
 from encodec_rt.types import Audio
 from encodec_rt.voice.call import VoiceCall, VoiceOptions
-from tests.support.models import random_model, speech, tiny_config
+from tests.support.models import speech
 
 SECONDS = 2
 
@@ -41,11 +41,6 @@ class Speaker(NullSink):
 
     def write(self, audio: Audio) -> None:
         self.hops.append(audio)
-
-
-@pytest.fixture(scope="module")
-def codec() -> Codec:
-    return Codec(random_model(tiny_config()))
 
 
 @pytest.mark.parametrize("on_an_engine", [False, True])

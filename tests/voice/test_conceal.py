@@ -7,20 +7,10 @@ from encodec_rt.errors import InputError
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.types import Audio, Codes
 from encodec_rt.voice.conceal import FADE_AFTER, FADE_S, REPAIR_FRAMES, Concealer
-from tests.support.models import random_model, speech, tiny_config
+from tests.support.models import speech
 from tests.support.tolerances import bound
 
 FRAMES = 120
-
-
-@pytest.fixture(scope="module")
-def codec() -> Codec:
-    return Codec(random_model(tiny_config()))
-
-
-@pytest.fixture(scope="module")
-def kbps(codec: Codec) -> float:
-    return codec.config.target_bandwidths[-1]
 
 
 @pytest.fixture(scope="module")

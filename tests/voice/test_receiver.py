@@ -22,16 +22,6 @@ SECONDS = 9
 
 
 @pytest.fixture(scope="module")
-def codec() -> Codec:
-    return Codec(random_model(tiny_config()))
-
-
-@pytest.fixture(scope="module")
-def kbps(codec: Codec) -> float:
-    return codec.config.target_bandwidths[-1]
-
-
-@pytest.fixture(scope="module")
 def codes(codec: Codec, kbps: float) -> Codes:
     return codec.stream_encoder(kbps).push(speech(SECONDS * codec.config.sampling_rate).numpy())
 

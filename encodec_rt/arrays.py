@@ -1,16 +1,21 @@
-"""Audio and codes from outside, checked: as ``streaming.arrays`` does it, without torch."""
+"""Audio and codes as users pass them, checked. Needs numpy alone."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
-from numpy.typing import ArrayLike
+from numpy.typing import ArrayLike, NDArray
 
 from encodec_rt.errors import InputError
-from encodec_rt.types import Audio, Codes
+from encodec_rt.types import Audio
 
 
-def as_audio(pcm: ArrayLike, channels: int) -> Audio:
-    """Audio [n] (mono) or [channels, n] -> float32 [n, channels], all finite."""
+def check_audio(pcm: ArrayLike, channels: int) -> Audio:
+    """Audio [n] (mono) or [channels, n] -> float32 [channels, n], all finite; maybe the same array.
+
+    Raises InputError.
+    """
     audio = np.asarray(pcm)
     if audio.dtype.kind != "f":
         raise InputError(f"audio of type {audio.dtype}; pass floating point samples in [-1, 1]")
@@ -19,16 +24,19 @@ def as_audio(pcm: ArrayLike, channels: int) -> Audio:
     if audio.ndim != 2 or audio.shape[0] != channels:
         accepted = "[n]" if channels == 1 else f"[{channels}, n]"
         raise InputError(f"audio of shape {audio.shape}; this model takes {accepted}")
-    with np.errstate(over="ignore"):
-        audio = audio.astype(np.float32)
+    if audio.dtype != np.float32:
+        with np.errstate(over="ignore"):
+            audio = audio.astype(np.float32)
     if not np.isfinite(audio).all():
         raise InputError("the audio holds NaN or infinite samples")
-    frames: Audio = audio.T
-    return frames
+    return audio
 
 
-def as_codes(codes: ArrayLike, size: int, most: int) -> Codes:
-    """Codes [frames, Q], 1 <= Q <= most, each below ``size`` -> uint16."""
+def check_codes(codes: ArrayLike, size: int, most: int) -> NDArray[np.integer[Any]]:
+    """Codes [frames, Q] of any integer type, 1 <= Q <= most, each below ``size``, as they are.
+
+    Raises InputError.
+    """
     array = np.asarray(codes)
     if array.dtype.kind not in "iu" or array.ndim != 2 or not 1 <= array.shape[1] <= most:
         raise InputError(
@@ -36,6 +44,5 @@ def as_codes(codes: ArrayLike, size: int, most: int) -> Codes:
             f"pass integers [frames, codebooks] with 1 to {most} codebooks"
         )
     if array.size and not (array.min() >= 0 and array.max() < size):
-        raise InputError(f"codes from {array.min()} to {array.max()}; they lie in [0, {size})")
-    frames: Codes = array.astype(np.uint16)
-    return frames
+        raise InputError(f"codes from {array.min()} to {array.max()}; accepted: 0 to {size - 1}")
+    return array
