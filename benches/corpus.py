@@ -41,7 +41,7 @@ from encodec_rt.types import Codes
 BANDWIDTH = 6.0
 BATCH = 16
 PARTS = ("speed", "pool", "memory", "kills", "ray")
-SHORT_S = 0.5
+SHORT_S = 0.1
 
 
 def cut_clips(folder: Path, count: int, seed: int = 0) -> list[Path]:
