@@ -26,7 +26,7 @@ _PACKAGES = ("torch", "soxr", "soundfile", "av")
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """How far a run is. ``seconds`` are those of the audio of this run."""
 
     units: int
@@ -67,7 +67,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Runner:
+class JobRunner:
     """How the units are worked on, and who is told.
 
     ``ray`` is the address of a Ray cluster, or "local", in place of processes of our own; ``jobs``
@@ -76,7 +76,7 @@ class Runner:
 
     jobs: int | None = None
     ray: str | None = None
-    on_progress: Callable[[Progress], None] = lambda _: None
+    on_progress: Callable[[RunProgress], None] = lambda _: None
     on_remark: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
@@ -98,7 +98,7 @@ class Runner:
         """
         todo = [index for index in range(count) if not folder.is_finished(index)]
         rate_hz = codec.config.sampling_rate
-        progress = Progress(count, count - len(todo), rate_hz, began=time.perf_counter())
+        progress = RunProgress(count, count - len(todo), rate_hz, began=time.perf_counter())
         self.on_progress(progress)
         for done in self._results(folder, todo, make, arguments, codec.device.type):
             progress.add(done)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from encodec_rt.corpus.clips import Clip
+from encodec_rt.corpus.clips import CorpusClip
 from encodec_rt.corpus.lists import LIST_SUFFIXES, META, columns_of, read_list
 from encodec_rt.corpus.manifest import STATE
 from encodec_rt.corpus.tables import (
@@ -194,19 +194,19 @@ class Plan:
         return None if first == entry.id else first
 
 
-def clips_of(unit: Unit, datasets: Mapping[str, Any], column: str | None) -> Iterator[Clip]:
+def clips_of(unit: Unit, datasets: Mapping[str, Any], column: str | None) -> Iterator[CorpusClip]:
     """The clips of a unit, in its order, each read when its turn comes."""
     if unit.kind == "files":
         for entry in unit.files:
-            yield Clip(
+            yield CorpusClip(
                 entry.id, entry.path, _unchanged(entry), entry.begin_s, entry.end_s, entry.meta
             )
     elif unit.kind == "rows":
         yield from dataset_clips(unit, datasets[unit.source], column)
     elif unit.kind == "bad":
-        yield Clip(unit.label, unit.source, refusing(unit.reason))
+        yield CorpusClip(unit.label, unit.source, refusing(unit.reason))
     elif state_of(unit.source) != (unit.size, unit.mtime_ns):
-        yield Clip(unit.label, unit.source, refusing(_changed(unit.source)))
+        yield CorpusClip(unit.label, unit.source, refusing(_changed(unit.source)))
     elif unit.kind == "tar":
         yield from tar_clips(unit)
     else:

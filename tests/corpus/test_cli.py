@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 
 from encodec_rt.cli import app
 from encodec_rt.cli.tokenize import line_of
-from encodec_rt.corpus.job import Progress
+from encodec_rt.corpus.job import RunProgress
 from encodec_rt.streaming.codec import Codec
 from tests.corpus.conftest import SECONDS
 
@@ -63,7 +63,7 @@ def test_errors_have_an_exit_status_of_their_own(
 
 
 def test_progress_says_hours_pace_and_what_is_left() -> None:
-    progress = Progress(10, 4, 24_000, seconds=7_200, errors=3)
+    progress = RunProgress(10, 4, 24_000, seconds=7_200, errors=3)
     assert "left" not in line_of(progress)
     progress.in_this_run = 4
     assert line_of(progress).startswith("4 of 10 shards, 2.000 h, ")

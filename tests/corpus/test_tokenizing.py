@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from encodec_rt.audio import AudioReader
-from encodec_rt.corpus.rows import Row
+from encodec_rt.corpus.rows import StoredClip
 from encodec_rt.corpus.sources import UnitSize
 from encodec_rt.corpus.stored import code_files, info_of, read_rows
 from encodec_rt.corpus.summary import Summary
@@ -37,7 +37,7 @@ def run(inputs: list[Any], out: Path, codec: Codec, **settings: Any) -> Summary:
     )
 
 
-def rows_of(out: Path, codec: Codec) -> dict[str, Row]:
+def rows_of(out: Path, codec: Codec) -> dict[str, StoredClip]:
     rows = [row for path in code_files(out) for row in read_rows(path, codec.config)]
     found = {row.id: row for row in rows}
     assert len(found) == len(rows)
