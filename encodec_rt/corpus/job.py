@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from encodec_rt.corpus.summary import PICTURE, SUMMARY, Summary, draw
 from encodec_rt.corpus.units import Unit
 from encodec_rt.corpus.work import Done
 from encodec_rt.errors import BackendUnavailable, ConfigError
+from encodec_rt.extras import missing
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.version import __version__
 
@@ -80,9 +82,14 @@ class JobRunner:
     on_remark: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for no workers."""
+        """Raise ConfigError for no workers, BackendUnavailable where Ray is not installed."""
         if self.jobs is not None and self.jobs < 1:
             raise ConfigError(f"jobs={self.jobs}; at least one process is needed")
+        # Found and not imported: Ray reads its settings while it is, and they come later.
+        if self.ray is not None and find_spec("ray") is None:
+            refusal = missing(ModuleNotFoundError(name="ray"), "a run on Ray")
+            assert refusal is not None, "ray is in EXTRAS"
+            raise refusal
 
     def run(
         self,

@@ -21,7 +21,7 @@ from encodec_rt.streaming.codec import Codec
 
 
 def tokenize(
-    inputs: Sequence[Input],
+    inputs: Input | Sequence[Input],
     out: str | Path,
     *,
     codec: Codec | None = None,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -60,6 +62,28 @@ def test_errors_have_an_exit_status_of_their_own(
     assert done.exit_code == 2
     assert "does not exist" in done.output
     assert "Traceback" not in done.output
+
+
+SCRIPT = """
+import sys
+from typer.testing import CliRunner
+from encodec_rt.cli import app
+sys.modules[sys.argv[1]] = None
+done = CliRunner().invoke(app, ["tokenize", *sys.argv[2:]])
+print(done.exit_code, done.output)
+"""
+
+
+@pytest.mark.parametrize(("package", "extra"), [("pyarrow", "corpus"), ("ray", "ray")])
+def test_a_missing_package_is_named_with_its_extra(
+    package: str, extra: str, clips: Path, tmp_path: Path
+) -> None:
+    arguments = [package, str(clips), "--out", str(tmp_path / "out"), "--ray", "local"]
+    said = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=True
+    ).stdout
+    assert said.startswith("2 ")
+    assert f"pip install 'encodec-rt[{extra}]'" in said
 
 
 def test_progress_says_hours_pace_and_what_is_left() -> None:
