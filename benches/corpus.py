@@ -30,7 +30,7 @@ import torch
 from numpy.typing import NDArray
 
 from benches.record import RESULTS, ROOT, Record
-from encodec_rt.corpus.clips import Clip, Treatment, feeds
+from encodec_rt.corpus.clips import CorpusClip, Treatment, feeds
 from encodec_rt.corpus.slots import Coded, clip_encoder
 from encodec_rt.corpus.sources import UnitSize
 from encodec_rt.corpus.stored import code_files, read_rows
@@ -41,7 +41,7 @@ from encodec_rt.types import Codes
 BANDWIDTH = 6.0
 BATCH = 16
 PARTS = ("speed", "pool", "memory", "kills", "ray")
-SHORT_S = 0.5
+SHORT_S = 0.1
 
 
 def cut_clips(folder: Path, count: int, seed: int = 0) -> list[Path]:
@@ -65,7 +65,7 @@ def cut_clips(folder: Path, count: int, seed: int = 0) -> list[Path]:
 def ours(codec: Codec, paths: list[Path]) -> list[Codes]:
     """The work queue, files included."""
     encoder = clip_encoder(codec, BANDWIDTH)
-    clips = [Clip(str(path), str(path), lambda path=path: path) for path in paths]  # type: ignore[misc]
+    clips = [CorpusClip(str(path), str(path), lambda path=path: path) for path in paths]  # type: ignore[misc]
     opened = [feeds(clip, Treatment(), codec.config)[0] for clip in clips]
     found: dict[str, Codes] = {}
     for feed, outcome in encoder.encode(opened):

@@ -45,6 +45,19 @@ HEADLINES = {
     "cpu-startup": Headline(("load to first frame p50",), ("model",)),
     "stream": Headline(("both p50", "both p99.9", "frames_late"), ("model", "backend", "paced")),
     "numerics": Headline(("codes_that_differ", "decoder_bfloat16_snr_db"), ("model", "backend")),
+    "corpus": Headline(
+        (
+            "queue times real time",
+            "over transformers one by one",
+            "over transformers padded",
+            "queue frames that differ",
+            "two over one",
+            "peak_mib",
+            "other bytes",
+            "ray over own",
+        ),
+        ("what", "corpus", "format"),
+    ),
     "quality": Headline(("pesq_wb", "zimtohrli", "visqol"), ("kind", "codec", "kbps")),
     "link": Headline(
         ("network_pesq_wb", "concealed_share", "sum_without_computing_ms", "full_rate_after_s"),

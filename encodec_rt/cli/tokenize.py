@@ -27,7 +27,7 @@ from encodec_rt.cli.habits import VERBOSITY, Verbosity
 
 if TYPE_CHECKING:
     from encodec_rt.corpus.clips import ChannelChoice
-    from encodec_rt.corpus.job import Progress
+    from encodec_rt.corpus.job import RunProgress
     from encodec_rt.corpus.summary import Summary
 
 EXIT_ERRORS = 3
@@ -223,7 +223,7 @@ def show_table(summary: Summary) -> None:
 
 
 @contextmanager
-def showing_progress() -> Iterator[Callable[[Progress], None]]:
+def showing_progress() -> Iterator[Callable[[RunProgress], None]]:
     """A bar on a terminal, else a line every minute."""
     from rich.progress import BarColumn, TextColumn
     from rich.progress import Progress as Bars
@@ -236,17 +236,17 @@ def showing_progress() -> Iterator[Callable[[Progress], None]]:
     with Bars(*columns, console=console, transient=True) as bar:
         task = bar.add_task("planning", total=None)
 
-        def show(progress: Progress) -> None:
+        def show(progress: RunProgress) -> None:
             done, text = progress.finished, line_of(progress)
             bar.update(task, total=progress.units, completed=done, description=text)
 
         yield show
 
 
-def _reporter() -> Callable[[Progress], None]:
+def _reporter() -> Callable[[RunProgress], None]:
     told = time.monotonic()
 
-    def show(progress: Progress) -> None:
+    def show(progress: RunProgress) -> None:
         nonlocal told
         if time.monotonic() - told >= REPORT_EVERY_S:
             told = time.monotonic()
@@ -255,7 +255,7 @@ def _reporter() -> Callable[[Progress], None]:
     return show
 
 
-def line_of(progress: Progress) -> str:
+def line_of(progress: RunProgress) -> str:
     """How far a run is, in one line."""
     left = progress.left_s
     eta = "" if left is None else f", {_clock(left)} left"

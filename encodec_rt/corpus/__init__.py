@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from encodec_rt.corpus.dataset import CodesDataset
     from encodec_rt.corpus.detokenizing import detokenize
-    from encodec_rt.corpus.job import Progress
+    from encodec_rt.corpus.job import RunProgress
     from encodec_rt.corpus.summary import Summary
     from encodec_rt.corpus.tokenizing import tokenize
 
-__all__ = ["CodesDataset", "Progress", "Summary", "detokenize", "tokenize"]
+__all__ = ["CodesDataset", "RunProgress", "Summary", "detokenize", "tokenize"]
 
 _HOMES = {
     "CodesDataset": "encodec_rt.corpus.dataset",
-    "Progress": "encodec_rt.corpus.job",
+    "RunProgress": "encodec_rt.corpus.job",
     "Summary": "encodec_rt.corpus.summary",
     "detokenize": "encodec_rt.corpus.detokenizing",
     "tokenize": "encodec_rt.corpus.tokenizing",

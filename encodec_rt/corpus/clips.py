@@ -21,7 +21,7 @@ ChannelChoice = Literal["mix", "each"]
 
 
 @dataclass(frozen=True, eq=False)
-class Clip:
+class CorpusClip:
     """What a clip is called, where its bytes are, and which part of them is wanted.
 
     ``id`` is unique in the corpus. ``open`` gives a path, or a file object that the reader closes;
@@ -70,7 +70,11 @@ class Feed:
     """
 
     def __init__(
-        self, clip: Clip, treatment: Treatment, config: EncodecConfig, channel: int | None = None
+        self,
+        clip: CorpusClip,
+        treatment: Treatment,
+        config: EncodecConfig,
+        channel: int | None = None,
     ) -> None:
         self.clip = clip
         self.id = clip.id if channel is None else f"{clip.id}#{channel}"
@@ -111,7 +115,7 @@ class Feed:
                 self.seconds, self.warnings = reader.seconds, reader.warnings
 
 
-def open_reader(clip: Clip, stack: ExitStack, *, strict: bool = False) -> AudioReader:
+def open_reader(clip: CorpusClip, stack: ExitStack, *, strict: bool = False) -> AudioReader:
     """A reader of the clip, which ``stack`` closes with what was opened for it."""
     opened = clip.open()
     if not isinstance(opened, (str, Path)):
@@ -119,7 +123,7 @@ def open_reader(clip: Clip, stack: ExitStack, *, strict: bool = False) -> AudioR
     return stack.enter_context(AudioReader(opened, strict=strict, name=clip.source))
 
 
-def feeds(clip: Clip, treatment: Treatment, config: EncodecConfig) -> list[Feed]:
+def feeds(clip: CorpusClip, treatment: Treatment, config: EncodecConfig) -> list[Feed]:
     """The clip as it is, or once for each of its channels. Raises as AudioReader does."""
     if treatment.channels == "mix":
         return [Feed(clip, treatment, config)]
@@ -140,7 +144,7 @@ def _only(reader: AudioReader, rate_hz: int, channel: int) -> Iterator[Audio]:
         yield block[channel : channel + 1]
 
 
-def _window(blocks: Iterator[Audio], rate_hz: int, clip: Clip) -> Iterator[Audio]:
+def _window(blocks: Iterator[Audio], rate_hz: int, clip: CorpusClip) -> Iterator[Audio]:
     """From the clip's begin to its end, reading no further."""
     first = round(clip.begin_s * rate_hz)
     last = None if clip.end_s is None else round(clip.end_s * rate_hz)

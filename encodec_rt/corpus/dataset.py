@@ -17,7 +17,7 @@ from encodec_rt.corpus.rows import CodesInfo
 from encodec_rt.corpus.stored import code_files, info_of, read_rows, row_from_parquet
 from encodec_rt.corpus.tables import open_parquet
 from encodec_rt.errors import ConfigError, InputError
-from encodec_rt.streaming.engine import ABSENT
+from encodec_rt.streaming.engine_work import ABSENT
 from encodec_rt.types import Codes
 
 _GROUPS_HELD = 64

@@ -11,9 +11,9 @@ from pathlib import Path, PurePosixPath
 from encodec_rt.atomic import naming
 from encodec_rt.audio import OUTPUT_FORMATS, AudioWriter
 from encodec_rt.bitstream.ecdc import Block, segments
-from encodec_rt.corpus.job import Progress, Runner, begin, environment, keep_summary
+from encodec_rt.corpus.job import JobRunner, RunProgress, begin, environment, keep_summary
 from encodec_rt.corpus.manifest import OutputFolder
-from encodec_rt.corpus.rows import CodesInfo, Row
+from encodec_rt.corpus.rows import CodesInfo, StoredClip
 from encodec_rt.corpus.slots import SilenceMeter
 from encodec_rt.corpus.sources import UnitSize, expanded, labelled
 from encodec_rt.corpus.statistics import CodeCounts
@@ -47,7 +47,7 @@ def detokenize(
     unit_size: UnitSize | None = None,
     jobs: int | None = None,
     ray: str | None = None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: Callable[[RunProgress], None] = lambda _: None,
     on_remark: Callable[[str], None] = lambda _: None,
 ) -> Summary:
     """Decode every clip of the codes in ``inputs`` into audio files in the folder ``out``.
@@ -62,7 +62,7 @@ def detokenize(
         accepted = ", ".join(known.lstrip(".") for known in OUTPUT_FORMATS)
         raise ConfigError(f"format {audio_format!r}; accepted: {accepted}")
     books = None if bandwidth_kbps is None else config.codebooks_for(bandwidth_kbps)
-    runner = Runner(jobs, ray, on_progress, on_remark)
+    runner = JobRunner(jobs, ray, on_progress, on_remark)
     settings = DecodeSettings(os.path.abspath(out), suffix, books)
     size = unit_size or UnitSize()
     size.check()
@@ -107,7 +107,7 @@ class Detokenizer:
             name = f"{label}/{row.id}" if label else row.id
             try:
                 given = row.codes[:, : self._settings.codebooks]
-                made = self._decode(name, Row(name, given, row.samples, row.scales))
+                made = self._decode(name, StoredClip(name, given, row.samples, row.scales))
             except Exception as error:
                 if isinstance(error, OSError) and error.errno in OUTPUT_FAULTS:
                     raise
@@ -122,7 +122,7 @@ class Detokenizer:
         self._out.finish(unit.index, asdict(record))
         return Done(record, time.perf_counter() - wall, time.process_time() - cpu)
 
-    def _rows(self, unit: Unit, failures: list[Failure]) -> Iterator[tuple[str, Row]]:
+    def _rows(self, unit: Unit, failures: list[Failure]) -> Iterator[tuple[str, StoredClip]]:
         entries = unit.files or (FileEntry(unit.label, unit.source, unit.size, unit.mtime_ns),)
         for entry in entries:
             try:
@@ -137,7 +137,7 @@ class Detokenizer:
             except Exception as error:  # noqa: BLE001 - whatever a file's reader raises is its own
                 failures.append(Failure(entry.id, as_text(entry.path), told(error), False, 0.0))
 
-    def _decode(self, name: str, row: Row) -> tuple[int, int, int]:
+    def _decode(self, name: str, row: StoredClip) -> tuple[int, int, int]:
         """(samples, silent frames, bytes) of the audio of a row, now in a file."""
         parts = PurePosixPath(name).parts
         if PurePosixPath(name).is_absolute() or ".." in parts or not parts:
@@ -158,11 +158,11 @@ class Detokenizer:
         return writer.samples, silence.frames, path.stat().st_size
 
 
-def _renamed(row: Row, name: str) -> Row:
-    return Row(name, row.codes, row.samples, row.scales)
+def _renamed(row: StoredClip, name: str) -> StoredClip:
+    return StoredClip(name, row.codes, row.samples, row.scales)
 
 
-def _blocks(row: Row, codec: Codec) -> Iterator[Block]:
+def _blocks(row: StoredClip, codec: Codec) -> Iterator[Block]:
     """A row as its segments, or as one block."""
     config = codec.config
     samples = len(row.codes) * config.hop_length if row.samples is None else row.samples

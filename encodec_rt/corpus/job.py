@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from importlib import metadata
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from encodec_rt.corpus.summary import PICTURE, SUMMARY, Summary, draw
 from encodec_rt.corpus.units import Unit
 from encodec_rt.corpus.work import Done
 from encodec_rt.errors import BackendUnavailable, ConfigError
+from encodec_rt.extras import missing
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.version import __version__
 
@@ -26,7 +28,7 @@ _PACKAGES = ("torch", "soxr", "soundfile", "av")
 
 
 @dataclass
-class Progress:
+class RunProgress:
     """How far a run is. ``seconds`` are those of the audio of this run."""
 
     units: int
@@ -67,7 +69,7 @@ class Progress:
 
 
 @dataclass(frozen=True)
-class Runner:
+class JobRunner:
     """How the units are worked on, and who is told.
 
     ``ray`` is the address of a Ray cluster, or "local", in place of processes of our own; ``jobs``
@@ -76,13 +78,18 @@ class Runner:
 
     jobs: int | None = None
     ray: str | None = None
-    on_progress: Callable[[Progress], None] = lambda _: None
+    on_progress: Callable[[RunProgress], None] = lambda _: None
     on_remark: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for no workers."""
+        """Raise ConfigError for no workers, BackendUnavailable where Ray is not installed."""
         if self.jobs is not None and self.jobs < 1:
             raise ConfigError(f"jobs={self.jobs}; at least one process is needed")
+        # Found and not imported: Ray reads its settings while it is, and they come later.
+        if self.ray is not None and find_spec("ray") is None:
+            refusal = missing(ModuleNotFoundError(name="ray"), "a run on Ray")
+            assert refusal is not None, "ray is in EXTRAS"
+            raise refusal
 
     def run(
         self,
@@ -98,7 +105,7 @@ class Runner:
         """
         todo = [index for index in range(count) if not folder.is_finished(index)]
         rate_hz = codec.config.sampling_rate
-        progress = Progress(count, count - len(todo), rate_hz, began=time.perf_counter())
+        progress = RunProgress(count, count - len(todo), rate_hz, began=time.perf_counter())
         self.on_progress(progress)
         for done in self._results(folder, todo, make, arguments, codec.device.type):
             progress.add(done)

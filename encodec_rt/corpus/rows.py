@@ -12,7 +12,7 @@ from encodec_rt.types import Codes
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
+class StoredClip:
     """The codes uint16 [frames, Q] of the clip ``id``, which stand for ``samples`` per channel.
 
     ``samples`` is None where only codes were stored: as many as the frames hold. ``scales`` has a

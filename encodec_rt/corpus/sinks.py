@@ -17,7 +17,7 @@ from encodec_rt.atomic import naming, replacing
 from encodec_rt.bitstream.container_writer import ContainerWriter
 from encodec_rt.bitstream.ecdc import EcdcWriter, segments
 from encodec_rt.container_audio import coder_of, header_for
-from encodec_rt.corpus.rows import CodesInfo, Row
+from encodec_rt.corpus.rows import CodesInfo, StoredClip
 from encodec_rt.errors import ConfigError
 from encodec_rt.extras import needed_for
 from encodec_rt.streaming.codec import Codec
@@ -43,7 +43,7 @@ class UnitWriter(Protocol):
 
     def __exit__(self, *exception: Any) -> None: ...
 
-    def write(self, row: Row) -> None:
+    def write(self, row: StoredClip) -> None:
         """Append a row. Raises OSError."""
 
 
@@ -86,7 +86,7 @@ class ParquetWriter:
         self.bytes_written = 0
         self._context = context
         self._path = context.folder / f"{unit_name}.parquet"
-        self._rows: list[Row] = []
+        self._rows: list[StoredClip] = []
         self._held = 0
         self._stack = ExitStack()
         self._meta = [pa.field(stored_name(name), kind) for name, kind in context.columns.items()]
@@ -119,7 +119,7 @@ class ParquetWriter:
             self.bytes_written = self._part.stat().st_size
         self._stack.__exit__(*exception)
 
-    def write(self, row: Row) -> None:
+    def write(self, row: StoredClip) -> None:
         """As UnitWriter."""
         self._rows.append(row)
         self._held += row.codes.size
@@ -174,7 +174,7 @@ class TarWriter:
             self.bytes_written = self._part.stat().st_size
         self._stack.__exit__(*exception)
 
-    def write(self, row: Row) -> None:
+    def write(self, row: StoredClip) -> None:
         """As UnitWriter."""
         key = self._key(row.id)
         with naming(self._path):
@@ -215,7 +215,7 @@ class FileWriter:
     def __exit__(self, *exception: Any) -> None:
         """Nothing is open."""
 
-    def write(self, row: Row) -> None:
+    def write(self, row: StoredClip) -> None:
         """As UnitWriter."""
         path = self._context.folder / f"{row.id}{self.suffix}"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -224,7 +224,7 @@ class FileWriter:
             file.flush()
             self.bytes_written += file.tell()
 
-    def _put(self, row: Row, file: BinaryIO) -> None:
+    def _put(self, row: StoredClip, file: BinaryIO) -> None:
         raise AssertionError("of each format its own")
 
 
@@ -233,7 +233,7 @@ class NpyWriter(FileWriter):
 
     suffix = ".npy"
 
-    def _put(self, row: Row, file: BinaryIO) -> None:
+    def _put(self, row: StoredClip, file: BinaryIO) -> None:
         file.write(as_npy(row))
 
 
@@ -242,7 +242,7 @@ class NpzWriter(FileWriter):
 
     suffix = ".npz"
 
-    def _put(self, row: Row, file: BinaryIO) -> None:
+    def _put(self, row: StoredClip, file: BinaryIO) -> None:
         rest = json.dumps(described(row, self._context.info), sort_keys=True, default=str)
         np.savez(
             file,
@@ -258,7 +258,7 @@ class EcdcFileWriter(FileWriter):
 
     suffix = ".ecdc"
 
-    def _put(self, row: Row, file: BinaryIO) -> None:
+    def _put(self, row: StoredClip, file: BinaryIO) -> None:
         codec, samples = self._context.codec, cast("int", row.samples)
         with EcdcWriter(codec.config, codec.name, row.codes.shape[1]) as writer:
             for codes, scale in pieces(row, codec):
@@ -271,7 +271,7 @@ class EncodecFileWriter(FileWriter):
 
     suffix = ".encodec"
 
-    def _put(self, row: Row, file: BinaryIO) -> None:
+    def _put(self, row: StoredClip, file: BinaryIO) -> None:
         codec = self._context.codec
         header = header_for(codec, row.codes.shape[1], start="exact")
         writer = ContainerWriter(
@@ -292,7 +292,7 @@ SINKS: Mapping[str, Callable[[SinkContext, str], UnitWriter]] = {
 }
 
 
-def pieces(row: Row, codec: Codec) -> list[tuple[Any, float | None]]:
+def pieces(row: StoredClip, codec: Codec) -> list[tuple[Any, float | None]]:
     """(codes, scale) of each segment of a row, or of all of it."""
     if not codec.segmented:
         return [(row.codes, None)]
@@ -304,7 +304,7 @@ def pieces(row: Row, codec: Codec) -> list[tuple[Any, float | None]]:
     return found
 
 
-def described(row: Row, info: CodesInfo) -> dict[str, Any]:
+def described(row: StoredClip, info: CodesInfo) -> dict[str, Any]:
     """All of a row but its codes, and what made them, for JSON."""
     meta = {stored_name(name): value for name, value in row.meta.items()}
     scales = {"scales": list(row.scales)} if row.scales else {}
@@ -312,7 +312,7 @@ def described(row: Row, info: CodesInfo) -> dict[str, Any]:
     return {**meta, **own, **scales, "encodec_rt": json.loads(info.to_json())}
 
 
-def as_npy(row: Row) -> bytes:
+def as_npy(row: StoredClip) -> bytes:
     """The codes as the bytes of an .npy file."""
     file = io.BytesIO()
     np.save(file, np.ascontiguousarray(row.codes), allow_pickle=False)

@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from encodec_rt.corpus.clips import Clip
+from encodec_rt.corpus.clips import CorpusClip
 from encodec_rt.corpus.lists import LIST_SUFFIXES, META, columns_of, read_list
 from encodec_rt.corpus.manifest import STATE
 from encodec_rt.corpus.tables import (
@@ -68,7 +68,7 @@ class Plan:
 
     def __init__(
         self,
-        inputs: Sequence[Input],
+        inputs: Input | Sequence[Input],
         size: UnitSize | None = None,
         *,
         column: str | None = None,
@@ -76,14 +76,11 @@ class Plan:
     ) -> None:
         self.columns: dict[str, Any] = {}
         self.left_out = 0
-        self.datasets = {
-            f"dataset-{at}": each for at, each in enumerate(inputs) if is_dataset(each)
-        }
+        paths, self.datasets = _sorted_out(inputs)
         self._size = size or UnitSize()
         self._size.check()
         self._column = column
         self._hashes: dict[str, str] | None = {} if dedup else None
-        paths = [each for each in inputs if not is_dataset(each)]
         self._paths = labelled([os.path.abspath(os.fspath(path)) for path in expanded(paths)])
         if not self._paths and not self.datasets:
             raise InputError("there are no inputs; give files, folders, tars or Parquet files")
@@ -194,23 +191,46 @@ class Plan:
         return None if first == entry.id else first
 
 
-def clips_of(unit: Unit, datasets: Mapping[str, Any], column: str | None) -> Iterator[Clip]:
+def clips_of(unit: Unit, datasets: Mapping[str, Any], column: str | None) -> Iterator[CorpusClip]:
     """The clips of a unit, in its order, each read when its turn comes."""
     if unit.kind == "files":
         for entry in unit.files:
-            yield Clip(
+            yield CorpusClip(
                 entry.id, entry.path, _unchanged(entry), entry.begin_s, entry.end_s, entry.meta
             )
     elif unit.kind == "rows":
         yield from dataset_clips(unit, datasets[unit.source], column)
     elif unit.kind == "bad":
-        yield Clip(unit.label, unit.source, refusing(unit.reason))
+        yield CorpusClip(unit.label, unit.source, refusing(unit.reason))
     elif state_of(unit.source) != (unit.size, unit.mtime_ns):
-        yield Clip(unit.label, unit.source, refusing(_changed(unit.source)))
+        yield CorpusClip(unit.label, unit.source, refusing(_changed(unit.source)))
     elif unit.kind == "tar":
         yield from tar_clips(unit)
     else:
         yield from parquet_clips(unit, column)
+
+
+def _sorted_out(inputs: Input | Sequence[Input]) -> tuple[list[str], dict[str, Any]]:
+    """The paths among ``inputs``, and the datasets by what their ids begin with.
+
+    The parts of a DatasetDict are called what they are in it. Raises InputError for anything else.
+    """
+    single = isinstance(inputs, (str, os.PathLike, Mapping)) or is_dataset(inputs)
+    paths: list[str] = []
+    datasets: dict[str, Any] = {}
+    for at, each in enumerate([inputs] if single else inputs):
+        if is_dataset(each):
+            datasets[f"dataset-{at}"] = each
+        elif isinstance(each, Mapping) and all(map(is_dataset, each.values())):
+            datasets |= {f"{name}-{at}" if at else str(name): part for name, part in each.items()}
+        elif isinstance(each, (str, os.PathLike)):
+            paths.append(os.fspath(each))
+        else:
+            raise InputError(
+                f"an input of type {type(each).__name__}; accepted: paths, and datasets that know "
+                "how many rows they have (an IterableDataset does not: write it to Parquet)"
+            )
+    return paths, datasets
 
 
 def expanded(paths: Sequence[Any]) -> Iterator[str]:

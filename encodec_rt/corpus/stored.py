@@ -15,7 +15,7 @@ from encodec_rt.bitstream.coding import coder_for
 from encodec_rt.bitstream.container_reader import CodeBlock, PacketReader, read_codes
 from encodec_rt.bitstream.ecdc import EcdcReader, read_header
 from encodec_rt.config import EncodecConfig
-from encodec_rt.corpus.rows import CodesInfo, Row
+from encodec_rt.corpus.rows import CodesInfo, StoredClip
 from encodec_rt.corpus.sinks import INFO_KEY, OWN_COLUMNS
 from encodec_rt.corpus.tables import open_parquet
 from encodec_rt.corpus.tars import samples
@@ -57,7 +57,7 @@ def info_of(path: Path) -> CodesInfo | None:
     return None
 
 
-def read_rows(path: Path, config: EncodecConfig | None = None) -> Iterator[Row]:
+def read_rows(path: Path, config: EncodecConfig | None = None) -> Iterator[StoredClip]:
     """The rows of a file of codes. Raises PacketError and InputError for what is none.
 
     ``config`` is the model's, which .ecdc needs.
@@ -73,14 +73,14 @@ def read_rows(path: Path, config: EncodecConfig | None = None) -> Iterator[Row]:
         raise InputError(f"{path}: codes are read from {', '.join(CODE_SUFFIXES)}")
 
 
-def row_from_parquet(batch: Any, index: int, *, meta: bool = True) -> Row:
+def row_from_parquet(batch: Any, index: int, *, meta: bool = True) -> StoredClip:
     """Row ``index`` of a record batch."""
     flat = batch.column("codes")[index].values.to_numpy(zero_copy_only=False)
     frames = batch.column("frames")[index].as_py()
     scales = batch.column("scales")[index].as_py() if "scales" in batch.schema.names else ()
     own = {name for name in batch.schema.names if name in OWN_COLUMNS} if meta else None
     rest = {} if own is None else _rest(batch, index, own)
-    return Row(
+    return StoredClip(
         batch.column("id")[index].as_py(),
         flat.astype(np.uint16).reshape(frames, batch.column("codebooks")[index].as_py()),
         batch.column("samples")[index].as_py(),
@@ -94,7 +94,7 @@ def _rest(batch: Any, index: int, own: set[str]) -> dict[str, object]:
     return {name: batch.column(name)[index].as_py() for name in names}
 
 
-def _parquet(path: Path) -> Iterator[Row]:
+def _parquet(path: Path) -> Iterator[StoredClip]:
     file = open_parquet(str(path))
     missing = [name for name in OWN_COLUMNS[:5] if name not in file.schema_arrow.names]
     if missing:
@@ -104,7 +104,7 @@ def _parquet(path: Path) -> Iterator[Row]:
             yield row_from_parquet(batch, index)
 
 
-def _tar(path: Path) -> Iterator[Row]:
+def _tar(path: Path) -> Iterator[StoredClip]:
     for sample in samples(str(path), others=("codes.npy",)):
         if "codes.npy" not in sample.others:
             continue
@@ -113,13 +113,13 @@ def _tar(path: Path) -> Iterator[Row]:
         yield _row(sample.key, codes, rest if isinstance(rest, dict) else {})
 
 
-def _npz(path: Path) -> Iterator[Row]:
+def _npz(path: Path) -> Iterator[StoredClip]:
     with _opened(path) as held:
         yield _row(path.stem, _as_codes(held["codes"], path), json.loads(str(held["json"])))
 
 
-def _npy(path: Path) -> Iterator[Row]:
-    yield Row(path.stem, _as_codes(_opened(path), path), None)
+def _npy(path: Path) -> Iterator[StoredClip]:
+    yield StoredClip(path.stem, _as_codes(_opened(path), path), None)
 
 
 def _opened(path: Path) -> Any:
@@ -129,11 +129,13 @@ def _opened(path: Path) -> Any:
         raise PacketError(f"{path} is not a file of arrays: {error}") from error
 
 
-def _row(key: str, codes: Codes, rest: dict[str, Any]) -> Row:
+def _row(key: str, codes: Codes, rest: dict[str, Any]) -> StoredClip:
     known = ("id", "samples", "sampling_rate", "scales", "encodec_rt")
     meta = {name: value for name, value in rest.items() if name not in known}
     samples_ = rest.get("samples")
-    return Row(str(rest.get("id", key)), codes, samples_, tuple(rest.get("scales", ())), meta)
+    return StoredClip(
+        str(rest.get("id", key)), codes, samples_, tuple(rest.get("scales", ())), meta
+    )
 
 
 def _as_codes(array: Any, path: Path) -> Codes:
@@ -145,16 +147,16 @@ def _as_codes(array: Any, path: Path) -> Codes:
     return codes
 
 
-def _ecdc(path: Path, config: EncodecConfig) -> Row:
+def _ecdc(path: Path, config: EncodecConfig) -> StoredClip:
     with path.open("rb") as file:
         header = read_header(file)
         blocks = list(EcdcReader(file, header, config))
     codes = np.concatenate([block.codes for block in blocks])
     scales = tuple(block.scale for block in blocks if block.scale is not None)
-    return Row(path.stem, codes, header.samples, scales)
+    return StoredClip(path.stem, codes, header.samples, scales)
 
 
-def _encodec(path: Path) -> Row:
+def _encodec(path: Path) -> StoredClip:
     with path.open("rb") as file:
         reader = PacketReader(file)
         head = reader.header
@@ -169,4 +171,4 @@ def _encodec(path: Path) -> Row:
         raise PacketError(f"{path} has no frames")
     scales = tuple(each.scale for each in blocks if each.scale is not None)
     codes = np.concatenate([each.codes for each in blocks])
-    return Row(name, codes, blocks[-1].end - head.pre_skip, scales)
+    return StoredClip(name, codes, blocks[-1].end - head.pre_skip, scales)

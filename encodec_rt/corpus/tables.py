@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from encodec_rt.corpus.clips import Clip
+from encodec_rt.corpus.clips import CorpusClip
 from encodec_rt.corpus.tars import refusing
 from encodec_rt.corpus.units import Unit
 from encodec_rt.errors import ConfigError, InputError
@@ -67,7 +67,7 @@ def row_groups(path: str) -> Iterator[tuple[int, int, int]]:
         first += rows
 
 
-def parquet_clips(unit: Unit, column: str | None) -> Iterator[Clip]:
+def parquet_clips(unit: Unit, column: str | None) -> Iterator[CorpusClip]:
     """The clips of a row group."""
     row = unit.first
     folder = os.path.dirname(unit.source)
@@ -79,10 +79,10 @@ def parquet_clips(unit: Unit, column: str | None) -> Iterator[Clip]:
             row += batch.num_rows
     except (pa.ArrowException, OSError, InputError) as error:
         reason = f"{unit.source} cannot be read from row {row} on: {error}"
-        yield Clip(f"{unit.label}/from row {row}", unit.source, refusing(reason))
+        yield CorpusClip(f"{unit.label}/from row {row}", unit.source, refusing(reason))
 
 
-def dataset_clips(unit: Unit, dataset: Any, column: str | None) -> Iterator[Clip]:
+def dataset_clips(unit: Unit, dataset: Any, column: str | None) -> Iterator[CorpusClip]:
     """The clips of some rows of a ``datasets`` object, without its decoder."""
     table = dataset.with_format("arrow")
     for first in range(unit.first, unit.first + unit.count, ROWS_AT_ONCE):
@@ -104,7 +104,7 @@ def dataset_column(dataset: Any, wanted: str | None) -> str:
     return audio_column(dataset.features.arrow_schema, wanted, "the dataset")
 
 
-def _clips(rows: Any, audio: str, label: str, first: int, folder: str) -> Iterator[Clip]:
+def _clips(rows: Any, audio: str, label: str, first: int, folder: str) -> Iterator[CorpusClip]:
     rest = rows.select([name for name in rows.schema.names if name != audio]).to_pylist()
     values = rows.column(audio)
     for offset in range(rows.num_rows):
@@ -112,7 +112,7 @@ def _clips(rows: Any, audio: str, label: str, first: int, folder: str) -> Iterat
         name = f"{label}/{first + offset:07d}"
         source = f"{label}, row {first + offset}" + (f" ({path})" if path else "")
         meta = rest[offset] if rest else {}
-        yield Clip(name, source, _opening(held, path, folder, source), meta=meta)
+        yield CorpusClip(name, source, _opening(held, path, folder, source), meta=meta)
 
 
 def _held(value: object) -> tuple[bytes | None, str | None]:

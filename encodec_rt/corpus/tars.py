@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 from typing import IO, BinaryIO, NoReturn, cast
 
-from encodec_rt.corpus.clips import Clip
+from encodec_rt.corpus.clips import CorpusClip
 from encodec_rt.corpus.lists import META
 from encodec_rt.corpus.units import Unit, as_id
 from encodec_rt.errors import InputError
@@ -26,7 +26,7 @@ TEXTS = (".json", ".txt", ".cls", ".text")
 """Members of a sample that become its metadata."""
 
 
-def tar_clips(unit: Unit) -> Iterator[Clip]:
+def tar_clips(unit: Unit) -> Iterator[CorpusClip]:
     """The audio of a tar in its order; the texts of its sample are its ``meta``, as JSON.
 
     A key that comes back after others, a name that leads out of the folder, and a tar that ends in
@@ -42,14 +42,14 @@ def tar_clips(unit: Unit) -> Iterator[Clip]:
                 source = f"{unit.source}, {name}"
                 if problem := _problem(sample.key, seen):
                     name = f"{unit.label}/sample {position}"
-                    yield Clip(name, source, refusing(f"{source}: {problem}"))
+                    yield CorpusClip(name, source, refusing(f"{source}: {problem}"))
                     continue
                 meta = {META: json.dumps(sample.meta, sort_keys=True)} if sample.meta else {}
-                yield Clip(f"{unit.label}/{name}", source, spool.open, meta=meta)
+                yield CorpusClip(f"{unit.label}/{name}", source, spool.open, meta=meta)
             seen.add(sample.key)
     except (tarfile.TarError, EOFError, OSError) as error:
         reason = f"{unit.source} cannot be read beyond sample {position}: {error}"
-        yield Clip(f"{unit.label}/after sample {position}", unit.source, refusing(reason))
+        yield CorpusClip(f"{unit.label}/after sample {position}", unit.source, refusing(reason))
 
 
 def refusing(reason: str) -> Callable[[], NoReturn]:
@@ -110,10 +110,10 @@ class Spool:
 
     def open(self) -> BinaryIO:
         """A reader with a position of its own."""
-        return cast("BinaryIO", _View(self))
+        return cast("BinaryIO", _SpoolView(self))
 
 
-class _View:
+class _SpoolView:
     def __init__(self, spool: Spool) -> None:
         self._spool, self._file, self._at = spool, spool.file, 0
 

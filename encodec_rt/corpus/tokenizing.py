@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from encodec_rt.corpus.clips import ChannelChoice
-from encodec_rt.corpus.job import Progress, Runner, begin, environment, keep_summary
+from encodec_rt.corpus.job import JobRunner, RunProgress, begin, environment, keep_summary
 from encodec_rt.corpus.manifest import OutputFolder
 from encodec_rt.corpus.rows import CodesInfo
 from encodec_rt.corpus.sinks import check_sink
@@ -21,7 +21,7 @@ from encodec_rt.streaming.codec import Codec
 
 
 def tokenize(
-    inputs: Sequence[Input],
+    inputs: Input | Sequence[Input],
     out: str | Path,
     *,
     codec: Codec | None = None,
@@ -36,19 +36,19 @@ def tokenize(
     verify: int = 0,
     jobs: int | None = None,
     ray: str | None = None,
-    on_progress: Callable[[Progress], None] = lambda _: None,
+    on_progress: Callable[[RunProgress], None] = lambda _: None,
     on_remark: Callable[[str], None] = lambda _: None,
 ) -> Summary:
     """Encode every clip of ``inputs`` into the folder ``out``, going on where a run was stopped.
 
     ``inputs`` are files, folders, globs, lists, tars, Parquet files and Hugging Face ``datasets``
     objects. ``codec`` is the embedded model's if none is given. ``verify`` clips are encoded again
-    and compared. ``jobs`` and ``ray`` are as in ``Runner``. What cannot be read is a row of
+    and compared. ``jobs`` and ``ray`` are as in ``JobRunner``. What cannot be read is a row of
     errors.parquet. Raises CodecError, and OSError where ``out`` cannot be written.
     """
     codec = codec or Codec.load("default")
     size = unit_size or UnitSize()
-    runner = Runner(jobs, ray, on_progress, on_remark)
+    runner = JobRunner(jobs, ray, on_progress, on_remark)
     settings = Settings(
         os.path.abspath(out), bandwidth_kbps, sink, channels, loudness_lufs, strict, audio_column
     )

@@ -11,7 +11,7 @@ import numpy as np
 
 from encodec_rt.corpus.clips import Feed, feeds
 from encodec_rt.corpus.manifest import OutputFolder
-from encodec_rt.corpus.rows import Row
+from encodec_rt.corpus.rows import StoredClip
 from encodec_rt.corpus.sinks import suffix_of
 from encodec_rt.corpus.sources import clips_of
 from encodec_rt.corpus.stored import read_rows
@@ -72,14 +72,14 @@ def _chosen(clips: list[int], count: int) -> dict[int, set[int]]:
 
 def _stored(
     folder: OutputFolder, settings: Settings, codec: Codec, unit: Unit, numbers: set[int]
-) -> dict[str, Row]:
+) -> dict[str, StoredClip]:
     """Some of the rows of a unit, by id."""
     suffix = suffix_of(settings.sink)
     shard = folder.data / f"{unit.name}{suffix}"
     if shard.exists():
-        rows: Iterator[Row] = read_rows(shard, codec.config)
+        rows: Iterator[StoredClip] = read_rows(shard, codec.config)
         return {row.id: row for number, row in enumerate(rows) if number in numbers}
-    found: dict[str, Row] = {}
+    found: dict[str, StoredClip] = {}
     number = 0
     for feed in _feeds(unit, settings, codec, {}):
         path = folder.data / f"{feed.id}{suffix}"
@@ -100,7 +100,7 @@ def _feeds(
             continue
 
 
-def _frames_that_differ(feed: Feed, row: Row, settings: Settings, codec: Codec) -> int:
+def _frames_that_differ(feed: Feed, row: StoredClip, settings: Settings, codec: Codec) -> int:
     try:
         blocks = encode_blocks(codec, feed, bandwidth_kbps=settings.bandwidth_kbps)
         codes = np.concatenate([block.codes for block in blocks])

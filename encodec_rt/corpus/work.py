@@ -10,7 +10,7 @@ from typing import Any
 
 from encodec_rt.corpus.clips import ChannelChoice, Feed, Treatment, feeds
 from encodec_rt.corpus.manifest import OutputFolder
-from encodec_rt.corpus.rows import CodesInfo, Row
+from encodec_rt.corpus.rows import CodesInfo, StoredClip
 from encodec_rt.corpus.sinks import SinkContext, UnitWriter, open_sink
 from encodec_rt.corpus.slots import Coded, clip_encoder
 from encodec_rt.corpus.sources import clips_of
@@ -150,7 +150,7 @@ class Tokenizer:
 def _put(writer: UnitWriter, feed: Feed, coded: Coded, tally: _Tally) -> None:
     meta = dict(feed.clip.meta)
     try:
-        writer.write(Row(feed.id, coded.codes, coded.samples, coded.scales, meta))
+        writer.write(StoredClip(feed.id, coded.codes, coded.samples, coded.scales, meta))
     except OSError as error:
         if error.errno in OUTPUT_FAULTS or len(feed.id.encode()) < 200:
             raise

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ from typer.testing import CliRunner
 
 from encodec_rt.cli import app
 from encodec_rt.cli.tokenize import line_of
-from encodec_rt.corpus.job import Progress
+from encodec_rt.corpus.job import RunProgress
 from encodec_rt.streaming.codec import Codec
 from tests.corpus.conftest import SECONDS
 
@@ -62,8 +64,30 @@ def test_errors_have_an_exit_status_of_their_own(
     assert "Traceback" not in done.output
 
 
+SCRIPT = """
+import sys
+from typer.testing import CliRunner
+from encodec_rt.cli import app
+sys.modules[sys.argv[1]] = None
+done = CliRunner().invoke(app, ["tokenize", *sys.argv[2:]])
+print(done.exit_code, done.output)
+"""
+
+
+@pytest.mark.parametrize(("package", "extra"), [("pyarrow", "corpus"), ("ray", "ray")])
+def test_a_missing_package_is_named_with_its_extra(
+    package: str, extra: str, clips: Path, tmp_path: Path
+) -> None:
+    arguments = [package, str(clips), "--out", str(tmp_path / "out"), "--ray", "local"]
+    said = subprocess.run(
+        [sys.executable, "-c", SCRIPT, *arguments], capture_output=True, text=True, check=True
+    ).stdout
+    assert said.startswith("2 ")
+    assert f"pip install 'encodec-rt[{extra}]'" in said
+
+
 def test_progress_says_hours_pace_and_what_is_left() -> None:
-    progress = Progress(10, 4, 24_000, seconds=7_200, errors=3)
+    progress = RunProgress(10, 4, 24_000, seconds=7_200, errors=3)
     assert "left" not in line_of(progress)
     progress.in_this_run = 4
     assert line_of(progress).startswith("4 of 10 shards, 2.000 h, ")

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -175,12 +176,13 @@ def test_other_weights_are_not_mixed_in(clips: Path, done: Path, codec: Codec) -
 
 
 def test_a_corpus_that_changed_is_named(codec: Codec, clips: Path, done: Path) -> None:
-    for change, said in (
+    changes: list[tuple[Callable[[], object], str | None]] = [
         (lambda: write_clip(clips / "speaker0/clip1b.flac", 0.1), "clip1b.flac was added"),
         (lambda: (clips / "speaker0/clip1b.flac").unlink(), None),
         (lambda: os.utime(clips / "speaker1/clip0.flac", ns=(1, 1)), "clip0.flac was changed"),
         (lambda: (clips / "speaker0/clip0.wav").unlink(), "speaker0/clip0.wav was taken away"),
-    ):
+    ]
+    for change, said in changes:
         change()
         if said is None:
             run([clips], done, codec)

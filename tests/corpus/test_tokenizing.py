@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from encodec_rt.audio import AudioReader
-from encodec_rt.corpus.rows import Row
+from encodec_rt.corpus.rows import StoredClip
 from encodec_rt.corpus.sources import UnitSize
 from encodec_rt.corpus.stored import code_files, info_of, read_rows
 from encodec_rt.corpus.summary import Summary
@@ -29,7 +29,7 @@ SINKS = ("parquet", "webdataset", "npz", "npy", "ecdc", "encodec")
 AUDIO = pa.struct([pa.field("bytes", pa.binary()), pa.field("path", pa.string())])
 
 
-def run(inputs: list[Any], out: Path, codec: Codec, **settings: Any) -> Summary:
+def run(inputs: Any, out: Path, codec: Codec, **settings: Any) -> Summary:
     size = settings.pop("unit_size", UnitSize(clips=3))
     kbps = settings.pop("bandwidth_kbps", codec.config.target_bandwidths[-1])
     return tokenize(
@@ -37,7 +37,7 @@ def run(inputs: list[Any], out: Path, codec: Codec, **settings: Any) -> Summary:
     )
 
 
-def rows_of(out: Path, codec: Codec) -> dict[str, Row]:
+def rows_of(out: Path, codec: Codec) -> dict[str, StoredClip]:
     rows = [row for path in code_files(out) for row in read_rows(path, codec.config)]
     found = {row.id: row for row in rows}
     assert len(found) == len(rows)
@@ -260,6 +260,10 @@ def test_a_dataset_of_hugging_face_is_read_without_its_decoder(
     run([dataset], tmp_path / "out", codec)
     rows = rows_of(tmp_path / "out", codec)
     assert [row.meta["text"] for row in rows.values()] == ["t5", "t2"]
+    run(datasets.DatasetDict(train=dataset), tmp_path / "dict", codec)
+    assert set(rows_of(tmp_path / "dict", codec)) == {"train/0000000", "train/0000001"}
+    with pytest.raises(InputError, match="IterableDataset does not"):
+        run([dataset.to_iterable_dataset()], tmp_path / "stream", codec)
     paths = sorted(clips.rglob("*.*"))
     assert np.array_equal(rows["dataset-0/0000000"].codes, codes_of(paths[5], codec))
 
