@@ -66,6 +66,9 @@ def serve(
         Path | None, typer.Option(help="JSON file with these options; flags have precedence.")
     ] = None,
     token_file: TokenOption = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Let six clients talk to a server, and end.")
+    ] = False,
 ) -> None:
     """Serve live sessions over WebSockets: audio to codes, codes to audio, or both.
 
@@ -82,6 +85,12 @@ def serve(
         import prometheus_client  # noqa: F401
 
         from encodec_rt.server.service import StreamServer  # noqa: F401
+    if demo:
+        from encodec_rt.cli import serve_demo
+
+        arguments = ["--model", options.model, "-b", f"{options.bandwidth:g}"]
+        serve_demo.demo(options.load(), options.bandwidth, arguments)
+        return
     sys.setswitchinterval(SWITCH_S)
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonLines())

@@ -19,6 +19,7 @@ from encodec_rt.server.limits import SessionLimits
 from encodec_rt.server.session_state import SessionState
 from encodec_rt.server.store import KEPT, SessionStore
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.streaming.weights import Start
 from encodec_rt.types import Audio
 from tests.support.models import random_model, tiny_config
 from tests.support.serving import all_of, audio_of, codes_of, push, said, serving, tiny_codec
@@ -55,7 +56,8 @@ class Process:
 def test_after_a_kill_every_session_goes_on_with_the_codes_of_an_undisturbed_stream(
     tmp_path: Path,
 ) -> None:
-    kbps, starts = (0.404, 0.808, 1.616), ("primed", "exact", "zero")
+    kbps = (0.404, 0.808, 1.616)
+    starts: tuple[Start, ...] = ("primed", "exact", "zero")
     codec = Codec(random_model(tiny_config(target_bandwidths=kbps)), backend="cpu")
     codec.model.save_pretrained(tmp_path / "model")
 
@@ -80,17 +82,19 @@ def test_after_a_kill_every_session_goes_on_with_the_codes_of_an_undisturbed_str
         async with AsyncExitStack() as stack:
             streams = [
                 await stack.enter_async_context(
-                    StreamClient(first.url, bandwidth_kbps=kbps[at], start=starts[at])  # type: ignore[arg-type]
+                    StreamClient(first.url, bandwidth_kbps=kbps[at], start=starts[at])
                 )
                 for at in range(3)
             ]
             jobs = [one(*each) for each in zip(streams, clips, heard, strict=True)]
-            *_, last = await asyncio.gather(*jobs, kill(first, heard))
+            killing = asyncio.create_task(kill(first, heard))
+            await asyncio.gather(*jobs)
+            last = await killing
         assert [stream.resumed for stream in streams] == [1, 1, 1]
         assert not any(stream.dropped or stream.errors for stream in streams)
         for at, clip in enumerate(clips):
-            options = {"bandwidth_kbps": kbps[at], "start": starts[at]}
-            encoder, decoder = codec.stream_encoder(**options), codec.stream_decoder(**options)  # type: ignore[arg-type]
+            encoder = codec.stream_encoder(kbps[at], start=starts[at])
+            decoder = codec.stream_decoder(kbps[at], start=starts[at])
             codes = codes_of(heard[at])
             assert np.array_equal(codes, np.concatenate([encoder.push(clip), encoder.flush()]))
             wanted = np.concatenate([decoder.push(codes), decoder.flush()])[: len(clip)]
