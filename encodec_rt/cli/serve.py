@@ -14,7 +14,7 @@ import typer
 
 from encodec_rt.cli.console import CodecOptions, say, with_groups
 from encodec_rt.cli.link_options import TokenOption
-from encodec_rt.errors import ConfigError
+from encodec_rt.errors import ConfigError, StateError
 from encodec_rt.extras import needed_for
 
 if TYPE_CHECKING:
@@ -170,7 +170,7 @@ async def _until(ending: asyncio.Event, server: StreamServer) -> None:
                 await asyncio.wait_for(ending.wait(), 1.0)
             except asyncio.TimeoutError:
                 if not server.is_alive:
-                    raise RuntimeError("the engine's thread has ended; see the log") from None
+                    raise StateError("the engine's thread has ended; see the log") from None
         await server.drain()
     except BaseException:
         await server.close()

@@ -39,12 +39,13 @@ class Talk:
 async def talk(url: str, audio: Audio, *, delay_s: float = 0.0, **options: Any) -> Talk:
     """Echo ``audio`` [n] frame by frame in real time; ``options`` are StreamClient's.
 
-    Nothing waits for the server: what it cannot take, it drops and says so.
+    Unless they say ``live=False`` nothing waits for the server: what it cannot take, it drops and
+    says so.
     """
     result = Talk()
     await asyncio.sleep(delay_s)
     try:
-        async with StreamClient(url, live=True, **options) as stream:
+        async with StreamClient(url, **{"live": True, **options}) as stream:
             await _converse(stream, audio, result)
             result.dropped = sum(each.count for each in stream.dropped)
             result.resumed = stream.resumed

@@ -396,10 +396,9 @@ class StreamClient:
             self.errors.append(f"{event['error']}: {event['message']}")
 
     def _pass_over(self, index: int) -> None:
-        """Frames that will not come are under way no more."""
-        for place in (self._next, self._seen):
-            for kind in place:
-                place[kind] = max(place[kind], index)
+        """Frames that will not come are under way no more; earlier ones may still come."""
+        for kind in self._seen:
+            self._seen[kind] = max(self._seen[kind], index)
         self._moved.set()
 
 

@@ -260,6 +260,29 @@ def test_what_comes_too_fast_is_dropped_oldest_first_and_reported(
     beside_a_neighbour(codec, tmp_path, misbehave)
 
 
+def test_a_client_that_does_not_wait_hears_of_every_frame_once_or_of_its_loss(
+    codec: Codec, tmp_path: Path
+) -> None:
+    async def run() -> None:
+        async with (
+            serving(codec, tmp_path) as (_, url),
+            StreamClient(url, bandwidth_kbps=KBPS, live=True) as stream,
+        ):
+            frames, _ = await asyncio.gather(
+                all_of(stream), push(stream, said(300, codec), codec.config.hop_length)
+            )
+            gone = {each.first + at for each in stream.dropped for at in range(each.count)}
+            for given in (
+                [frame.index for frame in frames if frame.codes is not None],
+                [frame.index for frame in frames if frame.audio is not None],
+            ):
+                assert given == sorted(set(given))
+                assert set(given) | gone == set(range(300))
+            assert gone
+
+    asyncio.run(run())
+
+
 def test_a_flood_of_messages_or_of_events_is_hung_up_on(codec: Codec, tmp_path: Path) -> None:
     limits = replace(QUICK, messages_per_s=200, message_burst=300)
 
