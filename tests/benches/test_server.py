@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from benches import server as bench
-from benches.record import Record
+from benches.record import Json, Record
 from encodec_rt.client.load import Talk
 from encodec_rt.streaming.codec import Codec
 
@@ -29,7 +29,7 @@ def test_a_talk_is_compared_with_a_stream_frame_by_frame(codec: Codec, tmp_path:
     assert bench.differing(codec, clip, bad) == 3
     lost = Talk(refused="the server refused the stream (503)")
     record = Record("server", folder=tmp_path)
-    case: dict[str, bench.Json] = {"what": "sessions", "sessions": 2}
+    case: dict[str, Json] = {"what": "sessions", "sessions": 2}
     bench.add(record, case, codec, [clip] * 3, [good, bad, lost])
     (added,) = record.cases
     assert added.values["refused"] == 1
