@@ -11,7 +11,7 @@ TRITON_36 := .venv-triton36
 CI_PACKAGES := libportaudio2 pulseaudio pulseaudio-utils libasound2-plugins opus-tools \
 	libspeexdsp1 iproute2 nodejs chromium oggz-tools vorbis-tools
 
-.PHONY: demo demo-link test coverage check aot wasm bench gpu gpu-kernels gpu-rehearsal ci-deps clean
+.PHONY: demo demo-link demo-server test coverage check aot wasm bench gpu gpu-kernels gpu-rehearsal ci-deps clean
 
 # Each installs what it needs and no more, unless all of it is there already.
 demo: $(or $(wildcard $(STAMP)),.venv/demo)
@@ -20,6 +20,10 @@ demo: $(or $(wildcard $(STAMP)),.venv/demo)
 # Both ends of a call on this machine, with a bad network between them.
 demo-link: $(or $(wildcard $(STAMP)),.venv/demo-link)
 	$(BIN)/encodec-rt link demo
+
+# A server, and six clients that talk to it at once.
+demo-server: $(or $(wildcard $(STAMP)),.venv/demo-server)
+	$(BIN)/encodec-rt serve --demo
 
 # What CI runs, together with `aot`.
 test: check
@@ -83,7 +87,8 @@ gpu-rehearsal:
 
 .venv/demo: EXTRAS := files,plots
 .venv/demo-link: EXTRAS := files,plots,link
-.venv/demo .venv/demo-link: .venv/torch pyproject.toml
+.venv/demo-server: EXTRAS := server
+.venv/demo .venv/demo-link .venv/demo-server: .venv/torch pyproject.toml
 	@$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[$(EXTRAS)]'
 	@touch $@
 

@@ -68,7 +68,7 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
     ),
     "live": ({"mouth_to_ear", "recording"}, {"loop"}, {"duplex"}),
     "netsim": ({"impairment"}, {"netns", "simulate", "transport"}),
-    "client": ({"sent"}, {"stream"}),
+    "client": ({"flow", "opening", "sent"}, {"stream"}, {"load"}),
     "server": (
         {"access", "capacity", "limits", "metrics", "protocol", "queues"},
         {"slot_stream"},

@@ -14,7 +14,7 @@ import typer
 
 from encodec_rt.cli.console import CodecOptions, say, with_groups
 from encodec_rt.cli.link_options import TokenOption
-from encodec_rt.errors import ConfigError
+from encodec_rt.errors import ConfigError, StateError
 from encodec_rt.extras import needed_for
 
 if TYPE_CHECKING:
@@ -66,6 +66,9 @@ def serve(
         Path | None, typer.Option(help="JSON file with these options; flags have precedence.")
     ] = None,
     token_file: TokenOption = None,
+    demo: Annotated[
+        bool, typer.Option("--demo", help="Let six clients talk to a server, and end.")
+    ] = False,
 ) -> None:
     """Serve live sessions over WebSockets: audio to codes, codes to audio, or both.
 
@@ -82,6 +85,12 @@ def serve(
         import prometheus_client  # noqa: F401
 
         from encodec_rt.server.service import StreamServer  # noqa: F401
+    if demo:
+        from encodec_rt.cli import serve_demo
+
+        arguments = ["--model", options.model, "-b", f"{options.bandwidth:g}"]
+        serve_demo.demo(options.load(), options.bandwidth, arguments)
+        return
     sys.setswitchinterval(SWITCH_S)
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonLines())
@@ -161,7 +170,7 @@ async def _until(ending: asyncio.Event, server: StreamServer) -> None:
                 await asyncio.wait_for(ending.wait(), 1.0)
             except asyncio.TimeoutError:
                 if not server.is_alive:
-                    raise RuntimeError("the engine's thread has ended; see the log") from None
+                    raise StateError("the engine's thread has ended; see the log") from None
         await server.drain()
     except BaseException:
         await server.close()

@@ -15,19 +15,27 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import aiohttp
 import numpy as np
 
 from encodec_rt.bitstream.packet import Packet, encode_packet, parse_packet
+from encodec_rt.client.flow import Flow
+from encodec_rt.client.opening import (
+    FINAL,
+    NOTHING_KEPT,
+    Dropped,
+    Refused,
+    ServedFrame,
+    open_socket,
+)
 from encodec_rt.client.sent import SentAudio, SentCodes
 from encodec_rt.errors import InputError, LinkError, PacketError, StateError
 from encodec_rt.pcm import to_int16
 from encodec_rt.server.protocol import (
     MAX_INDEX,
-    MAX_MESSAGE_BYTES,
     RESUME,
     STREAM_PATH,
     SUBPROTOCOL,
@@ -48,27 +56,6 @@ WINDOW_FRAMES = 6
 KEEP_ALIVE_S = 3.0
 _ENDS = {aiohttp.WSCloseCode.OK, *(code for code in CloseCode if code != CloseCode.SLOW)}
 """Why a server closes a stream that is not to be resumed, before its end was heard of."""
-_NOTHING_KEPT = 409
-_FINAL = {400, 401, 403, 404, _NOTHING_KEPT}
-"""Answers that no further try changes."""
-
-
-@dataclass(frozen=True, eq=False)
-class ServedFrame:
-    """What came of a frame: codes uint16 [Q], or audio float32 [n] or [channels, n]."""
-
-    index: int
-    codes: Codes | None = None
-    audio: Audio | None = None
-
-
-@dataclass(frozen=True)
-class Dropped:
-    """Frames that are gone, because the server or its client was too slow."""
-
-    where: Literal["in", "out"]
-    first: int
-    count: int
 
 
 class StreamClient:
@@ -109,9 +96,7 @@ class StreamClient:
         self._task: asyncio.Task[None] | None = None
         self._pcm = SentAudio()
         self._codes = SentCodes()
-        # What was handed on; and on this connection, what was sent and what came.
-        self._next = {Kind.CODES: 0, Kind.PCM: 0}
-        self._sent, self._seen = dict(self._next), dict(self._next)
+        self._flow = Flow(self.request)
         self._connected = asyncio.Event()
         self._repeating: asyncio.Task[None] | None = None
         self._finishing = False
@@ -189,7 +174,7 @@ class StreamClient:
         """Wait until there is a connection, and not too much under way on it."""
         while not self._ended:
             await self._connected.wait()
-            if self._live or self._under_way() < WINDOW_FRAMES:
+            if self._live or self._flow.under_way < WINDOW_FRAMES:
                 return
             await self._next_move()
 
@@ -197,23 +182,8 @@ class StreamClient:
         self._moved.clear()
         await self._moved.wait()
 
-    def _under_way(self) -> int:
-        """Frames sent on this connection of which nothing came yet, beyond what a start needs."""
-        exact, welcome = self.request.start == "exact", self.welcome
-        encoder = welcome["encoder_start_frames"] - 1 if exact else 0
-        decoder = welcome["decoder_start_frames"] - 1 if exact else 0
-        pcm, codes = (self._sent[kind] for kind in (Kind.PCM, Kind.CODES))
-        counts = [0]
-        if self.request.encodes:
-            counts.append(pcm - self._seen[Kind.CODES] - encoder)
-        if self.request.decodes:
-            counts.append(codes - self._seen[Kind.PCM] - decoder)
-        if self.request.mode == "echo":
-            counts.append(pcm - self._seen[Kind.PCM] - encoder - decoder)
-        return max(counts)
-
     async def _send(self, kind: Kind, index: int, payload: bytes) -> None:
-        self._sent[kind] = index + 1
+        self._flow.sent(kind, index)
         # What cannot be sent now is sent when the stream is resumed.
         if self._socket is not None:
             try:
@@ -240,10 +210,9 @@ class StreamClient:
             try:
                 await self._connect_once()
                 return
-            except _Final:
-                raise
-            except LinkError:
-                if loop.time() + wait_s > until_s:
+            except LinkError as error:
+                final = isinstance(error, Refused) and error.status in FINAL
+                if final or loop.time() + wait_s > until_s:
                     raise
             await asyncio.sleep(wait_s)
             wait_s = min(2.0, 1.5 * wait_s)
@@ -251,42 +220,26 @@ class StreamClient:
     async def _connect_once(self) -> None:
         assert self._session is not None, "the client was entered"
         token = self.welcome.get("resume")
-        wanted = replace(self.request, frame=self._next[Kind.CODES], decoded=self._next[Kind.PCM])
-        protocols = [SUBPROTOCOL]
+        wanted, protocols = self.request, [SUBPROTOCOL]
         protocols += [TICKET + self._ticket] if self._ticket is not None else []
-        protocols += [RESUME + token] if token is not None else []
+        if token is not None:
+            codes, pcm = self._flow.next[Kind.CODES], self._flow.next[Kind.PCM]
+            wanted = replace(wanted, frame=codes, decoded=pcm)
+            protocols.append(RESUME + token)
         try:
-            socket = await self._session.ws_connect(
-                self._url,
-                params=wanted.to_query() if token is not None else self.request.to_query(),
-                protocols=protocols,
-                headers=self._headers,
-                ssl=self._ssl if self._ssl is not None else True,
-                # A reply that comes too late would hide why the server closed.
-                autoclose=False,
-                max_msg_size=2 * MAX_MESSAGE_BYTES,
-                timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
+            opened = await open_socket(
+                self._session, self._url, wanted, protocols, self._headers, self._ssl
             )
-            first = await asyncio.wait_for(socket.receive(), 10.0)
-        except aiohttp.WSServerHandshakeError as error:
-            refused = f"the server refused the stream ({error.status})"
-            if error.status == _NOTHING_KEPT and token is not None and self._has_all():
+        except Refused as error:
+            if error.status == NOTHING_KEPT and token is not None and self._has_all():
                 # It went before it kept anything: the same from the start.
                 del self.welcome["resume"]
-                raise LinkError(refused) from error
-            if error.status in _FINAL:
-                raise _Final(refused) from error
-            raise LinkError(refused) from error
-        except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
-            raise LinkError(f"{self._url} cannot be reached: {error}") from error
-        if first.type != aiohttp.WSMsgType.TEXT:
-            raise LinkError(f"{self._url} closed the stream at once")
-        self.welcome = parse_event(first.data)
-        self._socket = socket
+                raise LinkError(str(error)) from error
+            raise
+        self._socket, self.welcome = opened
         self._pcm.frame_samples = self._whole("hop") * self._whole("channels")
-        frame, decoded = self._whole("frame"), self._whole("decoded")
-        self._seen = {Kind.CODES: frame, Kind.PCM: decoded}
-        self._sent = {Kind.PCM: frame, Kind.CODES: decoded}
+        names = ("frame", "decoded", "encoder_start_frames", "decoder_start_frames")
+        self._flow.begin(*map(self._whole, names))
 
     def _whole(self, name: str) -> int:
         """A number of the welcome. Raises PacketError."""
@@ -312,7 +265,7 @@ class StreamClient:
             await self._send_event("CloseStream")
 
     async def _room_again(self) -> None:
-        while self._under_way() >= WINDOW_FRAMES:
+        while self._flow.under_way >= WINDOW_FRAMES:
             await self._next_move()
 
     async def _run(self) -> None:
@@ -368,11 +321,9 @@ class StreamClient:
             samples = np.frombuffer(payload, "<i2").astype(np.float32) / 32768.0
             # A message of several frames, as at an exact start, counts as all of them.
             frames = -(-len(samples) // self._pcm.frame_samples)
-        self._seen[kind] = max(self._seen[kind], index + frames)
         self._moved.set()
-        if index < self._next[kind]:
+        if not self._flow.came(kind, index, frames):
             return
-        self._next[kind] = index + frames
         if samples is None:
             packet = parse_packet(payload, bits=self.welcome["bits"])
             self._received.put_nowait(ServedFrame(index, codes=packet.codes[0]))
@@ -387,21 +338,11 @@ class StreamClient:
             self._codes.forget(event["decoded"])
         elif event["type"] == "Dropped":
             self.dropped.append(Dropped(event["where"], event["first"], event["count"]))
-            self._pass_over(event["first"] + event["count"])
+            self._flow.pass_over(event["first"] + event["count"])
+            self._moved.set()
         elif event["type"] == "Finalized":
             self._finalized += 1
             both = self.request.mode == "duplex"
             self._ended = self._ended or (self._finishing and self._finalized > both)
         elif event["type"] == "Error":
             self.errors.append(f"{event['error']}: {event['message']}")
-
-    def _pass_over(self, index: int) -> None:
-        """Frames that will not come are under way no more."""
-        for place in (self._next, self._seen):
-            for kind in place:
-                place[kind] = max(place[kind], index)
-        self._moved.set()
-
-
-class _Final(LinkError):
-    """A refusal that no further try changes."""

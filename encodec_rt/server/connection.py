@@ -71,6 +71,8 @@ class Connection:
         self._ends_pending = 0
         self._closing = self._hanging_up = False
         self._hung_up = asyncio.Event()
+        self.ended = asyncio.Event()
+        """Set when its slot is free and its state is kept."""
         self._messages = TokenBucket(limits.messages_per_s, limits.message_burst)
         self._texts = TokenBucket(limits.events_per_s, limits.event_burst)
         self._errors = TokenBucket(limits.errors_per_s, limits.error_burst)

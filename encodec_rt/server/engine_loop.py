@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 
 import torch
 
+from encodec_rt.errors import StateError
 from encodec_rt.server.metrics import Metrics
 from encodec_rt.server.session_state import SessionState
 from encodec_rt.server.slot_stream import Output, SlotStream
@@ -46,7 +47,8 @@ class EngineLoop:
         self._apart = ThreadPoolExecutor(1, thread_name_prefix="encodec-rt-edges")
         self._stepper = Stepper(engine, self._do_apart)
         self._streams: dict[int, SlotStream] = {}
-        self._stopping = False
+        self._waiting: dict[Future[Any], None] = {}
+        self._stopping = self._ended = False
         self._moved_s = time.monotonic()
         self._thread = threading.Thread(target=self._run, name="encodec-rt-engine", daemon=True)
 
@@ -87,8 +89,19 @@ class EngineLoop:
                 done.set_exception(error)
             return []
 
+        self._waiting[done] = None
+        done.add_done_callback(lambda each: self._waiting.pop(each, None))
         self._post(command)
+        if self._ended:
+            self._give_up()
         return done
+
+    def _give_up(self) -> None:
+        """Nobody waits for a thread that has ended."""
+        self._ended = True
+        for done in list(self._waiting):
+            if done.set_running_or_notify_cancel():
+                done.set_exception(StateError("the engine has ended; begin again elsewhere"))
 
     def add(self, make: Callable[[Engine], SlotStream]) -> Future[SlotStream]:
         """Make a session and step it from now on."""
@@ -120,6 +133,12 @@ class EngineLoop:
         future.add_done_callback(lambda each: self._post(lambda: done(each.result())))
 
     def _run(self) -> None:
+        try:
+            self._loop()
+        finally:
+            self._give_up()
+
+    def _loop(self) -> None:
         torch.set_num_threads(1)
         saved_s = time.monotonic()
         idle = True

@@ -153,9 +153,10 @@ class StreamServer:
         if token is not None:
             await self.sessions.supersede(token)
         # A slot is taken before anything is answered, or awaited: two cannot have the same.
-        slot = None if self.is_draining else self.sessions.reserve()
+        closed = self.is_draining or not self.is_alive
+        slot = None if closed else self.sessions.reserve()
         if slot is None:
-            self._refuse("draining" if self.is_draining else "full")
+            self._refuse("draining" if closed else "full")
             raise web.HTTPServiceUnavailable(headers={"Retry-After": "2"})
         try:
             return await self._serve(request, wanted, slot, token)

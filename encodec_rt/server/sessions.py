@@ -210,13 +210,18 @@ class Sessions:
             "session %d ended with %s after %.1f s", connection.key, connection.code,
             now_s - connection.opened_s,
         )  # fmt: skip
-        state = await asyncio.wrap_future(self.engine_loop.remove(connection.key))
+        try:
+            state = await asyncio.wrap_future(self.engine_loop.remove(connection.key))
+        except StateError:
+            # The engine has died; what was kept before is what there is.
+            state = None
         ended = connection.code == WSCloseCode.OK
         if ended:
             self._writer.submit(self._store.forget, connection.token)
         elif state is not None:
             future = self._writer.submit(self._store.save, connection.token, state)
             await asyncio.wrap_future(future)
+        connection.ended.set()
 
     async def supersede(self, token: str) -> None:
         """Close a session that is still open and whose client has come back."""
@@ -224,8 +229,9 @@ class Sessions:
             if secrets.compare_digest(connection.token.encode(), token.encode()):
                 connection.code = CloseCode.SUPERSEDED
                 await connection.close(CloseCode.SUPERSEDED, "resumed by another connection")
-                while connection.slot not in self._free:
-                    await asyncio.sleep(0.001)
+                await connection.ended.wait()
+                # Its slot is given back as its handler returns.
+                await asyncio.sleep(0)
 
     def _hand_over(self, outputs: list[Output]) -> None:
         """Called on the engine's thread."""

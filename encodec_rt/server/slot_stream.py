@@ -17,6 +17,7 @@ from encodec_rt.server.protocol import Kind, StreamRequest, pack_message
 from encodec_rt.server.queues import FrameQueue
 from encodec_rt.streaming.arrays import to_audio
 from encodec_rt.streaming.engine import Engine
+from encodec_rt.streaming.engine_work import ABSENT
 from encodec_rt.streaming.slot_snapshot import SlotSnapshot
 from encodec_rt.streaming.snapshot import Origin, Snapshot
 from encodec_rt.types import Audio, Codes
@@ -167,6 +168,12 @@ class SlotStream:
     def is_quiet(self) -> bool:
         """Whether nothing is between the slot and the queues, so that a snapshot holds all."""
         return not (self.to_echo or self.encoding_apart or self.decoding_apart)
+
+    def own(self, codes: Tensor) -> Tensor:
+        """Codes [frames, Q] without those beyond the session's bandwidth, which are absent: -1."""
+        codes = codes.clone()
+        codes[:, self.books :] = ABSENT
+        return codes
 
     def codes_out(self, index: int, codes: Codes, arrived_s: float | None) -> Output:
         """One frame of codes [Q] as a message."""

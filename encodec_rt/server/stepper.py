@@ -155,7 +155,8 @@ class Stepper:
         return outputs
 
     def _begin_pcm(self, stream: SlotStream, frames: list[WaitingFrame]) -> None:
-        pcm, edges = self._pcm(frames), self._engine.edges
+        pcm = self._floats(np.concatenate([frame.content for frame in frames], axis=1))
+        edges = self._engine.edges
         stream.encoding_apart = True
 
         def begun(result: tuple[Tensor, Tensor]) -> list[Output]:
@@ -186,7 +187,7 @@ class Stepper:
     def _begin_decoder(
         self, stream: SlotStream, index: int, codes: Tensor, arrived_s: float
     ) -> None:
-        edges, codes = self._engine.edges, _absent_beyond(codes, stream.books)
+        edges, codes = self._engine.edges, stream.own(codes)
         stream.decoding_apart = True
 
         def begun(result: tuple[Tensor, Tensor]) -> list[Output]:
@@ -226,7 +227,7 @@ class Stepper:
             if not echoes or not (len(ending) or progress.decoder_begun):
                 return codes, None
             row = decoder if progress.decoder_begun else None
-            return codes, edges.finish_decoder(row, _absent_beyond(ending, stream.books))
+            return codes, edges.finish_decoder(row, stream.own(ending))
 
         def finished(result: tuple[Tensor, Tensor | None]) -> list[Output]:
             codes, audio = result
@@ -286,9 +287,6 @@ class Stepper:
             codes[: len(frame.content)] = torch.from_numpy(frame.content.astype(np.int64))
         return codes
 
-    def _pcm(self, frames: list[WaitingFrame]) -> Tensor:
-        return self._floats(np.concatenate([frame.content for frame in frames], axis=1))
-
     def _floats(self, samples: Any) -> Tensor:
         """[channels, n] int16 -> float32 [n] or [channels, n]."""
         pcm = torch.from_numpy(samples.astype(np.float32) / 32768.0)
@@ -299,9 +297,3 @@ def _joined(frames: list[WaitingFrame]) -> Any:
     contents: list[Any] = [frame.content for frame in frames]
     joined = contents[0] if len(contents) == 1 else np.concatenate(contents, axis=1)
     return joined.astype(np.float32) / 32768.0
-
-
-def _absent_beyond(codes: Tensor, books: int) -> Tensor:
-    codes = codes.clone()
-    codes[:, books:] = -1
-    return codes

@@ -24,7 +24,7 @@ from encodec_rt.streaming.engine_work import (
 )
 from encodec_rt.streaming.runner import Runner
 from encodec_rt.streaming.slot_snapshot import SlotOrigin, SlotSnapshot, layout_sha256
-from encodec_rt.streaming.slot_steps import GatheredSteps, MaskedSteps, SlotSteps
+from encodec_rt.streaming.slot_steps import slot_steps
 from encodec_rt.streaming.state import StreamState
 from encodec_rt.streaming.weights import CodecWeights, Start
 
@@ -58,8 +58,8 @@ class SlotEngine:
         self._encoder = Runner(weights.encoder, slots, weights.device)
         self._decoder = Runner(weights.decoder, slots, weights.device)
         self._steps = {
-            "encode": self._slot_steps(self._encoder),
-            "decode": self._slot_steps(self._decoder),
+            "encode": slot_steps(self._encoder, slots, graph, gather),
+            "decode": slot_steps(self._decoder, slots, graph, gather),
         }
         self._layout = layout_sha256(weights.encoder.plan, weights.decoder.plan)
         self._books = [self.codebooks] * slots
@@ -275,11 +275,6 @@ class SlotEngine:
     def _origin(self, slot: int, books: int) -> SlotOrigin:
         start = self._starts[self.check_slot(slot)]
         return SlotOrigin(self.model.sha256, self._layout, start, books)
-
-    def _slot_steps(self, runner: Runner) -> SlotSteps:
-        if self.gather:
-            return GatheredSteps(runner.net, runner.now, self.graph)
-        return MaskedSteps(runner, self.slots, self.graph)
 
     def _step(
         self,

@@ -125,6 +125,13 @@ class GatheredSteps:
         return self._made[key, size]
 
 
+def slot_steps(runner: Runner, slots: int, graph: bool | None, gather: bool) -> SlotSteps:
+    """How the slots of ``runner`` are moved."""
+    if gather:
+        return GatheredSteps(runner.net, runner.now, graph)
+    return MaskedSteps(runner, slots, graph)
+
+
 class SomeStep:
     """A ``Step`` of all slots of which only those that are active are computed."""
 

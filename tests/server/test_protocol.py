@@ -78,7 +78,7 @@ def test_samples_in_pieces_are_framed_and_numbered() -> None:
     samples = np.arange(11, dtype="<i2")
     frames = [each for size in samples for each in framer.push(size.tobytes(), 0.0)]
     assert [each.index for each in frames] == [0, 1]
-    joined = np.concatenate([each.content for each in frames], axis=1)  # type: ignore[misc]
+    joined = np.concatenate([each.content for each in frames], axis=1)
     end = framer.finish()
     assert np.array_equal(np.concatenate([joined, end.rest], axis=1)[0], samples)
     assert (end.index, framer.index) == (2, 3)

@@ -9,19 +9,33 @@ import subprocess
 import sys
 from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 
 from encodec_rt.client import ServedFrame, StreamClient
 from encodec_rt.errors import LinkError
+from encodec_rt.link import credentials
 from encodec_rt.server.limits import SessionLimits
+from encodec_rt.server.service import ServerOptions, StreamServer
 from encodec_rt.server.session_state import SessionState
 from encodec_rt.server.store import KEPT, SessionStore
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.streaming.weights import Start
 from encodec_rt.types import Audio
 from tests.support.models import random_model, tiny_config
-from tests.support.serving import all_of, audio_of, codes_of, push, said, serving, tiny_codec
+from tests.support.serving import (
+    QUICK,
+    all_of,
+    audio_of,
+    codes_of,
+    push,
+    said,
+    serving,
+    tiny_codec,
+)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +69,8 @@ class Process:
 def test_after_a_kill_every_session_goes_on_with_the_codes_of_an_undisturbed_stream(
     tmp_path: Path,
 ) -> None:
-    kbps, starts = (0.404, 0.808, 1.616), ("primed", "exact", "zero")
+    kbps = (0.404, 0.808, 1.616)
+    starts: tuple[Start, ...] = ("primed", "exact", "zero")
     codec = Codec(random_model(tiny_config(target_bandwidths=kbps)), backend="cpu")
     codec.model.save_pretrained(tmp_path / "model")
 
@@ -80,17 +95,19 @@ def test_after_a_kill_every_session_goes_on_with_the_codes_of_an_undisturbed_str
         async with AsyncExitStack() as stack:
             streams = [
                 await stack.enter_async_context(
-                    StreamClient(first.url, bandwidth_kbps=kbps[at], start=starts[at])  # type: ignore[arg-type]
+                    StreamClient(first.url, bandwidth_kbps=kbps[at], start=starts[at])
                 )
                 for at in range(3)
             ]
             jobs = [one(*each) for each in zip(streams, clips, heard, strict=True)]
-            *_, last = await asyncio.gather(*jobs, kill(first, heard))
+            killing = asyncio.create_task(kill(first, heard))
+            await asyncio.gather(*jobs)
+            last = await killing
         assert [stream.resumed for stream in streams] == [1, 1, 1]
         assert not any(stream.dropped or stream.errors for stream in streams)
         for at, clip in enumerate(clips):
-            options = {"bandwidth_kbps": kbps[at], "start": starts[at]}
-            encoder, decoder = codec.stream_encoder(**options), codec.stream_decoder(**options)  # type: ignore[arg-type]
+            encoder = codec.stream_encoder(kbps[at], start=starts[at])
+            decoder = codec.stream_decoder(kbps[at], start=starts[at])
             codes = codes_of(heard[at])
             assert np.array_equal(codes, np.concatenate([encoder.push(clip), encoder.flush()]))
             wanted = np.concatenate([decoder.push(codes), decoder.flush()])[: len(clip)]
@@ -216,6 +233,53 @@ def test_a_session_nobody_knows_or_of_another_kind_is_not_resumed(
                     with pytest.raises(LinkError, match="409"):
                         await all_of(stream)
             assert b'refused_total{reason="resume"} 2.0' in server.metrics.text()
+
+    asyncio.run(run())
+
+
+def test_an_engine_that_dies_ends_its_sessions_and_takes_no_more(
+    codec: Codec, tmp_path: Path
+) -> None:
+    async def run() -> None:
+        async with (
+            serving(codec, tmp_path) as (server, url),
+            StreamClient(url, bandwidth_kbps=0.404, retry_s=0.0) as stream,
+        ):
+            await asyncio.to_thread(server.sessions.engine_loop.stop)
+            assert not server.is_alive
+            with pytest.raises(LinkError, match="503"):
+                async with StreamClient(url, bandwidth_kbps=0.404, retry_s=0.0):
+                    pass
+            await server.close()
+            assert server.sessions.count == 0
+            with pytest.raises(LinkError):
+                await all_of(stream)
+
+    asyncio.run(run())
+
+
+def test_over_tls_a_client_pins_the_certificate(codec: Codec, tmp_path: Path) -> None:
+    token = "a-token-that-nobody-will-ever-guess-1234"
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    credentials.make_certificate(certificate, key, ["127.0.0.1"])
+    digest = credentials.parse_fingerprint(credentials.read_fingerprint(certificate))
+
+    async def run() -> None:
+        options = ServerOptions(token, limits=QUICK)
+        server = StreamServer(codec, 1, 0.404, SessionStore(tmp_path / "state"), options)
+        port = await server.start("127.0.0.1", 0, credentials.server_context(certificate, key))
+        try:
+            url = f"https://127.0.0.1:{port}"
+            pin = aiohttp.Fingerprint(digest)
+            again: dict[str, Any] = {"bandwidth_kbps": 0.404, "token": token, "retry_s": 0.0}
+            async with StreamClient(url, context=pin, **again) as stream:
+                frames, _ = await asyncio.gather(all_of(stream), push(stream, said(9, codec), 7))
+                assert len(codes_of(frames)) == 9
+            with pytest.raises(LinkError, match="cannot be reached"):
+                async with StreamClient(url, **again):
+                    pass
+        finally:
+            await server.close()
 
     asyncio.run(run())
 

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Coroutine
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from encodec_rt.client import StreamClient
+from encodec_rt.client import ServedFrame, StreamClient
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.streaming.weights import Start
+from encodec_rt.types import Audio
 from tests.support.serving import all_of, audio_of, codes_of, push, said, serving, tiny_codec
-
-NO_LIMIT_M = pytest.mark.timeout(60)
 
 
 @pytest.fixture(scope="module")
@@ -20,29 +22,32 @@ def codec() -> Codec:
     return tiny_codec()
 
 
-async def through(url: str, codec: Codec, audio: object, piece: int, **options: object):  # type: ignore[no-untyped-def]
-    async with StreamClient(url, **options) as stream:  # type: ignore[arg-type]
-        frames, _ = await asyncio.gather(all_of(stream), push(stream, audio, piece))  # type: ignore[arg-type]
+async def through(url: str, audio: Audio, piece: int, **options: Any) -> list[ServedFrame]:
+    """What comes of ``audio`` that is sent in pieces."""
+    async with StreamClient(url, **options) as stream:
+        frames, _ = await asyncio.gather(all_of(stream), push(stream, audio, piece))
         assert not stream.dropped
         assert not stream.errors
         return frames
 
 
 @pytest.mark.parametrize("start", ["primed", "exact", "zero"])
-def test_ragged_pushes_give_the_codes_of_a_stream(codec: Codec, tmp_path: Path, start: str) -> None:
+def test_ragged_pushes_give_the_codes_of_a_stream(
+    codec: Codec, tmp_path: Path, start: Start
+) -> None:
     kbps = codec.config.target_bandwidths
 
     async def run() -> None:
         async with serving(codec, tmp_path) as (_, url):
             clips = [said(40 + 0.3 * at, codec, at) for at in range(4)]
-            plans = zip(clips, (3, 8, 21, 64), (kbps[0], kbps[1], kbps[2], kbps[2]), strict=True)
+            chosen = (kbps[0], kbps[1], kbps[2], kbps[2])
             jobs = [
-                through(url, codec, clip, piece, mode="encode", bandwidth_kbps=each, start=start)
-                for clip, piece, each in plans
+                through(url, clip, piece, mode="encode", bandwidth_kbps=each, start=start)
+                for clip, piece, each in zip(clips, (3, 8, 21, 64), chosen, strict=True)
             ]
-            plans = zip(clips, await asyncio.gather(*jobs), (0, 1, 2, 2), strict=True)
-            for clip, frames, at in plans:
-                stream = codec.stream_encoder(kbps[at], start=start)  # type: ignore[arg-type]
+            given = await asyncio.gather(*jobs)
+            for clip, frames, each in zip(clips, given, chosen, strict=True):
+                stream = codec.stream_encoder(each, start=start)
                 wanted = np.concatenate([stream.push(clip), stream.flush()])
                 assert np.array_equal(codes_of(frames), wanted)
 
@@ -52,7 +57,7 @@ def test_ragged_pushes_give_the_codes_of_a_stream(codec: Codec, tmp_path: Path, 
 @pytest.mark.parametrize("start", ["primed", "exact"])
 @pytest.mark.parametrize("changes", [{}, {"trim_right_ratio": 0.4}, {"audio_channels": 2}])
 def test_an_echo_gives_the_audio_of_its_codes(
-    tmp_path: Path, start: str, changes: dict[str, object]
+    tmp_path: Path, start: Start, changes: dict[str, object]
 ) -> None:
     codec = tiny_codec(**changes)
     kbps, channels = codec.config.target_bandwidths[1], codec.config.audio_channels
@@ -63,9 +68,9 @@ def test_an_echo_gives_the_audio_of_its_codes(
                 clip = said(length, codec)
                 if channels == 2:
                     clip = np.stack([clip, clip[::-1]])
-                frames = await through(url, codec, clip, 13, bandwidth_kbps=kbps, start=start)
-                encoder = codec.stream_encoder(kbps, start=start)  # type: ignore[arg-type]
-                decoder = codec.stream_decoder(kbps, start=start)  # type: ignore[arg-type]
+                frames = await through(url, clip, 13, bandwidth_kbps=kbps, start=start)
+                encoder = codec.stream_encoder(kbps, start=start)
+                decoder = codec.stream_decoder(kbps, start=start)
                 codes = np.concatenate([encoder.push(clip), encoder.flush()])
                 parts = [decoder.push(codes), decoder.flush(clip.shape[-1])]
                 wanted = np.concatenate(parts, axis=-1)[..., : clip.shape[-1]]
@@ -79,7 +84,7 @@ def test_an_echo_gives_the_audio_of_its_codes(
 
 @pytest.mark.parametrize("start", ["primed", "exact"])
 def test_a_vocoder_gives_the_audio_of_codes_and_conceals_what_is_lost(
-    codec: Codec, tmp_path: Path, start: str
+    codec: Codec, tmp_path: Path, start: Start
 ) -> None:
     kbps = codec.config.target_bandwidths[-1]
     codes = codec.encode(said(40, codec), kbps)
@@ -88,8 +93,8 @@ def test_a_vocoder_gives_the_audio_of_codes_and_conceals_what_is_lost(
     async def run() -> None:
         async with serving(codec, tmp_path) as (server, url):
             for gone in (set(), lost):
-                options = {"mode": "decode", "bandwidth_kbps": kbps, "start": start}
-                async with StreamClient(url, **options) as stream:  # type: ignore[arg-type]
+                options: dict[str, Any] = {"mode": "decode", "bandwidth_kbps": kbps, "start": start}
+                async with StreamClient(url, **options) as stream:
 
                     async def speak(stream: StreamClient = stream, gone: set[int] = gone) -> None:
                         for index, frame in enumerate(codes):
@@ -98,7 +103,7 @@ def test_a_vocoder_gives_the_audio_of_codes_and_conceals_what_is_lost(
 
                     frames, _ = await asyncio.gather(all_of(stream), speak())
                 heard = audio_of(frames)
-                decoder = codec.stream_decoder(kbps, start=start)  # type: ignore[arg-type]
+                decoder = codec.stream_decoder(kbps, start=start)
                 wanted = np.concatenate([decoder.push(codes), decoder.flush()])
                 assert heard.shape == wanted.shape
                 before = 20 * codec.config.hop_length
@@ -133,6 +138,6 @@ def test_both_directions_of_a_duplex_stream_are_independent(codec: Codec, tmp_pa
     asyncio.run(run())
 
 
-async def _then(*jobs: object) -> None:
+async def _then(*jobs: Coroutine[Any, Any, None]) -> None:
     for job in jobs:
-        await job  # type: ignore[misc]
+        await job

@@ -1,0 +1,54 @@
+"""Which frames went and came: how many are under way, and which of them are new."""
+
+from __future__ import annotations
+
+from encodec_rt.server.protocol import Kind, StreamRequest
+
+
+class Flow:
+    """The frame numbers of a stream. ``next`` are those after all that were handed on."""
+
+    def __init__(self, request: StreamRequest) -> None:
+        """Nothing went or came."""
+        self._request = request
+        self.next = {Kind.CODES: 0, Kind.PCM: 0}
+        self._starts = {Kind.CODES: 0, Kind.PCM: 0}
+        self._sent, self._seen = dict(self.next), dict(self.next)
+
+    def begin(self, frame: int, decoded: int, encoder_start: int, decoder_start: int) -> None:
+        """A connection on which the server expects these frames, and begins with so many."""
+        self._seen = {Kind.CODES: frame, Kind.PCM: decoded}
+        self._sent = {Kind.PCM: frame, Kind.CODES: decoded}
+        if self._request.start == "exact":
+            self._starts = {Kind.CODES: encoder_start - 1, Kind.PCM: decoder_start - 1}
+
+    def sent(self, kind: Kind, index: int) -> None:
+        """Frame ``index`` went, or a part of it."""
+        self._sent[kind] = index + 1
+
+    def came(self, kind: Kind, index: int, frames: int) -> bool:
+        """Frames from ``index`` on came; whether they are new."""
+        self._seen[kind] = max(self._seen[kind], index + frames)
+        if index < self.next[kind]:
+            return False
+        self.next[kind] = index + frames
+        return True
+
+    def pass_over(self, index: int) -> None:
+        """Frames before ``index`` are under way no more; some may still come."""
+        for kind in self._seen:
+            self._seen[kind] = max(self._seen[kind], index)
+
+    @property
+    def under_way(self) -> int:
+        """Frames sent on this connection of which nothing came, beyond what a start needs."""
+        pcm, codes = (self._sent[kind] for kind in (Kind.PCM, Kind.CODES))
+        encoder, decoder = (self._starts[kind] for kind in (Kind.CODES, Kind.PCM))
+        counts = [0]
+        if self._request.encodes:
+            counts.append(pcm - self._seen[Kind.CODES] - encoder)
+        if self._request.decodes:
+            counts.append(codes - self._seen[Kind.PCM] - decoder)
+        if self._request.mode == "echo":
+            counts.append(pcm - self._seen[Kind.PCM] - encoder - decoder)
+        return max(counts)
