@@ -15,8 +15,10 @@ from encodec_rt.cli.console import (
     DeviceOption,
     ModelOption,
     StartOption,
+    ThreadsOption,
     check_start,
     load_codec,
+    output_console,
     say,
 )
 from encodec_rt.cli.file_options import warn
@@ -49,18 +51,18 @@ def demo(
     backend: BackendOption = "auto",
     start: StartOption = "primed",
     fast: Annotated[bool, typer.Option("--fast", help="Do not wait for real time.")] = False,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads for torch.")] = 1,
+    threads: ThreadsOption = 1,
 ) -> None:
     """Send speech through encoder, packets and decoder frame by frame, and measure it.
 
     Writes the decoded audio to out.wav and, where matplotlib is installed, a picture to out.png.
     """
     import torch
-    from rich.console import Console
 
     from encodec_rt.audio import AudioWriter
     from encodec_rt.cli.figure import save_figure
 
+    console = output_console()
     policy = check_start(start)
     torch.set_num_threads(threads)
     began = time.perf_counter()
@@ -94,7 +96,6 @@ def demo(
         )
     except BackendUnavailable as error:
         seen = f"no picture: {error}"
-    console = Console()
     console.print(title, markup=False, highlight=False)
     console.print(_times(run))
     console.print(_facts(run, ready_s, seconds=audio.shape[1] / rate))

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import enum
 import inspect
+import math
 from collections.abc import Callable
 from contextvars import ContextVar
 from typing import Annotated, Any, get_type_hints
 
 import typer
+
+from encodec_rt.errors import ConfigError
 
 
 class Verbosity(enum.IntEnum):
@@ -54,9 +57,12 @@ def with_habits(command: Callable[..., None]) -> Callable[..., None]:
     parameters = list(inspect.signature(command).parameters.values())
     hints = get_type_hints(command, include_extras=True)
 
+    names = {name: _option_name(name, hint) for name, hint in hints.items()}
+
     def run(quiet: bool, verbose: bool, version: bool, **given: Any) -> None:
         if quiet and verbose:
             raise typer.BadParameter("--quiet and --verbose exclude each other")
+        _check_finite(names, given)
         level = Verbosity.QUIET if quiet else Verbosity.VERBOSE if verbose else Verbosity.NORMAL
         token = VERBOSITY.set(level)
         try:
@@ -74,3 +80,19 @@ def with_habits(command: Callable[..., None]) -> Callable[..., None]:
     run.__signature__ = inspect.Signature([*own, *common])  # type: ignore[attr-defined]
     run.__annotations__ = {one.name: one.annotation for one in [*own, *common]}
     return run
+
+
+def _option_name(name: str, hint: Any) -> str:
+    """What users call the parameter ``name``."""
+    for info in getattr(hint, "__metadata__", ()):
+        for given in getattr(info, "param_decls", None) or ():
+            if given.startswith("--"):
+                return str(given)
+    return f"--{name.replace('_', '-')}"
+
+
+def _check_finite(names: dict[str, str], given: dict[str, Any]) -> None:
+    """Raise ConfigError for a number that is none; it passes every comparison with a bound."""
+    for name, value in given.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ConfigError(f"{names[name]} {value:g}; a finite number is needed")

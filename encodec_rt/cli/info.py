@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, NamedTuple, TypeAlias
 
 import typer
 
-from encodec_rt.cli.console import PIPE, ModelOption
+from encodec_rt.cli.console import PIPE, ModelOption, put
 from encodec_rt.cli.container_info import container_facts
 from encodec_rt.cli.file_options import warn
 from encodec_rt.errors import InputError, WeightsError
@@ -71,12 +71,12 @@ def info(
     else:
         raise InputError(f"{source} does not exist")
     if as_json:
-        typer.echo(json.dumps(dict(map(_json_pair, facts.items()))))
+        put(json.dumps(dict(map(_json_pair, facts.items()))))
     else:
         width = max(map(len, facts))
         for name, value in facts.items():
             shown = str(value).encode("utf-8", "backslashreplace").decode()
-            typer.echo(f"{name:<{width}}  {shown}")
+            put(f"{name:<{width}}  {shown}")
     if str(facts.get("state", COMPLETE)).startswith("damaged"):
         raise typer.Exit(2)
 

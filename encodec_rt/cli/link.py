@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 import typer
 
-from encodec_rt.cli.console import CodecOptions, say, status_console, with_groups
+from encodec_rt.cli.console import CodecOptions, PortOption, put, say, status_console, with_groups
+from encodec_rt.cli.interrupts import run_until_ended
 from encodec_rt.cli.link_call import CallCourse, answer_calls, dial, prepare, require_link
 from encodec_rt.cli.link_options import LinkOptions, TokenOption
 
@@ -17,7 +17,7 @@ def listen(
     link: LinkOptions,
     options: CodecOptions,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="TCP port of the signalling.")] = 8443,
+    port: PortOption = 8443,
     once: Annotated[bool, typer.Option("--once", help="End after the first call.")] = False,
 ) -> None:
     """Wait for calls, one at a time. Beyond loopback this is over TLS and with a token."""
@@ -52,7 +52,7 @@ def listen(
         call = link.for_call(options.bandwidth)
         return CallCourse(codec, link, call, status_console(), record, force=options.force)
 
-    asyncio.run(
+    run_until_ended(
         answer_calls(make, host, port, context=context, token=token, announce=announce, once=once)
     )
 
@@ -80,7 +80,7 @@ def call(
         call = link.for_call(options.bandwidth, hang_up_s=hang_up_s)
         return CallCourse(codec, link, call, status_console(), link.record, force=options.force)
 
-    asyncio.run(dial(make, client))
+    run_until_ended(dial(make, client))
 
 
 def token(
@@ -102,5 +102,5 @@ def token(
         say(f"wrote {path}")
         return
     exists = path.is_file() and not new
-    typer.echo(credentials.read_token(path) if exists else credentials.make_token(path))
+    put(credentials.read_token(path) if exists else credentials.make_token(path))
     say("on the other machine: encodec-rt link token --import")

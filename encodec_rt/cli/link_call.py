@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from encodec_rt.cli.console import device_choice, say
+from encodec_rt.cli.console import device_choice, say, tell_of_abandoned
 from encodec_rt.extras import needed_for
 
 if TYPE_CHECKING:
@@ -132,6 +132,7 @@ def prepare(options: CodecOptions, link: LinkOptions) -> Codec:
         check_real_time()
     # One frame is too little work to share between cores.
     torch.set_num_threads(1)
+    tell_of_abandoned(link.record)
     codec = options.load()
     link.voice(codec.config.sampling_rate)
     warm_up(codec, codec.config.target_bandwidths[0], "primed")

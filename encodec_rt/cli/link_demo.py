@@ -15,7 +15,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from encodec_rt.cli.console import BackendOption, BandwidthOption, DeviceOption, ModelOption, say
+from encodec_rt.cli.console import (
+    BackendOption,
+    BandwidthOption,
+    DeviceOption,
+    ModelOption,
+    output_console,
+    say,
+)
 from encodec_rt.errors import LinkError
 
 if TYPE_CHECKING:
@@ -53,14 +60,13 @@ def demo(
     Where namespaces are not allowed, the same call runs in one process on a virtual clock.
     Leaves heard-by-caller.wav, heard-by-listener.wav and the statistics of both sides.
     """
-    from rich.console import Console
-
     from encodec_rt.cli.demo import RANDOM_NOTICE
     from encodec_rt.cli.demo import _codec as demo_codec
     from encodec_rt.cli.link_call import require_link
     from encodec_rt.netsim.impairment import PathProfile
     from encodec_rt.netsim.netns import why_unavailable
 
+    console = output_console()
     require_link()
     network = PathProfile(
         delay_ms=delay_ms, jitter_ms=jitter_ms, loss=loss, burst=burst, rate_kbps=rate_kbps
@@ -79,7 +85,6 @@ def demo(
     for side, values in statistics.items():
         path = folder / f"statistics-{side}.json"
         path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    console = Console()
     console.print(_table(statistics))
     heard = ", ".join(str(_heard(folder, side)) for side in SIDES)
     console.print(f"heard: {heard}", markup=False, highlight=False)
