@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import io
 import os
 from contextlib import ExitStack
 from pathlib import Path
-
-import numpy as np
 
 from encodec_rt.atomic import GrowingFile, WholeWrites, is_stream
 from encodec_rt.audio.pcm import SampleFormat
@@ -18,7 +15,7 @@ from encodec_rt.audio.writer import OUTPUT_FORMATS, AudioWriter, check_target_fo
 from encodec_rt.types import Audio
 
 FLUSH_S = 1.0
-"""How much audio a compressed file may lack if the program is killed, beyond its encoder's delay."""
+"""How much audio a compressed file may lack when its program is killed, or a little more."""
 
 _PCM_16 = SampleFormat("s", 2)
 
@@ -28,7 +25,8 @@ class AudioRecording:
 
     The file lies beside its target as NAME.PID.part.SUFFIX until ``finish``. A WAV file has the
     true length in its header after every ``write``, and becomes RF64 beyond 4 GiB; any other is
-    readable up to its last page or block, about a second ago. Nothing is made before the first sample.
+    readable up to its last page or block, about a second ago. Nothing is made before the first
+    sample.
     """
 
     def __init__(

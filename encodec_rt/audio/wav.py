@@ -147,7 +147,10 @@ def wav_header(
 
 
 def growing_wav_header(rate_hz: int, channels: int, data_bytes: int) -> bytes:
-    """As ``wav_header``, of one size whatever the length: what RF64 needs is kept free (EBU 3306)."""
+    """As ``wav_header``, of one size whatever the length: what RF64 needs is kept free.
+
+    EBU Tech 3306, 3.5.
+    """
     header = wav_header(rate_hz, channels, data_bytes)
     if header.startswith(b"RF64"):
         return header

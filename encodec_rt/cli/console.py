@@ -174,10 +174,16 @@ def tell_of_abandoned(*recordings: Path | None) -> None:
 
 
 def status_console() -> Console:
-    """Standard error, for what is shown while a session runs."""
+    """Standard error, for what is shown while a session runs: nothing with --quiet."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    quiet = VERBOSITY.get() == Verbosity.QUIET
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=quiet)
+
+
+def teller(console: Console) -> Callable[[str], None]:
+    """Says what went wrong above what ``console`` shows, with --quiet too."""
+    return say if console.quiet else console.print
 
 
 _KEPT: ContextVar[dict[tuple[str, str, str], Codec] | None] = ContextVar("kept", default=None)

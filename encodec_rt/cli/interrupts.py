@@ -24,7 +24,7 @@ PATIENCE = 3
 _received: list[int] = []
 
 
-class InterruptedWork(Exception):  # noqa: N818
+class InterruptedWork(Exception):
     """A piece of work was interrupted; an ordinary exception, which crosses processes."""
 
 

@@ -6,9 +6,17 @@ from typing import Annotated
 
 import typer
 
-from encodec_rt.cli.console import CodecOptions, PortOption, put, say, status_console, with_groups
+from encodec_rt.cli.console import (
+    CodecOptions,
+    PortOption,
+    put,
+    report,
+    say,
+    status_console,
+    with_groups,
+)
 from encodec_rt.cli.interrupts import run_until_ended
-from encodec_rt.cli.link_call import CallCourse, answer_calls, dial, prepare, require_link
+from encodec_rt.cli.link_call import CallCourse, answer_calls, dial, prepare, rehearse, require_link
 from encodec_rt.cli.link_options import LinkOptions, TokenOption
 
 
@@ -24,6 +32,7 @@ def listen(
     require_link()
     from encodec_rt.link import credentials
 
+    host = host.strip("[]")
     folder = credentials.state_folder()
     certificate, key = folder / "link-cert.pem", folder / "link-key.pem"
     token = link.token(needed=not credentials.is_loopback(host))
@@ -33,12 +42,14 @@ def listen(
             credentials.make_certificate(certificate, key, [host])
         context = credentials.server_context(certificate, key)
     codec = prepare(options, link)
+    rehearse(codec, link, force=options.force)
     fingerprint = credentials.read_fingerprint(certificate) if context is not None else None
 
     def announce(bound: int) -> None:
-        url = f"{'http' if context is None else 'https'}://{host}:{bound}"
+        scheme = "http" if context is None else "https"
         pin = f" --fingerprint {fingerprint}" if fingerprint is not None else ""
-        say(f"listening; on the other machine: encodec-rt link call {url}{pin}")
+        for url in credentials.urls(scheme, host, bound):
+            report(f"listening; on the other machine: encodec-rt link call {url}{pin}")
 
     calls = 0
 

@@ -24,9 +24,11 @@ from encodec_rt.cli.console import (
     model_folder,
     output_console,
     put,
+    report,
     say,
     status_console,
     tell_of_abandoned,
+    teller,
     with_groups,
 )
 from encodec_rt.errors import ConfigError, InputError
@@ -116,7 +118,7 @@ def live(
         playback=playback,
         keep_all=record is not None or save is not None,
         buffer_ms=buffer_ms,
-        tell=console.print,
+        tell=teller(console),
         choose=probe.choose if probe is not None else None,
     )
     wav = None
@@ -128,7 +130,7 @@ def live(
     duplex.open()
     _run(duplex, duration, probe, console, real_time=real_time)
     status = duplex.status()
-    say(plain_line(status))
+    report(plain_line(status))
     codec_ms = status.encode_ms[0] + status.decode_ms[0]
     if codec_ms > status.budget.hop:
         say(
@@ -137,7 +139,7 @@ def live(
         )
     for path in (record, save):
         if path is not None and loop.frames:
-            say(f"wrote {path}: {loop.samples_in / rate_hz:.2f} s")
+            report(f"wrote {path}: {loop.samples_in / rate_hz:.2f} s")
     _report(status, probe, stats_json)
 
 

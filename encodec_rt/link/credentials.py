@@ -83,6 +83,31 @@ def is_loopback(host: str) -> bool:
         return host == "localhost"
 
 
+def urls(scheme: str, host: str, port: int) -> list[str]:
+    """Where others reach a server bound to ``host``: its URL, or one for each of our addresses."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return [f"{scheme}://{host}:{port}"]
+    found = _own_addresses(address.version) if address.is_unspecified else [address]
+    hosts = [f"[{one}]" if one.version == 6 else str(one) for one in found]
+    return [f"{scheme}://{one}:{port}" for one in hosts]
+
+
+def _own_addresses(version: int) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """This machine's addresses, those that only itself or one cable reaches last if at all."""
+    import ifaddr
+
+    texts = [
+        ip.ip[0] if isinstance(ip.ip, tuple) else ip.ip
+        for adapter in ifaddr.get_adapters()
+        for ip in adapter.ips
+    ]
+    known = [ipaddress.ip_address(text) for text in texts]
+    usable = [one for one in known if one.version == version and not one.is_link_local]
+    return [one for one in usable if not one.is_loopback] or usable
+
+
 def make_certificate(certificate: Path, key: Path, names: list[str]) -> None:
     """Write a self-signed certificate for ``names`` and its key, which only the owner can read."""
     private = ec.generate_private_key(ec.SECP256R1())

@@ -12,7 +12,7 @@ from encodec_rt.audio import AudioReader, AudioRecording
 from encodec_rt.config import EncodecConfig
 from encodec_rt.sound.meter import Level
 from encodec_rt.types import Audio
-from encodec_rt.voice.call import CallSink, CallSource
+from encodec_rt.voice.transport import CallSink, CallSource
 
 LATE_S = 0.5
 """A file that lags behind its clock by more gives up catching up, as after a suspend."""

@@ -16,8 +16,6 @@ import typer
 from typer.testing import CliRunner, Result
 
 from encodec_rt.cli import app
-from encodec_rt.config import EncodecConfig
-from encodec_rt.link import credentials
 from encodec_rt.sound import portaudio
 from encodec_rt.training import fetch
 from tests.support.models import SPEECH, random_model, tiny_config
