@@ -127,7 +127,12 @@ def say(text: str) -> None:
 
     A name that is not UTF-8 is shown with its bytes escaped.
     """
-    typer.echo(text.encode("utf-8", "backslashreplace").decode(), err=True)
+    typer.echo(printable(text), err=True)
+
+
+def printable(text: str) -> str:
+    """``text`` with the bytes of a name that is not UTF-8 escaped, as any stream can take it."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def put(text: str) -> None:
@@ -136,7 +141,7 @@ def put(text: str) -> None:
 
     _check_output_stream()
     with naming("standard output"):
-        typer.echo(text)
+        typer.echo(printable(text))
 
 
 def output_console() -> Console:

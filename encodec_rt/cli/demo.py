@@ -19,6 +19,7 @@ from encodec_rt.cli.console import (
     check_start,
     load_codec,
     output_console,
+    printable,
     say,
 )
 from encodec_rt.cli.file_options import warn
@@ -96,10 +97,12 @@ def demo(
         )
     except BackendUnavailable as error:
         seen = f"no picture: {error}"
-    console.print(title, markup=False, highlight=False)
+    console.print(printable(title), markup=False, highlight=False)
     console.print(_times(run))
     console.print(_facts(run, ready_s, seconds=audio.shape[1] / rate))
-    console.print(f"sound: {wav}   {seen}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        printable(f"sound: {wav}   {seen}"), markup=False, highlight=False, soft_wrap=True
+    )
 
 
 def _codec(model: str, device: str, backend: str) -> tuple[Codec, bool]:

@@ -75,8 +75,7 @@ def info(
     else:
         width = max(map(len, facts))
         for name, value in facts.items():
-            shown = str(value).encode("utf-8", "backslashreplace").decode()
-            put(f"{name:<{width}}  {shown}")
+            put(f"{name:<{width}}  {value}")
     if str(facts.get("state", COMPLETE)).startswith("damaged"):
         raise typer.Exit(2)
 

@@ -21,6 +21,7 @@ from encodec_rt.cli.console import (
     DeviceOption,
     ModelOption,
     output_console,
+    printable,
     say,
 )
 from encodec_rt.errors import LinkError
@@ -37,16 +38,28 @@ END_S = 60
 SIDES = ("caller", "listener")
 
 
+MAX_DELAY_MS = 10_000.0
+DelayOption = Annotated[
+    float, typer.Option("--delay-ms", help="One-way delay.", min=0.0, max=MAX_DELAY_MS)
+]
+JitterOption = Annotated[
+    float,
+    typer.Option(
+        "--jitter-ms", help="Mean of the exponential delay on top.", min=0.0, max=MAX_DELAY_MS
+    ),
+]
+
+
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="Folder for what each side heard.")] = Path(
         "demo-link"
     ),
-    loss: Annotated[float, typer.Option(help="Share of packets lost.")] = 0.1,
-    burst: Annotated[float, typer.Option(help="Mean length of a run of losses.")] = 1.5,
-    delay_ms: Annotated[float, typer.Option(help="One-way delay.")] = 40.0,
-    jitter_ms: Annotated[float, typer.Option(help="Mean of the exponential delay on top.")] = 8.0,
-    rate_kbps: Annotated[float, typer.Option(help="Bottleneck, 0 for none.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Which losses and delays.")] = 0,
+    loss: Annotated[float, typer.Option(help="Share of packets lost, below 1.", min=0.0)] = 0.1,
+    burst: Annotated[float, typer.Option(help="Mean length of a run of losses.", min=1.0)] = 1.5,
+    delay_ms: DelayOption = 40.0,
+    jitter_ms: JitterOption = 8.0,
+    rate_kbps: Annotated[float, typer.Option(help="Bottleneck, 0 for none.", min=0.0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Which losses and delays.", min=0)] = 0,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="Model the network instead of using one.")
     ] = False,
@@ -87,7 +100,7 @@ def demo(
         path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
     console.print(_table(statistics))
     heard = ", ".join(str(_heard(folder, side)) for side in SIDES)
-    console.print(f"heard: {heard}", markup=False, highlight=False)
+    console.print(printable(f"heard: {heard}"), markup=False, highlight=False)
 
 
 def _clip(side: str) -> Path:

@@ -30,7 +30,12 @@ def state_folder() -> Path:
 
 
 def write_secret(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can read; it is never there in part."""
+    """Write a file that only its owner can read; it is never there in part.
+
+    Raises LinkError for what is not the name of a file.
+    """
+    if not path.name or path.is_dir():
+        raise LinkError(f"{str(path)!r} is not the name of a file")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)

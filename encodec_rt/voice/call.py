@@ -147,10 +147,14 @@ class VoiceCall:
 
     async def close(self) -> None:
         """Hang up; the recording is finished and everything released. Harmless when repeated."""
-        await self.line.close()
-        await asyncio.get_running_loop().run_in_executor(None, self._worker.shutdown)
-        self._source.close()
-        self._sink.close()
+        try:
+            await self.line.close()
+            await asyncio.get_running_loop().run_in_executor(None, self._worker.shutdown)
+        finally:
+            try:
+                self._sink.close()
+            finally:
+                self._source.close()
 
     def statistics(self) -> dict[str, object]:
         """The call so far, under the names of webrtc-stats, ours in "encodecRt"."""

@@ -15,14 +15,17 @@ import torch
 import typer
 from typer.testing import CliRunner, Result
 
-from encodec_rt.cli import app
+from encodec_rt.cli import app, figure
 from encodec_rt.sound import portaudio
 from encodec_rt.training import fetch
+from encodec_rt.training.run import Run
 from tests.support.models import SPEECH, random_model, tiny_config
 from tests.support.virtual_audio import VirtualCard, VirtualSystem, install
 
-NUMBERS = ("nan", "inf", "-1", "0", "99999", "9" * 20, "1e300", "", "seven")
-TEXTS = ("", "meta", "/dev/null", "/dev/null/none", "n" * 300, "\udcff", "-1")
+NUMBERS = ("nan", "-1", "inf", "0", "99999", "9" * 20, "seven")
+TEXTS = ("\udcff", "", "/dev/null/none", "n" * 300, "meta")
+LASTING = {"live --duration", "train model --steps", "train lm --steps", "train lm --minutes"}
+"""So much is allowed, and would go on for as long."""
 RATE = 800
 COMMANDS = {
     "encode": "{clip} {out}/o.ecdc -b 2 --model {model} --force",
@@ -89,7 +92,9 @@ def places(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.fixture(autouse=True)
-def _harmless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _harmless(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, places: dict[str, Path]
+) -> Iterator[None]:
     """No sound card, no network, and what waits for calls waits for a moment."""
 
     def a_moment(work: Coroutine[Any, Any, None]) -> None:
@@ -106,6 +111,10 @@ def _harmless(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]
         portaudio, "PortAudio", lambda rate_hz, **given: VirtualSystem(card, rate_hz, **given)
     )
     monkeypatch.setattr(fetch, "fetch_package", lambda *_: None)
+    monkeypatch.setattr(Run, "train", lambda *_: None)
+    demo = sys.modules["encodec_rt.cli.link_demo"]
+    monkeypatch.setattr(demo, "_clip", lambda _: places["clip"])
+    monkeypatch.setattr(figure, "save_figure", lambda *_, **__: None)
     for name in ("link", "web"):
         monkeypatch.setattr(sys.modules[f"encodec_rt.cli.{name}"], "run_until_ended", a_moment)
     threads = torch.get_num_threads()
@@ -119,3 +128,54 @@ def run(*arguments: object) -> Result:
 
 def test_every_command_is_tried() -> None:
     assert set(COMMANDS) == set(FOUND)
+
+
+def options(command: Any) -> Iterator[tuple[str, bool]]:
+    """(name, whether it is a number) of every option that takes a value."""
+    for parameter in command.params:
+        if not getattr(parameter, "is_flag", True):
+            kind = str(parameter.type_descriptor)
+            yield parameter.opts[-1], "int" in kind or "float" in kind
+
+
+FIRST = {option: name for name in reversed(COMMANDS) for option, _ in options(FOUND[name])}
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_foolish_value_is_taken_or_refused_in_a_sentence(
+    name: str, places: dict[str, Path], tmp_path: Path
+) -> None:
+    base = COMMANDS[name].format(out=tmp_path, **places).split()
+    wrong = []
+    for option, is_number in options(FOUND[name]):
+        values = NUMBERS if is_number else TEXTS
+        # What many commands share is tried in full with the first of them.
+        for value in values if name == FIRST[option] else values[:2]:
+            if f"{name} {option}" in LASTING and value in ("99999", "9" * 20):
+                continue
+            given = (f"{option}={value}",) if option.startswith("--") else (option, value)
+            result = run(*name.split(), *base, *given)
+            expected = result.exception is None or isinstance(result.exception, SystemExit)
+            last = (result.stderr.splitlines() or [""])[-1]
+            told = last.startswith("encodec-rt: ") or "╰" in last
+            if not expected or result.exit_code not in (0, 2) or (result.exit_code and not told):
+                wrong.append((option, value, result.exit_code, result.exception, last))
+    assert wrong == []
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_a_foolish_argument_is_refused_in_a_sentence(
+    name: str, places: dict[str, Path], tmp_path: Path
+) -> None:
+    places = {**places, "out": tmp_path}
+    words = COMMANDS[name].split()
+    wrong = []
+    for at in [at for at, word in enumerate(words) if "{" in word and words[at - 1][0] != "-"]:
+        for value in TEXTS:
+            given = [word.format(**places) for word in words]
+            given[at] = value
+            result = run(*name.split(), *given)
+            expected = result.exception is None or isinstance(result.exception, SystemExit)
+            if not expected or result.exit_code not in (0, 2) or "Traceback" in result.stderr:
+                wrong.append((at, value, result.exit_code, result.exception))
+    assert wrong == []

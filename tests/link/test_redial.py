@@ -170,7 +170,7 @@ def test_a_call_that_cannot_be_resumed_ends_after_the_time_that_was_given(
         monkeypatch.setattr(Call, "renewal_offer", refuse)
         await scene.play()
 
-    with pytest.raises(LinkError, match="nothing came from the other side for [23] s"):
+    with pytest.raises(LinkError, match=r"nothing came from the other side for [23] s"):
         asyncio.run(play())
 
 
