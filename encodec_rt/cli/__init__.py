@@ -95,6 +95,7 @@ def _group(help_text: str, *commands: Callable[..., None], completion: bool = Fa
         no_args_is_help=True,
         add_completion=completion,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 

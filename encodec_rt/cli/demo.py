@@ -54,7 +54,7 @@ def demo(
     fast: Annotated[bool, typer.Option("--fast", help="Do not wait for real time.")] = False,
     threads: ThreadsOption = 1,
 ) -> None:
-    """Send speech through encoder, packets and decoder frame by frame, and measure it.
+    """Send speech through the codec frame by frame, and measure it.
 
     Writes the decoded audio to out.wav and, where matplotlib is installed, a picture to out.png.
     """

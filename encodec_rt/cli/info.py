@@ -50,9 +50,10 @@ def info(
         bool, typer.Option("--json", help="Print one JSON object, for programs.")
     ] = False,
 ) -> None:
-    """Describe an audio file, coded file or checkpoint; exit with 2 if it is damaged.
+    """Describe a file of audio, of codes or of weights.
 
-    All of the audio is read, as a header may be wrong about its length. --model is the model that
+    It exits with 2 if the file is damaged. All of the audio is read, as a header may be wrong about
+    its length. --model is the model that
     an .ecdc file was made by, if that is not one of the paper's.
     """
     path = Path(source)

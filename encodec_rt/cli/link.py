@@ -28,7 +28,10 @@ def listen(
     port: PortOption = 8443,
     once: Annotated[bool, typer.Option("--once", help="End after the first call.")] = False,
 ) -> None:
-    """Wait for calls, one at a time. Beyond loopback this is over TLS and with a token."""
+    """Wait for calls, one at a time.
+
+    Beyond loopback this is over TLS and with a token.
+    """
     require_link()
     from encodec_rt.link import credentials
 
@@ -70,14 +73,17 @@ def listen(
 
 @with_groups
 def call(
-    url: Annotated[str, typer.Argument(help="What 'link listen' printed: https://HOST:PORT.")],
+    url: Annotated[str, typer.Argument(metavar="URL", help="What 'link listen' printed: https://HOST:PORT.")],
     link: LinkOptions,
     options: CodecOptions,
     fingerprint: Annotated[
         str | None, typer.Option(help="SHA-256 of the other side's certificate, in hex.")
     ] = None,
 ) -> None:
-    """Call a listening machine, until the played file ends, Ctrl-C, or the other side hangs up."""
+    """Call a listening machine.
+
+    The call lasts until the played file ends, Ctrl-C, or the other side hangs up.
+    """
     require_link()
     from encodec_rt.link.dialling import SignallingClient
 

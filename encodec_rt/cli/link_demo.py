@@ -68,9 +68,9 @@ def demo(
     device: DeviceOption = "cpu",
     backend: BackendOption = "auto",
 ) -> None:
-    """Call between two network namespaces whose packets get lost and late, on bundled speech.
+    """Call over a bad network within this machine.
 
-    Where namespaces are not allowed, the same call runs in one process on a virtual clock.
+    Two network namespaces play bundled speech to each other, and packets get lost and late. Where namespaces are not allowed, the same call runs in one process on a virtual clock.
     Leaves heard-by-caller.wav, heard-by-listener.wav and the statistics of both sides.
     """
     from encodec_rt.cli.demo import RANDOM_NOTICE

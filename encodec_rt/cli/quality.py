@@ -29,7 +29,7 @@ def quality(
     music: Annotated[bool, typer.Option("--music", help="Leave the speech scores out.")] = False,
     visqol: Annotated[bool, typer.Option("--visqol", help="ViSQOL as well; it is slow.")] = False,
 ) -> None:
-    """Score DECODED against ORIGINAL, or the model at each of its bandwidths."""
+    """Score DECODED against ORIGINAL, or a model at its bandwidths."""
     from encodec_rt.model.encodec import EncodecModel
     from encodec_rt.quality import score
 

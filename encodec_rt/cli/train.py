@@ -49,7 +49,10 @@ def train(
         Path | None, typer.Option("--export", help="Write the trained model to this folder.")
     ] = None,
 ) -> None:
-    """Train EnCodec on packed audio, with checkpoints, curves and validation audio in RUN."""
+    """Train EnCodec on packed audio, or go on training it.
+
+    RUN gets checkpoints, curves and validation audio.
+    """
     import torch
     from rich.console import Console
     from rich.progress import (

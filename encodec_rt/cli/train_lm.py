@@ -36,9 +36,9 @@ def lm(
     ] = None,
     threads: ThreadsOption = 1,
 ) -> None:
-    """Train code tables and a language model, to be put into the folder of the model.
+    """Train code tables and a language model of the codes.
 
-    RUN gets code_tables.safetensors, code_lm.safetensors and a report.json with the bits that each
+    They are to be put into the folder of the model. RUN gets code_tables.safetensors, code_lm.safetensors and a report.json with the bits that each
     codebook takes on speech that was held out.
     """
     import numpy as np

@@ -24,9 +24,9 @@ def web(
     port: PortOption = 8444,
     token_file: TokenOption = None,
 ) -> None:
-    """Serve a page that runs the codec in the browser: hear yourself through it.
+    """Serve a page that runs the codec in the browser.
 
-    Beyond loopback this is over TLS and with a token, and the browser has to accept the certificate
+    On it one hears oneself, and calls another browser. Beyond loopback this is over TLS and with a token, and the browser has to accept the certificate
     once. Ends with Ctrl-C.
     """
     require_link()
