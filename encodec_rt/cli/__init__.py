@@ -36,8 +36,8 @@ from encodec_rt.cli.play import play
 from encodec_rt.cli.quality import quality
 from encodec_rt.cli.roundtrip import roundtrip
 from encodec_rt.cli.serve import serve
-from encodec_rt.cli.tokenize import detokenize, tokenize
 from encodec_rt.cli.standard_streams import discard_unwritten, prepare_standard_streams
+from encodec_rt.cli.tokenize import detokenize, tokenize
 from encodec_rt.cli.train import train
 from encodec_rt.cli.train_lm import lm
 from encodec_rt.cli.web import web

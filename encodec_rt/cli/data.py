@@ -49,8 +49,8 @@ def index(
 ) -> None:
     """Pack what was fetched, or folders of your own, for training.
 
-    Audio is decoded, measured and split. Files that cannot be used are named with the reason. The result is FOLDER/packed, or
-    FOLDER/packed-RATExCHANNELS for other audio than 24 kHz mono.
+    Audio is decoded, measured and split. Files that cannot be used are named with the reason. The
+    result is FOLDER/packed, or FOLDER/packed-RATExCHANNELS for other audio than 24 kHz mono.
     """
     if not 8_000 <= rate <= 192_000 or channels not in (1, 2):
         raise ConfigError(

@@ -63,8 +63,8 @@ def decode_file(
 ) -> None:
     """Decode a file of codes to 16-bit audio.
 
-    The suffix of the output names its format. --start is for .ecdc; an .encodec file says how it was
-    started.
+    The suffix of the output names its format. --start is for .ecdc; an .encodec file says how it
+    was started.
     """
     from encodec_rt.audio import AudioWriter, RawFormat, check_target_format
     from encodec_rt.bitstream.ecdc import EcdcReader, read_header

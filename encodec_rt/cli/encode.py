@@ -70,8 +70,8 @@ def encode_file(
 ) -> None:
     """Encode audio to a file of codes.
 
-    Memory does not grow with its length. .encodec is the container of this package, .ecdc the format
-    of the original one.
+    Memory does not grow with its length. .encodec is the container of this package, .ecdc the
+    format of the original one.
     """
     from encodec_rt.audio import AudioReader
     from encodec_rt.transcode import encode_blocks

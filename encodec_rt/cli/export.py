@@ -26,8 +26,8 @@ def web(
 ) -> None:
     """Write a causal model as one file for the WebAssembly codec.
 
-    encodec_rt.portable reads it too. Weights that are exact in float16, as those of the embedded model are, take half the room in any
-    case.
+    encodec_rt.portable reads it too. Weights that are exact in float16, as those of the embedded
+    model are, take half the room in any case.
     """
     from encodec_rt.atomic import check_target
     from encodec_rt.export.blob import write_blob

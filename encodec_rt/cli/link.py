@@ -73,7 +73,9 @@ def listen(
 
 @with_groups
 def call(
-    url: Annotated[str, typer.Argument(metavar="URL", help="What 'link listen' printed: https://HOST:PORT.")],
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="What 'link listen' printed: https://HOST:PORT.")
+    ],
     link: LinkOptions,
     options: CodecOptions,
     fingerprint: Annotated[

@@ -70,8 +70,9 @@ def demo(
 ) -> None:
     """Call over a bad network within this machine.
 
-    Two network namespaces play bundled speech to each other, and packets get lost and late. Where namespaces are not allowed, the same call runs in one process on a virtual clock.
-    Leaves heard-by-caller.wav, heard-by-listener.wav and the statistics of both sides.
+    Two network namespaces play bundled speech to each other, and packets get lost and late. Where
+    namespaces are not allowed, the same call runs in one process on a virtual clock. Leaves
+    heard-by-caller.wav, heard-by-listener.wav and the statistics of both sides.
     """
     from encodec_rt.cli.demo import RANDOM_NOTICE
     from encodec_rt.cli.demo import _codec as demo_codec

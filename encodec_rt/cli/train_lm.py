@@ -38,8 +38,9 @@ def lm(
 ) -> None:
     """Train code tables and a language model of the codes.
 
-    They are to be put into the folder of the model. RUN gets code_tables.safetensors, code_lm.safetensors and a report.json with the bits that each
-    codebook takes on speech that was held out.
+    They are to be put into the folder of the model. RUN gets code_tables.safetensors,
+    code_lm.safetensors and a report.json with the bits that each codebook takes on speech that was
+    held out.
     """
     import numpy as np
     import torch

@@ -26,8 +26,8 @@ def web(
 ) -> None:
     """Serve a page that runs the codec in the browser.
 
-    On it one hears oneself, and calls another browser. Beyond loopback this is over TLS and with a token, and the browser has to accept the certificate
-    once. Ends with Ctrl-C.
+    On it one hears oneself, and calls another browser. Beyond loopback this is over TLS and with a
+    token, and the browser has to accept the certificate once. Ends with Ctrl-C.
     """
     require_link()
     from encodec_rt.export.blob import blob

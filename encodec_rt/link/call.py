@@ -73,6 +73,12 @@ class Call(VoiceCall):
         self.limit(await self._first.accept(answer))
 
     @property
+    def transport(self) -> RtpTransport:
+        """What carries the call now."""
+        assert isinstance(self.line.transport, RtpTransport)
+        return self.line.transport
+
+    @property
     def is_lost(self) -> bool:
         """Whether the other side has been silent for so long that another may call instead."""
         return self.silent_s > LOST_S

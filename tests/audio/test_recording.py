@@ -31,7 +31,7 @@ os.kill(os.getpid(), signal.SIGKILL)
 
 def seconds(path: Path) -> float:
     with AudioReader(path) as reader:
-        return sum(block.shape[1] for block in reader.blocks(RATE, 1)) / RATE
+        return float(sum(block.shape[1] for block in reader.blocks(RATE, 1)) / RATE)
 
 
 @pytest.mark.parametrize(

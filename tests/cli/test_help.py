@@ -26,9 +26,11 @@ Options:
 
 
 def shown(*arguments: str) -> str:
-    return CliRunner(env={"COLUMNS": str(WIDTH)}).invoke(
-        app, [*arguments, "--help"], prog_name="encodec-rt"
-    ).stdout
+    return (
+        CliRunner(env={"COLUMNS": str(WIDTH)})
+        .invoke(app, [*arguments, "--help"], prog_name="encodec-rt")
+        .stdout
+    )
 
 
 @pytest.mark.parametrize("name", ["", "train", "data", "link", "export", *FOUND])

@@ -44,13 +44,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def start(*arguments: object, code: str | None = None, **streams: int) -> subprocess.Popen[bytes]:
+def start(
+    *arguments: object, code: str | None = None, stdin: int | None = None
+) -> subprocess.Popen[bytes]:
     program = ["-m", "encodec_rt"] if code is None else ["-c", code]
     return subprocess.Popen(
         [sys.executable, *program, *map(str, arguments)],
         cwd=ROOT,
+        stdin=stdin,
+        stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,
-        **streams,
     )
 
 
@@ -108,14 +111,23 @@ def test_the_processes_of_jobs_end_with_their_parent_and_leave_nothing(
     for pipe in pipes:
         os.mkfifo(pipe)
     process = start("encode", *pipes, "-j", 3, "-b", 2, "--model", model)
-    for pipe in pipes:
-        # Opens when its reader has: all three are at work then, and wait for more.
-        with pipe.open("wb", buffering=0) as file:
-            file.write(b"RIFF")
-            if pipe == pipes[-1]:
-                end(process, signal.SIGTERM)
+    writers = [open_for(process, pipe) for pipe in pipes]
+    # Each has its reader: all three are at work, and wait for more.
+    end(process, signal.SIGTERM)
+    for writer in writers:
+        os.close(writer)
     assert process.returncode == ENDINGS[signal.SIGTERM]
     assert sorted(tmp_path.iterdir()) == pipes
+
+
+def open_for(process: subprocess.Popen[bytes], pipe: Path) -> int:
+    """``pipe`` to write to, as soon as ``process`` reads from it."""
+    while process.poll() is None:
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            time.sleep(0.02)
+    raise AssertionError(process.communicate()[1])
 
 
 @pytest.mark.parametrize("number", ENDINGS)
