@@ -24,7 +24,8 @@ from tests.support.virtual_audio import VirtualCard, VirtualSystem, install
 
 NUMBERS = ("nan", "-1", "inf", "0", "99999", "9" * 20, "seven")
 TEXTS = ("\udcff", "", "/dev/null/none", "n" * 300, "meta")
-LASTING = {"live --duration", "train model --steps", "train lm --steps", "train lm --minutes"}
+LASTING = {"live --duration", "train model --steps", "train lm --steps"}
+LASTING |= {"train lm --minutes", "serve --sessions"}
 """So much is allowed, and would go on for as long."""
 RATE = 800
 COMMANDS = {
@@ -118,7 +119,7 @@ def _harmless(
     demo = sys.modules["encodec_rt.cli.link_demo"]
     monkeypatch.setattr(demo, "_clip", lambda _: places["clip"])
     monkeypatch.setattr(figure, "save_figure", lambda *_, **__: None)
-    for name in ("link", "web"):
+    for name in ("link", "web", "serve"):
         monkeypatch.setattr(sys.modules[f"encodec_rt.cli.{name}"], "run_until_ended", a_moment)
     threads = torch.get_num_threads()
     yield
@@ -154,7 +155,7 @@ def test_a_foolish_value_is_taken_or_refused_in_a_sentence(
         values = NUMBERS if is_number else TEXTS
         # What many commands share is tried in full with the first of them.
         for value in values if name == FIRST[option] else values[:2]:
-            if f"{name} {option}" in LASTING and value in ("99999", "9" * 20):
+            if f"{name} {option}" in LASTING and value in ("0", "99999", "9" * 20):
                 continue
             given = (f"{option}={value}",) if option.startswith("--") else (option, value)
             result = run(*name.split(), *base, *given)
