@@ -21,6 +21,13 @@ ROOT = Path(__file__).parents[2]
 RATE = 800
 LIVE_RATE = 24_000
 ENDINGS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
+MAIN = """
+import sys
+from encodec_rt.__main__ import main
+
+print("up", file=sys.stderr, flush=True)
+main()
+"""
 LIVE = """
 import sys
 import numpy as np, pytest
@@ -65,8 +72,9 @@ def end(process: subprocess.Popen[bytes], number: int) -> str:
     return said
 
 
-@pytest.mark.parametrize("number", ENDINGS)
-@pytest.mark.parametrize("command", ["encode", "roundtrip"])
+@pytest.mark.parametrize(
+    ("command", "number"), [*(("encode", number) for number in ENDINGS), ("roundtrip", 15)]
+)
 def test_a_file_command_leaves_no_file_and_says_by_what_it_was_ended(
     model: Path, tmp_path: Path, command: str, number: int
 ) -> None:
@@ -82,15 +90,14 @@ def test_a_file_command_leaves_no_file_and_says_by_what_it_was_ended(
     assert list(tmp_path.iterdir()) == []
 
 
-@pytest.mark.parametrize("delay_s", [0.0, 0.1, 0.3, 0.6, 1.0, 1.5])
+@pytest.mark.parametrize("delay_s", [0.02, 0.3, 1.0])
 def test_control_c_while_modules_load_says_nothing(model: Path, delay_s: float) -> None:
-    process = start("roundtrip", "-", "-", "--model", model, stdin=subprocess.PIPE)
+    process = start("roundtrip", "-", "-", "--model", model, code=MAIN, stdin=subprocess.PIPE)
+    assert process.stderr is not None
+    assert process.stderr.readline() == b"up\n"
     time.sleep(delay_s)
-    process.send_signal(signal.SIGINT)
-    said = process.communicate(timeout=60)[1].decode()
-    # In its first hundredths of a second the interpreter is not ours yet.
-    assert delay_s == 0.0 or "Traceback" not in said
-    assert process.returncode in (-signal.SIGINT, 130, 1 if delay_s == 0.0 else 130)
+    end(process, signal.SIGINT)
+    assert process.returncode in (-signal.SIGINT, 130)
 
 
 def test_what_nohup_protects_from_goes_on(model: Path, tmp_path: Path) -> None:
@@ -98,7 +105,7 @@ def test_what_nohup_protects_from_goes_on(model: Path, tmp_path: Path) -> None:
     soundfile.write(clip, np.zeros(RATE * 30), RATE)
     command = f"trap '' HUP; exec {sys.executable} -m encodec_rt encode {clip} -b 2 --model {model}"
     process = subprocess.Popen(["bash", "-c", command], cwd=ROOT, stderr=subprocess.PIPE)
-    time.sleep(1.0)
+    time.sleep(0.5)
     end(process, signal.SIGHUP)
     assert process.returncode == 0
     assert clip.with_suffix(".encodec").is_file()
@@ -130,7 +137,7 @@ def open_for(process: subprocess.Popen[bytes], pipe: Path) -> int:
     raise AssertionError(process.communicate()[1])
 
 
-@pytest.mark.parametrize("number", ENDINGS)
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_live_ends_with_its_recordings_and_statistics(tmp_path: Path, number: int) -> None:
     files = ("--record", tmp_path / "x.wav", "--stats-json", tmp_path / "x.json")
     process = start("live", *files, "--save", tmp_path / "x.encodec", code=LIVE)
