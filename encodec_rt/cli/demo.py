@@ -80,9 +80,9 @@ def demo(
     with AudioWriter(wav, rate_hz=rate, channels=channels, force=True) as writer:
         writer.write(run.audio)
     pacing = "flat out" if fast else "in real time"
-    weights = "random weights" if is_random else codec.name
+    weights = "random weights" if is_random else _in_words(model, codec)
     where = f"{device}, {threads} thread{'s' if threads > 1 else ''}"
-    title = f"encodec_rt: {weights}, {bandwidth:g} kbps, frame by frame {pacing} on {where}"
+    title = f"Frame by frame {pacing}: {weights} at {bandwidth:g} kbps on {where}"
     seen = f"picture: {png}"
     try:
         save_figure(
@@ -92,6 +92,7 @@ def demo(
             rate_hz=rate,
             encode_ms=run.encode_ms,
             decode_ms=run.decode_ms,
+            late_ms=run.late_ms,
             frame_ms=run.frame_ms,
             title=title,
         )
@@ -103,6 +104,12 @@ def demo(
     console.print(
         printable(f"sound: {wav}   {seen}"), markup=False, highlight=False, soft_wrap=True
     )
+
+
+def _in_words(model: str, codec: Codec) -> str:
+    rate_khz = codec.config.sampling_rate / 1000
+    name = "the embedded model" if model == "default" else Path(model).name or codec.name
+    return f"{name} ({rate_khz:g} kHz)"
 
 
 def _codec(model: str, device: str, backend: str) -> tuple[Codec, bool]:
