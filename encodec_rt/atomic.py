@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import itertools
 import os
+import re
 import stat
 import sys
 from collections.abc import Iterator
@@ -114,6 +115,63 @@ def publish(part: Path, target: Path, *, force: bool, named: str | Path | None =
         os.replace(part, target)
         return
     part.unlink()
+
+
+class GrowingFile:
+    """A recording: an unbuffered file NAME.PID.part.SUFFIX that gets its own name when it ends.
+
+    It exists from the first use of ``raw`` on, and stays where it is if the process is killed.
+    """
+
+    def __init__(self, path: str | Path, *, force: bool) -> None:
+        """Raises InputError as ``check_target`` does, and for what is not a file."""
+        if is_stream(path):
+            raise InputError(f"{path}: a recording needs a file, whose header grows with it")
+        self.target = check_target(path, force=force)
+        suffix = self.target.suffix
+        self.part = part_name(self.target.with_suffix(""), f".part{suffix}", hidden=False)
+        self._named, self._force = path, force
+        self._raw: io.FileIO | None = None
+
+    @property
+    def raw(self) -> io.FileIO:
+        """The file itself."""
+        if self._raw is None:
+            with naming(self._named):
+                self._raw = self.part.open("x+b", buffering=0)
+        return self._raw
+
+    def finish(self) -> None:
+        """Give the file its own name. Harmless when repeated.
+
+        Raises InputError if something else has got it meanwhile; the part stays then.
+        """
+        raw, self._raw = self._raw, None
+        if raw is None:
+            return
+        raw.close()
+        try:
+            publish(self.part, self.target, force=self._force, named=self._named)
+        except InputError as error:
+            raise InputError(f"{error}; the recording stays in {self.part}") from None
+
+
+def abandoned_recordings(folder: Path) -> list[Path]:
+    """What a ``GrowingFile`` left in ``folder`` whose process was killed."""
+    found = sorted(folder.glob("*.part.*"))
+    parts = [(path, re.fullmatch(r".+\.(\d+)(-\d+)?\.part\.\w+", path.name)) for path in found]
+    return [path for path, match in parts if match and not _is_another(int(match[1]))]
+
+
+def _is_another(pid: int) -> bool:
+    """Whether a process of that number runs, other than this one."""
+    try:
+        os.kill(pid, 0)
+    except (ProcessLookupError, OverflowError):
+        return False
+    except PermissionError:
+        return True
+    return pid != os.getpid()
 
 
 def standard_output() -> BinaryIO:

@@ -59,6 +59,7 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
         {"activity", "bitrate", "delay", "statistics", "token_bucket"},
         {"conceal", "jitter", "packetizer"},
         {"receiver", "sender", "transport"},
+        {"line"},
         {"call"},
     ),
     "sound": (
@@ -78,10 +79,11 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
         {"service"},
     ),
     "link": (
-        {"admission", "bandwidth", "credentials", "datagrams", "endpoints", "sdp"},
+        {"admission", "bandwidth", "credentials", "datagrams", "endpoints", "ice", "sdp"},
         {"device_endpoints", "rtp", "signalling"},
         {"device_pair", "dialling", "rtp_transport"},
         {"call"},
+        {"redial"},
     ),
 }
 """The order inside a room; a module imports from the levels before its own."""

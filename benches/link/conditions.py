@@ -136,9 +136,11 @@ class PauseAwareBuffer(JitterBuffer):
         super().__init__()
         self.cut = {"in_pauses": 0, "in_speech": 0}
 
-    def get(self, now_s: float, *, quiet: bool = False) -> PlayoutSlot:
+    def get(
+        self, now_s: float, *, quiet: bool = False, clock_s: float | None = None
+    ) -> PlayoutSlot:
         """As ever."""
-        slot = super().get(now_s, quiet=quiet)
+        slot = super().get(now_s, quiet=quiet, clock_s=clock_s)
         self.cut["in_pauses" if quiet else "in_speech"] += slot.skipped
         return slot
 

@@ -77,9 +77,9 @@ class Ear(Receiver):
             payload, sequence=sequence, timestamp=timestamp, ssrc=ssrc, now_s=now_s
         )
 
-    def take(self, now_s: float) -> HopPlan:
+    def take(self, now_s: float, *, clock_s: float | None = None) -> HopPlan:
         """As ever."""
-        planned = super().take(now_s)
+        planned = super().take(now_s, clock_s=clock_s)
         self.turns.append((now_s, planned.slot))
         return planned
 

@@ -2,6 +2,7 @@
 
 from encodec_rt.audio.pcm import RAW_FORMATS, RAW_OUTPUT_FORMATS, RawFormat
 from encodec_rt.audio.reader import AudioReader, mix
+from encodec_rt.audio.recording import AudioRecording
 from encodec_rt.audio.source import PIPE
 from encodec_rt.audio.writer import OUTPUT_FORMATS, AudioWriter, check_target_format
 
@@ -11,6 +12,7 @@ __all__ = [
     "RAW_FORMATS",
     "RAW_OUTPUT_FORMATS",
     "AudioReader",
+    "AudioRecording",
     "AudioWriter",
     "RawFormat",
     "check_target_format",

@@ -148,6 +148,12 @@ class SndfileSink:
         if self._watched.error:
             self._raise(None)
 
+    def flush(self) -> None:
+        """Bring the file up to date, its header included where that says the length."""
+        self._sound.flush()
+        if self._watched.error:
+            self._raise(None)
+
     def end(self, *, complete: bool, samples: int) -> None:
         import soundfile
 

@@ -146,6 +146,19 @@ def wav_header(
     return start + ds64 + form + info + struct.pack("<4sI", b"data", data)
 
 
+def growing_wav_header(rate_hz: int, channels: int, data_bytes: int) -> bytes:
+    """As ``wav_header``, of one size whatever the length: what RF64 needs is kept free.
+
+    EBU Tech 3306, 3.5.
+    """
+    header = wav_header(rate_hz, channels, data_bytes)
+    if header.startswith(b"RF64"):
+        return header
+    free = struct.pack("<4sI28x", b"JUNK", DS64_BYTES - 8)
+    (riff,) = struct.unpack_from("<I", header, 4)
+    return b"RIFF" + struct.pack("<I", riff + len(free)) + header[8:12] + free + header[12:]
+
+
 def _parse_format(body: bytes, order: str) -> WavHeader | None:
     if len(body) < 16:
         return None

@@ -6,7 +6,9 @@ usage errors come at once.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -22,6 +24,11 @@ from encodec_rt.cli.export import onnx as export_onnx
 from encodec_rt.cli.export import web as export_web
 from encodec_rt.cli.habits import VersionOption, with_habits
 from encodec_rt.cli.info import info
+from encodec_rt.cli.interrupts import (
+    exit_status,
+    handle_requests_to_end,
+    received,
+)
 from encodec_rt.cli.link import call, listen, token
 from encodec_rt.cli.link_demo import demo as link_demo
 from encodec_rt.cli.live import devices, live
@@ -29,6 +36,7 @@ from encodec_rt.cli.play import play
 from encodec_rt.cli.quality import quality
 from encodec_rt.cli.roundtrip import roundtrip
 from encodec_rt.cli.serve import serve
+from encodec_rt.cli.standard_streams import discard_unwritten, prepare_standard_streams
 from encodec_rt.cli.tokenize import detokenize, tokenize
 from encodec_rt.cli.train import train
 from encodec_rt.cli.train_lm import lm
@@ -37,32 +45,47 @@ from encodec_rt.errors import CodecError
 from encodec_rt.extras import missing
 
 EXIT_ERROR = 2
-EXIT_INTERRUPTED = 130
+
+
+@contextmanager
+def _errors_in_a_sentence() -> Iterator[None]:
+    """Turn what goes wrong in a command into one sentence and an exit status."""
+    try:
+        yield
+        return
+    except KeyboardInterrupt:
+        raise typer.Exit(exit_status()) from None
+    except CodecError as error:
+        say(f"encodec-rt: {error}")
+    except ImportError as error:
+        if received():
+            # An import that was interrupted fails with whatever was half imported.
+            raise typer.Exit(exit_status()) from None
+        refusal = missing(error, "this command")
+        if refusal is None:
+            raise
+        say(f"encodec-rt: {refusal}")
+    except BrokenPipeError:
+        # Whoever read our output has seen enough; typer ends quietly, with status 1.
+        raise
+    except OSError as error:
+        name = f"{error.filename}: " if error.filename else ""
+        say(f"encodec-rt: {name}{error.strerror or error}")
+    raise typer.Exit(EXIT_ERROR)
 
 
 class _Commands(TyperGroup):
-    """Turns what goes wrong in a command into one sentence and an exit status."""
+    """Commands that end in a sentence, whatever goes wrong."""
+
+    def make_context(self, *arguments: Any, **options: Any) -> Any:
+        """Parse the arguments, which is when help and version are printed."""
+        with _errors_in_a_sentence():
+            return super().make_context(*arguments, **options)
 
     def invoke(self, ctx: Any) -> Any:
         """Run the command that was given."""
-        try:
+        with _errors_in_a_sentence():
             return super().invoke(ctx)
-        except KeyboardInterrupt:
-            raise typer.Exit(EXIT_INTERRUPTED) from None
-        except CodecError as error:
-            say(f"encodec-rt: {error}")
-        except ImportError as error:
-            refusal = missing(error, "this command")
-            if refusal is None:
-                raise
-            say(f"encodec-rt: {refusal}")
-        except BrokenPipeError:
-            # Whoever read our output has seen enough; typer ends quietly, with status 1.
-            raise
-        except OSError as error:
-            name = f"{error.filename}: " if error.filename else ""
-            say(f"encodec-rt: {name}{error.strerror or error}")
-        raise typer.Exit(EXIT_ERROR)
 
 
 def _group(help_text: str, *commands: Callable[..., None], completion: bool = False) -> typer.Typer:
@@ -72,6 +95,7 @@ def _group(help_text: str, *commands: Callable[..., None], completion: bool = Fa
         no_args_is_help=True,
         add_completion=completion,
         pretty_exceptions_enable=False,
+        rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
 
@@ -134,5 +158,19 @@ app.add_typer(_group("Write a model for other runtimes.", export_web, export_onn
 
 
 def main() -> None:
-    """Run the command line and exit: 0 done, 1 broken pipe, 2 refused, 130 interrupted."""
-    app(prog_name="encodec-rt")
+    """Run the command line and exit: 0 done, 1 broken pipe, 2 refused, 130 interrupted.
+
+    SIGTERM and SIGHUP end a command as Ctrl-C does, with 143 and 129.
+    """
+    prepare_standard_streams()
+    handle_requests_to_end()
+    try:
+        app(prog_name="encodec-rt")
+    except Exception:
+        if not received():
+            raise
+    except KeyboardInterrupt:
+        pass
+    finally:
+        discard_unwritten()
+    sys.exit(exit_status())

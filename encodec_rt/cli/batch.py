@@ -7,8 +7,9 @@ import inspect
 import os
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from multiprocessing import get_context
+from multiprocessing import active_children, get_context
 from pathlib import Path
 from typing import Annotated, Any, get_type_hints
 
@@ -16,6 +17,7 @@ import typer
 
 from encodec_rt.cli.console import PIPE, keeping_codecs, report, say
 from encodec_rt.cli.habits import VERBOSITY, Verbosity
+from encodec_rt.cli.interrupts import InterruptedWork, deaf_children, ended_by_parent
 from encodec_rt.errors import CodecError, InputError
 
 EXIT_FAILED = 2
@@ -156,11 +158,20 @@ def _run_all(
             initializer=_begin,
             initargs=(VERBOSITY.get(), threads),
         ) as pool:
-            tasks = [pool.submit(_work, *work, *pair, options) for pair in pairs]
             try:
+                with deaf_children():
+                    tasks = [pool.submit(_work, *work, *pair, options) for pair in pairs]
                 failed = sum(not task.result() for task in tasks)
-            except BaseException:
+            except BaseException as error:
                 pool.shutdown(wait=False, cancel_futures=True)
+                for child in active_children():
+                    child.terminate()
+                if isinstance(error, InterruptedWork):
+                    raise KeyboardInterrupt from None
+                if isinstance(error, BrokenProcessPool):
+                    raise InputError(
+                        "a process of --jobs was killed, perhaps for want of memory; use fewer jobs"
+                    ) from None
                 raise
     report(f"{len(pairs) - failed} of {len(pairs)} files done")
     if failed:
@@ -197,4 +208,5 @@ def _begin(verbosity: Verbosity, threads: int) -> None:
 
 
 def _work(module: str, name: str, source: str, target: str, options: dict[str, Any]) -> bool:
-    return _attempt(getattr(importlib.import_module(module), name), source, target, options)
+    with ended_by_parent():
+        return _attempt(getattr(importlib.import_module(module), name), source, target, options)

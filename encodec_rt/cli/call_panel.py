@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections import deque
 from dataclasses import dataclass
 from typing import Any
@@ -10,10 +11,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from encodec_rt.cli.live_panel import level_bar, terms_table
+from encodec_rt.cli.live_panel import WIDTH, latency_text, level_row
 
 WINDOW_S = 3.0
 """Rates and means are taken over this time."""
+
+DEAD_LINE_S = 1.0
+"""Even silence is announced every 0.4 s."""
 
 Statistics = dict[str, Any]
 
@@ -71,58 +75,103 @@ def concealed_share(inbound: Statistics) -> float:
     return float(audible / max(1, inbound["totalSamplesReceived"]))
 
 
+def summary(statistics: Statistics, seconds: float) -> str:
+    """How a call went."""
+    inbound, own = statistics["inbound"], statistics["encodecRt"]
+    again = own["reconnections"]
+    return (
+        f"the call ended after {seconds:.0f} s: received {inbound['packetsReceived']} packets, "
+        f"lost {inbound['packetsLost']}, concealed {100 * concealed_share(inbound):.1f} %"
+        + (f", connected again {again} time{'s' if again > 1 else ''}" if again else "")
+    )
+
+
 def call_line(status: CallStatus) -> str:
     """The status in one line, for logs."""
     statistics = status.statistics
     inbound, own = statistics["inbound"], statistics["encodecRt"]
     faults = [f"{name} {count}" for name, count in _device_faults(statistics) if count]
+    silence = _silence(statistics)
     return (
         f"{status.seconds:7.1f} s  sent {status.sent_db:5.1f} dB  heard {status.heard_db:5.1f} dB  "
         f"{own['codebooks']} codebooks x {own['framesPerPacket']}, {own['redundantFrames']} again  "
         f"received {inbound['packetsReceived']}, lost {inbound['packetsLost']}, concealed "
         f"{100 * concealed_share(inbound):.1f} %  round trip {_trip(statistics)}  latency "
         f"{sum(value for _, value in _latency_terms(statistics)):.0f} ms  "
+        f"codec {100 * own['codecShare']:.0f} %  {f'{silence}  ' if silence else ''}"
         f"{', '.join(faults) or 'no device faults'}"
     )
 
 
 def call_panel(status: CallStatus) -> RenderableType:
-    """The status as a few columns, under the names of webrtc-stats where it has one."""
+    """The status in at most 80 columns."""
     statistics = status.statistics
-    inbound, own = statistics["inbound"], statistics["encodecRt"]
-    sent = _table("sent")
-    sent.add_row("level", f"{level_bar(status.sent_db)} {status.sent_db:5.1f} dB")
-    sent.add_row("bandwidth", f"{status.sent_kbps:.1f} kbps")
-    sent.add_row("codebooks", str(own["codebooks"]))
-    sent.add_row("frames per packet", str(own["framesPerPacket"]))
-    sent.add_row("redundant frames", str(own["redundantFrames"]))
-    sent.add_row("packetsSent", str(statistics["outbound"].get("packetsSent", "-")))
-    sent.add_row("packetsLost, by the far side", str(statistics["remote"].get("packetsLost", "-")))
-    sent.add_row("roundTripTime", _trip(statistics))
-    sent.add_row("encode p50/p99", _milliseconds(own["encodeMs"]))
-    heard = _table("heard")
-    heard.add_row("level", f"{level_bar(status.heard_db)} {status.heard_db:5.1f} dB")
-    heard.add_row("bandwidth", f"{status.received_kbps:.1f} kbps")
-    heard.add_row("jitterBufferDelay", f"{status.buffer_ms:.0f} ms")
-    heard.add_row("jitterBufferTargetDelay", f"{status.target_ms:.0f} ms")
-    heard.add_row("jitter", f"{1000 * inbound['jitter']:.1f} ms")
-    for name in ("packetsReceived", "packetsLost", "packetsDiscarded", "fecPacketsReceived"):
-        heard.add_row(name, str(inbound[name]))
-    heard.add_row("recovered from copies", str(inbound["encodecRt"]["recoveredFrames"]))
-    heard.add_row("concealmentEvents", str(inbound["concealmentEvents"]))
-    heard.add_row("concealed", f"{100 * concealed_share(inbound):.2f} %")
-    heard.add_row("decode p50/p99", _milliseconds(own["decodeMs"]))
-    faults = _table("devices")
-    faults.columns[1].justify = "right"
-    for side, device in _devices(statistics):
-        ppm = device["clockPpm"]
-        faults.add_row(f"{side} clock", "-" if ppm is None else f"{ppm:+.0f} ppm")
-    for name, count in _device_faults(statistics):
-        faults.add_row(name, str(count), style="yellow" if count else "dim")
-    columns = Table.grid(padding=(0, 3))
-    columns.add_row(sent, heard, terms_table(_latency_terms(statistics)), faults)
     names = [device["name"] for _, device in _devices(statistics)]
-    return Group(Text(f"call   {', '.join(names)}   {status.seconds:.0f} s"), columns)
+    title = f"call   {', '.join(names)}   {status.seconds:.0f} s"
+    columns = Table.grid(padding=(0, 6))
+    columns.add_row(_sent(status), _heard(status))
+    parts: list[RenderableType] = [
+        Text(title, no_wrap=True, overflow="ellipsis"),
+        level_row("sent", status.sent_db),
+        level_row("heard", status.heard_db),
+        columns,
+        latency_text(_latency_terms(statistics)),
+    ]
+    if names:
+        parts.append(_device_text(statistics))
+    if silence := _silence(statistics):
+        parts.append(Text(silence, style="bold red"))
+    return Group(*parts)
+
+
+def _sent(status: CallStatus) -> Table:
+    statistics, own = status.statistics, status.statistics["encodecRt"]
+    sent = _table("sent")
+    sent.add_row("bandwidth", f"{status.sent_kbps:.1f} kbps")
+    sent.add_row("packet", f"{own['framesPerPacket']} x {own['codebooks']} codebooks")
+    sent.add_row("copies", f"{own['redundantFrames']} frames")
+    sent.add_row("packets", str(statistics["outbound"].get("packetsSent", "-")))
+    sent.add_row("lost there", str(statistics["remote"].get("packetsLost", "-")))
+    sent.add_row("round trip", _trip(statistics))
+    sent.add_row("encode p50/p99", _milliseconds(own["encodeMs"]))
+    share = own["codecShare"]
+    sent.add_row("codec", f"{100 * share:.0f} % of a frame", style=None if share < 1 else "yellow")
+    return sent
+
+
+def _heard(status: CallStatus) -> Table:
+    inbound, own = status.statistics["inbound"], status.statistics["encodecRt"]
+    heard = _table("heard")
+    heard.add_row("bandwidth", f"{status.received_kbps:.1f} kbps")
+    heard.add_row("packets", str(inbound["packetsReceived"]))
+    heard.add_row("lost", str(inbound["packetsLost"]))
+    heard.add_row("late or refused", str(inbound["packetsDiscarded"]))
+    heard.add_row("from copies", f"{inbound['encodecRt']['recoveredFrames']} frames")
+    share = f"{100 * concealed_share(inbound):.2f} %"
+    heard.add_row("concealed", f"{share}, {inbound['concealmentEvents']} times")
+    heard.add_row("decode p50/p99", _milliseconds(own["decodeMs"]))
+    heard.add_row("jitter", f"{1000 * inbound['jitter']:.1f} ms")
+    heard.add_row("jitter buffer", f"{status.buffer_ms:.0f} of {status.target_ms:.0f} ms")
+    return heard
+
+
+def _device_text(statistics: Statistics) -> Text:
+    """How fast the devices' clocks run, and what went wrong with them."""
+    clocks = [
+        f"{side} clock " + ("-" if device["clockPpm"] is None else f"{device['clockPpm']:+.0f} ppm")
+        for side, device in _devices(statistics)
+    ]
+    text = Text(", ".join(clocks))
+    faults = [f"{name} {count}" for name, count in _device_faults(statistics) if count]
+    if faults:
+        text.append("\n" + "\n".join(textwrap.wrap(", ".join(faults), WIDTH)), style="yellow")
+    return text
+
+
+def _silence(statistics: Statistics) -> str:
+    """That the line is dead, if it is."""
+    silent_s = statistics["encodecRt"]["secondsSincePacket"]
+    return f"no packets for {silent_s:.1f} s" if silent_s >= DEAD_LINE_S else ""
 
 
 def _table(title: str) -> Table:

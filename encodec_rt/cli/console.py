@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -56,6 +57,10 @@ BufferOption = Annotated[
     float,
     typer.Option("--buffer-ms", help="Audio to keep queued for the speaker.", min=5.0, max=1000.0),
 ]
+ThreadsOption = Annotated[
+    int, typer.Option("--threads", help="CPU threads for torch.", min=1, max=1024)
+]
+PortOption = Annotated[int, typer.Option("--port", help="TCP port, 0 for any.", min=0, max=65535)]
 RealTimeOption = Annotated[
     bool,
     typer.Option(
@@ -122,7 +127,34 @@ def say(text: str) -> None:
 
     A name that is not UTF-8 is shown with its bytes escaped.
     """
-    typer.echo(text.encode("utf-8", "backslashreplace").decode(), err=True)
+    typer.echo(printable(text), err=True)
+
+
+def printable(text: str) -> str:
+    """``text`` with the bytes of a name that is not UTF-8 escaped, as any stream can take it."""
+    return text.encode("utf-8", "backslashreplace").decode()
+
+
+def put(text: str) -> None:
+    """One line on standard output. Raises InputError if it is closed."""
+    from encodec_rt.atomic import naming
+
+    _check_output_stream()
+    with naming("standard output"):
+        typer.echo(printable(text))
+
+
+def output_console() -> Console:
+    """Standard output for tables. Raises InputError if it is closed."""
+    from rich.console import Console
+
+    _check_output_stream()
+    return Console()
+
+
+def _check_output_stream() -> None:
+    if sys.stdout is None:
+        raise InputError("standard output is closed; open it, as the result is printed there")
 
 
 def report(text: str) -> None:
@@ -137,11 +169,26 @@ def detail(text: str) -> None:
         say(text)
 
 
+def tell_of_abandoned(*recordings: Path | None) -> None:
+    """Say where the recordings lie whose programs were killed, in the folders of ``recordings``."""
+    from encodec_rt.atomic import abandoned_recordings
+
+    for folder in sorted({path.absolute().parent for path in recordings if path is not None}):
+        for part in abandoned_recordings(folder):
+            say(f"note: a recording that was cut off lies in {part}")
+
+
 def status_console() -> Console:
-    """Standard error, for what is shown while a session runs."""
+    """Standard error, for what is shown while a session runs: nothing with --quiet."""
     from rich.console import Console
 
-    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True)
+    quiet = VERBOSITY.get() == Verbosity.QUIET
+    return Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=quiet)
+
+
+def teller(console: Console) -> Callable[[str], None]:
+    """Says what went wrong above what ``console`` shows, with --quiet too."""
+    return say if console.quiet else console.print
 
 
 _KEPT: ContextVar[dict[tuple[str, str, str], Codec] | None] = ContextVar("kept", default=None)

@@ -19,9 +19,10 @@ SourcesOption = Annotated[
 
 
 def fetch(folder: FolderArgument, sources: SourcesOption = "") -> None:
-    """Download and unpack the Debian packages that the default model was trained on.
+    """Download the audio that the default model was trained on.
 
-    Each is pinned to one version and checked against its SHA-256. Nothing is installed.
+    It comes in Debian packages, which are unpacked and not installed. Each is pinned to one version
+    and checked against its SHA-256.
     """
     from encodec_rt.training.fetch import fetch_package
     from encodec_rt.training.sources import PACKAGES, by_name
@@ -46,10 +47,10 @@ def index(
     ] = 24_000,
     channels: Annotated[int, typer.Option("--channels", help="The model's: 1 or 2.")] = 1,
 ) -> None:
-    """Decode, measure, split and pack what was fetched, or folders of your own, for training.
+    """Pack what was fetched, or folders of your own, for training.
 
-    Files that cannot be used are named with the reason. The result is FOLDER/packed, or
-    FOLDER/packed-RATExCHANNELS for other audio than 24 kHz mono.
+    Audio is decoded, measured and split. Files that cannot be used are named with the reason. The
+    result is FOLDER/packed, or FOLDER/packed-RATExCHANNELS for other audio than 24 kHz mono.
     """
     if not 8_000 <= rate <= 192_000 or channels not in (1, 2):
         raise ConfigError(
@@ -89,7 +90,10 @@ def shard(
     mib: Annotated[float, typer.Option("--mib", help="Size of a shard, at most.")] = 15.0,
     most: Annotated[int, typer.Option("--most", help="End after so many shards; 0: all.")] = 0,
 ) -> None:
-    """Write packed audio as Opus shards, for a machine that only small files reach."""
+    """Write packed audio as Opus shards.
+
+    They are for a machine that only small files reach.
+    """
     from encodec_rt.training.shards import write_shards
 
     for path in write_shards(packed, shards, kbps=kbps, shard_mib=mib, most=most):
@@ -114,7 +118,7 @@ def split(
     parts: Annotated[Path, typer.Argument(metavar="PARTS", help="A new folder for the parts.")],
     mib: Annotated[float, typer.Option("--mib", help="Size of a part, at most.")] = 15.0,
 ) -> None:
-    """Split a large file, such as a run's checkpoint.pt, into parts with checksums."""
+    """Split a large file, such as a checkpoint, into parts."""
     from encodec_rt.training.parts import split_file
 
     say(f"{parts}: {split_file(file, parts, part_mib=mib)} parts")

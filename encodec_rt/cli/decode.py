@@ -61,9 +61,10 @@ def decode_file(
         ),
     ] = None,
 ) -> None:
-    """Decode a file to 16-bit audio in the format that the output's suffix names.
+    """Decode a file of codes to 16-bit audio.
 
-    --start is for .ecdc; an .encodec file says how it was started.
+    The suffix of the output names its format. --start is for .ecdc; an .encodec file says how it
+    was started.
     """
     from encodec_rt.audio import AudioWriter, RawFormat, check_target_format
     from encodec_rt.bitstream.ecdc import EcdcReader, read_header

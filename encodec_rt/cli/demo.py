@@ -15,8 +15,11 @@ from encodec_rt.cli.console import (
     DeviceOption,
     ModelOption,
     StartOption,
+    ThreadsOption,
     check_start,
     load_codec,
+    output_console,
+    printable,
     say,
 )
 from encodec_rt.cli.file_options import warn
@@ -49,18 +52,18 @@ def demo(
     backend: BackendOption = "auto",
     start: StartOption = "primed",
     fast: Annotated[bool, typer.Option("--fast", help="Do not wait for real time.")] = False,
-    threads: Annotated[int, typer.Option("--threads", min=1, help="CPU threads for torch.")] = 1,
+    threads: ThreadsOption = 1,
 ) -> None:
-    """Send speech through encoder, packets and decoder frame by frame, and measure it.
+    """Send speech through the codec frame by frame, and measure it.
 
     Writes the decoded audio to out.wav and, where matplotlib is installed, a picture to out.png.
     """
     import torch
-    from rich.console import Console
 
     from encodec_rt.audio import AudioWriter
     from encodec_rt.cli.figure import save_figure
 
+    console = output_console()
     policy = check_start(start)
     torch.set_num_threads(threads)
     began = time.perf_counter()
@@ -77,9 +80,9 @@ def demo(
     with AudioWriter(wav, rate_hz=rate, channels=channels, force=True) as writer:
         writer.write(run.audio)
     pacing = "flat out" if fast else "in real time"
-    weights = "random weights" if is_random else codec.name
+    weights = "random weights" if is_random else _in_words(model, codec)
     where = f"{device}, {threads} thread{'s' if threads > 1 else ''}"
-    title = f"encodec_rt: {weights}, {bandwidth:g} kbps, frame by frame {pacing} on {where}"
+    title = f"Frame by frame {pacing}: {weights} at {bandwidth:g} kbps on {where}"
     seen = f"picture: {png}"
     try:
         save_figure(
@@ -89,16 +92,24 @@ def demo(
             rate_hz=rate,
             encode_ms=run.encode_ms,
             decode_ms=run.decode_ms,
+            late_ms=run.late_ms,
             frame_ms=run.frame_ms,
             title=title,
         )
     except BackendUnavailable as error:
         seen = f"no picture: {error}"
-    console = Console()
-    console.print(title, markup=False, highlight=False)
+    console.print(printable(title), markup=False, highlight=False)
     console.print(_times(run))
     console.print(_facts(run, ready_s, seconds=audio.shape[1] / rate))
-    console.print(f"sound: {wav}   {seen}", markup=False, highlight=False, soft_wrap=True)
+    console.print(
+        printable(f"sound: {wav}   {seen}"), markup=False, highlight=False, soft_wrap=True
+    )
+
+
+def _in_words(model: str, codec: Codec) -> str:
+    rate_khz = codec.config.sampling_rate / 1000
+    name = "the embedded model" if model == "default" else Path(model).name or codec.name
+    return f"{name} ({rate_khz:g} kHz)"
 
 
 def _codec(model: str, device: str, backend: str) -> tuple[Codec, bool]:

@@ -68,9 +68,10 @@ def encode_file(
     begin: FromOption = 0.0,
     end: ToOption = None,
 ) -> None:
-    """Encode audio to a file; memory does not grow with its length.
+    """Encode audio to a file of codes.
 
-    .encodec is the container of this package, .ecdc the format of the original one.
+    Memory does not grow with its length. .encodec is the container of this package, .ecdc the
+    format of the original one.
     """
     from encodec_rt.audio import AudioReader
     from encodec_rt.transcode import encode_blocks

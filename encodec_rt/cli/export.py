@@ -24,10 +24,10 @@ def web(
     ] = False,
     force: ForceOption = False,
 ) -> None:
-    """Write a causal model as one file for the WebAssembly codec and encodec_rt.portable.
+    """Write a causal model as one file for the WebAssembly codec.
 
-    Weights that are exact in float16, as those of the embedded model are, take half the room in any
-    case.
+    encodec_rt.portable reads it too. Weights that are exact in float16, as those of the embedded
+    model are, take half the room in any case.
     """
     from encodec_rt.atomic import check_target
     from encodec_rt.export.blob import write_blob
@@ -50,9 +50,9 @@ def onnx(
     ] = False,
     force: ForceOption = False,
 ) -> None:
-    """Write a causal model as ONNX graphs, of one step and of whole clips, and check them.
+    """Write a causal model as ONNX graphs, and check them.
 
-    Needs encodec-rt[export].
+    They are of one step, and of whole clips. Needs encodec-rt[export].
     """
     from encodec_rt.export.onnx import export_onnx
     from encodec_rt.model.encodec import EncodecModel

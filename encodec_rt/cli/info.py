@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, NamedTuple, TypeAlias
 
 import typer
 
-from encodec_rt.cli.console import PIPE, ModelOption
+from encodec_rt.cli.console import PIPE, ModelOption, put
 from encodec_rt.cli.container_info import container_facts
 from encodec_rt.cli.file_options import warn
 from encodec_rt.errors import InputError, WeightsError
@@ -50,9 +50,10 @@ def info(
         bool, typer.Option("--json", help="Print one JSON object, for programs.")
     ] = False,
 ) -> None:
-    """Describe an audio file, coded file or checkpoint; exit with 2 if it is damaged.
+    """Describe a file of audio, of codes or of weights.
 
-    All of the audio is read, as a header may be wrong about its length. --model is the model that
+    It exits with 2 if the file is damaged. All of the audio is read, as a header may be wrong about
+    its length. --model is the model that
     an .ecdc file was made by, if that is not one of the paper's.
     """
     path = Path(source)
@@ -71,12 +72,11 @@ def info(
     else:
         raise InputError(f"{source} does not exist")
     if as_json:
-        typer.echo(json.dumps(dict(map(_json_pair, facts.items()))))
+        put(json.dumps(dict(map(_json_pair, facts.items()))))
     else:
         width = max(map(len, facts))
         for name, value in facts.items():
-            shown = str(value).encode("utf-8", "backslashreplace").decode()
-            typer.echo(f"{name:<{width}}  {shown}")
+            put(f"{name:<{width}}  {value}")
     if str(facts.get("state", COMPLETE)).startswith("damaged"):
         raise typer.Exit(2)
 

@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Annotated
 
 import typer
 
-from encodec_rt.cli.console import CodecOptions, say, status_console, with_groups
-from encodec_rt.cli.link_call import CallCourse, answer_calls, dial, prepare, require_link
+from encodec_rt.cli.console import (
+    CodecOptions,
+    PortOption,
+    put,
+    report,
+    say,
+    status_console,
+    with_groups,
+)
+from encodec_rt.cli.interrupts import run_until_ended
+from encodec_rt.cli.link_call import CallCourse, answer_calls, dial, prepare, rehearse, require_link
 from encodec_rt.cli.link_options import LinkOptions, TokenOption
 
 
@@ -17,13 +25,17 @@ def listen(
     link: LinkOptions,
     options: CodecOptions,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="TCP port of the signalling.")] = 8443,
+    port: PortOption = 8443,
     once: Annotated[bool, typer.Option("--once", help="End after the first call.")] = False,
 ) -> None:
-    """Wait for calls, one at a time. Beyond loopback this is over TLS and with a token."""
+    """Wait for calls, one at a time.
+
+    Beyond loopback this is over TLS and with a token.
+    """
     require_link()
     from encodec_rt.link import credentials
 
+    host = host.strip("[]")
     folder = credentials.state_folder()
     certificate, key = folder / "link-cert.pem", folder / "link-key.pem"
     token = link.token(needed=not credentials.is_loopback(host))
@@ -33,12 +45,14 @@ def listen(
             credentials.make_certificate(certificate, key, [host])
         context = credentials.server_context(certificate, key)
     codec = prepare(options, link)
+    rehearse(codec, link, force=options.force)
     fingerprint = credentials.read_fingerprint(certificate) if context is not None else None
 
     def announce(bound: int) -> None:
-        url = f"{'http' if context is None else 'https'}://{host}:{bound}"
+        scheme = "http" if context is None else "https"
         pin = f" --fingerprint {fingerprint}" if fingerprint is not None else ""
-        say(f"listening; on the other machine: encodec-rt link call {url}{pin}")
+        for url in credentials.urls(scheme, host, bound):
+            report(f"listening; on the other machine: encodec-rt link call {url}{pin}")
 
     calls = 0
 
@@ -52,21 +66,26 @@ def listen(
         call = link.for_call(options.bandwidth)
         return CallCourse(codec, link, call, status_console(), record, force=options.force)
 
-    asyncio.run(
+    run_until_ended(
         answer_calls(make, host, port, context=context, token=token, announce=announce, once=once)
     )
 
 
 @with_groups
 def call(
-    url: Annotated[str, typer.Argument(help="What 'link listen' printed: https://HOST:PORT.")],
+    url: Annotated[
+        str, typer.Argument(metavar="URL", help="What 'link listen' printed: https://HOST:PORT.")
+    ],
     link: LinkOptions,
     options: CodecOptions,
     fingerprint: Annotated[
         str | None, typer.Option(help="SHA-256 of the other side's certificate, in hex.")
     ] = None,
 ) -> None:
-    """Call a listening machine, until the played file ends, Ctrl-C, or the other side hangs up."""
+    """Call a listening machine.
+
+    The call lasts until the played file ends, Ctrl-C, or the other side hangs up.
+    """
     require_link()
     from encodec_rt.link.dialling import SignallingClient
 
@@ -80,7 +99,7 @@ def call(
         call = link.for_call(options.bandwidth, hang_up_s=hang_up_s)
         return CallCourse(codec, link, call, status_console(), link.record, force=options.force)
 
-    asyncio.run(dial(make, client))
+    run_until_ended(dial(make, client))
 
 
 def token(
@@ -102,5 +121,5 @@ def token(
         say(f"wrote {path}")
         return
     exists = path.is_file() and not new
-    typer.echo(credentials.read_token(path) if exists else credentials.make_token(path))
+    put(credentials.read_token(path) if exists else credentials.make_token(path))
     say("on the other machine: encodec-rt link token --import")

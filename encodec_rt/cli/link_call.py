@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from encodec_rt.cli.console import device_choice, say
+from encodec_rt.cli.console import detail, device_choice, report, say, tell_of_abandoned, teller
 from encodec_rt.extras import needed_for
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from encodec_rt.link.device_pair import DevicePair
     from encodec_rt.link.dialling import SignallingClient
     from encodec_rt.streaming.codec import Codec
-    from encodec_rt.voice.call import CallSink, CallSource
+    from encodec_rt.voice.transport import CallSink, CallSource
 
 SHOW_EVERY_S = 0.2
 LOG_EVERY_S = 2.0
@@ -57,32 +57,43 @@ class CallCourse:
         from encodec_rt.link.call import Call
         from encodec_rt.link.endpoints import MeteredSink, MeteredSource
 
-        ends = open_ends(codec, link, record, tell=console.print, force=force)
+        ends = open_ends(codec, link, record, tell=teller(console), force=force)
         self._console = console
+        self._began_s = self._ended_s = 0.0
+        self._warned = False
         self._handset = ends.handset
         self._source, self._sink = MeteredSource(ends.source), MeteredSink(ends.sink)
-        self._stats_json = link.stats_json
+        self._stats_json, self._record = link.stats_json, record
         self.call: Call = Call(codec, self._source, self._sink, options)
 
     async def run(self) -> None:
         """Run the call to its end, and show it."""
+        self._began_s = time.monotonic()
         shown = asyncio.create_task(self._show())
         try:
             await self.call.run()
         finally:
+            self._ended_s = time.monotonic()
+            # The display leaves the terminal before anything else is said there.
             shown.cancel()
+            await asyncio.gather(shown, return_exceptions=True)
 
     def report(self) -> None:
-        """Say how the call ended, and write its statistics where that was asked for."""
-        from encodec_rt.atomic import replacing
-        from encodec_rt.cli.call_panel import concealed_share
+        """Say how the call ended, and write its statistics where that was asked for.
 
+        A call that was refused has nothing to report.
+        """
+        from encodec_rt.atomic import replacing
+        from encodec_rt.cli.call_panel import summary
+
+        if not self._began_s:
+            return
         statistics = self._statistics()
-        inbound = statistics["inbound"]
-        say(
-            f"the call ended: received {inbound['packetsReceived']} packets, lost "
-            f"{inbound['packetsLost']}, concealed {100 * concealed_share(inbound):.1f} %"
-        )
+        report(summary(statistics, self._ended_s - self._began_s))
+        if statistics["encodecRt"]["codecShare"] > 1:
+            say(f"warning: {overloaded(statistics)}")
+        if self._record is not None and self._record.is_file():
+            report(f"wrote {self._record}")
         if self._stats_json is not None:
             with replacing(self._stats_json, force=True) as part:
                 part.write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")
@@ -91,15 +102,19 @@ class CallCourse:
         from encodec_rt.cli.call_panel import CallMeter, call_line, call_panel
         from encodec_rt.cli.live_panel import Display
 
-        meter, began_s = CallMeter(), time.monotonic()
+        meter = CallMeter()
         every_s = SHOW_EVERY_S if self._console.is_terminal else LOG_EVERY_S
         with Display(self._console, call_panel, call_line) as shown:
             while True:
                 await asyncio.sleep(every_s)
+                statistics, seconds = self._statistics(), time.monotonic() - self._began_s
+                if statistics["encodecRt"]["codecShare"] > 1 and not self._warned:
+                    self._warned = True
+                    teller(self._console)(f"warning: {overloaded(statistics)}")
                 shown.show(
                     meter.look(
-                        self._statistics(),
-                        time.monotonic() - began_s,
+                        statistics,
+                        seconds,
                         sent_db=self._source.level.rms_db,
                         heard_db=self._sink.level.rms_db,
                     )
@@ -110,6 +125,14 @@ class CallCourse:
         if self._handset is not None:
             statistics["devices"] = self._handset.statistics()
         return statistics
+
+
+def overloaded(statistics: dict[str, Any]) -> str:
+    """That the codec takes more time than it has."""
+    return (
+        f"the codec takes {100 * statistics['encodecRt']['codecShare']:.0f} % of the time that a "
+        "frame lasts, too slow for a call here; try a smaller model or another --backend"
+    )
 
 
 def require_link() -> None:
@@ -132,12 +155,25 @@ def prepare(options: CodecOptions, link: LinkOptions) -> Codec:
         check_real_time()
     # One frame is too little work to share between cores.
     torch.set_num_threads(1)
+    tell_of_abandoned(link.record)
+    link.for_call(options.bandwidth)
     codec = options.load()
+    codec.config.codebooks_for(options.bandwidth)
     link.voice(codec.config.sampling_rate)
     warm_up(codec, codec.config.target_bandwidths[0], "primed")
     # Collecting garbage among all that was loaded takes a tenth of a second, as a call begins.
     gc.freeze()
     return codec
+
+
+def rehearse(codec: Codec, link: LinkOptions, *, force: bool) -> None:
+    """Open what a call needs, and close it: what is wrong with it is said now.
+
+    Raises AudioDeviceError, InputError and ConfigError.
+    """
+    ends = open_ends(codec, link, link.record, tell=detail, force=force)
+    ends.source.close()
+    ends.sink.close()
 
 
 def open_ends(
@@ -219,11 +255,19 @@ async def answer_calls(
         def __init__(self) -> None:
             self._course = make()
 
+        @property
+        def is_lost(self) -> bool:
+            return self._course.call.is_lost
+
         async def answer(self, offer: str) -> str:
             return await self._course.call.answer(offer)
 
+        async def renew(self, offer: str) -> str:
+            report("the other side calls again")
+            return await self._course.call.renew(offer)
+
         async def run(self) -> None:
-            say("a call begins")
+            report("a call begins")
             try:
                 await self._course.run()
             finally:
@@ -244,13 +288,26 @@ async def answer_calls(
 
 async def dial(make: Callable[[], CallCourse], client: SignallingClient) -> None:
     """Call whom ``client`` reaches, until one side hangs up."""
+    from encodec_rt.link.redial import keep_connected
+
     course = make()
     location = ""
     try:
         dialled = await client.dial(await course.call.offer())
         location = dialled.location
         await course.call.accept(dialled.answer)
-        await course.run()
+        tasks = [asyncio.ensure_future(course.run())]
+        if course.call.options.reconnect_s > 0 and location:
+            redialling = keep_connected(course.call, client, location, say)
+            tasks.append(asyncio.ensure_future(redialling))
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in reversed(tasks):
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
     finally:
         await course.call.close()
         await client.hang_up(location)

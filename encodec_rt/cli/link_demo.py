@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from encodec_rt.cli.console import BackendOption, BandwidthOption, DeviceOption, ModelOption, say
+from encodec_rt.cli.console import (
+    BackendOption,
+    BandwidthOption,
+    DeviceOption,
+    ModelOption,
+    output_console,
+    printable,
+    say,
+)
 from encodec_rt.errors import LinkError
 
 if TYPE_CHECKING:
@@ -30,16 +38,28 @@ END_S = 60
 SIDES = ("caller", "listener")
 
 
+MAX_DELAY_MS = 10_000.0
+DelayOption = Annotated[
+    float, typer.Option("--delay-ms", help="One-way delay.", min=0.0, max=MAX_DELAY_MS)
+]
+JitterOption = Annotated[
+    float,
+    typer.Option(
+        "--jitter-ms", help="Mean of the exponential delay on top.", min=0.0, max=MAX_DELAY_MS
+    ),
+]
+
+
 def demo(
     folder: Annotated[Path, typer.Option("--out", help="Folder for what each side heard.")] = Path(
         "demo-link"
     ),
-    loss: Annotated[float, typer.Option(help="Share of packets lost.")] = 0.1,
-    burst: Annotated[float, typer.Option(help="Mean length of a run of losses.")] = 1.5,
-    delay_ms: Annotated[float, typer.Option(help="One-way delay.")] = 40.0,
-    jitter_ms: Annotated[float, typer.Option(help="Mean of the exponential delay on top.")] = 8.0,
-    rate_kbps: Annotated[float, typer.Option(help="Bottleneck, 0 for none.")] = 0.0,
-    seed: Annotated[int, typer.Option(help="Which losses and delays.")] = 0,
+    loss: Annotated[float, typer.Option(help="Share of packets lost, below 1.", min=0.0)] = 0.1,
+    burst: Annotated[float, typer.Option(help="Mean length of a run of losses.", min=1.0)] = 1.5,
+    delay_ms: DelayOption = 40.0,
+    jitter_ms: JitterOption = 8.0,
+    rate_kbps: Annotated[float, typer.Option(help="Bottleneck, 0 for none.", min=0.0)] = 0.0,
+    seed: Annotated[int, typer.Option(help="Which losses and delays.", min=0)] = 0,
     in_process: Annotated[
         bool, typer.Option("--in-process", help="Model the network instead of using one.")
     ] = False,
@@ -48,19 +68,19 @@ def demo(
     device: DeviceOption = "cpu",
     backend: BackendOption = "auto",
 ) -> None:
-    """Call between two network namespaces whose packets get lost and late, on bundled speech.
+    """Call over a bad network within this machine.
 
-    Where namespaces are not allowed, the same call runs in one process on a virtual clock.
-    Leaves heard-by-caller.wav, heard-by-listener.wav and the statistics of both sides.
+    Two network namespaces play bundled speech to each other, and packets get lost and late. Where
+    namespaces are not allowed, the same call runs in one process on a virtual clock. Leaves
+    heard-by-caller.wav, heard-by-listener.wav and the statistics of both sides.
     """
-    from rich.console import Console
-
     from encodec_rt.cli.demo import RANDOM_NOTICE
     from encodec_rt.cli.demo import _codec as demo_codec
     from encodec_rt.cli.link_call import require_link
     from encodec_rt.netsim.impairment import PathProfile
     from encodec_rt.netsim.netns import why_unavailable
 
+    console = output_console()
     require_link()
     network = PathProfile(
         delay_ms=delay_ms, jitter_ms=jitter_ms, loss=loss, burst=burst, rate_kbps=rate_kbps
@@ -79,10 +99,9 @@ def demo(
     for side, values in statistics.items():
         path = folder / f"statistics-{side}.json"
         path.write_text(json.dumps(values, indent=1) + "\n", encoding="utf-8")
-    console = Console()
     console.print(_table(statistics))
     heard = ", ".join(str(_heard(folder, side)) for side in SIDES)
-    console.print(f"heard: {heard}", markup=False, highlight=False)
+    console.print(printable(f"heard: {heard}"), markup=False, highlight=False)
 
 
 def _clip(side: str) -> Path:

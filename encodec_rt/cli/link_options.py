@@ -43,7 +43,17 @@ RedundancyOption = Annotated[
 ]
 IceOption = Annotated[
     list[str] | None,
-    typer.Option("--ice-server", help="stun: or turn: URL; none by default."),
+    typer.Option("--ice-server", help="HOST:PORT, or a stun: or turn: URL; none by default."),
+]
+ReconnectOption = Annotated[
+    float,
+    typer.Option(
+        "--reconnect",
+        help="Call again for so long when the line is dead; 0: hang up.",
+        metavar="SECONDS",
+        min=0.0,
+        max=3600.0,
+    ),
 ]
 StatsOption = Annotated[
     Path | None, typer.Option("--stats-json", help="Write statistics when the call ends.")
@@ -66,20 +76,25 @@ class LinkOptions:
     redundancy: RedundancyOption = True
     real_time: RealTimeOption = False
     ice_server: IceOption = None
+    reconnect: ReconnectOption = 30.0
     stats_json: StatsOption = None
     token_file: TokenOption = None
 
     def for_call(self, bandwidth_kbps: float, *, hang_up_s: float | None = None) -> CallOptions:
-        """What of them the call itself needs."""
+        """What of them the call itself needs. Raises ConfigError for an ICE server that is none."""
         from encodec_rt.link.call import CallOptions
+        from encodec_rt.link.ice import parse_ice_server
 
         servers = tuple(self.ice_server or ())
+        for server in servers:
+            parse_ice_server(server)
         return CallOptions(
             bandwidth_kbps,
             self.redundancy,
             self.dtx,
             hang_up_s,
             ice_servers=servers,
+            reconnect_s=self.reconnect,
             real_time=self.real_time,
         )
 

@@ -5,12 +5,9 @@ from __future__ import annotations
 import gc
 import json
 import math
-import signal
 import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor, wait
-from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -25,8 +22,13 @@ from encodec_rt.cli.console import (
     RealTimeOption,
     device_choice,
     model_folder,
+    output_console,
+    put,
+    report,
     say,
     status_console,
+    tell_of_abandoned,
+    teller,
     with_groups,
 )
 from encodec_rt.errors import ConfigError, InputError
@@ -50,7 +52,7 @@ def devices() -> None:
     found = list_devices()
     for device in found:
         default = "".join(f", default {way}" for way in device.default_for)
-        typer.echo(
+        put(
             f"{device.index:3d}  {device.name}  ({device.host}; {device.input_channels} in, "
             f"{device.output_channels} out, {device.rate_hz} Hz{default})"
         )
@@ -65,7 +67,7 @@ def live(
     sink: OutputOption = None,
     record: Annotated[
         Path | None,
-        typer.Option(help="Record the decoded audio.", metavar="OUT.wav"),
+        typer.Option(help="Record the decoded audio.", metavar="OUT"),
     ] = None,
     save: Annotated[
         Path | None, typer.Option(help="Record the codes.", metavar="OUT.encodec")
@@ -89,11 +91,11 @@ def live(
     """Hear the microphone through the codec, until Ctrl-C."""
     import torch
 
+    from encodec_rt.audio import AudioRecording
     from encodec_rt.cli.live_panel import plain_line
     from encodec_rt.live.duplex import Duplex
     from encodec_rt.live.loop import CodecLoop
     from encodec_rt.live.mouth_to_ear import Probe
-    from encodec_rt.live.recording import WavRecording
     from encodec_rt.sound.portaudio import PortAudio
     from encodec_rt.sound.realtime import check_real_time
 
@@ -116,16 +118,19 @@ def live(
         playback=playback,
         keep_all=record is not None or save is not None,
         buffer_ms=buffer_ms,
-        tell=console.print,
+        tell=teller(console),
         choose=probe.choose if probe is not None else None,
     )
-    wav = WavRecording(record, rate_hz, force=options.force) if record is not None else None
+    wav = None
+    if record is not None:
+        wav = AudioRecording(record, rate_hz=rate_hz, force=options.force)
     codes = None if save is None else _recording_of(codec, save, loop.codebooks, options)
+    tell_of_abandoned(record, save)
     loop.record(wav=wav, codes=codes)
     duplex.open()
     _run(duplex, duration, probe, console, real_time=real_time)
     status = duplex.status()
-    say(plain_line(status))
+    report(plain_line(status))
     codec_ms = status.encode_ms[0] + status.decode_ms[0]
     if codec_ms > status.budget.hop:
         say(
@@ -134,7 +139,7 @@ def live(
         )
     for path in (record, save):
         if path is not None and loop.frames:
-            say(f"wrote {path}: {loop.samples_in / rate_hz:.2f} s")
+            report(f"wrote {path}: {loop.samples_in / rate_hz:.2f} s")
     _report(status, probe, stats_json)
 
 
@@ -171,7 +176,6 @@ def _run(
     end_s = time.monotonic() + (math.inf if duration_s is None else duration_s)
     with (
         ThreadPoolExecutor(1, initializer=run_in_real_time if real_time else None) as worker,
-        _interruptible(),
         Display(console, panel, plain_line) as shown,
     ):
         try:
@@ -187,20 +191,6 @@ def _run(
         finally:
             stop.set()
         session.result()
-
-
-@contextmanager
-def _interruptible() -> Iterator[None]:
-    """Treat a request to terminate, or a closed terminal, like Ctrl-C."""
-    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
-    before = {name: signal.getsignal(getattr(signal, name)) for name in names}
-    for name in names:
-        signal.signal(getattr(signal, name), signal.default_int_handler)
-    try:
-        yield
-    finally:
-        for name, handler in before.items():
-            signal.signal(getattr(signal, name), handler)
 
 
 def _report(status: Status, probe: Probe | None, stats_json: Path | None) -> None:
@@ -227,19 +217,17 @@ def _found(probe: Probe) -> dict[str, Delay]:
 
 def _show_delay(status: Status, found: dict[str, Delay]) -> None:
     """The result of a measurement beside the budget, on standard output."""
-    from rich.console import Console
-
     from encodec_rt.cli.live_panel import budget_table
 
-    typer.echo(f"mouth to ear, by what the microphone heard: {_in_words(found['byMicrophone'])}")
+    put(f"mouth to ear, by what the microphone heard: {_in_words(found['byMicrophone'])}")
     if "byDecoder" in found:
-        typer.echo(f"mouth to ear, by what the decoder gave:     {_in_words(found['byDecoder'])}")
+        put(f"mouth to ear, by what the decoder gave:     {_in_words(found['byDecoder'])}")
     else:
-        typer.echo("the codec's output is too unlike the chirps to be found by correlation")
-    typer.echo("the air between speaker and microphone is in it, 3 ms per metre")
+        put("the codec's output is too unlike the chirps to be found by correlation")
+    put("the air between speaker and microphone is in it, 3 ms per metre")
     names = {"byMicrophone": "measured, by microphone", "byDecoder": "measured, by decoder"}
     measured = {names[name]: delay.median_ms for name, delay in found.items()}
-    Console().print(budget_table(status.budget, measured))
+    output_console().print(budget_table(status.budget, measured))
 
 
 def _in_words(delay: Delay) -> str:

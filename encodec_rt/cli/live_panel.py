@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Callable
 from typing import Generic, Protocol, TypeVar
 
@@ -12,6 +13,10 @@ from rich.text import Text
 
 from encodec_rt.sound.meter import LatencyBudget, Status
 
+WIDTH = 80
+"""Columns that every terminal has."""
+
+_GLUE = "\x00"
 _PLAIN_EVERY_S = 2.0
 
 
@@ -66,10 +71,8 @@ def terms_table(terms: list[tuple[str, float]]) -> Table:
 
 
 def panel(status: Status) -> RenderableType:
-    """The status as a few columns."""
+    """The status in at most 80 columns."""
     signal = Table("signal", "", box=None, pad_edge=False)
-    signal.add_row("input", f"{level_bar(status.input_db)} {status.input_db:5.1f} dB")
-    signal.add_row("output", f"{level_bar(status.output_db)} {status.output_db:5.1f} dB")
     signal.add_row("bandwidth", f"{status.kbps:.2f} kbps")
     signal.add_row("encode p50/p99", "{:.1f} / {:.1f} ms".format(*status.encode_ms))
     signal.add_row("decode p50/p99", "{:.1f} / {:.1f} ms".format(*status.decode_ms))
@@ -79,10 +82,29 @@ def panel(status: Status) -> RenderableType:
     faults.columns[1].justify = "right"
     for name, count in status.counts.items():
         faults.add_row(name, str(count), style="yellow" if count else "dim")
-    columns = Table.grid(padding=(0, 4))
-    columns.add_row(signal, budget_table(status.budget), faults)
-    title = Text(f"{status.input_name} -> {status.output_name}   {status.seconds:.0f} s")
-    return Group(title, columns)
+    columns = Table.grid(padding=(0, 6))
+    columns.add_row(signal, faults)
+    title = f"{status.input_name} -> {status.output_name}   {status.seconds:.0f} s"
+    return Group(
+        Text(title, no_wrap=True, overflow="ellipsis"),
+        level_row("input", status.input_db),
+        level_row("output", status.output_db),
+        columns,
+        latency_text(status.budget.terms()),
+    )
+
+
+def level_row(name: str, level_db: float) -> Text:
+    """A level on a bar from -60 to 0 dB, and in figures."""
+    return Text(f"{name:<7}-60 dB {level_bar(level_db)} 0 dB  {level_db:6.1f} dB", no_wrap=True)
+
+
+def latency_text(terms: list[tuple[str, float]]) -> Text:
+    """The sum of latencies and its terms in milliseconds, on lines that break between terms."""
+    parts = [f"{name} {value:.1f}".replace(" ", _GLUE) for name, value in terms]
+    whole = f"latency {sum(value for _, value in terms):.1f} ms: {' + '.join(parts)}"
+    lines = textwrap.wrap(whole, WIDTH, subsequent_indent="  ", break_on_hyphens=False)
+    return Text("\n".join(lines).replace(_GLUE, " "))
 
 
 class Shown(Protocol):
@@ -105,7 +127,7 @@ class Display(Generic[S]):
         panel: Callable[[S], RenderableType],
         line: Callable[[S], str],
     ) -> None:
-        """Nothing is shown before ``show``. Use it in ``with``."""
+        """Nothing is shown before ``show``, and nothing at all if ``console`` is quiet."""
         self._console = console
         self._panel, self._line = panel, line
         self._live = (
@@ -136,9 +158,9 @@ class Display(Generic[S]):
 
 
 def level_bar(level_db: float) -> str:
-    """Twenty places for the 60 decibels below full scale."""
-    filled = round(min(20.0, max(0.0, (level_db + 60) / 3)))
-    return "#" * filled + "." * (20 - filled)
+    """Thirty places for the 60 decibels below full scale."""
+    filled = round(min(30.0, max(0.0, (level_db + 60) / 2)))
+    return "#" * filled + "." * (30 - filled)
 
 
 def _camel(words: str) -> str:

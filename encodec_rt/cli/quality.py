@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encodec_rt.cli.console import DeviceOption, ModelOption, check_device, say
+from encodec_rt.cli.console import DeviceOption, ModelOption, check_device, put, say
 from encodec_rt.errors import InputError
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ def quality(
     music: Annotated[bool, typer.Option("--music", help="Leave the speech scores out.")] = False,
     visqol: Annotated[bool, typer.Option("--visqol", help="ViSQOL as well; it is slow.")] = False,
 ) -> None:
-    """Score DECODED against ORIGINAL, or the model at each of its bandwidths."""
+    """Score DECODED against ORIGINAL, or a model at its bandwidths."""
     from encodec_rt.model.encodec import EncodecModel
     from encodec_rt.quality import score
 
@@ -52,11 +52,11 @@ def quality(
             rows.append((f"{kbps:g} kbps", score(audio, ours, rate, kind=kind, visqol=visqol)))
     names = [name for name, value in rows[0][1].as_dict().items() if value is not None]
     width = max(len(label) for label, _ in rows)
-    typer.echo(" ".join([" " * width, *names]))
+    put(" ".join([" " * width, *names]))
     for label, scores in rows:
         values = scores.as_dict()
         cells = (f"{values[name]:>{len(name)}.3f}" for name in names)
-        typer.echo(" ".join([f"{label:<{width}}", *cells]))
+        put(" ".join([f"{label:<{width}}", *cells]))
 
 
 def _read(path: Path, rate: int) -> NDArray[np.float32]:

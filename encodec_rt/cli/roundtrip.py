@@ -45,7 +45,7 @@ def roundtrip_file(
         typer.Option("--raw-out", help="Output without a header: s16le, ...", metavar="PCM"),
     ] = None,
 ) -> None:
-    """Encode and decode audio in one go, to hear what the codec does to it."""
+    """Encode and decode audio, to hear what the codec does to it."""
     from encodec_rt.audio import AudioReader, AudioWriter, RawFormat, check_target_format
     from encodec_rt.transcode import decode_blocks, encode_blocks
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from encodec_rt.cli.console import CodecOptions, say, with_groups
+from encodec_rt.cli.interrupts import run_until_ended
 from encodec_rt.cli.link_options import TokenOption
 from encodec_rt.errors import ConfigError, StateError
 from encodec_rt.extras import needed_for
@@ -70,10 +71,11 @@ def serve(
         bool, typer.Option("--demo", help="Let six clients talk to a server, and end.")
     ] = False,
 ) -> None:
-    """Serve live sessions over WebSockets: audio to codes, codes to audio, or both.
+    """Serve live sessions over WebSockets.
 
-    Beyond loopback this is over TLS and with a token. SIGTERM lets sessions end; Ctrl-C does not
-    wait. -b is the highest bandwidth that a session may ask for.
+    They take audio to codes, codes to audio, or both. Beyond loopback this is over TLS and with a
+    token. SIGTERM lets sessions end; Ctrl-C does not wait. -b is the highest bandwidth that a
+    session may ask for.
     """
     given = {
         "host": host, "port": port, "sessions": sessions, "state": state, "origin": origin,
@@ -95,7 +97,7 @@ def serve(
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    asyncio.run(_serve(options, given))
+    run_until_ended(_serve(options, given))
 
 
 def _fill_in(given: dict[str, Any], context: typer.Context, path: Path) -> None:

@@ -106,9 +106,10 @@ def tokenize_corpus(
     ] = 0,
     as_json: JsonOption = False,
 ) -> None:
-    """Encode every clip of a corpus, exactly as the offline model does.
+    """Encode every clip of a corpus.
 
-    A file that cannot be read is a row of errors.parquet, and the exit status is then 3.
+    The codes are exactly those of the offline model. A file that cannot be read is a row of
+    errors.parquet, and the exit status is then 3.
     """
     from encodec_rt.corpus.sources import UnitSize
     from encodec_rt.corpus.tokenizing import tokenize

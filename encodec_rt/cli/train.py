@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 from dataclasses import replace
 from datetime import datetime, timedelta
 from pathlib import Path
@@ -10,14 +9,13 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encodec_rt.cli.console import DeviceOption, check_device, say
+from encodec_rt.cli.console import DeviceOption, ThreadsOption, check_device, say
 from encodec_rt.errors import ConfigError
 
 if TYPE_CHECKING:
     from encodec_rt.training.recipe import TrainingConfig
     from encodec_rt.training.run import Budget
 
-_MAX_THREADS = 1024
 _MAX_MINUTES = 366 * 24 * 60
 
 
@@ -45,13 +43,16 @@ def train(
         str | None,
         typer.Option("--start-from", metavar="MODEL", help="Weights that a new run begins with."),
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 1,
+    threads: ThreadsOption = 1,
     device: DeviceOption = "cpu",
     export: Annotated[
         Path | None, typer.Option("--export", help="Write the trained model to this folder.")
     ] = None,
 ) -> None:
-    """Train EnCodec on packed audio, with checkpoints, curves and validation audio in RUN."""
+    """Train EnCodec on packed audio, or go on training it.
+
+    RUN gets checkpoints, curves and validation audio.
+    """
     import torch
     from rich.console import Console
     from rich.progress import (
@@ -68,8 +69,6 @@ def train(
     from encodec_rt.training.run import Run
 
     check_device(device)
-    if not 1 <= threads <= _MAX_THREADS:
-        raise ConfigError(f"threads={threads}; accepted: 1 to {_MAX_THREADS}")
     torch.set_num_threads(threads)
     session = Run(
         run,
@@ -79,9 +78,6 @@ def train(
         device=torch.device(device),
         start_from=None if start is None else EncodecModel.from_pretrained(start),
     )
-    # A polite end of the process, or its terminal's, is like Ctrl-C: the checkpoint comes first.
-    for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.default_int_handler)
     columns = TextColumn("training"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encodec_rt.cli.console import ModelOption, say
+from encodec_rt.cli.console import ModelOption, ThreadsOption, say
 from encodec_rt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -34,12 +34,13 @@ def lm(
     widths: Annotated[
         str | None, typer.Option("--widths", help="Units that each layer adds, as 96,64,64,64.")
     ] = None,
-    threads: Annotated[int, typer.Option("--threads", help="CPU threads.")] = 1,
+    threads: ThreadsOption = 1,
 ) -> None:
-    """Train code tables and a language model, to be put into the folder of the model.
+    """Train code tables and a language model of the codes.
 
-    RUN gets code_tables.safetensors, code_lm.safetensors and a report.json with the bits that each
-    codebook takes on speech that was held out.
+    They are to be put into the folder of the model. RUN gets code_tables.safetensors,
+    code_lm.safetensors and a report.json with the bits that each codebook takes on speech that was
+    held out.
     """
     import numpy as np
     import torch

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encodec_rt.cli.console import ModelOption, say
+from encodec_rt.cli.console import ModelOption, PortOption, say
+from encodec_rt.cli.interrupts import run_until_ended
 from encodec_rt.cli.link_call import require_link
 from encodec_rt.cli.link_options import TokenOption
 
@@ -20,13 +21,13 @@ if TYPE_CHECKING:
 def web(
     model: ModelOption = "default",
     host: Annotated[str, typer.Option(help="Address to serve on.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="TCP port.", min=0, max=65535)] = 8444,
+    port: PortOption = 8444,
     token_file: TokenOption = None,
 ) -> None:
-    """Serve a page that runs the codec in the browser: hear yourself through it.
+    """Serve a page that runs the codec in the browser.
 
-    Beyond loopback this is over TLS and with a token, and the browser has to accept the certificate
-    once. Ends with Ctrl-C.
+    On it one hears oneself, and calls another browser. Beyond loopback this is over TLS and with a
+    token, and the browser has to accept the certificate once. Ends with Ctrl-C.
     """
     require_link()
     from encodec_rt.export.blob import blob
@@ -43,7 +44,7 @@ def web(
             credentials.make_certificate(certificate, key, [host])
         context = credentials.server_context(certificate, key)
     server = PageServer(blob(EncodecModel.from_pretrained(model)), token=token)
-    asyncio.run(_serve(server, host, port, context, token))
+    run_until_ended(_serve(server, host, port, context, token))
 
 
 async def _serve(

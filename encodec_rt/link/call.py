@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -10,7 +11,10 @@ from encodec_rt.link.rtp_transport import RtpTransport
 from encodec_rt.link.sdp import Format
 from encodec_rt.sound.realtime import run_in_real_time
 from encodec_rt.streaming.codec import Codec, warm_up
-from encodec_rt.voice.call import CallSink, CallSource, VoiceCall, VoiceOptions
+from encodec_rt.voice.call import VoiceCall, VoiceOptions
+from encodec_rt.voice.transport import CallSink, CallSource
+
+LOST_S = 5.0
 
 
 @dataclass(frozen=True)
@@ -31,20 +35,22 @@ class Call(VoiceCall):
         """To be made inside the event loop. ``source`` and ``sink`` are closed with the call."""
         self.options = options or CallOptions()
         config, kbps = codec.config, self.options.bandwidth_kbps
-        form = Format(
+        self._form = Format(
             model=codec.codes_sha256[:16],
             rate_hz=config.sampling_rate,
             hop=config.hop_length,
             bits=config.codebook_nbits,
             codebooks=config.codebooks_for(kbps),
         )
-        self.transport: RtpTransport = RtpTransport(form, self.options.ice_servers)
+        self._first = self._new_transport()
+        self._renewal: RtpTransport | None = None
+        self._adopting: asyncio.Task[bool] | None = None
         super().__init__(
             codec.stream_encoder(kbps),
             codec.stream_decoder(kbps),
             source,
             sink,
-            self.transport,
+            self._first,
             self.options,
             in_worker=run_in_real_time if self.options.real_time else None,
             warm_up=partial(warm_up, codec, kbps, "primed"),
@@ -53,15 +59,75 @@ class Call(VoiceCall):
     async def offer(self) -> str:
         """The SDP to send to the other side."""
         self.prepare()
-        return await self.transport.offer()
+        return await self._first.offer()
 
     async def answer(self, offer: str) -> str:
         """The SDP to send back for ``offer``. Raises LinkError for one that cannot be met."""
-        answer, codebooks = await self.transport.answer(offer)
+        answer, codebooks = await self._first.answer(offer)
         self.prepare()
         self.limit(codebooks)
         return answer
 
     async def accept(self, answer: str) -> None:
         """Take the other side's SDP. Raises LinkError for one that does not fit."""
-        self.limit(await self.transport.accept(answer))
+        self.limit(await self._first.accept(answer))
+
+    @property
+    def transport(self) -> RtpTransport:
+        """What carries the call now."""
+        assert isinstance(self.line.transport, RtpTransport)
+        return self.line.transport
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether the other side has been silent for so long that another may call instead."""
+        return self.silent_s > LOST_S
+
+    async def renewal_offer(self) -> str:
+        """The SDP to send to the other side for a new path of this call."""
+        self._renewal = self._new_transport()
+        self.line.propose(self._renewal)
+        return await self._renewal.offer()
+
+    async def accept_renewal(self, answer: str, seconds: float) -> bool:
+        """Take the answer; whether the call goes on over the new path within ``seconds``."""
+        assert self._renewal is not None, "an offer comes first"
+        return await self._adopt(self._renewal, await self._renewal.accept(answer), seconds)
+
+    async def renew(self, offer: str) -> str:
+        """The SDP to send back for the offer of a new path, on which the call goes on by itself.
+
+        Raises LinkError for an offer that cannot be met.
+        """
+        transport = self._renewal = self._new_transport()
+        self.line.propose(transport)
+        answer, codebooks = await transport.answer(offer)
+        adopting = self._adopt(transport, codebooks, self.options.handshake_s)
+        self._adopting = asyncio.ensure_future(adopting)
+        return answer
+
+    async def drop_unused_renewal(self) -> None:
+        """Give up a new path that came to nothing."""
+        if self._renewal is not None:
+            self.line.drop(self._renewal)
+            self._renewal = None
+
+    async def close(self) -> None:
+        """Hang up; the recording is finished and everything released. Harmless when repeated."""
+        if self._adopting is not None:
+            self._adopting.cancel()
+        await super().close()
+
+    async def _adopt(self, transport: RtpTransport, codebooks: int, seconds: float) -> bool:
+        try:
+            connected = await asyncio.wait_for(transport.wait_connected(), seconds)
+        except asyncio.TimeoutError:
+            connected = False
+        if connected and self.line.adopt(transport):
+            self.limit(codebooks)
+            return True
+        self.line.drop(transport)
+        return False
+
+    def _new_transport(self) -> RtpTransport:
+        return RtpTransport(self._form, self.options.ice_servers)

@@ -30,7 +30,12 @@ def state_folder() -> Path:
 
 
 def write_secret(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can read; it is never there in part."""
+    """Write a file that only its owner can read; it is never there in part.
+
+    Raises LinkError for what is not the name of a file.
+    """
+    if not path.name or path.is_dir():
+        raise LinkError(f"{str(path)!r} is not the name of a file")
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.part")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -81,6 +86,31 @@ def is_loopback(host: str) -> bool:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
         return host == "localhost"
+
+
+def urls(scheme: str, host: str, port: int) -> list[str]:
+    """Where others reach a server bound to ``host``: its URL, or one for each of our addresses."""
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        return [f"{scheme}://{host}:{port}"]
+    found = _own_addresses(address.version) if address.is_unspecified else [address]
+    hosts = [f"[{one}]" if one.version == 6 else str(one) for one in found]
+    return [f"{scheme}://{one}:{port}" for one in hosts]
+
+
+def _own_addresses(version: int) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
+    """This machine's addresses, those that only itself or one cable reaches last if at all."""
+    import ifaddr
+
+    texts = [
+        ip.ip[0] if isinstance(ip.ip, tuple) else ip.ip
+        for adapter in ifaddr.get_adapters()
+        for ip in adapter.ips
+    ]
+    known = [ipaddress.ip_address(text) for text in texts]
+    usable = [one for one in known if one.version == version and not one.is_link_local]
+    return [one for one in usable if not one.is_loopback] or usable
 
 
 def make_certificate(certificate: Path, key: Path, names: list[str]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from dataclasses import dataclass
 from urllib.parse import urlsplit
 
@@ -42,14 +43,19 @@ class SignallingClient:
             self._ssl = aiohttp.Fingerprint(parse_fingerprint(fingerprint))
         self._headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
 
-    async def dial(self, offer: str, *, timeout_s: float = 15.0) -> DialAnswer:
-        """Post ``offer``. Raises LinkError if nobody answers, or the call is refused."""
+    async def dial(
+        self, offer: str, *, timeout_s: float = 15.0, location: str = PATH
+    ) -> DialAnswer:
+        """Post ``offer``, to the ``location`` of a call for a new path of that one.
+
+        Raises LinkError if nobody answers, or the call is refused.
+        """
         headers = self._headers | {"Content-Type": SDP_TYPE}
         try:
             async with (
                 self._session(timeout_s) as session,
                 session.post(
-                    self._base + PATH,
+                    self._base + location,
                     data=offer.encode(),
                     headers=headers,
                     ssl=self._ssl,
@@ -57,6 +63,8 @@ class SignallingClient:
                 ) as response,
             ):
                 text = await response.text()
+                if response.status == 404 and location != PATH:
+                    raise SessionEnded("the other side has ended the call meanwhile")
                 if response.status != 201:
                     raise LinkError(_refusal(response.status, text))
                 return DialAnswer(text, response.headers.get("Location", ""))
@@ -67,6 +75,16 @@ class SignallingClient:
             ) from error
         except asyncio.TimeoutError:
             raise LinkError(f"{self._base} did not answer within {timeout_s:g} s") from None
+        except aiohttp.ClientConnectorCertificateError as error:
+            raise LinkError(
+                f"the certificate of {self._base} is not signed by an authority that this machine "
+                "trusts; pin it with --fingerprint, which 'encodec-rt link listen' prints there"
+            ) from error
+        except aiohttp.ClientConnectorError as error:
+            # Its own words show an address in memory.
+            number = error.os_error.errno or 0
+            reason = os.strerror(number) if number > 0 else error.os_error.strerror
+            raise LinkError(f"{self._base} cannot be reached: {reason}") from error
         except (aiohttp.ClientError, UnicodeDecodeError) as error:
             raise LinkError(f"{self._base} cannot be reached: {error}") from error
 
@@ -88,14 +106,20 @@ class SignallingClient:
         return aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=timeout_s))
 
 
+class SessionEnded(LinkError):
+    """A call that was to go on over a new path is over."""
+
+
 def _refusal(status: int, text: str) -> str:
+    # It may be anybody's, and is shown on a terminal.
+    text = "".join(letter for letter in text[:300] if letter.isprintable())
     reasons = {
-        400: text[:300],
+        400: text,
         401: "the token is not the other side's; copy what 'encodec-rt link token' shows there",
         403: "the other side accepts no calls from web pages",
         404: "nothing listens for calls at that address",
         409: "the other side took this offer before; call again",
         429: "too many calls; wait a few seconds",
-        503: "the line is busy",
+        503: text or "the line is busy",
     }
     return f"the call was refused ({status}): {reasons.get(status, 'no reason was given')}"

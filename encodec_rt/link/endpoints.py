@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
-from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
-from encodec_rt.audio import AudioReader, AudioWriter
+from encodec_rt.audio import AudioReader, AudioRecording
 from encodec_rt.config import EncodecConfig
 from encodec_rt.sound.meter import Level
 from encodec_rt.types import Audio
-from encodec_rt.voice.call import CallSink, CallSource
+from encodec_rt.voice.transport import CallSink, CallSource
 
 LATE_S = 0.5
 """A file that lags behind its clock by more gives up catching up, as after a suspend."""
@@ -61,13 +60,9 @@ class FileSink:
     """A sound file that records what a speaker would play, whatever ends the call."""
 
     def __init__(self, path: str | Path, config: EncodecConfig, *, force: bool = False) -> None:
-        """Start to write ``path``. Raises InputError if it exists and ``force`` is not set."""
-        self._config = config
-        self._stack = ExitStack()
-        self._writer = self._stack.enter_context(
-            AudioWriter(
-                path, rate_hz=config.sampling_rate, channels=config.audio_channels, force=force
-            )
+        """To be written to ``path``. Raises InputError if it exists and ``force`` is not set."""
+        self._recording = AudioRecording(
+            path, rate_hz=config.sampling_rate, channels=config.audio_channels, force=force
         )
         self._clock = Clock(config.hop_length / config.sampling_rate)
 
@@ -77,11 +72,11 @@ class FileSink:
 
     def write(self, audio: Audio) -> None:
         """Append a hop."""
-        self._writer.write(audio.reshape(self._config.audio_channels, -1))
+        self._recording.write(audio)
 
     def close(self) -> None:
         """Finish the file; it appears under its name now."""
-        self._stack.close()
+        self._recording.finish()
 
 
 class SilentSource:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCSessionDescription
 
 from encodec_rt.link import rtp
+from encodec_rt.link.ice import parse_ice_server
 from encodec_rt.link.sdp import Format, refusing
 from encodec_rt.voice.packetizer import Outgoing
 from encodec_rt.voice.transport import Received, Report
@@ -20,11 +21,16 @@ class RtpTransport:
     """A peer connection that carries our payload: ``offer`` or ``answer``, then wait for it."""
 
     def __init__(self, form: Format, ice_servers: Sequence[str] = ()) -> None:
-        """To be made inside the event loop; no packet passes before ``open``."""
+        """To be made inside the event loop; no packet passes before ``open``.
+
+        ``ice_servers`` are as ``parse_ice_server`` takes them; it raises ConfigError for any other.
+        """
         self.format = form
         self._track = rtp.OutgoingTrack()
         self._connected, self._ended = asyncio.Event(), asyncio.Event()
-        servers = [RTCIceServer(urls=url) for url in ice_servers]
+        self._failed = False
+        known = map(parse_ice_server, ice_servers)
+        servers = [RTCIceServer(one.uri, one.username, one.credential) for one in known]
         # Without a list aiortc would ask a public STUN server for this machine's address.
         self._connection = RTCPeerConnection(RTCConfiguration(iceServers=servers))
         self._connection.on("connectionstatechange", self._on_state)
@@ -33,6 +39,11 @@ class RtpTransport:
     def dropped(self) -> int:
         """Packets that the network did not take in time."""
         return self._track.dropped
+
+    @property
+    def failed(self) -> bool:
+        """As ``Transport.failed``: no consent came from the other side any more (RFC 7675)."""
+        return self._failed
 
     def open(
         self, on_packet: Callable[[Received], None], on_estimate: Callable[[float], None]
@@ -107,4 +118,5 @@ class RtpTransport:
         if state == "connected":
             self._connected.set()
         elif state in ("failed", "closed"):
+            self._failed |= state == "failed"
             self._ended.set()

@@ -12,14 +12,14 @@ import logging
 import secrets
 import ssl
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Protocol
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from encodec_rt.errors import CodecError, LinkError
+from encodec_rt.errors import AudioDeviceError, CodecError, LinkError
 from encodec_rt.link.admission import Admission, ConnectionLimits, RateLimit
 from encodec_rt.link.credentials import check_token, is_authorized, is_loopback
 from encodec_rt.link.sdp import fingerprints
@@ -37,6 +37,13 @@ class SignalledCall(Protocol):
 
     async def answer(self, offer: str) -> str:
         """The SDP answer. Raises LinkError for an offer that cannot be met."""
+
+    @property
+    def is_lost(self) -> bool:
+        """Whether nothing has come for so long that another call may take the place of this one."""
+
+    async def renew(self, offer: str) -> str:
+        """The SDP answer for a new path of this call. Raises LinkError as ``answer`` does."""
 
     async def run(self) -> None:
         """The call from here to its end, which may be a LinkError."""
@@ -106,6 +113,7 @@ class SignallingServer:
             client_max_size=self.limits.body_bytes, middlewares=[self._check]
         )
         application.router.add_post(PATH, self._post)
+        application.router.add_post(PATH + "/{name}", self._renew)
         application.router.add_delete(PATH + "/{name}", self._delete)
         self._runner = web.AppRunner(
             application,
@@ -138,36 +146,65 @@ class SignallingServer:
         if request.content_type != SDP_TYPE:
             raise web.HTTPUnsupportedMediaType
         if self.sessions >= self.limits.sessions:
-            raise web.HTTPServiceUnavailable(headers={"Retry-After": "10"})
+            await self._clear_lost()
+        if self.sessions >= self.limits.sessions:
+            raise web.HTTPServiceUnavailable(text="the line is busy", headers={"Retry-After": "10"})
         self._pending += 1
         try:
             return await self._make_call(request)
         finally:
             self._pending -= 1
 
-    async def _make_call(self, request: web.Request) -> web.Response:
-        seconds = self.limits.request_s
+    async def _renew(self, request: web.Request) -> web.Response:
+        """A caller whose path is dead offers another one for the call that it has."""
+        if request.content_type != SDP_TYPE:
+            raise web.HTTPUnsupportedMediaType
+        line = self._lines.get(request.match_info["name"])
+        if line is None:
+            raise web.HTTPNotFound
+        reply = await self._answer(line.renew, await self._read_offer(request))
+        return web.Response(status=201, text=reply, content_type=SDP_TYPE)
+
+    async def _clear_lost(self) -> None:
+        """End calls that wait for a caller who has gone, as this may be the same one."""
+        for name, line in list(self._lines.items()):
+            if line.is_lost:
+                await line.close()
+                await asyncio.gather(*(task for task in self._tasks if task.get_name() == name))
+
+    async def _read_offer(self, request: web.Request) -> str:
+        """The offer, whose like was never taken before; raises the refusal of any other."""
         try:
-            offer = (await asyncio.wait_for(request.read(), seconds)).decode("utf-8", "replace")
+            body = await asyncio.wait_for(request.read(), self.limits.request_s)
         except asyncio.TimeoutError:
             raise web.HTTPRequestTimeout from None
+        offer = body.decode("utf-8", "replace")
         self._take(offer)
+        return offer
+
+    async def _answer(self, answer: Callable[[str], Awaitable[str]], offer: str) -> str:
+        try:
+            return await asyncio.wait_for(answer(offer), self.limits.request_s)
+        except LinkError as error:
+            raise web.HTTPBadRequest(text=str(error)) from None
+        except asyncio.TimeoutError:
+            raise web.HTTPServiceUnavailable(text="it took too long to answer") from None
+
+    async def _make_call(self, request: web.Request) -> web.Response:
+        offer = await self._read_offer(request)
         try:
             line = self._open_line()
         except CodecError as error:
             logger.warning("a call could not be taken: %s", error)
-            raise web.HTTPServiceUnavailable from None
+            raise web.HTTPServiceUnavailable(text=_why_unavailable(error)) from None
         try:
-            reply = await asyncio.wait_for(line.answer(offer), seconds)
-        except LinkError as error:
+            reply = await self._answer(line.answer, offer)
+        except web.HTTPException:
             await line.close()
-            raise web.HTTPBadRequest(text=str(error)) from None
-        except asyncio.TimeoutError:
-            await line.close()
-            raise web.HTTPServiceUnavailable from None
+            raise
         name = secrets.token_urlsafe(16)
         self._lines[name] = line
-        task = asyncio.create_task(self._follow(name, line))
+        task = asyncio.create_task(self._follow(name, line), name=name)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return web.Response(
@@ -217,3 +254,13 @@ class SignallingServer:
         if self._token is not None and not is_authorized(header, self._token):
             raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"})
         return await handler(request)
+
+
+def _why_unavailable(error: CodecError) -> str:
+    """What a caller may know of why this side cannot talk: no names of devices or files."""
+    if not isinstance(error, AudioDeviceError):
+        return "the other side cannot open the files that it was told to use"
+    device = "speaker" if "speaker" in str(error) else "microphone"
+    if str(error).startswith("no "):
+        return f"the other side has no {device}"
+    return f"the other side cannot open its {device}"

@@ -11,9 +11,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from encodec_rt.audio import AudioRecording
 from encodec_rt.bitstream.packet import MAX_CODEBOOKS, Packet, encode_packet, parse_packet
 from encodec_rt.errors import ConfigError
-from encodec_rt.live.recording import ContainerRecording, EcdcRecording, WavRecording
+from encodec_rt.live.recording import ContainerRecording, EcdcRecording
 from encodec_rt.sound.meter import Timings
 from encodec_rt.streaming.codec import Codec, warm_up
 from encodec_rt.streaming.weights import Start
@@ -50,7 +51,7 @@ class CodecLoop:
         self.packet_bytes = 0
         self._bits = config.codebook_nbits
         self._decode = decode
-        self._wav: WavRecording | None = None
+        self._wav: AudioRecording | None = None
         self._codes: CodesRecording | None = None
 
     @property
@@ -80,7 +81,7 @@ class CodecLoop:
         return 8e-3 * self.packet_bytes / seconds if seconds else 0.0
 
     def record(
-        self, *, wav: WavRecording | None = None, codes: CodesRecording | None = None
+        self, *, wav: AudioRecording | None = None, codes: CodesRecording | None = None
     ) -> None:
         """From now on write what is decoded and what is encoded; ``finish`` ends the recordings."""
         self._wav, self._codes = wav, codes

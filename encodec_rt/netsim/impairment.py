@@ -42,7 +42,12 @@ class PathProfile:
     """What the bottleneck queues before it drops."""
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a share outside [0, 1) or a burst that the loss cannot have."""
+        """Raise ConfigError for a share outside [0, 1), a burst that the loss cannot have, or a
+        time or rate below zero.
+        """
+        for name in ("delay_ms", "jitter_ms", "reorder_ms", "spike_ms", "queue_ms", "rate_kbps"):
+            if not getattr(self, name) >= 0:
+                raise ConfigError(f"{name}={getattr(self, name)}; 0 or more")
         for name in ("loss", "duplicate", "reorder"):
             if not 0 <= getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)}; a share in [0, 1)")

@@ -14,6 +14,7 @@ import shutil
 import struct
 import subprocess
 import threading
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,6 +107,14 @@ class Rig:
         self._loop.call_soon_threadsafe(self._change, channels, begun_s)
         return begun_s
 
+    def set_link(self, at: int, *, up: bool) -> None:
+        """Take the interface of one side down, or up again with its route."""
+        side, other = self.sides[at], self.sides[1 - at]
+        inside = ("ip", "-n", side.namespace)
+        _run(*inside, "link", "set", side.device, "up" if up else "down")
+        if up:
+            _run(*inside, "route", "add", f"{other.address}/32", "dev", side.device)
+
     def _imposed(self, network: PathProfile, seed: int) -> tuple[tuple[Channel, ...], float]:
         return tuple(Channel(network, seed + at) for at in range(2)), self._loop.time()
 
@@ -141,7 +150,12 @@ class Rig:
             now_s = self._loop.time() - self._begun_s
             times_s = self.channels[at].send(now_s, len(packet)) if is_udp else [now_s]
             for time_s in times_s:
-                self._loop.call_at(self._begun_s + time_s, os.write, self._tuns[1 - at], packet)
+                self._loop.call_at(self._begun_s + time_s, self._deliver, 1 - at, packet)
+
+    def _deliver(self, at: int, packet: bytes) -> None:
+        # An interface that is down takes nothing.
+        with suppress(OSError):
+            os.write(self._tuns[at], packet)
 
 
 def _open_tun(name: str) -> int:

@@ -41,6 +41,11 @@ class SimulatedTransport:
         """Packets that the path did not take in time: none, as it takes all and may lose them."""
         return 0
 
+    @property
+    def failed(self) -> bool:
+        """Whether the path broke: never."""
+        return False
+
     def open(
         self, on_packet: Callable[[Received], None], on_estimate: Callable[[float], None]
     ) -> None:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import atexit
+import itertools
 import logging
 import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from encodec_rt.errors import AudioDeviceError
 from encodec_rt.sound.devices import (
@@ -26,7 +27,9 @@ from encodec_rt.sound.streams import BLOCK_S, InputStream, OutputStream
 
 log = logging.getLogger(__name__)
 
+End = TypeVar("End", InputStream, OutputStream)
 
+COMMON_RATES_HZ = (48_000, 44_100)
 HANG_S = 5.0
 """PortAudio opens or closes a stream within two seconds even on a busy machine, or never."""
 
@@ -52,20 +55,14 @@ class PortAudio:
     def open_source(self) -> InputStream:
         """The input, started. Raises AudioDeviceError."""
         module = sounddevice_module()
-        device = self._find("input")
-        rate_hz, channels = self._accepted(device, "input", module.check_input_settings)
-        source = InputStream(device.name, rate_hz, channels)
-        self._start(module.RawInputStream, device, "input", source)
-        return source
+        return self._open("input", InputStream, module.check_input_settings, module.RawInputStream)
 
     def open_sink(self) -> OutputStream:
         """The output, started. Raises AudioDeviceError."""
         module = sounddevice_module()
-        device = self._find("output")
-        rate_hz, channels = self._accepted(device, "output", module.check_output_settings)
-        sink = OutputStream(device.name, rate_hz, channels)
-        self._start(module.RawOutputStream, device, "output", sink)
-        return sink
+        return self._open(
+            "output", OutputStream, module.check_output_settings, module.RawOutputStream
+        )
 
     def rescan(self) -> None:
         """Rescan the devices, which ends every stream that is still open."""
@@ -108,52 +105,56 @@ class PortAudio:
             )
         return min(same, key=lambda device: device.index != before.index)
 
-    def _accepted(
-        self, device: DeviceInfo, direction: Direction, check: Callable[..., None]
-    ) -> tuple[int, int]:
-        """The first rate and number of channels that the device takes, ours and mono before all."""
+    def _open(
+        self,
+        direction: Direction,
+        kind: Callable[[str, int, int], End],
+        check: Callable[..., None],
+        make: Callable[..., Any],
+    ) -> End:
+        """The chosen device in the first format that it opens in."""
         module = sounddevice_module()
-        reason = ""
-        for channels in sorted({1, min(2, device.channels(direction))}):
-            for rate_hz in (self._rate_hz, device.rate_hz):
-                try:
-                    with quietly():
-                        self._bounded(
-                            partial(
-                                check,
-                                device=device.index,
-                                samplerate=rate_hz,
-                                channels=channels,
-                                dtype="int16",
-                            ),
-                            f"asking the {WORDS[direction]} {device.name!r}",
-                        )
-                except (module.PortAudioError, ValueError) as error:
-                    reason = reason or str(error)
-                else:
-                    return rate_hz, channels
+        device = self._find(direction)
+        asking = f"asking the {WORDS[direction]} {device.name!r}"
+        rates_hz, channels = self._rates_hz(device), _channels(device.channels(direction))
+        reasons: list[str] = []
+        for count, rate_hz in itertools.product(channels, rates_hz):
+            settings = {"device": device.index, "samplerate": rate_hz, "channels": count}
+            try:
+                with quietly():
+                    self._bounded(partial(check, **settings, dtype="int16"), asking)
+                    end = kind(device.name, rate_hz, count)
+                    self._start(make, f"the {WORDS[direction]} {device.name!r}", settings, end)
+            except (module.PortAudioError, ValueError) as error:
+                if str(error) not in reasons:
+                    reasons.append(str(error))
+            else:
+                return end
         raise AudioDeviceError(
-            f"the {WORDS[direction]} {device.name!r} opens neither at {self._rate_hz} nor at "
-            f"{device.rate_hz} samples per second ({reason}); check that it is plugged in, or "
-            f"choose another one with --{direction}, 'encodec-rt devices' lists them"
+            f"the {WORDS[direction]} {device.name!r} cannot be opened at {_either(rates_hz)} "
+            f"samples per second with {_either(channels)} channels ({'; '.join(reasons)}); check "
+            "that it is plugged in and that no other program holds it, or choose another one with "
+            f"--{direction}, 'encodec-rt devices' lists them"
         )
+
+    def _rates_hz(self, device: DeviceInfo) -> list[int]:
+        """The model's rate and the device's own first; some take a common one and not their own."""
+        return list(dict.fromkeys((self._rate_hz, device.rate_hz, *COMMON_RATES_HZ)))
 
     def _start(
         self,
         make: Callable[..., Any],
-        device: DeviceInfo,
-        direction: Direction,
+        name: str,
+        settings: dict[str, int],
         end: InputStream | OutputStream,
     ) -> None:
+        """Start a stream that ``end`` belongs to. Raises PortAudioError and ValueError."""
         module = sounddevice_module()
-        name = f"the {WORDS[direction]} {device.name!r}"
 
         def start() -> Any:
             stream = make(
-                device=device.index,
-                samplerate=end.rate_hz,
+                **settings,
                 blocksize=round(self._block_s * end.rate_hz),
-                channels=end.channels,
                 dtype="int16",
                 latency="low",
                 callback=end.callback,
@@ -171,14 +172,7 @@ class PortAudio:
             stream.stop()
             stream.close()
 
-        try:
-            with quietly():
-                stream = self._bounded(start, f"opening {name}")
-        except (module.PortAudioError, ValueError) as error:
-            raise AudioDeviceError(
-                f"{name} cannot be opened ({error}); another program may hold it, or it was "
-                "unplugged"
-            ) from error
+        stream = self._bounded(start, f"opening {name}")
         end.attach(stream, lambda: self._bounded(close, f"closing {name}"))
 
     def _bounded(self, work: Callable[[], Any], doing: str) -> Any:
@@ -207,3 +201,13 @@ def _fulfil(outcome: Future[Any], work: Callable[[], Any]) -> None:
         outcome.set_result(work())
     except (sounddevice_module().PortAudioError, ValueError) as error:
         outcome.set_exception(error)
+
+
+def _channels(most: int) -> list[int]:
+    """One channel, or two, or all: microphone arrays and mixers give nothing less."""
+    return sorted({1, min(2, most), most})
+
+
+def _either(numbers: list[int]) -> str:
+    *others, last = map(str, numbers)
+    return f"{', '.join(others)} or {last}" if others else last

@@ -30,7 +30,8 @@ def split_file(path: Path, folder: Path, *, part_mib: float = PART_MIB) -> int:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder; give a new name for the parts")
     folder.mkdir(parents=True, exist_ok=True)
-    size = max(1, int(part_mib * 2**20))
+    # A read of so much sets it aside at once.
+    size = max(1, min(int(part_mib * 2**20), path.stat().st_size))
     whole = hashlib.sha256()
     parts: list[dict[str, Any]] = []
     with path.open("rb") as file:

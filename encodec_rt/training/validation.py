@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections import defaultdict
 from pathlib import Path
 
-import soundfile
 import torch
 from torch import Tensor
 
+from encodec_rt.audio import AudioWriter
 from encodec_rt.errors import BackendUnavailable
 from encodec_rt.model.encodec import loudness
 from encodec_rt.quality import band_levels_db, estoi, pesq_wb
@@ -78,8 +78,9 @@ class Validation:
         for number, (reference, ours) in enumerate(zip(audio, estimate, strict=True)):
             for what, signal in (("original", reference), ("decoded", ours)):
                 path = self.folder / f"{number:02d}-{what}.flac"
-                samples = signal.clamp(-1, 1).t().cpu().numpy()
-                soundfile.write(path, samples, self.rate, subtype="PCM_16")
+                samples = signal.cpu().numpy()
+                with AudioWriter(path, rate_hz=self.rate, channels=len(samples), force=True) as out:
+                    out.write(samples)
 
 
 def decoded(trainer: Trainer, audio: Tensor) -> Tensor:

@@ -7,8 +7,9 @@ from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from time import perf_counter
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 
@@ -17,44 +18,19 @@ from encodec_rt.streaming.frames import FrameDecoder, FrameEncoder
 from encodec_rt.types import Audio, Codes
 from encodec_rt.voice.activity import EnergyDetector
 from encodec_rt.voice.bitrate import RateController
+from encodec_rt.voice.line import Line
 from encodec_rt.voice.packetizer import Outgoing
-from encodec_rt.voice.receiver import Receiver
+from encodec_rt.voice.receiver import HopPlan, Receiver
 from encodec_rt.voice.sender import Sender
 from encodec_rt.voice.statistics import latency_ms, percentiles
 from encodec_rt.voice.token_bucket import TokenBucket
-from encodec_rt.voice.transport import Received, Report, Transport
+from encodec_rt.voice.transport import CallSink, CallSource, Received, Report, Transport
 
 T = TypeVar("T")
 
 REPORT_S = 1.0
 MAX_PACKETS_PER_S = 400
 """More than twice what a sender of one frame per packet, each doubled, would send."""
-
-
-class CallSource(Protocol):
-    """Gives a hop of audio whenever its clock has one."""
-
-    async def read(self) -> Audio | None:
-        """The next hop, float32 [channels, hop], or None when there is no more."""
-
-    def close(self) -> None:
-        """Let go of the device or file."""
-
-
-class CallSink(Protocol):
-    """Takes a hop of audio whenever its clock wants one."""
-
-    async def ready(self) -> float:
-        """Return when the next hop is wanted: for which time, on the event loop's clock.
-
-        That time advances by a hop each, however late this machine is with its work.
-        """
-
-    def write(self, audio: Audio) -> None:
-        """Take a hop, float32 [hop] or [channels, hop]."""
-
-    def close(self) -> None:
-        """Keep what was heard, and let go of the device or file."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +46,8 @@ class VoiceOptions:
     handshake_s: float = 15.0
     idle_s: float = 10.0
     """Without a packet for so long the other side counts as gone."""
+    reconnect_s: float = 0.0
+    """For so long a call whose path is dead waits for another one instead; 0 for not at all."""
 
 
 class VoiceCall:
@@ -88,20 +66,22 @@ class VoiceCall:
         warm_up: Callable[[], None] | None = None,
     ) -> None:
         """To be made inside the event loop. ``source``, ``sink`` and ``transport`` are closed with
-        the call.
+        the call. ``encoder`` and ``decoder`` begin anew whenever the line does.
 
         ``in_worker`` runs first in the codec's thread. ``warm_up`` runs there while the transport
         connects, so that the first frames, which take a tenth of a second, are none of the call's.
         """
         self.voice = options or VoiceOptions()
         config = encoder.config
-        self._source, self._sink, self.transport = source, sink, transport
+        self._source, self._sink = source, sink
         self._hop_s = config.hop_length / config.sampling_rate
         self._bits, self._codebooks = config.codebook_nbits, encoder.codebooks
         self.listener = Receiver(decoder)
-        self._encoder = encoder
+        self._encoder, self._encoder_start = encoder, encoder.snapshot()
+        self._anew = False
         self._detector = EnergyDetector(frame_s=self._hop_s)
-        self._sender = Sender(config, self._make_controller(self._codebooks), self._hand_over)
+        self._limit = self._codebooks
+        self._sender = self._make_sender()
         # One worker: a codec is used by one thread at a time.
         self._worker = ThreadPoolExecutor(1, "encodec-rt-call", in_worker)
         self._warm_up = warm_up
@@ -112,7 +92,24 @@ class VoiceCall:
         self._encode_ms: deque[float] = deque(maxlen=1000)
         self._decode_ms: deque[float] = deque(maxlen=1000)
         self.refused_packets = 0
-        transport.open(self._on_packet, self._on_estimate)
+        self.line = Line(transport, self._on_packet, self._on_estimate, self._on_renewed)
+
+    @property
+    def silent_s(self) -> float:
+        """For how long nothing has come from the other side; 0 before the call has begun."""
+        now_s = self._now_s()
+        return now_s - (self._heard_s if self._heard_s is not None else now_s)
+
+    @property
+    def codec_share(self) -> float:
+        """The time that the codec takes for both directions, as a share of the time it has.
+
+        0 for the first second, whose frames are slower than others.
+        """
+        if len(self._encode_ms) * self._hop_s < 1:
+            return 0.0
+        taken_ms = percentiles(self._encode_ms)["p50"] + percentiles(self._decode_ms)["p50"]
+        return taken_ms / (1000 * self._hop_s)
 
     def prepare(self) -> None:
         """Begin to warm up; ``run`` does so at the latest."""
@@ -121,7 +118,8 @@ class VoiceCall:
 
     def limit(self, codebooks: int) -> None:
         """Send at most so many codebooks, as the other side takes no more."""
-        self._sender.controller = self._make_controller(min(codebooks, self._codebooks))
+        self._limit = min(codebooks, self._codebooks)
+        self._sender.controller = self._make_controller()
 
     async def run(self) -> None:
         """Talk and listen until one side hangs up.
@@ -135,8 +133,9 @@ class VoiceCall:
             if self._warmed is not None:
                 await self._warmed
             self._heard_s = self._now_s()
-            parts = (self._talk, self._hear, self._watch, self.transport.wait_ended)
-            tasks = [asyncio.create_task(part()) for part in parts]
+            ended = partial(self.line.wait_ended, patient=self.voice.reconnect_s > 0)
+            parts = (self._talk, self._hear, self._watch, ended)
+            tasks = [asyncio.ensure_future(part()) for part in parts]
             done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in done:
                 task.result()
@@ -148,10 +147,14 @@ class VoiceCall:
 
     async def close(self) -> None:
         """Hang up; the recording is finished and everything released. Harmless when repeated."""
-        await self.transport.close()
-        await asyncio.get_running_loop().run_in_executor(None, self._worker.shutdown)
-        self._source.close()
-        self._sink.close()
+        try:
+            await self.line.close()
+            await asyncio.get_running_loop().run_in_executor(None, self._worker.shutdown)
+        finally:
+            try:
+                self._sink.close()
+            finally:
+                self._source.close()
 
     def statistics(self) -> dict[str, object]:
         """The call so far, under the names of webrtc-stats, ours in "encodecRt"."""
@@ -159,8 +162,10 @@ class VoiceCall:
         plan = controller.plan(self._now_s())
         outbound: dict[str, object] = {"type": "outbound-rtp", "kind": "audio"}
         remote: dict[str, object] = {"type": "remote-inbound-rtp", "kind": "audio"}
+        packets, size, dropped = self.line.sent
+        if report is not None or self.line.renewals:
+            outbound |= {"packetsSent": packets, "bytesSent": size}
         if report is not None:
-            outbound |= {"packetsSent": report.packets_sent, "bytesSent": report.bytes_sent}
             remote |= {
                 "packetsLost": report.packets_lost,
                 "fractionLost": report.fraction_lost,
@@ -171,8 +176,11 @@ class VoiceCall:
             "codebooks": plan.codebooks,
             "redundantFrames": plan.copies,
             "estimatedBitrate": controller.estimate_bps,
-            "packetsDroppedBeforeSending": self.transport.dropped,
+            "packetsDroppedBeforeSending": dropped,
             "packetsRefused": self.refused_packets,
+            "secondsSincePacket": round(self.silent_s, 3),
+            "reconnections": self.line.renewals,
+            "codecShare": round(self.codec_share, 4),
             "encodeMs": percentiles(self._encode_ms),
             "decodeMs": percentiles(self._decode_ms),
             "latencyMs": latency_ms(
@@ -187,20 +195,24 @@ class VoiceCall:
         inbound = self.listener.statistics.as_dict()
         return {"inbound": inbound, "outbound": outbound, "remote": remote, "encodecRt": own}
 
-    def _make_controller(self, codebooks: int) -> RateController:
+    def _make_controller(self) -> RateController:
         return RateController(
-            codebooks=codebooks,
+            codebooks=self._limit,
             bits=self._bits,
             frame_rate_hz=1 / self._hop_s,
             redundancy=self.voice.redundancy,
         )
 
+    def _make_sender(self) -> Sender:
+        return Sender(self._encoder.config, self._make_controller(), self._hand_over)
+
     async def _talk(self) -> None:
         while (audio := await self._source.read()) is not None:
-            started = perf_counter()
-            frames, active = await self._compute(self._encode, audio)
-            self._encode_ms.append(1000 * (perf_counter() - started))
-            for codes in frames:
+            anew, self._anew = self._anew, False
+            frames, active, taken_ms = await self._compute(self._encode, audio, anew)
+            self._encode_ms.append(taken_ms)
+            # What was encoded for a line that is no more would put the next one's decoder wrong.
+            for codes in () if self._anew else frames:
                 self._sender.push(codes, self._now_s(), active=active)
         hang_up_s = self.voice.hang_up_s
         await self._keep_alive(float("inf") if hang_up_s is None else hang_up_s)
@@ -214,36 +226,44 @@ class VoiceCall:
             await asyncio.sleep(self._hop_s)
 
     def _hand_over(self, packet: Outgoing, now_s: float) -> None:
-        self.transport.send(packet)
+        self.line.transport.send(packet)
 
-    def _encode(self, audio: Audio) -> tuple[Codes, bool]:
+    def _encode(self, audio: Audio, anew: bool) -> tuple[Codes, bool, float]:
+        started = perf_counter()
+        if anew:
+            self._encoder.restore(self._encoder_start)
         active = self._detector.is_active(audio) or not self.voice.dtx
-        return self._encoder.push(audio), active
+        codes = self._encoder.push(audio)
+        return codes, active, 1000 * (perf_counter() - started)
+
+    def _decode(self, planned: HopPlan) -> tuple[Audio, float]:
+        started = perf_counter()
+        audio = self.listener.render(planned)
+        return audio, 1000 * (perf_counter() - started)
 
     async def _hear(self) -> None:
         while True:
-            planned = self.listener.take(await self._sink.ready())
-            started = perf_counter()
-            audio = await self._compute(self.listener.render, planned)
-            self._decode_ms.append(1000 * (perf_counter() - started))
+            wanted_s = await self._sink.ready()
+            planned = self.listener.take(wanted_s, clock_s=self._now_s())
+            audio, taken_ms = await self._compute(self._decode, planned)
+            self._decode_ms.append(taken_ms)
             self._sink.write(audio)
 
     async def _watch(self) -> None:
         """Pass on receiver reports, and end the call when nothing comes any more."""
         while True:
             await asyncio.sleep(REPORT_S)
-            self._report = await self.transport.report()
+            self._report = await self.line.report()
             if self._report is not None:
                 self._sender.controller.on_report(
                     self._report.fraction_lost, self._report.round_trip_s, self._now_s()
                 )
-            silent_s = self._now_s() - (self._heard_s or self._now_s())
-            if silent_s > self.voice.idle_s:
-                raise LinkError(f"nothing came from the other side for {silent_s:.0f} s")
+            if self.silent_s > (self.voice.reconnect_s or self.voice.idle_s):
+                raise LinkError(f"nothing came from the other side for {self.silent_s:.0f} s")
 
     async def _connect(self, seconds: float) -> None:
         try:
-            connected = await asyncio.wait_for(self.transport.wait_connected(), seconds)
+            connected = await asyncio.wait_for(self.line.transport.wait_connected(), seconds)
         except asyncio.TimeoutError:
             reason = f"took more than {seconds:g} s"
         else:
@@ -273,6 +293,12 @@ class VoiceCall:
             now_s=now_s,
         )
         self._heard_s = now_s
+
+    def _on_renewed(self) -> None:
+        """Both sides begin their streams anew, so that each decoder is where the encoder is."""
+        self._sender = self._make_sender()
+        self._anew = True
+        self.listener.restart()
 
     def _on_estimate(self, bitrate_bps: float) -> None:
         self._sender.controller.on_estimate(bitrate_bps, self._now_s())

@@ -61,6 +61,7 @@ class Concealer:
     ) -> None:
         """``gains`` weigh the last latent in the 1st, 2nd, ... lost frame against the noise."""
         self._decoder = decoder
+        self._start = decoder.snapshot()
         self._gains = tuple(gains)
         self._random = np.random.default_rng(seed)
         hop, rate_hz = decoder.config.hop_length, decoder.config.sampling_rate
@@ -107,6 +108,13 @@ class Concealer:
             if self.quiet:
                 self._noise.append(self._last)
         return self._cross_fade(audio)
+
+    def restart(self) -> None:
+        """Begin anew with the next frame, as the far encoder does; the noise heard so far stays."""
+        self._decoder.restore(self._start)
+        self._last, self._lost = self._decoder.silence_latent(), 0
+        self._fading = None
+        self._history.clear()
 
     def repair(self, late: Sequence[tuple[int, Codes]]) -> int:
         """Put the state right with frames that came too late; how many were of use.

@@ -122,7 +122,7 @@ class JitterBuffer:
         """The delay aimed at, beyond that of the fastest packets."""
         if not self._transits.count:
             return self._floor_s * 1000
-        return (self._goal_s - self._transits.quantile(0.01)) * 1000
+        return max(0.0, self._goal_s - self._transits.quantile(0.01)) * 1000
 
     @property
     def source(self) -> int | None:
@@ -133,6 +133,11 @@ class JitterBuffer:
     def waiting(self) -> int:
         """Frames that are here and have not been played."""
         return sum(index >= self._next for index in self._frames)
+
+    def forget_source(self) -> None:
+        """Begin anew with the next packet, whoever sends it."""
+        self._ssrc = self._probation = None
+        self._restart(0)
 
     def put(
         self, packet: Packet | None, *, sequence: int, timestamp: int, ssrc: int, now_s: float
@@ -167,10 +172,13 @@ class JitterBuffer:
         self._measure(now_s - index * self._hop_s, bool(late), now_s)
         return Receipt(accepted=True, late=late, restarted=restarted)
 
-    def get(self, now_s: float, *, quiet: bool = False) -> PlayoutSlot:
-        """What to play in the hop that starts now.
+    def get(
+        self, now_s: float, *, quiet: bool = False, clock_s: float | None = None
+    ) -> PlayoutSlot:
+        """What to play in the hop that starts at ``now_s``.
 
         ``quiet`` says that nobody will miss or notice a hop here: what plays is silence.
+        ``clock_s`` is when that is asked, if not at ``now_s``: a frame has waited until then.
         """
         if not self._transits.count:
             return PlayoutSlot("idle")
@@ -192,7 +200,8 @@ class JitterBuffer:
         self._played = index
         self._told.add(index)
         kind: Kind = "copy" if held.is_copy else "frame"
-        return PlayoutSlot(kind, index, held.codes, now_s - held.arrived_s, skipped)
+        waited_s = max(0.0, (now_s if clock_s is None else clock_s) - held.arrived_s)
+        return PlayoutSlot(kind, index, held.codes, waited_s, skipped)
 
     def _index(self, timestamp: int) -> int | None:
         """The frame number of a timestamp, or None if it cannot belong to what plays."""

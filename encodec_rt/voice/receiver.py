@@ -19,10 +19,11 @@ from encodec_rt.voice.statistics import ArrivalCounter, InboundStatistics
 
 @dataclass(frozen=True, eq=False)
 class HopPlan:
-    """What to play in one hop, and the late frames to repair before it."""
+    """What to play in one hop, the late frames to repair before it, and whether to begin anew."""
 
     slot: PlayoutSlot
     late: list[tuple[int, Codes]]
+    anew: bool = False
 
 
 class Receiver:
@@ -51,6 +52,7 @@ class Receiver:
         self._arrivals = ArrivalCounter(config.sampling_rate)
         self._late: list[tuple[int, Codes]] = []
         self._concealing = False
+        self._anew = False
         self.statistics = InboundStatistics()
 
     def receive(
@@ -81,15 +83,27 @@ class Receiver:
             self._late = [*self._late, *receipt.late][-8:]
         return True
 
-    def take(self, now_s: float) -> HopPlan:
-        """What to play in the hop that begins now."""
-        slot = self.buffer.get(now_s, quiet=self._concealer.quiet)
+    def restart(self) -> None:
+        """Expect a stream that begins anew, from any source; the statistics go on."""
+        self.buffer.forget_source()
+        self._late, self._anew = [], True
+
+    def take(self, now_s: float, *, clock_s: float | None = None) -> HopPlan:
+        """What to play in the hop that begins at ``now_s``.
+
+        ``clock_s`` is the time at which that is asked, later than the hop's own on a machine that
+        lags behind its work.
+        """
+        slot = self.buffer.get(now_s, quiet=self._concealer.quiet, clock_s=clock_s)
         late, self._late = self._late, []
-        return HopPlan(slot, late)
+        anew, self._anew = self._anew, False
+        return HopPlan(slot, late, anew)
 
     def render(self, planned: HopPlan) -> Audio:
         """The audio of ``planned``: always one hop, float32 [hop] or [channels, hop]."""
         slot, counts = planned.slot, self.statistics
+        if planned.anew:
+            self._concealer.restart()
         if slot.kind == "idle":
             # The decoder starts with the first frame, as the encoder did.
             channels, hop = self.config.audio_channels, self.config.hop_length

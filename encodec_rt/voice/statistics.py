@@ -83,8 +83,10 @@ def latency_ms(
         "jitterBuffer": 1000 * counts.jitterBufferDelay / max(1, counts.jitterBufferEmittedCount),
         "decode": percentiles(decode_ms)["p50"],
     }
-    return {name: round(value, 2) for name, value in terms.items()} | {
-        "sum": round(sum(terms.values()), 2)
+    # A round trip that two clocks disagree about can come out below zero.
+    known = {name: max(0.0, value) for name, value in terms.items()}
+    return {name: round(value, 2) for name, value in known.items()} | {
+        "sum": round(sum(known.values()), 2)
     }
 
 

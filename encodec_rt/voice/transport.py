@@ -1,4 +1,4 @@
-"""The seam between a voice path and what carries its packets."""
+"""The seams of a voice path: what carries its packets, and where its audio comes from and goes."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
+from encodec_rt.types import Audio
 from encodec_rt.voice.packetizer import Outgoing
 
 
@@ -40,6 +41,10 @@ class Transport(Protocol):
     def dropped(self) -> int:
         """Packets that the path did not take in time."""
 
+    @property
+    def failed(self) -> bool:
+        """Whether it ended because the path broke, and not because one side hung up."""
+
     def open(
         self, on_packet: Callable[[Received], None], on_estimate: Callable[[float], None]
     ) -> None:
@@ -61,3 +66,29 @@ class Transport(Protocol):
 
     async def close(self) -> None:
         """Close the path. Harmless when repeated."""
+
+
+class CallSource(Protocol):
+    """Gives a hop of audio whenever its clock has one."""
+
+    async def read(self) -> Audio | None:
+        """The next hop, float32 [channels, hop], or None when there is no more."""
+
+    def close(self) -> None:
+        """Let go of the device or file."""
+
+
+class CallSink(Protocol):
+    """Takes a hop of audio whenever its clock wants one."""
+
+    async def ready(self) -> float:
+        """Return when the next hop is wanted: for which time, on the event loop's clock.
+
+        That time advances by a hop each, however late this machine is with its work.
+        """
+
+    def write(self, audio: Audio) -> None:
+        """Take a hop, float32 [hop] or [channels, hop]."""
+
+    def close(self) -> None:
+        """Keep what was heard, and let go of the device or file."""

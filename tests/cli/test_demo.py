@@ -3,13 +3,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
+from matplotlib.figure import Figure
 from typer.testing import CliRunner, Result
 
 from encodec_rt import pretrained
-from encodec_rt.cli import app
+from encodec_rt.cli import app, figure
 from encodec_rt.errors import WeightsError
+from encodec_rt.live.loop import Loopback
 from tests.support.models import SPEECH
 
 
@@ -78,3 +81,13 @@ def test_the_demo_takes_less_than_a_frame_and_refuses_no_samples(
     soundfile.write(short, [], 24_000)
     result = run("--fast", "--input", short, "--out", folder)
     assert (result.exit_code, "has no samples in it" in result.stderr) == (2, True)
+
+
+def test_the_picture_counts_the_frames_that_the_table_counts(tmp_path: Path) -> None:
+    axis = Figure().subplots()
+    late_ms = [5.0, 14.0, 13.3, 40.0, 2.0]
+    run = Loopback(13.333, np.zeros((1, 0), np.float32), [2.0] * 5, [3.0] * 5, late_ms)
+    figure._draw_times(axis, run.encode_ms, run.decode_ms, run.late_ms, run.frame_ms)
+    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    assert f"done too late: {run.misses} of 5 frames" in labels
+    assert axis.get_legend().get_window_extent().y0 >= axis.get_window_extent().y1

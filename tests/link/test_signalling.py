@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 from aiohttp import web
 
-from encodec_rt.errors import LinkError
+from encodec_rt.errors import AudioDeviceError, CodecError, InputError, LinkError
 from encodec_rt.link import credentials
 from encodec_rt.link.admission import MAX_ADDRESSES, ConnectionLimits, RateLimit
-from encodec_rt.link.dialling import SignallingClient
+from encodec_rt.link.dialling import SessionEnded, SignallingClient
 from encodec_rt.link.signalling import REMEMBERED, SDP_TYPE, Limits, SignallingServer
 
 TOKEN = "a-token-of-more-than-thirty-two-letters"
@@ -36,7 +36,8 @@ class Lines:
     """Stands for the calls behind a server: answers "answer", refuses what is garbage."""
 
     def __init__(self, *, slow_s: float = 0.0) -> None:
-        self.opened = self.hung_up = 0
+        self.opened = self.hung_up = self.renewed = 0
+        self.lost = False
         self.slow_s = slow_s
 
     def open(self) -> FakeLine:
@@ -54,6 +55,14 @@ class FakeLine:
         if "garbage" in offer:
             raise LinkError("garbage")
         return "answer"
+
+    @property
+    def is_lost(self) -> bool:
+        return self._lines.lost
+
+    async def renew(self, offer: str) -> str:
+        self._lines.renewed += 1
+        return await self.answer(offer)
 
     async def run(self) -> None:
         await self._end.wait()
@@ -159,6 +168,58 @@ def test_the_line_is_busy_until_the_call_ends() -> None:
         await client.dial(offer())
 
     serve(scenario)
+
+
+def test_a_call_goes_on_at_its_location_and_at_no_other() -> None:
+    async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
+        client = SignallingClient(url, token=TOKEN)
+        first = await client.dial(offer())
+        again = await client.dial(offer(), location=first.location)
+        assert again.answer == "answer"
+        assert (line.opened, line.renewed, server.sessions) == (1, 1, 1)
+        with pytest.raises(SessionEnded, match="ended the call meanwhile"):
+            await client.dial(offer(), location=first.location + "x")
+        with pytest.raises(LinkError, match="token"):
+            await SignallingClient(url, token=f"{TOKEN}x").dial(offer(), location=first.location)
+        assert line.renewed == 1
+
+    serve(scenario)
+
+
+def test_a_call_whose_caller_has_gone_makes_room_for_another() -> None:
+    async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
+        client = SignallingClient(url, token=TOKEN)
+        await client.dial(offer())
+        line.lost = True
+        await client.dial(offer())
+        assert (line.opened, line.hung_up, server.sessions) == (2, 1, 1)
+
+    serve(scenario)
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (AudioDeviceError("no microphone was found; plug one in"), "other side has no microphone"),
+        (AudioDeviceError("the microphone 'Desk' opens neither"), "cannot open its microphone"),
+        (AudioDeviceError("the speaker 'Desk' cannot be opened"), "cannot open its speaker"),
+        (InputError("/home/me/said.wav does not exist"), "cannot open the files"),
+    ],
+)
+def test_a_caller_hears_why_nobody_can_answer_without_names(error: CodecError, told: str) -> None:
+    def refuse() -> FakeLine:
+        raise error
+
+    async def main() -> None:
+        server = SignallingServer(refuse, token=TOKEN, limits=PATIENT)
+        url = f"http://127.0.0.1:{await server.start('127.0.0.1', 0, None)}"
+        with pytest.raises(LinkError, match=told) as refusal:
+            await SignallingClient(url, token=TOKEN).dial(offer())
+        assert "Desk" not in str(refusal.value)
+        assert "/home" not in str(refusal.value)
+        await server.close()
+
+    asyncio.run(main())
 
 
 def test_calls_being_set_up_count_as_sessions() -> None:
@@ -371,7 +432,7 @@ def test_a_pinned_certificate_is_accepted_and_any_other_is_not(tmp_path: Path) -
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         with pytest.raises(LinkError, match="not the pinned one"):
             await SignallingClient(url, token=TOKEN, fingerprint="00" * 32).dial(offer())
-        with pytest.raises(LinkError, match="cannot be reached"):
+        with pytest.raises(LinkError, match="pin it with --fingerprint"):
             await SignallingClient(url, token=TOKEN).dial(offer())
         assert line.opened == 0
         dialled = await SignallingClient(url, token=TOKEN, fingerprint=pinned).dial(offer())
@@ -382,7 +443,9 @@ def test_a_pinned_certificate_is_accepted_and_any_other_is_not(tmp_path: Path) -
 
 def test_a_server_that_is_not_there_is_named() -> None:
     async def main() -> None:
-        with pytest.raises(LinkError, match=r"127\.0\.0\.1:1 cannot be reached"):
+        with pytest.raises(
+            LinkError, match=r"^http://127\.0\.0\.1:1 cannot be reached: [\w ]+\.?$"
+        ):
             await SignallingClient("http://127.0.0.1:1", token=None).dial(offer())
 
     asyncio.run(main())

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import wave
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -9,12 +10,14 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from encodec_rt.atomic import WholeWrites
+from encodec_rt.audio import AudioRecording
 from encodec_rt.bitstream.ecdc import EcdcHeader, EcdcReader, read_header
 from encodec_rt.config import EncodecConfig
-from encodec_rt.errors import AudioDeviceError, ConfigError, InputError
+from encodec_rt.errors import AudioDeviceError, ConfigError
 from encodec_rt.live.duplex import Duplex
 from encodec_rt.live.loop import CodecLoop
-from encodec_rt.live.recording import EcdcRecording, WavRecording
+from encodec_rt.live.recording import EcdcRecording
 from encodec_rt.sound import portaudio
 from encodec_rt.sound.streams import MAX_BACKLOG_S
 from encodec_rt.sound.supervision import LOST_AFTER_S
@@ -165,7 +168,7 @@ def test_recordings_hold_the_same_frames_as_the_session(
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(1)), keep_all=True)
     books = session.loop.codebooks
     session.loop.record(
-        wav=WavRecording(tmp_path / "out.wav", RATE),
+        wav=AudioRecording(tmp_path / "out.wav", rate_hz=RATE),
         codes=EcdcRecording(tmp_path / "out.ecdc", codec.config, codec.name, books),
     )
     session.run(1.01)
@@ -182,7 +185,7 @@ def test_a_failure_amid_a_session_keeps_what_was_recorded(
 ) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(1)), keep_all=True)
     session.loop.record(
-        wav=WavRecording(tmp_path / "out.wav", RATE),
+        wav=AudioRecording(tmp_path / "out.wav", rate_hz=RATE),
         codes=EcdcRecording(
             tmp_path / "out.ecdc", codec.config, codec.name, session.loop.codebooks
         ),
@@ -203,7 +206,7 @@ def test_a_microphone_that_is_unplugged_comes_back_and_the_recording_goes_on(
     monkeypatch: pytest.MonkeyPatch, codec: Codec, tmp_path: Path
 ) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(4)), keep_all=True)
-    session.loop.record(wav=WavRecording(tmp_path / "out.wav", RATE))
+    session.loop.record(wav=AudioRecording(tmp_path / "out.wav", rate_hz=RATE))
     card = session.card
     session.run(4.0, [(1.0, lambda: card.unplug(MICROPHONE)), (2.5, lambda: card.plug(MICROPHONE))])
     captured = np.concatenate(session.captured) * 32768
@@ -242,7 +245,7 @@ def test_a_lost_speaker_never_interrupts_a_microphone_that_records(
     monkeypatch: pytest.MonkeyPatch, codec: Codec, tmp_path: Path
 ) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(3)), keep_all=True)
-    session.loop.record(wav=WavRecording(tmp_path / "out.wav", RATE))
+    session.loop.record(wav=AudioRecording(tmp_path / "out.wav", rate_hz=RATE))
     card = session.card
     session.run(3.0, [(1.0, lambda: card.unplug(SPEAKER))])
     captured = np.concatenate(session.captured) * 32768
@@ -363,16 +366,23 @@ def test_more_codebooks_than_a_packet_carries_are_refused() -> None:
         CodecLoop(Codec(random_model(config)), config.target_bandwidths[1])
 
 
-def test_a_full_recording_ends_the_session_with_its_reason(
+def test_a_full_disk_ends_the_session_with_its_reason_and_the_recording_until_then(
     monkeypatch: pytest.MonkeyPatch, codec: Codec, tmp_path: Path
 ) -> None:
     session = Session(monkeypatch, codec, VirtualCard(sound=voice(1)), keep_all=True)
-    recording = WavRecording(tmp_path / "out.wav", RATE)
-    recording.samples = 2**31 - 2**14
+    recording = AudioRecording(tmp_path / "out.wav", rate_hz=RATE)
+    write = WholeWrites.write
+
+    def fill(file: WholeWrites, data: bytes) -> int:
+        if recording.samples > RATE // 2:
+            raise OSError(errno.ENOSPC, "No space left on device", file.name)
+        return write(file, data)
+
+    monkeypatch.setattr(WholeWrites, "write", fill)
     session.loop.record(wav=recording)
-    with pytest.raises(InputError, match="4 GiB"):
+    with pytest.raises(OSError, match=r"No space left on device: .*out.wav"):
         session.run(1.0)
-    assert len(read_wav(tmp_path / "out.wav")) > 0
+    assert 0 < len(read_wav(tmp_path / "out.wav")) <= RATE // 2
 
 
 def test_a_session_on_a_hanging_sound_system_ends_with_one_error_and_its_recording(
@@ -381,7 +391,7 @@ def test_a_session_on_a_hanging_sound_system_ends_with_one_error_and_its_recordi
     monkeypatch.setattr(portaudio, "HANG_S", 0.05)
     card = VirtualCard(sound=voice(2))
     session = Session(monkeypatch, codec, card, keep_all=True)
-    session.loop.record(wav=WavRecording(tmp_path / "out.wav", RATE))
+    session.loop.record(wav=AudioRecording(tmp_path / "out.wav", rate_hz=RATE))
     with pytest.raises(AudioDeviceError, match="the sound system does not answer"):
         session.run(1, [(0.9, card.hang)])
     with wave.open(str(tmp_path / "out.wav")) as file:

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import struct
 import wave
 from pathlib import Path
 
@@ -7,9 +8,10 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from encodec_rt.audio import AudioRecording
 from encodec_rt.bitstream.ecdc import EcdcHeader, EcdcReader, read_header
 from encodec_rt.errors import InputError
-from encodec_rt.live.recording import EcdcRecording, WavRecording
+from encodec_rt.live.recording import EcdcRecording
 from encodec_rt.types import Codes
 from tests.support.models import tiny_config
 from tests.support.upstream import encodec
@@ -44,7 +46,7 @@ def only_file(folder: Path) -> Path:
 
 
 def test_a_wav_is_whole_after_every_write_and_gets_its_name_at_the_end(tmp_path: Path) -> None:
-    recording = WavRecording(tmp_path / "out.wav", 24_000)
+    recording = AudioRecording(tmp_path / "out.wav", rate_hz=24_000)
     wanted = np.zeros(0)
     for number in range(1, 5):
         recording.write(np.full(100 * number, 0.1 * number, np.float32))
@@ -58,17 +60,24 @@ def test_a_wav_is_whole_after_every_write_and_gets_its_name_at_the_end(tmp_path:
 
 
 def test_a_wav_limits_what_is_beyond_full_scale(tmp_path: Path) -> None:
-    recording = WavRecording(tmp_path / "out.wav", 24_000)
+    recording = AudioRecording(tmp_path / "out.wav", rate_hz=24_000)
     recording.write(np.array([2.0, -2.0, 1.0, -1.0], np.float32))
     recording.finish()
     assert wav_samples(tmp_path / "out.wav").tolist() == [32767, -32768, 32767, -32768]
 
 
-def test_a_full_wav_is_refused_before_its_header_overflows(tmp_path: Path) -> None:
-    recording = WavRecording(tmp_path / "out.wav", 24_000)
-    recording.samples = 2**31 - 2100
-    with pytest.raises(InputError, match="4 GiB; --save has no such end"):
-        recording.write(np.zeros(100, np.float32))
+def test_a_wav_goes_on_beyond_4_gib_as_rf64(tmp_path: Path) -> None:
+    recording = AudioRecording(tmp_path / "out.wav", rate_hz=24_000)
+    recording.write(np.zeros(10, np.float32))
+    before = only_file(tmp_path).read_bytes()
+    recording.samples = 2**31
+    recording.write(np.zeros(10, np.float32))
+    after = only_file(tmp_path).read_bytes()
+    assert (before[:4], before[12:16]) == (b"RIFF", b"JUNK")
+    assert (after[:4], after[12:16]) == (b"RF64", b"ds64")
+    assert struct.unpack_from("<QQ", after, 20) == (2 * (2**31 + 10) + 72, 2 * (2**31 + 10))
+    assert len(after) == len(before) + 20
+    recording.finish()
 
 
 @pytest.mark.parametrize("books", [1, 2, 4])
@@ -107,14 +116,14 @@ def test_a_finished_ecdc_has_the_true_length_of_its_audio(tmp_path: Path) -> Non
 
 
 def test_a_recording_without_a_sample_makes_no_file(tmp_path: Path) -> None:
-    WavRecording(tmp_path / "out.wav", 24_000).finish()
+    AudioRecording(tmp_path / "out.wav", rate_hz=24_000).finish()
     EcdcRecording(tmp_path / "out.ecdc", CONFIG, "tiny", 2).finish()
     assert not list(tmp_path.iterdir())
 
 
-def make(kind: str, path: Path, *, force: bool = False) -> EcdcRecording | WavRecording:
+def make(kind: str, path: Path, *, force: bool = False) -> EcdcRecording | AudioRecording:
     if kind == "wav":
-        return WavRecording(path, 24_000, force=force)
+        return AudioRecording(path, rate_hz=24_000, force=force)
     return EcdcRecording(path, CONFIG, "tiny", 2, force=force)
 
 
@@ -125,7 +134,7 @@ def test_what_exists_is_kept_unless_it_may_be_replaced(tmp_path: Path, kind: str
     with pytest.raises(InputError, match="--force"):
         make(kind, path)
     recording = make(kind, path, force=True)
-    if isinstance(recording, WavRecording):
+    if isinstance(recording, AudioRecording):
         recording.write(np.zeros(9, np.float32))
     else:
         recording.write(random_codes(9, 2))
@@ -135,7 +144,7 @@ def test_what_exists_is_kept_unless_it_may_be_replaced(tmp_path: Path, kind: str
     assert only_file(tmp_path) == path
 
 
-@pytest.mark.parametrize(("kind", "name"), [("wav", "out.mp3"), ("ecdc", "out.wav"), ("wav", "o")])
+@pytest.mark.parametrize(("kind", "name"), [("ecdc", "out.wav"), ("ecdc", "o")])
 def test_another_kind_of_name_is_refused(tmp_path: Path, kind: str, name: str) -> None:
     with pytest.raises(InputError, match=f"is named .{kind}"):
         make(kind, tmp_path / name)

@@ -133,9 +133,10 @@ def test_elsewhere_than_on_a_terminal_there_is_a_line_every_two_seconds() -> Non
 
 def test_the_panel_shows_every_term_and_every_counter() -> None:
     text = io.StringIO()
-    console = Console(file=text, force_terminal=True, width=120, color_system=None)
+    console = Console(file=text, force_terminal=True, width=80, color_system=None)
     with Display(console, panel, plain_line) as shown:
         shown.show(status(**{"playback starved": 7}))
+    assert "…" not in text.getvalue()
     for name, _ in BUDGET.terms():
         assert name in text.getvalue()
     for wanted in ("playback starved", "input overflow", "90.1", "+123 ppm", "2.0 / 4.0 ms"):

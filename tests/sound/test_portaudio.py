@@ -4,7 +4,9 @@ import atexit
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from encodec_rt.errors import AudioDeviceError
@@ -115,6 +117,8 @@ def test_streams_are_opened_at_the_models_rate_with_blocks_of_one_frame(card: Vi
         ((48_000,), (1, 2), (48_000, 1)),
         ((24_000, 44_100), (2,), (24_000, 2)),
         ((44_100,), (2,), (44_100, 2)),
+        ((48_000,), (8,), (48_000, 8)),
+        ((24_000,), (6, 8), (24_000, 8)),
     ],
 )
 def test_a_device_is_opened_as_near_to_the_models_format_as_it_goes(
@@ -124,21 +128,65 @@ def test_a_device_is_opened_as_near_to_the_models_format_as_it_goes(
     opened: tuple[int, int],
 ) -> None:
     card = VirtualCard(
-        device("In", inputs=2, rates=rates, channels=channels),
-        device("Out", inputs=0, outputs=2, rates=rates, channels=channels),
+        device("In", inputs=max(channels), rates=rates, channels=channels),
+        device("Out", inputs=0, outputs=max(channels), rates=rates, channels=channels),
     )
     system = VirtualSystem(install(monkeypatch, card))
     for end in (system.open_source(), system.open_sink()):
         assert (end.rate_hz, end.channels) == opened
 
 
-def test_a_device_that_takes_no_rate_is_named_with_both_rates(
+@pytest.mark.parametrize("rate_hz", [48_000, 44_100])
+def test_a_device_that_refuses_its_own_rate_is_opened_at_a_common_one(
+    monkeypatch: pytest.MonkeyPatch, rate_hz: int
+) -> None:
+    card = device("Array", inputs=8, rates=(rate_hz,), channels=(8,))
+    system = VirtualSystem(
+        install(monkeypatch, VirtualCard(card | {"default_samplerate": 16_000.0}))
+    )
+    source = system.open_source()
+    assert (source.rate_hz, source.channels) == (rate_hz, 8)
+
+
+def test_a_device_that_takes_nothing_is_named_with_all_that_was_tried_and_why(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    stubborn = device("Old Phone", rates=(8_000,)) | {"default_samplerate": 11_025.0}
+    stubborn = device("Old Phone", inputs=6, rates=(8_000,)) | {"default_samplerate": 11_025.0}
     system = VirtualSystem(install(monkeypatch, VirtualCard(stubborn)))
-    with pytest.raises(AudioDeviceError, match="'Old Phone' opens neither at 24000 nor at 11025"):
+    with pytest.raises(
+        AudioDeviceError,
+        match=r"'Old Phone' cannot be opened at 24000, 11025, 48000 or 44100 samples per second "
+        r"with 1, 2 or 6 channels \(Invalid sample rate\)",
+    ):
         system.open_source()
+
+
+def test_a_format_that_is_accepted_and_then_does_not_open_is_passed_over(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    card = VirtualCard(device("Array", inputs=8, rates=(24_000, 48_000), channels=(1, 8)))
+    made = card.RawInputStream
+
+    def refuse_mono(**settings: Any) -> Any:
+        if settings["channels"] == 1:
+            raise card.PortAudioError("Unanticipated host error")
+        return made(**settings)
+
+    monkeypatch.setattr(card, "RawInputStream", refuse_mono)
+    source = VirtualSystem(install(monkeypatch, card)).open_source()
+    assert (source.rate_hz, source.channels) == (24_000, 8)
+
+
+def test_all_channels_of_a_microphone_array_are_heard_as_one(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    sound = np.full(24_000, 8000, np.int16)
+    card = VirtualCard(device("Array", inputs=8, channels=(8,)), sound=sound)
+    source = VirtualSystem(install(monkeypatch, card)).open_source()
+    card.sleep(0.1)
+    heard = source.read(source.waiting)
+    assert len(heard) > 1000
+    assert np.allclose(heard[-1000:], 8000 / 32768)
 
 
 def test_a_device_that_another_program_holds_is_named(

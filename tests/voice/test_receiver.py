@@ -16,6 +16,7 @@ from encodec_rt.types import Codes
 from encodec_rt.voice.bitrate import RateController
 from encodec_rt.voice.jitter import BEHIND_FRAMES
 from encodec_rt.voice.receiver import Receiver
+from encodec_rt.voice.statistics import latency_ms
 from tests.support.models import random_model, speech, tiny_config
 
 SECONDS = 9
@@ -67,6 +68,50 @@ def test_a_perfect_network_gives_exactly_the_stream_decoders_audio(
     np.testing.assert_array_equal(heard.audio[start : start + len(wanted)], wanted)
     counts = listener.statistics
     assert (counts.packetsLost, counts.packetsDiscarded, counts.recoveredFrames) == (0, 0, 0)
+
+
+def test_a_receiver_that_restarts_is_where_a_new_stream_begins_bit_for_bit(
+    codec: Codec, kbps: float, codes: Codes
+) -> None:
+    _, listener = call(codec, kbps, codes, PathProfile(delay_ms=20, loss=0.3))
+    received = listener.statistics.packetsReceived
+    listener.restart()
+    controller = RateController(
+        codebooks=codes.shape[1],
+        bits=codec.config.codebook_nbits,
+        frame_rate_hz=codec.config.frame_rate,
+    )
+    channel = Channel(PathProfile(delay_ms=20), 0)
+    heard = simulate(codes[::-1], channel, listener, controller=controller)
+    wanted = codec.stream_decoder(kbps).push(codes[::-1])
+    start = heard.kinds.index("frame") * codec.config.hop_length
+    np.testing.assert_array_equal(heard.audio[start : start + len(wanted)], wanted)
+    assert listener.statistics.packetsReceived > received
+
+
+def test_no_latency_is_negative_on_a_machine_that_lags_behind_its_clock(
+    codec: Codec, kbps: float, codes: Codes
+) -> None:
+    listener = Receiver(codec.stream_decoder(kbps))
+    hop, hop_s = codec.config.hop_length, 1 / codec.config.frame_rate
+    for number, frame in enumerate(codes[:100]):
+        # The clock of the playout falls behind by more and more, as when each hop takes too long.
+        now_s = 1.5 * number * hop_s
+        payload = encode_packet(Packet(frame[None]), bits=codec.config.codebook_nbits)
+        listener.receive(payload, sequence=number, timestamp=number * hop, ssrc=1, now_s=now_s)
+        listener.render(listener.take(number * hop_s, clock_s=now_s))
+    counts = listener.statistics
+    assert counts.jitterBufferEmittedCount > 0
+    assert counts.jitterBufferDelay >= 0
+    terms = latency_ms(
+        counts,
+        frame_ms=1000 * hop_s,
+        frames_per_packet=1,
+        encode_ms=[],
+        decode_ms=[],
+        round_trip_s=-0.02,
+    )
+    assert min(terms.values()) >= 0
 
 
 def test_bursty_loss_mutes_speech_for_no_longer_than_a_word_survives(

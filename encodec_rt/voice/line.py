@@ -1,0 +1,124 @@
+"""What carries a call: a transport, and after a broken path the next one."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from functools import partial
+
+from encodec_rt.voice.transport import Received, Report, Transport
+
+FAREWELL_S = 1.0
+"""How long a transport outlives its successor, so that its end is not taken for a hang-up."""
+
+
+class Line:
+    """The transports of one call, one after the other. To be made inside the event loop."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        on_packet: Callable[[Received], None],
+        on_estimate: Callable[[float], None],
+        on_renewed: Callable[[], None],
+    ) -> None:
+        """``on_renewed`` is called before the first packet of a transport that follows another."""
+        self.transport = transport
+        self.renewals = 0
+        self._on_packet, self._on_estimate = on_packet, on_estimate
+        self._on_renewed = on_renewed
+        self._pending: Transport | None = None
+        self._changed = asyncio.Event()
+        self._closed = False
+        self._leaving: set[asyncio.Task[None]] = set()
+        self._latest: Report | None = None
+        self._sent_before = (0, 0, 0)
+        self._open(transport)
+
+    @property
+    def sent(self) -> tuple[int, int, int]:
+        """Packets and bytes sent over all transports, and packets dropped before."""
+        latest, before = self._latest, self._sent_before
+        now = (0, 0) if latest is None else (latest.packets_sent, latest.bytes_sent)
+        return before[0] + now[0], before[1] + now[1], before[2] + self.transport.dropped
+
+    def propose(self, transport: Transport) -> None:
+        """Listen on ``transport`` too: its first packet, or ``adopt``, makes it the line."""
+        if self._pending is not None:
+            self._leave(self._pending, 0.0)
+        self._pending = transport
+        self._open(transport)
+
+    def adopt(self, transport: Transport) -> bool:
+        """Go on over ``transport``; False if it is not the one that was proposed last."""
+        if transport is self.transport:
+            return True
+        if transport is not self._pending:
+            return False
+        self._sent_before, self._latest = self.sent, None
+        before, self.transport, self._pending = self.transport, transport, None
+        self.renewals += 1
+        self._on_renewed()
+        self._changed.set()
+        self._changed = asyncio.Event()
+        self._leave(before, FAREWELL_S)
+        return True
+
+    def drop(self, transport: Transport) -> None:
+        """Give up a proposed transport that came to nothing."""
+        if transport is self._pending:
+            self._pending = None
+            self._leave(transport, 0.0)
+
+    async def wait_ended(self, *, patient: bool) -> None:
+        """Wait until one side hangs up; or, unless ``patient``, until the path has failed."""
+        while not self._closed:
+            transport, changed = self.transport, self._changed
+            await transport.wait_ended()
+            if transport is not self.transport:
+                continue
+            if self._closed or not patient or not (transport.failed or self._pending):
+                return
+            await changed.wait()
+
+    async def report(self) -> Report | None:
+        """What the other side last reported of this transport."""
+        transport = self.transport
+        report = await transport.report()
+        if transport is self.transport:
+            self._latest = report or self._latest
+        return report
+
+    async def close(self) -> None:
+        """Hang up. Harmless when repeated."""
+        self._closed = True
+        for task in self._leaving:
+            task.cancel()
+        await asyncio.gather(*self._leaving, return_exceptions=True)
+        if self._pending is not None:
+            await self._pending.close()
+        await self.transport.close()
+
+    def _open(self, transport: Transport) -> None:
+        transport.open(partial(self._receive, transport), partial(self._estimate, transport))
+
+    def _receive(self, transport: Transport, packet: Received) -> None:
+        if transport is self._pending:
+            self.adopt(transport)
+        if transport is self.transport:
+            self._on_packet(packet)
+
+    def _estimate(self, transport: Transport, bitrate_bps: float) -> None:
+        if transport is self.transport:
+            self._on_estimate(bitrate_bps)
+
+    def _leave(self, transport: Transport, after_s: float) -> None:
+        async def leave() -> None:
+            try:
+                await asyncio.sleep(after_s)
+            finally:
+                await transport.close()
+
+        task = asyncio.ensure_future(leave())
+        self._leaving.add(task)
+        task.add_done_callback(self._leaving.discard)
