@@ -222,6 +222,6 @@ def _visqol(reference: Samples, decoded: Samples, rate: int) -> float:
 
 def _missing(package: str) -> BackendUnavailable:
     return BackendUnavailable(
-        f"the metric needs the package {package} which is not installed; "
-        "pip install 'encodec-rt[quality]' brings all metrics"
+        f"this metric needs the package {package}, which is not installed; "
+        "run: pip install 'encodec-rt[quality]'"
     )

@@ -22,7 +22,7 @@ def import_onnx() -> Any:
         import onnx
     except ImportError:
         raise BackendUnavailable(
-            "the export to ONNX needs onnx and onnxruntime; install encodec-rt[export]"
+            "the export to ONNX needs onnx and onnxruntime; run: pip install 'encodec-rt[export]'"
         ) from None
     return onnx
 
