@@ -249,7 +249,7 @@ async def answer_calls(
 
     ended = asyncio.Event()
 
-    class Line:
+    class ListeningCall:
         """A call whose end is reported."""
 
         def __init__(self) -> None:
@@ -278,7 +278,7 @@ async def answer_calls(
         async def close(self) -> None:
             await self._course.call.close()
 
-    server = SignallingServer(Line, token=token)
+    server = SignallingServer(ListeningCall, token=token)
     announce(await server.start(host, port, context))
     try:
         await ended.wait()
