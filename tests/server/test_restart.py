@@ -43,6 +43,10 @@ def codec() -> Codec:
     return tiny_codec()
 
 
+PATIENCE_S = 200.0
+"""A busy machine may take as long to start a process that imports torch."""
+
+
 class Process:
     """A server in a process of its own."""
 
@@ -81,28 +85,33 @@ def test_after_a_kill_every_session_goes_on_with_the_codes_of_an_undisturbed_str
 
         await asyncio.gather(listen(), push(stream, clip, 10, 0.01))
 
-    async def kill(first: Process, heard: list[list[ServedFrame]]) -> Process:
-        """As soon as every session was kept at least once, and before any has ended."""
-        while min(map(len, heard)) < 130:
+    async def kill(started: list[Process]) -> None:
+        """As soon as every session was kept, and before any has ended."""
+        kept: set[str] = set()
+        while len(kept) < 3:
             await asyncio.sleep(0.01)
-        await asyncio.to_thread(first.end, signal.SIGKILL)
-        return await asyncio.to_thread(Process, tmp_path, first.port)
+            kept = {path.name.split("-")[0] for path in (tmp_path / "state").glob("*.session")}
+        await asyncio.to_thread(started[0].end, signal.SIGKILL)
+        started.append(await asyncio.to_thread(Process, tmp_path, started[0].port))
 
-    async def run() -> None:
-        first = Process(tmp_path, 0)
+    async def run(started: list[Process]) -> None:
+        started.append(await asyncio.to_thread(Process, tmp_path, 0))
         clips = [said(320.5, codec, at) for at in range(3)]
         heard: list[list[ServedFrame]] = [[] for _ in clips]
         async with AsyncExitStack() as stack:
             streams = [
                 await stack.enter_async_context(
-                    StreamClient(first.url, bandwidth_kbps=kbps[at], start=starts[at])
+                    StreamClient(
+                        started[0].url,
+                        bandwidth_kbps=kbps[at],
+                        start=starts[at],
+                        retry_s=PATIENCE_S,
+                    )
                 )
                 for at in range(3)
             ]
             jobs = [one(*each) for each in zip(streams, clips, heard, strict=True)]
-            killing = asyncio.create_task(kill(first, heard))
-            await asyncio.gather(*jobs)
-            last = await killing
+            await asyncio.gather(kill(started), *jobs)
         assert [stream.resumed for stream in streams] == [1, 1, 1]
         assert not any(stream.dropped or stream.errors for stream in streams)
         for at, clip in enumerate(clips):
@@ -112,15 +121,21 @@ def test_after_a_kill_every_session_goes_on_with_the_codes_of_an_undisturbed_str
             assert np.array_equal(codes, np.concatenate([encoder.push(clip), encoder.flush()]))
             wanted = np.concatenate([decoder.push(codes), decoder.flush()])[: len(clip)]
             np.testing.assert_allclose(audio_of(heard[at]), wanted.clip(-1, 1), atol=2 / 32768)
-        assert last.end(signal.SIGTERM) == 0
+        assert started[1].end(signal.SIGTERM) == 0
         assert not list((tmp_path / "state").glob("*.session"))
 
-    asyncio.run(run())
+    started: list[Process] = []
+    try:
+        asyncio.run(run(started))
+    finally:
+        for process in started:
+            if process.running.poll() is None:
+                process.end(signal.SIGKILL)
 
 
 def test_a_drain_announces_waits_keeps_and_says_1012(codec: Codec, tmp_path: Path) -> None:
     clip = said(60, codec)
-    limits = SessionLimits(drain_s=0.4, close_over_s=0.01)
+    limits = SessionLimits(drain_s=3.0, close_over_s=0.01)
     kbps = codec.config.target_bandwidths[-1]
 
     async def run() -> None:
@@ -130,7 +145,8 @@ def test_a_drain_announces_waits_keeps_and_says_1012(codec: Codec, tmp_path: Pat
                 receiving = asyncio.create_task(all_of(stream))
                 await stream.send_audio(clip[:203])
                 draining = asyncio.create_task(server.drain())
-                await asyncio.sleep(0.1)
+                while not server.is_draining:
+                    await asyncio.sleep(0)
                 with pytest.raises(LinkError, match="503"):
                     async with StreamClient(url, bandwidth_kbps=kbps, retry_s=0):
                         pass
@@ -172,8 +188,11 @@ def test_a_client_whose_connection_was_cut_resumes_on_the_same_server(
             async def cut() -> None:
                 for _ in range(3):
                     await asyncio.sleep(0.15)
+                    await stream._connected.wait()
                     assert stream._socket is not None
                     stream._socket._response.close()
+                    while stream._connected.is_set():
+                        await asyncio.sleep(0)
 
             jobs = (all_of(stream), push(stream, clip, 8, 0.008), cut())
             frames, _, _ = await asyncio.gather(*jobs)
