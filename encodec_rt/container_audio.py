@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO, Literal
 
 import numpy as np
 
+from encodec_rt.audio import KEPT_TAGS
 from encodec_rt.bitstream.coding import (
     CodeCoder,
     Coding,
@@ -34,10 +35,12 @@ from encodec_rt.lm.integer import IntegerLm
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.streams import StreamDecoder
 from encodec_rt.streaming.weights import Start
-from encodec_rt.transcode import FILE_BLOCK_FRAMES, bandwidth_for, decode_blocks
+from encodec_rt.transcode import bandwidth_for, decode_blocks, frames_at_once
 from encodec_rt.types import Audio
 
 CodingChoice = Literal["auto", "raw", "tables", "lm"]
+MAX_TAG = 1000
+"""Letters of a tag that a container keeps."""
 MAX_CONCEALED_FRAMES = 75
 """Consecutive lost frames that the decoder conceals; after more it restarts."""
 MAX_SILENCE_S = 60.0
@@ -52,6 +55,16 @@ def header_for(codec: Codec, codebooks: int, *, start: Start) -> StreamHeader:
         )
     made_by = bytes.fromhex(codec.codes_sha256)
     return StreamHeader.for_model(codec.config, codebooks, start=start, codes_sha256=made_by)
+
+
+def container_tags(tags: Mapping[str, str]) -> list[tuple[str, str]]:
+    """The fields of a container for the title, artist and the like of an audio file."""
+    known = {name.lower(): text for name, text in tags.items()}
+    return [
+        (name.upper(), known[name][:MAX_TAG].encode("utf-8", "replace").decode())
+        for name in KEPT_TAGS
+        if known.get(name)
+    ]
 
 
 def coder_of(
@@ -227,7 +240,7 @@ class ContainerAudio:
         decoder = self._codec.stream_decoder(
             bandwidth_for(self._codec.config, self.reader.header.codebooks),
             start=start,
-            block_frames=FILE_BLOCK_FRAMES,
+            block_frames=frames_at_once(start),
         )
         end = given = 0
         for item in run:

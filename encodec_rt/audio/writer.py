@@ -28,7 +28,7 @@ OUTPUT_FORMATS = {
     ".w64": OutputFormat("W64"),
 }
 _WAV = OUTPUT_FORMATS[".wav"]
-_TAGS = ("title", "artist", "album", "comment", "date", "genre", "copyright", "tracknumber")
+KEPT_TAGS = ("title", "artist", "album", "comment", "date", "genre", "copyright", "tracknumber")
 
 
 class AudioWriter:
@@ -58,7 +58,7 @@ class AudioWriter:
         self._stack = ExitStack()
         form = check_target_format(target, force=force, raw=raw)
         known = {name.lower(): text for name, text in (tags or {}).items()}
-        kept = {name: known[name] for name in _TAGS if known.get(name)}
+        kept = {name: known[name] for name in KEPT_TAGS if known.get(name)}
         self._sink: RawSink | WavSink | SndfileSink
         if raw is not None:
             self._sink = RawSink(RAW_OUTPUT_FORMATS[raw.name])

@@ -8,6 +8,7 @@ from pathlib import Path
 from encodec_rt.bitstream.coding import Coding
 from encodec_rt.bitstream.container import StreamHeader
 from encodec_rt.bitstream.container_reader import Gap, PacketReader
+from encodec_rt.errors import CodecError
 
 Facts = dict[str, str]
 
@@ -75,6 +76,20 @@ def container_facts(path: Path) -> Facts:
         state = f"damaged, {lost:.2f} s lost: {'; '.join(reader.problems[:5])}"
     facts["state"] = state
     return facts
+
+
+def container_samples(path: Path) -> int | None:
+    """How many samples a file decodes to, from its packets; None if that cannot be told."""
+    with path.open("rb") as file:
+        try:
+            reader = PacketReader(file)
+            samples = _counted(reader).samples
+            while reader.next_link():
+                samples += _counted(reader).samples
+        except CodecError:
+            # Whoever decodes it will say what is wrong.
+            return None
+    return samples
 
 
 def _counted(reader: PacketReader) -> _Sums:

@@ -29,6 +29,7 @@ from encodec_rt.cli.console import (
     say,
     warn_of_clipping,
 )
+from encodec_rt.cli.container_info import container_samples
 from encodec_rt.cli.file_options import FromOption, ToOption, between
 from encodec_rt.errors import PacketError
 from encodec_rt.suffixes import AUDIO_SUFFIXES
@@ -77,8 +78,9 @@ def decode_file(
     with ExitStack() as stack:
         head, file = look_at(stack.enter_context(open_input(source)))
         if head == b"OggS":
+            known = container_samples(Path(source)) if Path(source).is_file() else None
             decode_container(
-                file, target, model, device, backend, force, salvage, begin, end, lm, bare
+                file, target, known, model, device, backend, force, salvage, begin, end, lm, bare
             )
             return
         header = read_header(file)
@@ -120,6 +122,7 @@ def decode_file(
 def decode_container(
     file: BinaryIO,
     target: str,
+    samples: int | None,
     model: str,
     device: str,
     backend: str,
@@ -130,7 +133,7 @@ def decode_container(
     lm: Path | None,
     raw: RawFormat | None,
 ) -> None:
-    """Decode an .encodec file."""
+    """Decode an .encodec file, of ``samples`` if that is known."""
     from encodec_rt.audio import AudioWriter
     from encodec_rt.container_audio import ContainerAudio
 
@@ -139,12 +142,15 @@ def decode_container(
     sound = ContainerAudio(
         codec, file, begin_s=begin, end_s=end, salvage=salvage, folder=model_folder(model), lm=lm
     )
+    rate = config.sampling_rate
     writer = AudioWriter(
         target,
-        rate_hz=config.sampling_rate,
+        rate_hz=rate,
         channels=config.audio_channels,
         force=force,
+        samples=None if samples is None else _samples_between(samples, rate, begin, end),
         raw=raw,
+        tags=dict(sound.reader.comments.fields),
     )
     total_s = None if end is None else end - begin
     audio = Meter(sound, label="decoding", rate_hz=config.sampling_rate, total_s=total_s)

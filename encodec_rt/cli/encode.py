@@ -74,6 +74,7 @@ def encode_file(
     format of the original one.
     """
     from encodec_rt.audio import AudioReader
+    from encodec_rt.container_audio import container_tags
     from encodec_rt.transcode import encode_blocks
 
     policy = check_start(start)
@@ -98,7 +99,8 @@ def encode_file(
         if kind == "ecdc":
             size = _write_ecdc(codec, blocks, audio, target, books, lm, options.force)
         else:
-            size = _write_container(codec, blocks, audio, target, policy, choice, lm, options)
+            tags = container_tags(reader.tags)
+            size = _write_container(codec, blocks, audio, target, policy, choice, lm, tags, options)
     kbps = size * 8e-3 / audio.seconds if audio.samples else 0.0
     report(f"{audio.summary()}: {books} codebooks, {size} bytes ({kbps:.2f} kbps)")
     warn(reader)
@@ -158,6 +160,7 @@ def _write_container(
     start: Start,
     coding: CodingChoice,
     lm: Path | None,
+    tags: list[tuple[str, str]],
     options: CodecOptions,
 ) -> int:
     from encodec_rt.bitstream.container_writer import ContainerWriter
@@ -167,7 +170,7 @@ def _write_container(
     header = header_for(codec, books, start=start)
     coder = coder_of(header, model_folder(options.model), wanted=coding, lm=lm)
     with open_output(target, force=options.force) as file:
-        writer = ContainerWriter(file, header, coder, fields=[("MODEL", codec.name)])
+        writer = ContainerWriter(file, header, coder, fields=[("MODEL", codec.name), *tags])
         for block in blocks:
             writer.write(block.codes, block.scale)
         return writer.finish(audio.samples)

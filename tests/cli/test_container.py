@@ -1,8 +1,11 @@
 from __future__ import annotations
 
 import io
+import re
 import shutil
+import struct
 import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +13,7 @@ import pytest
 import soundfile
 from numpy.typing import NDArray
 
+from encodec_rt.audio import AudioReader, AudioWriter
 from encodec_rt.bitstream.coding import CodeTables
 from encodec_rt.bitstream.container_reader import PacketReader
 from encodec_rt.bitstream.ogg import Page, PageReader
@@ -338,3 +342,32 @@ def endless(clip: Path) -> bytes:
     """A WAV header that announces no length, and the clip."""
     data = clip.read_bytes()
     return data[:40] + b"\xff" * 4 + data[44:]
+
+
+def test_tags_go_with_the_audio_into_a_container_and_out_of_it(
+    clip: Path, model: Path, tmp_path: Path
+) -> None:
+    tagged, coded, back = tmp_path / "in.flac", tmp_path / "x.encodec", tmp_path / "out.flac"
+    samples, rate_hz = soundfile.read(clip, dtype="float32")
+    with AudioWriter(
+        tagged, rate_hz=rate_hz, channels=1, tags={"title": "A tale", "artist": "Nobody"}
+    ) as writer:
+        writer.write(samples[None])
+    assert run("encode", tagged, coded, "-b", 2, "--model", model).exit_code == 0
+    assert re.search("TITLE +A tale", run("info", coded).stdout)
+    assert run("decode", coded, back, "--model", model).exit_code == 0
+    with AudioReader(back) as reader:
+        kept = {name.lower(): text for name, text in reader.tags.items()}
+    assert (kept["title"], kept["artist"]) == ("A tale", "Nobody")
+
+
+def test_a_pipe_is_told_the_length_of_what_a_container_holds(
+    stream: Path, model: Path, tmp_path: Path
+) -> None:
+    for part in ((), ("--from", 0.5), ("--from", 0.2, "--to", 0.7)):
+        command = [sys.executable, "-m", "encodec_rt", "decode", stream, "-", "--model", model]
+        piped = subprocess.run([*map(str, command), *map(str, part)], capture_output=True).stdout
+        assert struct.unpack_from("<I", piped, 40)[0] == len(piped) - 44
+        target = tmp_path / f"{len(part)}.wav"
+        assert run("decode", stream, target, "--model", model, *part).exit_code == 0
+        assert piped == target.read_bytes()

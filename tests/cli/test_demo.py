@@ -14,6 +14,7 @@ from encodec_rt.cli import app, figure
 from encodec_rt.errors import WeightsError
 from encodec_rt.live.loop import Loopback
 from tests.support.models import SPEECH
+from tests.support.narrow import present
 
 
 @pytest.fixture
@@ -88,6 +89,7 @@ def test_the_picture_counts_the_frames_that_the_table_counts(tmp_path: Path) -> 
     late_ms = [5.0, 14.0, 13.3, 40.0, 2.0]
     run = Loopback(13.333, np.zeros((1, 0), np.float32), [2.0] * 5, [3.0] * 5, late_ms)
     figure._draw_times(axis, run.encode_ms, run.decode_ms, run.late_ms, run.frame_ms)
-    labels = [text.get_text() for text in axis.get_legend().get_texts()]
+    legend = present(axis.get_legend())
+    labels = [text.get_text() for text in legend.get_texts()]
     assert f"done too late: {run.misses} of 5 frames" in labels
-    assert axis.get_legend().get_window_extent().y0 >= axis.get_window_extent().y1
+    assert legend.get_window_extent().y0 >= axis.get_window_extent().y1

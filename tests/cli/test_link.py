@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+import re
 import stat
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import soundfile
 from typer.testing import CliRunner, Result
 
 from encodec_rt.cli import app
 from encodec_rt.link import credentials
+from encodec_rt.link.dialling import SignallingClient
 from encodec_rt.sound import processing
 from tests.support.models import random_model, tiny_config
 
@@ -124,3 +127,66 @@ def test_cleaning_a_voice_needs_its_extra(model: Path, monkeypatch: pytest.Monke
     done = run("call", "http://127.0.0.1:1", "--noise-suppression", "--model", str(model))
     assert done.exit_code == EXIT_ERROR
     assert "pip install 'encodec-rt[aec]'" in done.output
+
+
+@pytest.mark.parametrize(
+    ("options", "told"),
+    [
+        (("--play", "missing.wav"), "missing.wav"),
+        (("--play", "{clip}", "--record", "{clip}"), "--force replaces it"),
+        (("--play", "{clip}", "--record", "x.txt"), "does not name an audio format"),
+        (("--play", "{clip}", "--record", "x.wav", "--ice-server", "http://x"), "ICE server"),
+        (("--play", "{clip}", "--record", "x.wav", "-b", "5"), "bandwidth"),
+        (("--play", "{clip}", "--input", "0", "--output", "9"), "sound|speaker|PortAudio"),
+    ],
+)
+def test_what_a_call_would_lack_is_said_before_listening(
+    options: tuple[str, ...],
+    told: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    clip = tmp_path / "clip.wav"
+    soundfile.write(clip, np.zeros(800), 800)
+    monkeypatch.chdir(tmp_path)
+    given = [option.format(clip=clip) for option in options]
+    kbps = () if "-b" in given else ("-b", str(tiny_config().target_bandwidths[-1]))
+    done = run("listen", "--model", str(model), *given, *kbps)
+    assert done.exit_code == EXIT_ERROR, done.output
+    assert re.search(told, done.output)
+    assert "listening" not in done.output
+    assert [path for path in tmp_path.iterdir() if path.is_file()] == [clip]
+
+
+def test_a_refused_call_leaves_no_file_and_no_report(model: Path, tmp_path: Path) -> None:
+    clip = tmp_path / "clip.wav"
+    soundfile.write(clip, np.zeros(800), 800)
+    kbps = str(tiny_config().target_bandwidths[-1])
+    done = run(
+        *("call", "http://127.0.0.1:1", "--model", str(model), "-b", kbps, "--play", str(clip)),
+        *("--record", str(tmp_path / "x.wav"), "--stats-json", str(tmp_path / "x.json")),
+    )
+    assert done.exit_code == EXIT_ERROR
+    assert len(done.output.splitlines()) == 1
+    assert [path for path in tmp_path.iterdir() if path.is_file()] == [clip]
+
+
+@pytest.mark.parametrize(
+    ("host", "urls"),
+    [
+        ("192.0.2.7", ["https://192.0.2.7:8443"]),
+        ("::1", ["https://[::1]:8443"]),
+        ("name.example", ["https://name.example:8443"]),
+    ],
+)
+def test_printed_addresses_can_be_pasted(host: str, urls: list[str]) -> None:
+    assert credentials.urls("https", host, 8443) == urls
+
+
+def test_of_all_interfaces_each_address_is_printed_and_none_that_nobody_reaches() -> None:
+    found = credentials.urls("https", "0.0.0.0", 8443)
+    assert found
+    assert not any("0.0.0.0" in url for url in found)
+    for url in found:
+        SignallingClient(url, token=None)

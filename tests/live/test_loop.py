@@ -1,12 +1,19 @@
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
+import soundfile
 
-from encodec_rt.live.loop import Loopback, loop_back
+from encodec_rt.audio import AudioRecording
+from encodec_rt.container_audio import ContainerAudio, coder_of, header_for
+from encodec_rt.live.loop import CodecLoop, Loopback, loop_back
+from encodec_rt.live.recording import ContainerRecording
+from encodec_rt.pcm import to_int16
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.weights import Start
-from tests.support.models import random_model, speech, tiny_config
+from tests.support.models import SPEECH, random_model, speech, tiny_config
 
 CODEC = Codec(random_model(tiny_config(target_bandwidths=(1.0, 2.0))))
 HOP = CODEC.config.hop_length
@@ -47,3 +54,22 @@ def test_a_frame_misses_its_deadline_when_it_is_late_by_more_than_a_frame() -> N
     assert run.misses == 1
     assert run.both_ms == [3.0, 7.0]
     assert run.real_time_factor == pytest.approx(0.5)
+
+
+def test_what_was_recorded_is_what_decoding_gives_to_the_sample(tmp_path: Path) -> None:
+    # In blocks, as other files are decoded, some 50 samples come out a step of 16 bits away.
+    codec = Codec.load("default")
+    header = header_for(codec, codec.config.codebooks_for(6.0), start="primed")
+    loop = CodecLoop(codec, 6.0)
+    loop.record(
+        wav=AudioRecording(tmp_path / "x.wav", rate_hz=loop.rate_hz),
+        codes=ContainerRecording(tmp_path / "x.encodec", header, coder_of(header, None)),
+    )
+    said, _ = soundfile.read(SPEECH, dtype="float32")
+    for piece in np.array_split(said, 500):
+        loop.push(piece)
+    loop.finish()
+    recorded, _ = soundfile.read(tmp_path / "x.wav", dtype="int16")
+    with (tmp_path / "x.encodec").open("rb") as file:
+        decoded = np.concatenate(list(ContainerAudio(codec, file)), axis=1)[0]
+    np.testing.assert_array_equal(recorded, to_int16(decoded))
