@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from encodec_rt.cli.console import ForceOption, say
+from encodec_rt.cli.console import say
+from encodec_rt.cli.options import ForceOption
 from encodec_rt.errors import ConfigError, InputError
 
 FolderArgument = Annotated[

@@ -10,13 +10,7 @@ import typer
 
 from encodec_rt.cli.batch import Naming, several
 from encodec_rt.cli.console import (
-    BackendOption,
-    DeviceOption,
-    ForceOption,
-    LmOption,
     Meter,
-    ModelOption,
-    StartOption,
     check_model,
     check_start,
     detail,
@@ -31,6 +25,14 @@ from encodec_rt.cli.console import (
 )
 from encodec_rt.cli.container_info import container_samples
 from encodec_rt.cli.file_options import FromOption, ToOption, between
+from encodec_rt.cli.options import (
+    BackendOption,
+    DeviceOption,
+    ForceOption,
+    LmOption,
+    ModelOption,
+    StartOption,
+)
 from encodec_rt.errors import PacketError
 from encodec_rt.suffixes import AUDIO_SUFFIXES
 

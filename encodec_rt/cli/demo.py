@@ -9,20 +9,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encodec_rt.cli.console import (
+from encodec_rt.cli.console import check_start, load_codec, output_console, printable, say
+from encodec_rt.cli.file_options import warn
+from encodec_rt.cli.options import (
     BackendOption,
     BandwidthOption,
     DeviceOption,
     ModelOption,
     StartOption,
     ThreadsOption,
-    check_start,
-    load_codec,
-    output_console,
-    printable,
-    say,
 )
-from encodec_rt.cli.file_options import warn
 from encodec_rt.errors import BackendUnavailable, InputError, WeightsError
 
 if TYPE_CHECKING:

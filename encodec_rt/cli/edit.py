@@ -8,8 +8,9 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from encodec_rt.cli.console import ForceOption, check_output, open_input, say
+from encodec_rt.cli.console import check_output, open_input, say
 from encodec_rt.cli.file_options import FromOption, ToOption, open_output
+from encodec_rt.cli.options import ForceOption
 
 SUFFIX = ".encodec"
 

@@ -13,17 +13,13 @@ import typer
 from encodec_rt.cli.batch import Naming, several
 from encodec_rt.cli.console import (
     PIPE,
-    CodecOptions,
-    LmOption,
     Meter,
-    StartOption,
     check_output,
     check_start,
     detail,
     load_paper_lm,
     model_folder,
     report,
-    with_groups,
 )
 from encodec_rt.cli.file_options import (
     FromOption,
@@ -34,6 +30,7 @@ from encodec_rt.cli.file_options import (
     open_output,
     warn,
 )
+from encodec_rt.cli.options import CodecOptions, LmOption, StartOption, with_groups
 from encodec_rt.errors import ConfigError
 from encodec_rt.suffixes import AUDIO_SUFFIXES
 

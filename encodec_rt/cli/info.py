@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, NamedTuple, TypeAlias
 
 import typer
 
-from encodec_rt.cli.console import PIPE, ModelOption, put
+from encodec_rt.cli.console import PIPE, put
 from encodec_rt.cli.container_info import container_facts
 from encodec_rt.cli.file_options import warn
+from encodec_rt.cli.options import ModelOption
 from encodec_rt.errors import InputError, WeightsError
 
 if TYPE_CHECKING:

@@ -6,18 +6,11 @@ from typing import Annotated
 
 import typer
 
-from encodec_rt.cli.console import (
-    CodecOptions,
-    PortOption,
-    put,
-    report,
-    say,
-    status_console,
-    with_groups,
-)
+from encodec_rt.cli.console import put, report, say, status_console
 from encodec_rt.cli.interrupts import run_until_ended
 from encodec_rt.cli.link_call import CallCourse, answer_calls, dial, prepare, rehearse, require_link
 from encodec_rt.cli.link_options import LinkOptions, TokenOption
+from encodec_rt.cli.options import CodecOptions, PortOption, with_groups
 
 
 @with_groups

@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 
     from rich.console import Console
 
-    from encodec_rt.cli.console import CodecOptions
     from encodec_rt.cli.link_options import LinkOptions
+    from encodec_rt.cli.options import CodecOptions
     from encodec_rt.link.call import Call, CallOptions
     from encodec_rt.link.device_pair import DevicePair
     from encodec_rt.link.dialling import SignallingClient

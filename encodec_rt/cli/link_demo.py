@@ -15,15 +15,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from encodec_rt.cli.console import (
-    BackendOption,
-    BandwidthOption,
-    DeviceOption,
-    ModelOption,
-    output_console,
-    printable,
-    say,
-)
+from encodec_rt.cli.console import output_console, printable, say
+from encodec_rt.cli.options import BackendOption, BandwidthOption, DeviceOption, ModelOption
 from encodec_rt.errors import LinkError
 
 if TYPE_CHECKING:

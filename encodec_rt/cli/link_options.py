@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encodec_rt.cli.console import BufferOption, InputOption, OutputOption, RealTimeOption
+from encodec_rt.cli.options import BufferOption, InputOption, OutputOption, RealTimeOption
 from encodec_rt.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -15,11 +15,6 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from encodec_rt.cli.console import (
-    BufferOption,
-    CodecOptions,
-    InputOption,
-    OutputOption,
-    RealTimeOption,
     device_choice,
     model_folder,
     output_console,
@@ -29,6 +24,13 @@ from encodec_rt.cli.console import (
     status_console,
     tell_of_abandoned,
     teller,
+)
+from encodec_rt.cli.options import (
+    BufferOption,
+    CodecOptions,
+    InputOption,
+    OutputOption,
+    RealTimeOption,
     with_groups,
 )
 from encodec_rt.errors import ConfigError, InputError

@@ -9,12 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from encodec_rt.cli.console import (
-    BackendOption,
-    DeviceOption,
-    LmOption,
     Meter,
-    ModelOption,
-    OutputOption,
     check_model,
     device_choice,
     load_codec,
@@ -25,6 +20,7 @@ from encodec_rt.cli.console import (
 )
 from encodec_rt.cli.decode import warn_of_damage
 from encodec_rt.cli.file_options import FromOption, ToOption
+from encodec_rt.cli.options import BackendOption, DeviceOption, LmOption, ModelOption, OutputOption
 from encodec_rt.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encodec_rt.cli.console import DeviceOption, ModelOption, check_device, put, say
+from encodec_rt.cli.console import check_device, put, say
+from encodec_rt.cli.options import DeviceOption, ModelOption
 from encodec_rt.errors import InputError
 
 if TYPE_CHECKING:

@@ -8,16 +8,7 @@ from typing import Annotated
 import typer
 
 from encodec_rt.cli.batch import Naming, several
-from encodec_rt.cli.console import (
-    CodecOptions,
-    Meter,
-    StartOption,
-    check_start,
-    detail,
-    report,
-    warn_of_clipping,
-    with_groups,
-)
+from encodec_rt.cli.console import Meter, check_start, detail, report, warn_of_clipping
 from encodec_rt.cli.file_options import (
     FromOption,
     RawOptions,
@@ -26,6 +17,7 @@ from encodec_rt.cli.file_options import (
     between,
     warn,
 )
+from encodec_rt.cli.options import CodecOptions, StartOption, with_groups
 from encodec_rt.suffixes import AUDIO_SUFFIXES
 
 NAMING = Naming(".coded.wav", AUDIO_SUFFIXES, None)

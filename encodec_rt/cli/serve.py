@@ -12,9 +12,10 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from encodec_rt.cli.console import CodecOptions, say, with_groups
+from encodec_rt.cli.console import say
 from encodec_rt.cli.interrupts import run_until_ended
 from encodec_rt.cli.link_options import TokenOption
+from encodec_rt.cli.options import CodecOptions, with_groups
 from encodec_rt.errors import ConfigError, StateError
 from encodec_rt.extras import needed_for
 

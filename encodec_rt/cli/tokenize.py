@@ -12,18 +12,15 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from encodec_rt.cli.console import (
+from encodec_rt.cli.console import load_codec, report, say, status_console
+from encodec_rt.cli.habits import VERBOSITY, Verbosity
+from encodec_rt.cli.options import (
     BackendOption,
     BandwidthOption,
     DeviceOption,
     ModelOption,
-    load_codec,
-    report,
-    say,
-    status_console,
     with_groups,
 )
-from encodec_rt.cli.habits import VERBOSITY, Verbosity
 
 if TYPE_CHECKING:
     from encodec_rt.corpus.clips import ChannelChoice

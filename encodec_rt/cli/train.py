@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encodec_rt.cli.console import DeviceOption, ThreadsOption, check_device, say
+from encodec_rt.cli.console import check_device, say
+from encodec_rt.cli.options import DeviceOption, ThreadsOption
 from encodec_rt.errors import ConfigError
 
 if TYPE_CHECKING:

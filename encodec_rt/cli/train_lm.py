@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encodec_rt.cli.console import ModelOption, ThreadsOption, say
+from encodec_rt.cli.console import say
+from encodec_rt.cli.options import ModelOption, ThreadsOption
 from encodec_rt.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encodec_rt.cli.console import ModelOption, PortOption, say
+from encodec_rt.cli.console import say
 from encodec_rt.cli.interrupts import run_until_ended
 from encodec_rt.cli.link_call import require_link
 from encodec_rt.cli.link_options import TokenOption
+from encodec_rt.cli.options import ModelOption, PortOption
 
 if TYPE_CHECKING:
     import ssl
