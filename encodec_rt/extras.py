@@ -14,6 +14,7 @@ EXTRAS = {
     "av": "files",
     "cryptography": "link",
     "huggingface_hub": "hub",
+    "ifaddr": "link",
     "livekit": "aec",
     "matplotlib": "plots",
     "onnx": "export",
