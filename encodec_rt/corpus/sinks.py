@@ -106,8 +106,10 @@ class ParquetWriter:
     def __enter__(self) -> ParquetWriter:
         """Begin the file, beside its name."""
         self._part = self._stack.enter_context(replacing(self._path, force=True))
+        # pyarrow opens no name that is not UTF-8; of a file that is open it needs none.
+        self._file = self._stack.enter_context(self._part.open("wb"))
         self._writer = self._stack.enter_context(
-            pq.ParquetWriter(self._part, self._schema, compression="zstd")
+            pq.ParquetWriter(self._file, self._schema, compression="zstd")
         )
         return self
 
@@ -116,6 +118,7 @@ class ParquetWriter:
         if exception[0] is None:
             self._flush()
             self._writer.close()
+            self._file.flush()
             self.bytes_written = self._part.stat().st_size
         self._stack.__exit__(*exception)
 

@@ -165,6 +165,7 @@ class _Rows:
             self._flush()
         if self._writer is not None:
             self._writer.close()
+            self._file.close()
             self._part.__exit__(*exception)
         elif exception[0] is None:
             self._path.unlink(missing_ok=True)
@@ -180,6 +181,8 @@ class _Rows:
             return
         if self._writer is None:
             self._part = replacing(self._path, force=True)
-            self._writer = pq.ParquetWriter(self._part.__enter__(), self._schema)
+            # As for codes: pyarrow opens no name that is not UTF-8.
+            self._file = self._part.__enter__().open("wb")
+            self._writer = pq.ParquetWriter(self._file, self._schema)
         self._writer.write_table(pa.Table.from_pylist(self._rows, schema=self._schema))
         self._rows = []

@@ -28,10 +28,21 @@ ROWS_PER_UNIT = 256
 def open_parquet(path: str) -> Any:
     """A ParquetFile that is read in pages. Raises InputError for what is not one."""
     try:
+        if not _is_utf8(path):
+            return pq.ParquetFile(open(path, "rb"), pre_buffer=False)
         return pq.ParquetFile(path, memory_map=True, pre_buffer=False)
     except (pa.ArrowException, OSError, ValueError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} is not a Parquet file that can be read: {reason}") from error
+
+
+def _is_utf8(path: str) -> bool:
+    """Whether pyarrow can open ``path`` by its name."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def audio_column(schema: Any, wanted: str | None, name: str) -> str:
