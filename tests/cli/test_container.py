@@ -368,6 +368,8 @@ def test_a_pipe_is_told_the_length_of_what_a_container_holds(
         command = [sys.executable, "-m", "encodec_rt", "decode", stream, "-", "--model", model]
         piped = subprocess.run([*map(str, command), *map(str, part)], capture_output=True).stdout
         assert struct.unpack_from("<I", piped, 40)[0] == len(piped) - 44
+        # In a process of its own as well: another number of threads rounds some samples otherwise.
         target = tmp_path / f"{len(part)}.wav"
-        assert run("decode", stream, target, "--model", model, *part).exit_code == 0
+        command[5] = target
+        subprocess.run([*map(str, command), *map(str, part)], capture_output=True, check=True)
         assert piped == target.read_bytes()

@@ -16,6 +16,7 @@ import pytest
 import soundfile
 
 from tests.support.models import random_model, tiny_config
+from tests.support.signals import heed_hangups
 
 ROOT = Path(__file__).parents[2]
 RATE = 800
@@ -58,6 +59,7 @@ def start(
     return subprocess.Popen(
         [sys.executable, *program, *map(str, arguments)],
         cwd=ROOT,
+        preexec_fn=heed_hangups,
         stdin=stdin,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.PIPE,

@@ -115,7 +115,14 @@ def test_cleaning_a_voice_that_cannot_be_had_is_told_before_any_call(
     options: tuple[str, ...], told: str, model: Path
 ) -> None:
     for command in (("call", "http://127.0.0.1:1"), ("listen",)):
-        done = run(*command, *options, "--model", str(model))
+        done = run(
+            *command,
+            *options,
+            "--model",
+            str(model),
+            "-b",
+            str(tiny_config().target_bandwidths[-1]),
+        )
         assert done.exit_code == EXIT_ERROR
         assert told in done.output
         assert len(done.output.splitlines()) == 1
@@ -124,7 +131,15 @@ def test_cleaning_a_voice_that_cannot_be_had_is_told_before_any_call(
 def test_cleaning_a_voice_needs_its_extra(model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "livekit.rtc", None)
     monkeypatch.setattr(processing, "RATES_HZ", (800, 48_000))
-    done = run("call", "http://127.0.0.1:1", "--noise-suppression", "--model", str(model))
+    done = run(
+        "call",
+        "http://127.0.0.1:1",
+        "--noise-suppression",
+        "--model",
+        str(model),
+        "-b",
+        str(tiny_config().target_bandwidths[-1]),
+    )
     assert done.exit_code == EXIT_ERROR
     assert "pip install 'encodec-rt[aec]'" in done.output
 

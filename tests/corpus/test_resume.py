@@ -171,7 +171,7 @@ def test_another_setting_is_not_mixed_in(
 
 def test_other_weights_are_not_mixed_in(clips: Path, done: Path, codec: Codec) -> None:
     other = Codec(random_model(codec.config, seed=1), backend="cpu")
-    with pytest.raises(ConfigError, match=r"codes\.model"):
+    with pytest.raises(ConfigError, match=r"codes\.codes_sha256"):
         run([clips], done, other)
 
 

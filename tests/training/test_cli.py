@@ -20,6 +20,7 @@ from encodec_rt.training import recipe
 from encodec_rt.training.presets import PRESETS
 from encodec_rt.training.recipe import TrainingConfig
 from encodec_rt.training.tables import load_index
+from tests.support.signals import heed_hangups
 
 ASSETS = Path(__file__).parents[2] / "encodec_rt" / "assets"
 
@@ -93,14 +94,16 @@ def test_a_run_that_is_told_to_end_keeps_its_checkpoint(
 ) -> None:
     command = [sys.executable, "-m", "encodec_rt", "train", str(tmp_path / "run")]
     command += ["--data", str(packed), "--preset", "smoke", "--minutes", "5"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stderr=subprocess.PIPE, text=True, preexec_fn=heed_hangups
+    ) as process:
         assert process.stderr is not None
         for line in process.stderr:
             if line.startswith("step 25 "):
                 break
         process.send_signal(number)
         rest = process.stderr.read()
-        assert process.wait() == 130, rest
+        assert process.wait() == 128 + number, rest
     assert "checkpoint; step " in rest
     assert "Traceback" not in rest
     assert (tmp_path / "run" / "checkpoint.pt").is_file()
