@@ -140,8 +140,11 @@ class VoiceCall:
             for task in done:
                 task.result()
         finally:
-            for task in tasks:
-                task.cancel()
+            # Before Python 3.12 wait_for can swallow a cancellation, so one is not always enough.
+            while running := [task for task in tasks if not task.done()]:
+                for task in running:
+                    task.cancel()
+                await asyncio.wait(running, timeout=1.0)
             await asyncio.gather(*tasks, return_exceptions=True)
             await self.close()
 
