@@ -80,7 +80,8 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
     ),
     "link": (
         {"admission", "bandwidth", "credentials", "datagrams", "endpoints", "ice", "sdp"},
-        {"device_endpoints", "rtp", "signalling"},
+        {"device_endpoints", "listening", "rtp"},
+        {"signalling"},
         {"device_pair", "dialling", "rtp_transport"},
         {"call"},
         {"redial"},

@@ -20,8 +20,9 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from encodec_rt.errors import AudioDeviceError, CodecError, LinkError
-from encodec_rt.link.admission import Admission, ConnectionLimits, RateLimit
-from encodec_rt.link.credentials import check_token, is_authorized, is_loopback
+from encodec_rt.link.admission import ConnectionLimits, RateLimit
+from encodec_rt.link.credentials import check_token, is_authorized
+from encodec_rt.link.listening import Listener
 from encodec_rt.link.sdp import fingerprints
 
 logger = logging.getLogger(__name__)
@@ -92,8 +93,7 @@ class SignallingServer:
         self._tasks: set[asyncio.Task[None]] = set()
         self._pending = 0
         self._taken: OrderedDict[str, None] = OrderedDict()
-        self._door: Admission | None = None
-        self._runner: web.AppRunner | None = None
+        self.listener = Listener()
 
     @property
     def sessions(self) -> int:
@@ -105,42 +105,28 @@ class SignallingServer:
 
         Raises LinkError for an address beyond loopback without both TLS and a token.
         """
-        if not is_loopback(host) and (context is None or self._token is None):
-            raise LinkError(
-                f"listening on {host} needs TLS and a token; use 127.0.0.1, or give both"
-            )
         application = web.Application(
             client_max_size=self.limits.body_bytes, middlewares=[self._check]
         )
         application.router.add_post(PATH, self._post)
         application.router.add_post(PATH + "/{name}", self._renew)
         application.router.add_delete(PATH + "/{name}", self._delete)
-        self._runner = web.AppRunner(
+        return await self.listener.open(
             application,
-            access_log=None,
-            keepalive_timeout=5.0,
-            lingering_time=1.0,
-            shutdown_timeout=1.0,
-            handle_signals=False,
+            (host, port),
+            self.limits.door,
+            context,
+            has_token=self._token is not None,
+            keepalive_s=5.0,
+            lingering_s=1.0,
         )
-        await self._runner.setup()
-        assert self._runner.server is not None
-        self._door = Admission(self._runner.server, self.limits.door, context)
-        try:
-            return await self._door.open(host, port)
-        except OSError as error:
-            await self.close()
-            raise LinkError(f"cannot listen on {host} port {port}: {error.strerror}") from error
 
     async def close(self) -> None:
         """Hang up every call and stop listening."""
         for line in list(self._lines.values()):
             await line.close()
         await asyncio.gather(*self._tasks)
-        if self._door is not None:
-            await self._door.close()
-        if self._runner is not None:
-            await self._runner.cleanup()
+        await self.listener.close()
 
     async def _post(self, request: web.Request) -> web.Response:
         if request.content_type != SDP_TYPE:

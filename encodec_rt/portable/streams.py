@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -80,6 +81,20 @@ class _Stream:
         if self.closed:
             raise StateError("this stream was flushed; open a new one")
 
+    def _get(self, consumed: int, produced: int) -> PortableSnapshot:
+        return PortableSnapshot(
+            direction=self.direction,
+            weights_sha256=self._module.describes.weights_sha256,
+            start=self.start,
+            codebooks=self.codebooks,
+            state=self._module.state(self._handle).copy(),
+            waiting=self._waiting,
+            begun=self._begun,
+            closed=self.closed,
+            consumed=consumed,
+            produced=produced,
+        )
+
     def _set(self, snapshot: PortableSnapshot) -> None:
         state = self._module.state(self._handle)
         sha256 = self._module.describes.weights_sha256
@@ -135,18 +150,7 @@ class PortableEncoder(_Stream):
 
     def snapshot(self) -> PortableSnapshot:
         """The whole state of the stream, as a value."""
-        return PortableSnapshot(
-            direction=self.direction,
-            weights_sha256=self._module.describes.weights_sha256,
-            start=self.start,
-            codebooks=self.codebooks,
-            state=self._module.state(self._handle).copy(),
-            waiting=self._waiting,
-            begun=self._begun,
-            closed=self.closed,
-            consumed=self.samples_in,
-            produced=self.frames_out,
-        )
+        return self._get(self.samples_in, self.frames_out)
 
     def restore(self, snapshot: PortableSnapshot) -> None:
         """Continue from ``snapshot``, bit for bit. Raises StateError if it is another stream's."""
@@ -226,21 +230,8 @@ class PortableDecoder(_Stream):
 
     def snapshot(self) -> PortableSnapshot:
         """The whole state of the stream, as a value."""
-        return PortableSnapshot(
-            direction=self.direction,
-            weights_sha256=self._module.describes.weights_sha256,
-            start=self.start,
-            codebooks=self.codebooks,
-            state=self._module.state(self._handle).copy(),
-            waiting=self._waiting,
-            begun=self._begun,
-            closed=self.closed,
-            consumed=self.frames_in,
-            produced=self.samples_out,
-            drop=self._drop,
-            lost=self._lost,
-            last_latent=self._last_latent,
-        )
+        held = self._get(self.frames_in, self.samples_out)
+        return replace(held, drop=self._drop, lost=self._lost, last_latent=self._last_latent)
 
     def restore(self, snapshot: PortableSnapshot) -> None:
         """Continue from ``snapshot``, bit for bit. Raises StateError if it is another stream's."""

@@ -12,8 +12,8 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from encodec_rt.errors import CodecError, LinkError, StateError
-from encodec_rt.link.admission import Admission, ConnectionLimits, RateLimit
-from encodec_rt.link.credentials import is_loopback
+from encodec_rt.link.admission import ConnectionLimits, RateLimit
+from encodec_rt.link.listening import Listener
 from encodec_rt.server.access import TICKET_S, Access
 from encodec_rt.server.limits import SessionLimits
 from encodec_rt.server.metrics import Metrics
@@ -70,9 +70,7 @@ class StreamServer:
         self.sessions = Sessions(codec, slots, bandwidth_kbps, store, options.limits, self.metrics)
         self._access = Access(options.token, time.monotonic)
         self._rate = RateLimit(options.requests_per_s, options.request_burst)
-        self._hosts: frozenset[str] = frozenset()
-        self._runner: web.AppRunner | None = None
-        self._admission: Admission | None = None
+        self._listener = Listener()
         self.is_draining = False
 
     async def start(self, host: str, port: int, context: ssl.SSLContext | None) -> int:
@@ -80,8 +78,6 @@ class StreamServer:
 
         Raises LinkError for an address beyond loopback without both TLS and a token.
         """
-        if not is_loopback(host) and (context is None or self._options.token is None):
-            raise LinkError(f"serving on {host} needs TLS and a token; use 127.0.0.1, or give both")
         application = web.Application(client_max_size=0, middlewares=[self._check])
         application.router.add_get(STREAM_PATH, self._stream)
         application.router.add_post(TICKET_PATH, self._ticket)
@@ -89,26 +85,17 @@ class StreamServer:
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/livez", self._livez)
         application.router.add_get("/readyz", self._readyz)
-        self._runner = web.AppRunner(
-            application, access_log=None, keepalive_timeout=15.0, shutdown_timeout=1.0,
-            handle_signals=False,
-        )  # fmt: skip
-        await self._runner.setup()
-        assert self._runner.server is not None
         most = 2 * self.sessions.slots + 64
         limits = ConnectionLimits(connections=most, per_address=most, connection_s=15.0)
-        self._admission = Admission(self._runner.server, limits, context)
+        has_token = self._options.token is not None
         self.sessions.start()
         try:
-            bound = await self._admission.open(host, port)
-        except OSError as error:
+            return await self._listener.open(
+                application, (host, port), limits, context, has_token=has_token
+            )
+        except LinkError:
             await self.close()
-            raise LinkError(f"cannot listen on {host} port {port}: {error.strerror}") from error
-        if is_loopback(host):
-            # Else a page of another name that resolves to this machine could read along.
-            names = ("localhost", "127.0.0.1", "[::1]", host)
-            self._hosts = frozenset(f"{name}:{bound}" for name in names)
-        return bound
+            raise
 
     @property
     def is_alive(self) -> bool:
@@ -125,10 +112,7 @@ class StreamServer:
         """Stop serving; sessions that are open can be resumed."""
         self.is_draining = True
         await self.sessions.close()
-        if self._admission is not None:
-            await self._admission.close()
-        if self._runner is not None:
-            await self._runner.cleanup()
+        await self._listener.close()
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         offered = [
@@ -168,11 +152,10 @@ class StreamServer:
     ) -> web.StreamResponse:
         transport = request.transport
         assert transport is not None, "a request that was not answered has a connection"
-        assert self._admission is not None, "a request comes after the start"
         try:
             state = None if token is None else await self.sessions.load(token, wanted)
             resumed = None if token is None or state is None else (token, state)
-            self._admission.let_stay(transport)
+            self._listener.let_stay(transport)
             return await self.sessions.serve(request, transport, wanted, slot, resumed)
         except StateError as error:
             self._refuse("resume" if token is not None else "malformed")
@@ -223,7 +206,7 @@ class StreamServer:
         if not self._rate.allows(request.remote or "", now_s):
             self._refuse("rate")
             raise web.HTTPTooManyRequests(headers={"Retry-After": "1"})
-        if self._hosts and request.host not in self._hosts:
+        if (hosts := self._listener.hosts) and request.host not in hosts:
             raise web.HTTPForbidden
         origin = request.headers.get("Origin")
         if origin is not None and origin not in self._options.origins:

@@ -17,9 +17,9 @@ from pathlib import Path
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from encodec_rt.errors import LinkError
-from encodec_rt.link.admission import Admission, ConnectionLimits, RateLimit
-from encodec_rt.link.credentials import check_token, is_authorized, is_loopback
+from encodec_rt.link.admission import ConnectionLimits, RateLimit
+from encodec_rt.link.credentials import check_token, is_authorized
+from encodec_rt.link.listening import Listener
 from encodec_rt.web.meeting import Meeting
 
 REQUESTS_PER_S = 10.0
@@ -82,9 +82,7 @@ class PageServer:
         self._files = _files(model)
         self._meeting = Meeting(token)
         self._rate = RateLimit(REQUESTS_PER_S, BURST)
-        self._hosts: frozenset[str] = frozenset()
-        self._runner: web.AppRunner | None = None
-        self._admission: Admission | None = None
+        self._listener = Listener()
         self.bytes_sent = 0
 
     async def start(self, host: str, port: int, context: ssl.SSLContext | None) -> int:
@@ -92,36 +90,17 @@ class PageServer:
 
         Raises LinkError for an address beyond loopback without both TLS and a token.
         """
-        if not is_loopback(host) and (context is None or self._token is None):
-            raise LinkError(f"serving on {host} needs TLS and a token; use 127.0.0.1, or give both")
         application = web.Application(client_max_size=0, middlewares=[self._check])
         application.router.add_get("/meet", self._meeting.join)
         application.router.add_get("/{path:.*}", self._get)
-        self._runner = web.AppRunner(
-            application, access_log=None, keepalive_timeout=15.0, shutdown_timeout=1.0,
-            handle_signals=False,
-        )  # fmt: skip
-        await self._runner.setup()
-        assert self._runner.server is not None
-        self._admission = Admission(self._runner.server, LIMITS, context)
-        try:
-            bound = await self._admission.open(host, port)
-        except OSError as error:
-            await self.close()
-            raise LinkError(f"cannot listen on {host} port {port}: {error.strerror}") from error
-        if is_loopback(host):
-            # Else a page of another name that resolves to this machine could read along.
-            names = ("localhost", "127.0.0.1", "[::1]", host)
-            self._hosts = frozenset(f"{name}:{bound}" for name in names)
-        return bound
+        return await self._listener.open(
+            application, (host, port), LIMITS, context, has_token=self._token is not None
+        )
 
     async def close(self) -> None:
         """Stop serving."""
         await self._meeting.close()
-        if self._admission is not None:
-            await self._admission.close()
-        if self._runner is not None:
-            await self._runner.cleanup()
+        await self._listener.close()
 
     async def _get(self, request: web.Request) -> web.Response:
         file = self._files.get(request.path)
@@ -144,7 +123,7 @@ class PageServer:
         try:
             if not self._rate.allows(request.remote or "", asyncio.get_running_loop().time()):
                 raise web.HTTPTooManyRequests
-            if self._hosts and request.host not in self._hosts:
+            if (hosts := self._listener.hosts) and request.host not in hosts:
                 raise web.HTTPForbidden
             origin = request.headers.get("Origin")
             if origin is not None and origin != f"{request.scheme}://{request.host}":

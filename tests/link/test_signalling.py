@@ -321,8 +321,8 @@ def test_more_connections_than_there_is_room_for_are_hung_up_on(door: Connection
         for _, each in inside:
             each.close()
             await each.wait_closed()
-        assert server._door is not None
-        while server._door.connections:
+        assert server.listener.admission is not None
+        while server.listener.admission.connections:
             await asyncio.sleep(0.01)
         assert await post(url) == 201
 
@@ -334,8 +334,8 @@ def test_a_thousand_connections_one_after_another_leave_nothing_behind() -> None
         for _ in range(1000):
             _, writer = await knock(url)
             writer.close()
-        assert server._door is not None
-        while server._door.connections or len(server._door._tasks) > 1:
+        assert server.listener.admission is not None
+        while server.listener.admission.connections or len(server.listener.admission._tasks) > 1:
             await asyncio.sleep(0.01)
         assert await post(url) == 201
 

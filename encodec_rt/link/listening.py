@@ -1,0 +1,77 @@
+"""An application that listens: beyond loopback with TLS and a token, behind admission's limits."""
+
+from __future__ import annotations
+
+import asyncio
+import ssl
+
+from aiohttp import web
+
+from encodec_rt.errors import LinkError
+from encodec_rt.link.admission import Admission, ConnectionLimits
+from encodec_rt.link.credentials import is_loopback
+
+
+class Listener:
+    """Where a web application is reached. Once opened, it listens until it is closed."""
+
+    def __init__(self) -> None:
+        """Nothing listens yet."""
+        self.hosts: frozenset[str] = frozenset()
+        """On loopback, the Host headers of requests that are meant for it."""
+        self.admission: Admission | None = None
+        self._runner: web.AppRunner | None = None
+
+    async def open(
+        self,
+        application: web.Application,
+        place: tuple[str, int],
+        limits: ConnectionLimits,
+        context: ssl.SSLContext | None,
+        *,
+        has_token: bool,
+        keepalive_s: float = 15.0,
+        lingering_s: float = 10.0,
+    ) -> int:
+        """Listen at ``place`` (host, port); the port, which the system chooses for 0.
+
+        Raises LinkError where it cannot, and beyond loopback without both TLS and a token.
+        """
+        host, port = place
+        if not is_loopback(host) and (context is None or not has_token):
+            raise LinkError(
+                f"listening on {host} needs TLS and a token; use 127.0.0.1, or give both"
+            )
+        self._runner = web.AppRunner(
+            application,
+            access_log=None,
+            keepalive_timeout=keepalive_s,
+            lingering_time=lingering_s,
+            shutdown_timeout=1.0,
+            handle_signals=False,
+        )
+        await self._runner.setup()
+        assert self._runner.server is not None
+        self.admission = Admission(self._runner.server, limits, context)
+        try:
+            bound = await self.admission.open(host, port)
+        except OSError as error:
+            await self.close()
+            raise LinkError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+        if is_loopback(host):
+            # Else a page of another name that resolves to this machine could read along.
+            names = ("localhost", "127.0.0.1", "[::1]", host)
+            self.hosts = frozenset(f"{name}:{bound}" for name in names)
+        return bound
+
+    def let_stay(self, transport: asyncio.BaseTransport) -> None:
+        """Do not hang up on this connection by time: its session has limits of its own."""
+        assert self.admission is not None, "a connection comes after the start"
+        self.admission.let_stay(transport)
+
+    async def close(self) -> None:
+        """Let nobody in any more, and end what is inside."""
+        if self.admission is not None:
+            await self.admission.close()
+        if self._runner is not None:
+            await self._runner.cleanup()
