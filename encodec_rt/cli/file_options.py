@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, cast
 
 import typer
 
+from encodec_rt.audio.excerpt import excerpt
 from encodec_rt.cli.console import PIPE, say
 from encodec_rt.errors import ConfigError, InputError
 
@@ -80,17 +81,9 @@ def between(
     """
     if not 0 <= begin_s < (math.inf if end_s is None else end_s):
         raise ConfigError(f"--from {begin_s:g} --to {end_s}; seconds from 0 on, the later one last")
-    first = round(begin_s * rate_hz)
-    last = None if end_s is None else round(end_s * rate_hz)
-    at = 0
-    for block in blocks:
-        size = block.shape[1]
-        yield block[:, max(0, first - at) : size if last is None else max(0, last - at)]
-        at += size
-        if last is not None and at >= last:
-            return
-    if 0 < first >= at:
-        raise InputError(f"--from {begin_s:g}: the audio ends after {at / rate_hz:.2f} s")
+    read = yield from excerpt(blocks, rate_hz, begin_s, end_s)
+    if 0 < round(begin_s * rate_hz) >= read:
+        raise InputError(f"--from {begin_s:g}: the audio ends after {read / rate_hz:.2f} s")
 
 
 def warn(reader: AudioReader) -> None:

@@ -12,6 +12,7 @@ from typing import BinaryIO, Literal
 import numpy as np
 
 from encodec_rt.audio import AudioReader
+from encodec_rt.audio.excerpt import excerpt
 from encodec_rt.config import EncodecConfig
 from encodec_rt.corpus.loudness import LoudnessMeter, gain_for
 from encodec_rt.errors import ConfigError, InputError
@@ -145,17 +146,10 @@ def _only(reader: AudioReader, rate_hz: int, channel: int) -> Iterator[Audio]:
 
 
 def _window(blocks: Iterator[Audio], rate_hz: int, clip: CorpusClip) -> Iterator[Audio]:
-    """From the clip's begin to its end, reading no further."""
-    first = round(clip.begin_s * rate_hz)
-    last = None if clip.end_s is None else round(clip.end_s * rate_hz)
-    at = 0
-    for block in blocks:
-        size = block.shape[1]
-        yield block[:, max(0, first - at) : size if last is None else max(0, last - at)]
-        at += size
-        if last is not None and at >= last:
-            return
-    if first and first >= at:
+    """From the clip's begin to its end. Raises InputError if the file ends before."""
+    read = yield from excerpt(blocks, rate_hz, clip.begin_s, clip.end_s)
+    if 0 < round(clip.begin_s * rate_hz) >= read:
         raise InputError(
-            f"{clip.source} ends after {at / rate_hz:.2f} s; the clip begins at {clip.begin_s:g} s"
+            f"{clip.source} ends after {read / rate_hz:.2f} s, and the clip begins at "
+            f"{clip.begin_s:g} s"
         )

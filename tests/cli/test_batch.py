@@ -16,7 +16,6 @@ from encodec_rt.cli.batch import Naming, plan
 from encodec_rt.errors import InputError
 from encodec_rt.version import __version__
 from tests.support.audio_files import tone
-from tests.support.models import random_model, tiny_config
 
 RATE = 800
 ENCODE = Naming(".ecdc", frozenset({".wav", ".flac"}), frozenset({".ecdc"}))
@@ -31,13 +30,6 @@ COMMANDS += [
     ["data", "index"],
 ]
 COMMANDS += [["link"], ["link", "listen"], ["link", "call"], ["link", "token"], ["link", "demo"]]
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    random_model(tiny_config(target_bandwidths=(1.0, 2.0))).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -21,19 +21,12 @@ from encodec_rt.config import PRESETS
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.model.identity import model_name
 from encodec_rt.types import Audio
-from tests.support.models import SPEECH, random_model, tiny_config
+from tests.support.models import SPEECH
 from tests.support.narrow import present
 
 ROOT = Path(__file__).parents[2]
 RATE = 800
 SAMPLES = 2003
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    random_model(tiny_config(target_bandwidths=(1.0, 2.0))).save_pretrained(folder)
-    return folder
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ import numpy as np
 import pytest
 import soundfile
 
-from tests.support.models import random_model, tiny_config
 from tests.support.signals import heed_hangups
 
 ROOT = Path(__file__).parents[2]
@@ -43,13 +42,6 @@ card.sleep = lambda seconds: (slow(seconds), __import__("time").sleep(seconds))
 portaudio.PortAudio = lambda rate_hz, **given: VirtualSystem(card, rate_hz, **given)
 main()
 """
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    random_model(tiny_config(target_bandwidths=(1.0, 2.0))).save_pretrained(folder)
-    return folder
 
 
 def start(

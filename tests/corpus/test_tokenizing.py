@@ -353,3 +353,16 @@ def test_settings_that_cannot_be_are_refused(codec: Codec, clips: Path, tmp_path
         with pytest.raises(ConfigError, match=r"accepted|at least|kbps"):
             run([clips], tmp_path / "out", codec, **settings)
     assert not (tmp_path / "out").exists()
+
+
+def test_a_part_that_begins_after_the_end_of_its_file_is_that_clips_error(
+    codec: Codec, clips: Path, tmp_path: Path
+) -> None:
+    listed = clips / "list.tsv"
+    lines = ["path\tstart\tend", "speaker0/clip1.flac\t0.5\t1.25"]
+    listed.write_text("\n".join([*lines, "speaker0/clip1.flac\t900\t901"]))
+    summary = run([listed], tmp_path / "out", codec)
+    assert summary.errors == 1
+    assert list(rows_of(tmp_path / "out", codec)) == ["speaker0/clip1.flac@0.5-1.25"]
+    (error,) = errors_of(tmp_path / "out").values()
+    assert "the clip begins at 900 s" in error["reason"]
