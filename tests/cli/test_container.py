@@ -22,12 +22,12 @@ from encodec_rt.lm.integer import IntegerLm
 from encodec_rt.lm.tensors import LmConfig
 from encodec_rt.streaming.codec import Codec
 from tests.bitstream.test_container import assert_accepted
-from tests.cli.test_cli import RATE, clip, facts, model, run, sentence
+from tests.cli.test_cli import RATE, clip, facts, run, sentence
 from tests.support.lms import SMALL, random_lm
 from tests.support.models import random_model, speech, tiny_config
 from tests.support.narrow import all_of, present
 
-__all__ = ["clip", "model"]
+__all__ = ["clip"]
 
 
 USE = ("--model", "{model}")
