@@ -25,7 +25,7 @@ async def keep_connected(
     """
     while True:
         await asyncio.sleep(RETRY_S / 4)
-        if call.silent_s < DEAD_AFTER_S:
+        if call.path_silent_s < DEAD_AFTER_S:
             continue
         on_event(f"no packets for {call.silent_s:.1f} s; calling again")
         while not await _redial(call, client, location):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -87,6 +88,7 @@ class VoiceCall:
         self._warm_up = warm_up
         self._warmed: asyncio.Future[None] | None = None
         self._heard_s: float | None = None
+        self._renewed_s = -math.inf
         self._allowance = TokenBucket(MAX_PACKETS_PER_S, MAX_PACKETS_PER_S)
         self._report: Report | None = None
         self._encode_ms: deque[float] = deque(maxlen=1000)
@@ -99,6 +101,11 @@ class VoiceCall:
         """For how long nothing has come from the other side; 0 before the call has begun."""
         now_s = self._now_s()
         return now_s - (self._heard_s if self._heard_s is not None else now_s)
+
+    @property
+    def path_silent_s(self) -> float:
+        """As ``silent_s``, counted anew when the call goes on over another path."""
+        return min(self.silent_s, self._now_s() - self._renewed_s)
 
     @property
     def codec_share(self) -> float:
@@ -301,6 +308,7 @@ class VoiceCall:
         """Both sides begin their streams anew, so that each decoder is where the encoder is."""
         self._sender = self._make_sender()
         self._anew = True
+        self._renewed_s = self._now_s()
         self.listener.restart()
 
     def _on_estimate(self, bitrate_bps: float) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -42,7 +43,6 @@ def codec() -> Codec:
 
 @pytest.fixture(autouse=True)
 def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(redial, "DEAD_AFTER_S", 1.5)
     monkeypatch.setattr(redial, "RETRY_S", 0.2)
 
 
@@ -162,6 +162,8 @@ def test_a_call_that_cannot_be_resumed_ends_after_the_time_that_was_given(
 ) -> None:
     scene = Scene(codec, monkeypatch, 2.0)
 
+    monkeypatch.setattr(redial, "DEAD_AFTER_S", 1.0)
+
     async def refuse(*_: Any, **__: Any) -> None:
         raise LinkError("unreachable")
 
@@ -180,6 +182,19 @@ def test_a_call_that_the_other_side_has_ended_is_not_redialled(
     monkeypatch.setattr(RtpTransport, "wait_ended", lambda _: asyncio.Event().wait())
     with pytest.raises(SessionEnded, match="has ended the call"):
         asyncio.run(scene.play(server_stays=False))
+
+
+def test_a_new_path_is_not_given_up_for_the_silence_of_the_one_before() -> None:
+    call: Any = SimpleNamespace(silent_s=9.0, path_silent_s=0.0)
+    told: list[str] = []
+
+    async def watch() -> None:
+        client: Any = None
+        with pytest.raises(asyncio.TimeoutError):
+            await asyncio.wait_for(keep_connected(call, client, "", told.append), 0.3)
+
+    asyncio.run(watch())
+    assert not told
 
 
 REASON = why_unavailable()

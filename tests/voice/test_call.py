@@ -18,6 +18,7 @@ from encodec_rt.voice.call import VoiceCall, VoiceOptions
 from tests.support.models import speech
 
 SECONDS = 2
+SILENT_S = 0.2
 
 
 class Microphone(SilentSource):
@@ -96,3 +97,30 @@ def test_a_path_that_ends_before_it_connects_is_an_error(codec: Codec) -> None:
 
     with pytest.raises(LinkError, match="connecting to the other side failed"):
         asyncio.run(main())
+
+
+def test_a_path_that_follows_another_has_its_own_time_to_be_heard(codec: Codec) -> None:
+    kbps = codec.config.target_bandwidths[-1]
+
+    async def main() -> tuple[float, float]:
+        one, following = (SimulatedTransport.pair(PathProfile(), PathProfile())[0] for _ in "ab")
+        call = VoiceCall(
+            codec.stream_encoder(kbps),
+            codec.stream_decoder(kbps),
+            SilentSource(codec.config),
+            NullSink(codec.config),
+            one,
+            VoiceOptions(bandwidth_kbps=kbps),
+        )
+        running = asyncio.ensure_future(call.run())
+        while call.path_silent_s < SILENT_S:
+            await asyncio.sleep(0.01)
+        call.line.propose(following)
+        assert call.line.adopt(following)
+        silences = call.path_silent_s, call.silent_s
+        running.cancel()
+        await asyncio.gather(running, return_exceptions=True)
+        return silences
+
+    path_silent_s, silent_s = asyncio.run(main())
+    assert silent_s - path_silent_s >= SILENT_S
