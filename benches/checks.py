@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 from triton.errors import TritonError
 
-from benches.record import Json, Record
+from benches.environment import Json
+from benches.record import Record
 from benches.rows import Contender, Row, bandwidth_kbps
 from benches.timing import FRAME_MS
 from benches.workload import frames

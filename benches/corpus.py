@@ -29,7 +29,8 @@ import soundfile
 import torch
 from numpy.typing import NDArray
 
-from benches.record import RESULTS, ROOT, Record
+from benches.environment import ROOT
+from benches.record import RESULTS, Record
 from encodec_rt.corpus.clips import CorpusClip, Treatment, feeds
 from encodec_rt.corpus.slots import Coded, clip_encoder
 from encodec_rt.corpus.sources import UnitSize

@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from benches.cpu_paced import paced
-from benches.record import RESULTS, ROOT, Record
+from benches.environment import ROOT
+from benches.record import RESULTS, Record
 from benches.rivals import BANDWIDTH, FRAME_MS, Work, interleaved, model_for, upstreams
 from benches.stream import speech
 from encodec_rt.model.encodec import EncodecModel

@@ -27,9 +27,9 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+from benches.environment import ROOT
 from benches.index import figures_of
 from benches.kernel_cache import unpack
-from benches.record import ROOT
 
 TESTS = (
     "tests/gpu",

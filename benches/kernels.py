@@ -22,7 +22,8 @@ import torch
 from triton.errors import TritonError
 
 from benches.checks import NotRight
-from benches.record import RESULTS, Json, Record
+from benches.environment import Json
+from benches.record import RESULTS, Record
 from benches.workload import OneLayer, layers, random_24khz, steps_per_frame
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.backends.triton import triton_ops

@@ -22,8 +22,9 @@ import soundfile
 import torch
 
 from benches.bootstrap import interval, paired_difference
+from benches.environment import Json
 from benches.held_out import RATE, HeldOut, Samples, held_out_clips, in_a_room, noisy
-from benches.record import RESULTS, Json, Record
+from benches.record import RESULTS, Record
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.quality import BANDS_KHZ, band_levels_db, band_name, score
 from encodec_rt.training.tables import load_index

@@ -15,27 +15,28 @@ from __future__ import annotations
 import gzip
 import json
 import math
-import os
-import platform
 import re
-import subprocess
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime, timezone
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from benches.environment import (
+    ROOT,
+    DirtyTree,
+    Json,
+    device_facts,
+    git_state,
+    require_clean,
+    versions,
+)
+
 SCHEMA = 1
-ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "benches" / "results"
 PERCENTILES = (50.0, 90.0, 99.0, 99.9)
-PACKAGES = ("torch", "triton", "numpy", "encodec-rt", "transformers")
-
-Scalar = str | int | float | bool | None
-Json = Scalar | Sequence["Json"] | Mapping[str, "Json"]
 
 
 def summary(samples: Iterable[float], *, deadline: float | None = None) -> dict[str, Json]:
@@ -55,85 +56,6 @@ def summary(samples: Iterable[float], *, deadline: float | None = None) -> dict[
         result["deadline"] = deadline
         result["misses"] = int((values > deadline).sum())
     return result
-
-
-def device_facts(device: str) -> dict[str, Json]:
-    """Name and clocks of ``device`` ("cpu" or a CUDA device), and the CPU that drives it."""
-    facts: dict[str, Json] = {
-        "kind": device.split(":")[0],
-        "cpu": _cpu_name(),
-        "cpu_count": os.cpu_count(),
-        "load_average": round(os.getloadavg()[0], 2),
-        "system": platform.system(),
-    }
-    if facts["kind"] == "cuda":
-        import torch
-
-        facts["gpu"] = torch.cuda.get_device_name(device)
-        facts["cuda"] = torch.version.cuda
-        fields = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit")
-        index = torch.device(device).index or 0
-        query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
-        answer = _output([*query, f"--id={index}"])
-        if answer is not None:
-            facts |= dict(zip(fields, (part.strip() for part in answer.split(",")), strict=False))
-    return facts
-
-
-def versions() -> dict[str, Json]:
-    """Python's version and those of the packages that can move a number."""
-    found: dict[str, Json] = {"python": platform.python_version()}
-    for name in PACKAGES:
-        try:
-            found[name.replace("-", "_")] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            found[name.replace("-", "_")] = None
-    if found["encodec_rt"] is None:
-        from encodec_rt.version import __version__
-
-        found["encodec_rt"] = __version__
-    return found
-
-
-def git_state(root: Path = ROOT) -> dict[str, Json]:
-    """The commit that ran, and whether files differed from it.
-
-    Results never make a tree dirty; new files elsewhere do. In an exported tree, without git, the
-    commit is what the variable COMMIT says, and whether files differ is not known: None.
-    """
-    commit = _output(["git", "rev-parse", "HEAD"], root)
-    return {
-        "commit": commit or os.environ.get("COMMIT") or None,
-        "dirty": None if commit is None else bool(_changes(root)),
-    }
-
-
-def _changes(root: Path) -> list[str]:
-    """The files that differ from the commit, results aside."""
-    status = ["git", "status", "--porcelain", "--", ".", ":(exclude)benches/results"]
-    return [line[3:] for line in (_output(status, root, strip=False) or "").splitlines()]
-
-
-class DirtyTree(SystemExit):
-    """A record would name a commit that is not what ran; ends a bench with one sentence."""
-
-
-def require_clean(root: Path = ROOT) -> None:
-    """Raise DirtyTree if a record made now could not say which code it measured."""
-    state = git_state(root)
-    if state["commit"] is None:
-        raise DirtyTree(
-            "there is no git here to say which commit is measured; pass COMMIT=<hash>, or --out "
-            "<folder> to keep the record elsewhere than benches/results"
-        )
-    if state["dirty"]:
-        changed = _changes(root)
-        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
-        raise DirtyTree(
-            f"{', '.join(changed[:3])}{more} differ from the commit, so that a record would not "
-            "say what was measured; commit first, or pass --out <folder> to keep the record "
-            "elsewhere than benches/results"
-        )
 
 
 @dataclass(frozen=True)
@@ -299,20 +221,3 @@ def _finite(value: Json) -> Json:
     if isinstance(value, str) or not isinstance(value, Sequence):
         return value
     return [_finite(item) for item in value]
-
-
-def _cpu_name() -> str:
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
-    except OSError:
-        text = ""
-    match = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
-    return match.group(1).strip() if match else platform.processor() or platform.machine()
-
-
-def _output(command: Sequence[str], folder: Path = ROOT, *, strip: bool = True) -> str | None:
-    try:
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
-    except (OSError, subprocess.CalledProcessError):
-        return None
-    return done.stdout.strip() if strip else done.stdout

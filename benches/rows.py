@@ -15,7 +15,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from benches.record import Json
+from benches.environment import Json
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.backends.select import select
 from encodec_rt.streaming.backends.triton import triton_ops

@@ -26,7 +26,8 @@ import aiohttp
 import numpy as np
 import torch
 
-from benches.record import RESULTS, Json, Record
+from benches.environment import Json
+from benches.record import RESULTS, Record
 from encodec_rt.audio import AudioReader
 from encodec_rt.client.load import Talk, talk_at_once
 from encodec_rt.server.protocol import (

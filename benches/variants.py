@@ -26,8 +26,9 @@ from typing import Any
 import torch
 
 from benches.checks import FAILURES, codes_of, require_same_codes
+from benches.environment import Json
 from benches.kernels import finish, ieee_products, require_cuda
-from benches.record import RESULTS, Json, Record
+from benches.record import RESULTS, Record
 from benches.rows import triton_engine
 from benches.timing import TimeBudget, replay_ms
 from benches.workload import noise, random_24khz

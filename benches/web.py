@@ -23,7 +23,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from benches.record import ROOT, Record
+from benches.environment import ROOT
+from benches.record import Record
 from benches.rivals import BANDWIDTH, model_for
 from benches.stream import speech
 from encodec_rt.export.blob import blob

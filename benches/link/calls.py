@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benches.record import Json
+from benches.environment import Json
 from encodec_rt.audio import AudioReader
 from encodec_rt.config import EncodecConfig
 from encodec_rt.link.call import Call, CallOptions

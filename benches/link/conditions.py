@@ -16,9 +16,10 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from benches.environment import Json
 from benches.link.calls import SMALL_KBPS, small_codec, speech
 from benches.link.curves import Silent
-from benches.record import Json, Record
+from benches.record import Record
 from encodec_rt.link.bandwidth import PathEstimator
 from encodec_rt.netsim.impairment import Channel, PathProfile
 from encodec_rt.netsim.simulate import Heard, simulate

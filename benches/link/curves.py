@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benches.environment import Json
 from benches.link.scores import PLAIN, compare, measure
-from benches.record import Json, Record
+from benches.record import Record
 from encodec_rt.audio import AudioReader
 from encodec_rt.link.bandwidth import PathEstimator
 from encodec_rt.netsim.impairment import Channel, PathProfile

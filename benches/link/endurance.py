@@ -16,9 +16,10 @@ from collections.abc import Iterator
 import numpy as np
 from numpy.typing import NDArray
 
+from benches.environment import Json
 from benches.link.calls import ModelChoice, Window, add_arguments, speech
 from benches.link.far import Apart, look
-from benches.record import Json, Record
+from benches.record import Record
 from encodec_rt.netsim.impairment import Channel, PathProfile
 from encodec_rt.netsim.simulate import Direction
 from encodec_rt.streaming.codec import Codec

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any
 
+from benches.environment import Json
 from benches.link.calls import ModelChoice, Window, calling, heard, listening, speech
-from benches.record import Json
 from encodec_rt.link.call import Call
 from encodec_rt.link.signalling import Limits, SignallingServer
 from encodec_rt.streaming.codec import warm_up

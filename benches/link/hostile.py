@@ -19,9 +19,10 @@ from time import perf_counter
 import aiohttp
 import numpy as np
 
+from benches.environment import Json
 from benches.link.calls import ModelChoice, add_arguments
 from benches.link.far import Apart, FarEnd, KnownCall, look
-from benches.record import Json, Record
+from benches.record import Record
 from encodec_rt.bitstream.packet import Packet, encode_packet
 from encodec_rt.link.admission import ConnectionLimits
 from encodec_rt.link.signalling import PATH, SDP_TYPE, Limits

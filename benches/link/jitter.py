@@ -19,8 +19,9 @@ from typing import Any
 import cffi  # type: ignore[import-untyped]
 import numpy as np
 
+from benches.environment import Json
 from benches.link.traces import HOP, Outcome, Sent, play, ticks, trace
-from benches.record import Json, Record
+from benches.record import Record
 from encodec_rt.netsim.impairment import PathProfile
 from encodec_rt.voice.jitter import JitterBuffer
 

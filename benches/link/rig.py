@@ -22,11 +22,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benches.environment import Json
 from benches.link import conditions, curves
 from benches.link.conditions import Condition, path
 from benches.link.rig_end import KINDS, RigEnd, speech
 from benches.link.scores import longest_mute
-from benches.record import Json, Record
+from benches.record import Record
 from encodec_rt.netsim.impairment import PathProfile
 from encodec_rt.netsim.netns import Rig, why_unavailable
 from encodec_rt.netsim.simulate import Heard, Hop

@@ -21,8 +21,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benches.environment import Json
 from benches.link.calls import Talker
-from benches.record import Json
 from encodec_rt.audio import AudioReader
 from encodec_rt.bitstream.packet import parse_packet
 from encodec_rt.errors import LinkError

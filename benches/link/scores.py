@@ -6,7 +6,8 @@ import numpy as np
 import soxr
 from numpy.typing import NDArray
 
-from benches.record import Case, Json, Record
+from benches.environment import Json
+from benches.record import Case, Record
 from encodec_rt.netsim.simulate import Heard
 from encodec_rt.quality import score
 from encodec_rt.streaming.codec import Codec

@@ -12,6 +12,7 @@ from typing import Any, BinaryIO, NamedTuple
 import numpy as np
 
 from encodec_rt.atomic import WholeWrites
+from encodec_rt.audio.id3 import id3_tag
 from encodec_rt.audio.pcm import FULL_SCALE, SampleFormat
 from encodec_rt.audio.source import PIECE_BYTES
 from encodec_rt.audio.wav import DS64_BYTES, wav_header
@@ -21,16 +22,6 @@ from encodec_rt.types import Audio
 _PCM_16 = SampleFormat("s", 2)
 _ENCODER_FRAMES = 4096
 """libsndfile's Vorbis encoder keeps on its stack all that it is given at once."""
-_ID3_FRAMES = {
-    b"TIT2": "title",
-    b"TPE1": "artist",
-    b"TALB": "album",
-    b"COMM": "comment",
-    b"TDRC": "date",
-    b"TCON": "genre",
-    b"TCOP": "copyright",
-    b"TRCK": "tracknumber",
-}
 
 
 class OutputFormat(NamedTuple):
@@ -256,23 +247,6 @@ class _Keep(io.RawIOBase):
 
     def seek(self, offset: int, whence: int = 0) -> int:
         return self._file.seek(offset, whence)
-
-
-def id3_tag(tags: dict[str, str]) -> bytes:
-    """An ID3v2.4 tag (id3.org) with ``tags`` in UTF-8, or nothing if there are none."""
-    frames = b""
-    for name, key in _ID3_FRAMES.items():
-        if text := tags.get(key, ""):
-            # Encoding 3 is UTF-8; a comment has a language and a description before it.
-            before = b"\x03und\0" if name == b"COMM" else b"\x03"
-            body = before + text.encode("utf-8", "replace")
-            frames += name + _syncsafe(len(body)) + b"\0\0" + body
-    return b"ID3\x04\0\0" + _syncsafe(len(frames)) + frames if frames else b""
-
-
-def _syncsafe(number: int) -> bytes:
-    """28 bits in four bytes of which the highest bit is 0."""
-    return bytes(number >> shift & 0x7F for shift in (21, 14, 7, 0))
 
 
 def _make_room(file: BinaryIO, out: WholeWrites, size: int) -> None:

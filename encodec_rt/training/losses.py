@@ -134,6 +134,32 @@ def relative_terms(
     return terms
 
 
+def reconstruction_terms(
+    estimate: Tensor,
+    target: Tensor,
+    names: Collection[str],
+    *,
+    sampling_rate: int,
+    windows: Sequence[int],
+    log_floor: float,
+) -> dict[str, Tensor]:
+    """Every loss of ``names`` that needs no discriminator, of audio [B, C, T]."""
+    estimate, target = one_channel(estimate), one_channel(target)
+    terms = relative_terms(
+        estimate,
+        target,
+        sampling_rate=sampling_rate,
+        windows=windows,
+        names=names,
+        log_floor=log_floor,
+    )
+    if "time_l1" in names:
+        terms["time_l1"] = time_l1(estimate, target)
+    if "mel" in names:
+        terms["mel"] = mel_l1_l2(estimate, target, sampling_rate=sampling_rate)
+    return terms
+
+
 def _spectral_term(name: str, a: Tensor, b: Tensor, filters: Tensor, floor: float) -> Tensor:
     if name == "relative_complex":
         return (a - b).abs().mean() / b.abs().mean()

@@ -55,9 +55,14 @@ class Stage:
     frozen_encoder: bool = False
 
     @property
+    def losses(self) -> frozenset[str]:
+        """The names of those that weigh something."""
+        return frozenset(name for name, weight in self.weights.items() if weight > 0)
+
+    @property
     def adversarial(self) -> bool:
         """Whether a discriminator takes part."""
-        return any(self.weights.get(name, 0) > 0 for name in _ADVERSARIAL)
+        return not self.losses.isdisjoint(_ADVERSARIAL)
 
 
 @dataclass(frozen=True)

@@ -208,22 +208,14 @@ class Trainer:
         self, estimate: Tensor, target: Tensor, stage: Stage
     ) -> dict[str, Tensor]:
         """The losses that ``stage`` weighs and that need no discriminator, by name."""
-        config, rate = self.config, self.config.model.sampling_rate
-        estimate, target = losses.one_channel(estimate), losses.one_channel(target)
-        wanted = {name for name, weight in stage.weights.items() if weight > 0}
-        terms = losses.relative_terms(
+        return losses.reconstruction_terms(
             estimate,
             target,
-            sampling_rate=rate,
-            windows=config.windows,
-            names=wanted,
-            log_floor=config.log_floor,
+            stage.losses,
+            sampling_rate=self.config.model.sampling_rate,
+            windows=self.config.windows,
+            log_floor=self.config.log_floor,
         )
-        if "time_l1" in wanted:
-            terms["time_l1"] = losses.time_l1(estimate, target)
-        if "mel" in wanted:
-            terms["mel"] = losses.mel_l1_l2(estimate, target, sampling_rate=rate)
-        return terms
 
     def _losses(
         self, estimate: Tensor, target: Tensor, stage: Stage, judged: Judged | None

@@ -17,8 +17,8 @@ import torch
 
 from benches import checks, gpu, kernels, streams, timing
 from benches.checks import NotRight
+from benches.environment import ROOT
 from benches.kernels import Work, require_right, work
-from benches.record import ROOT
 from benches.rows import FLIPS, LATENCY, RIVALS, CompiledSteps, Row, torch_engine, triton_engine
 from benches.workload import OneLayer, frames, inputs_of, layers, noise, steps_per_frame
 from encodec_rt.config import EncodecConfig

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from benches import gpu_day
+from benches.environment import Json
 from benches.gpu_day import PARTS, Part, summary
 from benches.kernel_cache import pack, unpack
-from benches.record import Json, Record
+from benches.record import Record
 
 
 def python(program: str, seconds: float = 20.0) -> Part:

@@ -12,10 +12,11 @@ from pathlib import Path
 import pytest
 
 from benches import record as records
+from benches.environment import ROOT, DirtyTree, git_state, require_clean
 
 # Before a test puts another folder in the place of RESULTS.
 from benches.index import INDEX, entered
-from benches.record import RESULTS, ROOT, SCHEMA, DirtyTree, Record, git_state, summary
+from benches.record import RESULTS, SCHEMA, Record, summary
 
 
 def test_percentiles_are_samples_that_were_measured() -> None:
@@ -109,9 +110,8 @@ def tree(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     git(tmp_path, "add", ".")
     git(tmp_path, "commit", "-m", "one")
     monkeypatch.setattr(records, "RESULTS", results)
-    monkeypatch.setattr(records, "ROOT", tmp_path)
     monkeypatch.setattr("benches.index.INDEX", results / "index.csv")
-    for function in (records.require_clean, records.git_state):
+    for function in (require_clean, git_state):
         monkeypatch.setattr(function, "__defaults__", (tmp_path,))
     return tmp_path
 
@@ -164,10 +164,10 @@ def test_without_git_the_commit_is_passed_in(
     monkeypatch.delenv("COMMIT", raising=False)
     assert git_state(tmp_path) == {"commit": None, "dirty": None}
     with pytest.raises(DirtyTree, match="COMMIT=<hash>"):
-        records.require_clean(tmp_path)
+        require_clean(tmp_path)
     monkeypatch.setenv("COMMIT", "abc123")
     assert git_state(tmp_path) == {"commit": "abc123", "dirty": None}
-    records.require_clean(tmp_path)
+    require_clean(tmp_path)
 
 
 def test_every_committed_result_has_the_schema_and_is_in_the_index() -> None:

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from benches import server as bench
-from benches.record import Json, Record
+from benches.environment import Json
+from benches.record import Record
 from encodec_rt.client.load import Talk
 from encodec_rt.streaming.codec import Codec
 

@@ -1,0 +1,113 @@
+"""What a figure depends on: the machine, the packages, and the commit that ran."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("torch", "triton", "numpy", "encodec-rt", "transformers")
+
+Scalar = str | int | float | bool | None
+Json = Scalar | Sequence["Json"] | Mapping[str, "Json"]
+
+
+def device_facts(device: str) -> dict[str, Json]:
+    """Name and clocks of ``device`` ("cpu" or a CUDA device), and the CPU that drives it."""
+    facts: dict[str, Json] = {
+        "kind": device.split(":")[0],
+        "cpu": _cpu_name(),
+        "cpu_count": os.cpu_count(),
+        "load_average": round(os.getloadavg()[0], 2),
+        "system": platform.system(),
+    }
+    if facts["kind"] == "cuda":
+        import torch
+
+        facts["gpu"] = torch.cuda.get_device_name(device)
+        facts["cuda"] = torch.version.cuda
+        fields = ("driver_version", "clocks.sm", "clocks.max.sm", "clocks.mem", "power.limit")
+        index = torch.device(device).index or 0
+        query = ["nvidia-smi", f"--query-gpu={','.join(fields)}", "--format=csv,noheader"]
+        answer = _output([*query, f"--id={index}"])
+        if answer is not None:
+            facts |= dict(zip(fields, (part.strip() for part in answer.split(",")), strict=False))
+    return facts
+
+
+def versions() -> dict[str, Json]:
+    """Python's version and those of the packages that can move a number."""
+    found: dict[str, Json] = {"python": platform.python_version()}
+    for name in PACKAGES:
+        try:
+            found[name.replace("-", "_")] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            found[name.replace("-", "_")] = None
+    if found["encodec_rt"] is None:
+        from encodec_rt.version import __version__
+
+        found["encodec_rt"] = __version__
+    return found
+
+
+def git_state(root: Path = ROOT) -> dict[str, Json]:
+    """The commit that ran, and whether files differed from it.
+
+    Results never make a tree dirty; new files elsewhere do. In an exported tree, without git, the
+    commit is what the variable COMMIT says, and whether files differ is not known: None.
+    """
+    commit = _output(["git", "rev-parse", "HEAD"], root)
+    return {
+        "commit": commit or os.environ.get("COMMIT") or None,
+        "dirty": None if commit is None else bool(_changes(root)),
+    }
+
+
+def _changes(root: Path) -> list[str]:
+    """The files that differ from the commit, results aside."""
+    status = ["git", "status", "--porcelain", "--", ".", ":(exclude)benches/results"]
+    return [line[3:] for line in (_output(status, root, strip=False) or "").splitlines()]
+
+
+class DirtyTree(SystemExit):
+    """A record would name a commit that is not what ran; ends a bench with one sentence."""
+
+
+def require_clean(root: Path = ROOT) -> None:
+    """Raise DirtyTree if a record made now could not say which code it measured."""
+    state = git_state(root)
+    if state["commit"] is None:
+        raise DirtyTree(
+            "there is no git here to say which commit is measured; pass COMMIT=<hash>, or --out "
+            "<folder> to keep the record elsewhere than benches/results"
+        )
+    if state["dirty"]:
+        changed = _changes(root)
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise DirtyTree(
+            f"{', '.join(changed[:3])}{more} differ from the commit, so that a record would not "
+            "say what was measured; commit first, or pass --out <folder> to keep the record "
+            "elsewhere than benches/results"
+        )
+
+
+def _cpu_name() -> str:
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8")
+    except OSError:
+        text = ""
+    match = re.search(r"^model name\s*:\s*(.+)$", text, flags=re.MULTILINE)
+    return match.group(1).strip() if match else platform.processor() or platform.machine()
+
+
+def _output(command: Sequence[str], folder: Path = ROOT, *, strip: bool = True) -> str | None:
+    try:
+        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=True)
+    except (OSError, subprocess.CalledProcessError):
+        return None
+    return done.stdout.strip() if strip else done.stdout
