@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 import soundfile
+from numpy.typing import NDArray
 
 from encodec_rt.errors import LinkError
 from encodec_rt.link import credentials, redial
@@ -197,7 +198,13 @@ def test_a_new_path_is_not_given_up_for_the_silence_of_the_one_before() -> None:
     assert not told
 
 
+DOWN_S = 12.0
 REASON = why_unavailable()
+
+
+def longest_silence_s(loud: NDArray[np.bool_]) -> int:
+    """Of one flag for each second, the most in a row that are not set."""
+    return max(map(len, "".join(".x"[int(second)] for second in loud).split("x")))
 
 
 @pytest.mark.skipif(REASON is not None, reason=str(REASON))
@@ -241,7 +248,7 @@ def test_a_call_survives_an_interface_that_is_down_for_12_seconds(tmp_path: Path
             read_until(calling, "received")
             time.sleep(2)
             rig.set_link(1, up=False)
-            time.sleep(12)
+            time.sleep(DOWN_S)
             rig.set_link(1, up=True)
             text = read_until(calling, "connected again")
             time.sleep(3)
@@ -261,9 +268,9 @@ def test_a_call_survives_an_interface_that_is_down_for_12_seconds(tmp_path: Path
         heard, rate_hz = soundfile.read(tmp_path / f"{verb}.wav")
         seconds = heard[: len(heard) // rate_hz * rate_hz].reshape(-1, rate_hz)
         loud = np.sqrt((seconds**2).mean(axis=1)) > 0.01
-        assert loud[1]
-        assert not loud[6:9].any()
-        assert loud[-2:].all()
+        assert loud[:4].any()
+        assert longest_silence_s(loud) > DOWN_S / 2
+        assert loud[-2:].any()
         statistics = json.loads((tmp_path / f"{verb}.json").read_text())
         assert statistics["encodecRt"]["reconnections"] == 1
         assert min(statistics["encodecRt"]["latencyMs"].values()) >= 0
