@@ -32,7 +32,7 @@ class LmRecipe:
 
     minutes: float = 10.0
     steps: int | None = None
-    batch: int = 12
+    batch: int = 4
     frames: int = 150
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
