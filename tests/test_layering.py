@@ -80,7 +80,7 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
     ),
     "link": (
         {"admission", "bandwidth", "credentials", "datagrams", "endpoints", "ice", "sdp"},
-        {"device_endpoints", "listening", "rtp"},
+        {"device_endpoints", "listening", "rtp", "whip"},
         {"signalling"},
         {"device_pair", "dialling", "rtp_transport"},
         {"call"},

@@ -25,7 +25,8 @@ from benches.link.far import Apart, FarEnd, KnownCall, look
 from benches.record import Record
 from encodec_rt.bitstream.packet import Packet, encode_packet
 from encodec_rt.link.admission import ConnectionLimits
-from encodec_rt.link.signalling import PATH, SDP_TYPE, Limits
+from encodec_rt.link.signalling import Limits
+from encodec_rt.link.whip import PATH, SDP_TYPE
 from encodec_rt.voice.packetizer import Outgoing
 
 GENEROUS = Limits(

@@ -34,14 +34,8 @@ class Call(VoiceCall):
     ) -> None:
         """To be made inside the event loop. ``source`` and ``sink`` are closed with the call."""
         self.options = options or CallOptions()
-        config, kbps = codec.config, self.options.bandwidth_kbps
-        self._form = Format(
-            model=codec.codes_sha256[:16],
-            rate_hz=config.sampling_rate,
-            hop=config.hop_length,
-            bits=config.codebook_nbits,
-            codebooks=config.codebooks_for(kbps),
-        )
+        kbps = self.options.bandwidth_kbps
+        self._form = Format.of(codec, kbps)
         self._first = self._new_transport()
         self._renewal: RtpTransport | None = None
         self._adopting: asyncio.Task[bool] | None = None

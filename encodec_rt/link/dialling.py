@@ -11,7 +11,7 @@ import aiohttp
 
 from encodec_rt.errors import LinkError
 from encodec_rt.link.credentials import is_loopback, parse_fingerprint
-from encodec_rt.link.signalling import PATH, SDP_TYPE
+from encodec_rt.link.whip import PATH, SDP_TYPE
 
 
 @dataclass(frozen=True)

@@ -12,6 +12,7 @@ from aiortc.exceptions import InvalidAccessError, InvalidStateError, OperationEr
 
 from encodec_rt.bitstream.packet import MAX_FRAMES
 from encodec_rt.errors import LinkError
+from encodec_rt.streaming.codec import Codec
 
 MIME_TYPE = "audio/vnd.encodec-rt"
 """Not registered with IANA; the vendor tree is where such names live (RFC 6838)."""
@@ -38,6 +39,18 @@ class Format:
     hop: int
     bits: int
     codebooks: int
+
+    @staticmethod
+    def of(codec: Codec, bandwidth_kbps: float) -> Format:
+        """What a call of ``codec`` at up to this bandwidth needs. Raises ConfigError."""
+        config = codec.config
+        return Format(
+            model=codec.codes_sha256[:16],
+            rate_hz=config.sampling_rate,
+            hop=config.hop_length,
+            bits=config.codebook_nbits,
+            codebooks=config.codebooks_for(bandwidth_kbps),
+        )
 
     @property
     def parameters(self) -> dict[str, str]:

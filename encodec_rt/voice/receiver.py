@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from torch import Tensor
 
 from encodec_rt.bitstream.packet import Packet, parse_packet
 from encodec_rt.errors import PacketError
@@ -48,6 +49,7 @@ class Receiver:
         self.buffer = buffer or JitterBuffer(
             hop=config.hop_length, sampling_rate_hz=config.sampling_rate
         )
+        self._decoder = decoder
         self._concealer = Concealer(decoder, gains=gains)
         self._arrivals = ArrivalCounter(config.sampling_rate)
         self._late: list[tuple[int, Codes]] = []
@@ -101,19 +103,33 @@ class Receiver:
 
     def render(self, planned: HopPlan) -> Audio:
         """The audio of ``planned``: always one hop, float32 [hop] or [channels, hop]."""
-        slot, counts = planned.slot, self.statistics
-        if planned.anew:
-            self._concealer.restart()
-        if slot.kind == "idle":
+        if planned.slot.kind == "idle":
+            if planned.anew:
+                self._concealer.restart()
             # The decoder starts with the first frame, as the encoder did.
             channels, hop = self.config.audio_channels, self.config.hop_length
             return np.zeros((channels, hop) if channels > 1 else hop, np.float32)
+        return self.played(planned, self._decoder.push_latents(self.next_latent(planned)))
+
+    def next_latent(self, planned: HopPlan) -> Tensor:
+        """The latent [1, hidden_size] of a hop that is not idle, for who steps the decoder in a
+        batch.
+
+        What the decoder makes of it goes to ``played``; the two are the halves of ``render``.
+        """
+        slot = planned.slot
+        if planned.anew:
+            self._concealer.restart()
         if planned.late:
-            counts.repairedFrames += self._concealer.repair(planned.late)
+            self.statistics.repairedFrames += self._concealer.repair(planned.late)
         index = slot.index if slot.kind in ("frame", "copy", "lost") else None
-        audio = self._concealer.play(slot.codes, index)
-        self._count(slot)
-        return audio
+        return self._concealer.next_latent(slot.codes, index)
+
+    def played(self, planned: HopPlan, audio: Audio) -> Audio:
+        """What is heard of ``audio``, which the decoder made of ``next_latent``."""
+        heard = self._concealer.played(audio)
+        self._count(planned.slot)
+        return heard
 
     def play(self, now_s: float) -> Audio:
         """``render`` of ``take``, for use in one thread."""

@@ -17,7 +17,8 @@ from encodec_rt.errors import AudioDeviceError, CodecError, InputError, LinkErro
 from encodec_rt.link import credentials
 from encodec_rt.link.admission import MAX_ADDRESSES, ConnectionLimits, RateLimit
 from encodec_rt.link.dialling import SessionEnded, SignallingClient
-from encodec_rt.link.signalling import REMEMBERED, SDP_TYPE, Limits, SignallingServer
+from encodec_rt.link.signalling import Limits, SignallingServer
+from encodec_rt.link.whip import REMEMBERED, SDP_TYPE
 
 TOKEN = "a-token-of-more-than-thirty-two-letters"
 HEADERS = {"Authorization": f"Bearer {TOKEN}", "Content-Type": SDP_TYPE}
@@ -268,11 +269,11 @@ def test_an_offer_is_taken_once_whoever_sends_it_again() -> None:
 def test_offers_that_were_taken_are_forgotten_only_after_thousands() -> None:
     server = SignallingServer(Lines().open, token=TOKEN)
     for number in range(REMEMBERED + 1):
-        server._take(f"a=fingerprint:sha-256 {number}")
+        server._whip._take(f"a=fingerprint:sha-256 {number}")
     with pytest.raises(web.HTTPConflict):
-        server._take("a=fingerprint:sha-256 1")
-    server._take("a=fingerprint:sha-256 0")
-    assert len(server._taken) == REMEMBERED
+        server._whip._take("a=fingerprint:sha-256 1")
+    server._whip._take("a=fingerprint:sha-256 0")
+    assert len(server._whip._taken) == REMEMBERED
 
 
 async def knock(url: str, data: bytes = b"") -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
