@@ -71,11 +71,12 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
     "netsim": ({"impairment"}, {"netns", "simulate", "transport"}),
     "client": ({"flow", "opening", "sent"}, {"stream"}, {"load"}),
     "server": (
-        {"access", "capacity", "limits", "metrics", "protocol", "queues"},
+        {"access", "capacity", "cross_origin", "limits", "metrics", "protocol", "queues"},
         {"slot_stream"},
-        {"session_state", "stepper", "connection"},
+        {"session_state", "stepper", "connection", "call_stream"},
         {"engine_loop", "store"},
         {"sessions"},
+        {"call", "websockets"},
         {"service"},
     ),
     "link": (

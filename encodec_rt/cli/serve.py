@@ -1,4 +1,4 @@
-"""encodec-rt serve: many live sessions on one engine, over WebSockets."""
+"""encodec-rt serve: many live sessions on one engine, over WebSockets and WebRTC."""
 
 from __future__ import annotations
 
@@ -53,6 +53,10 @@ def serve(
     sessions: Annotated[
         int, typer.Option(help="Sessions at once; 0 measures how many fit.", min=0)
     ] = 0,
+    calls: Annotated[
+        int,
+        typer.Option(help="Calls over WebRTC at once, of these sessions; none by default.", min=0),
+    ] = 0,
     state: Annotated[
         Path | None, typer.Option(help="Folder that keeps sessions for a restart.")
     ] = None,
@@ -72,14 +76,15 @@ def serve(
         bool, typer.Option("--demo", help="Let six clients talk to a server, and end.")
     ] = False,
 ) -> None:
-    """Serve live sessions over WebSockets.
+    """Serve live sessions over WebSockets, and calls over WebRTC.
 
-    They take audio to codes, codes to audio, or both. Beyond loopback this is over TLS and with a
-    token. SIGTERM lets sessions end; Ctrl-C does not wait. -b is the highest bandwidth that a
-    session may ask for.
+    They take audio to codes, codes to audio, or both; a call hears itself. Beyond loopback
+    this is over TLS and with a token. SIGTERM lets sessions end; Ctrl-C does not wait. -b is the
+    highest bandwidth that a session may ask for.
     """
     given = {
-        "host": host, "port": port, "sessions": sessions, "state": state, "origin": origin,
+        "host": host, "port": port, "sessions": sessions, "calls": calls, "state": state,
+        "origin": origin,
         "drain_s": drain_s, "certificate": certificate, "key": key, "token_file": token_file,
     }  # fmt: skip
     if config is not None:
@@ -155,7 +160,7 @@ async def _serve(options: CodecOptions, given: dict[str, Any]) -> None:
     origins = frozenset(given["origin"] or ())
     server = StreamServer(
         codec, slots, options.bandwidth, SessionStore(Path(folder)),
-        ServerOptions(token, origins, limits),
+        ServerOptions(token, origins, limits, calls=given["calls"]),
     )  # fmt: skip
     ending = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.set)

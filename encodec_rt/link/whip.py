@@ -52,12 +52,21 @@ OpenLine = Callable[[Mapping[str, str]], SignalledCall]
 class WhipEndpoint:
     """The calls of one server, by the names in their addresses."""
 
-    def __init__(self, open_line: OpenLine, *, sessions: int, request_s: float) -> None:
+    def __init__(
+        self,
+        open_line: OpenLine,
+        *,
+        sessions: int,
+        request_s: float,
+        refused: Callable[[str], None] = lambda _: None,
+    ) -> None:
         """``open_line`` makes a new call for each offer that may come this far, of which it is
         told what its address asks for; it may raise the refusal itself.
 
         ``request_s`` is how long an offer may take to arrive, and an answer to be made.
+        ``refused`` is told why an offer was.
         """
+        self._refused = refused
         self._open_line, self._sessions, self._request_s = open_line, sessions, request_s
         self._lines: dict[str, SignalledCall] = {}
         self._tasks: set[asyncio.Task[None]] = set()
@@ -87,6 +96,7 @@ class WhipEndpoint:
         if self.sessions >= self._sessions:
             await self._clear_lost()
         if self.sessions >= self._sessions:
+            self._refused("full")
             raise web.HTTPServiceUnavailable(text="the line is busy", headers={"Retry-After": "10"})
         self._pending += 1
         try:
@@ -125,6 +135,7 @@ class WhipEndpoint:
         try:
             return await asyncio.wait_for(answer(offer), self._request_s)
         except LinkError as error:
+            self._refused("malformed")
             raise web.HTTPBadRequest(text=str(error)) from None
         except asyncio.TimeoutError:
             raise web.HTTPServiceUnavailable(text="it took too long to answer") from None

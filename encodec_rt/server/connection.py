@@ -40,7 +40,6 @@ class Connection:
     def __init__(
         self,
         key: int,
-        slot: int,
         token: str,
         request: StreamRequest,
         socket: web.WebSocketResponse,
@@ -52,7 +51,8 @@ class Connection:
         now_s: float,
     ) -> None:
         """``token`` resumes the session; ``wake`` tells the engine that something waits."""
-        self.key, self.slot, self.token, self.request = key, slot, token, request
+        self.key, self.request = key, request
+        self.token: str | None = token
         self.pcm, self.codes = (FrameQueue(limits.waiting_frames) for _ in range(2))
         self.opened_s = self.heard_s = now_s
         self.blocked_since_s: float | None = None

@@ -82,6 +82,8 @@ class EngineLoop:
         done: Future[Result] = Future()
 
         def command() -> list[Output]:
+            if not done.set_running_or_notify_cancel():
+                return []
             try:
                 done.set_result(work())
             except BaseException as error:  # noqa: BLE001
@@ -114,11 +116,11 @@ class EngineLoop:
         return self.call(add)
 
     def remove(self, key: int) -> Future[SessionState | None]:
-        """Step a session no more; its state, None where it is in the making or unknown."""
+        """Step a session no more; its state, None where that is not kept or in the making."""
 
         def remove() -> SessionState | None:
             stream = self._streams.pop(key, None)
-            if stream is None or not stream.is_quiet:
+            if stream is None or not (stream.is_kept and stream.is_quiet):
                 return None
             return SessionState.of(stream, self._engine)
 
@@ -175,6 +177,6 @@ class EngineLoop:
     def _save_all(self) -> None:
         with self._metrics.snapshots():
             for stream in self._streams.values():
-                if stream.changed and stream.is_quiet:
+                if stream.is_kept and stream.changed and stream.is_quiet:
                     stream.changed = False
                     self._save(stream.key, SessionState.of(stream, self._engine))

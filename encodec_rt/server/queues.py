@@ -46,7 +46,7 @@ class FrameQueue:
 
     def __init__(self, most: int) -> None:
         """Hold ``most`` frames."""
-        self._most = most
+        self.most = most
         self._items: deque[WaitingFrame | ClipEnd] = deque()
 
     def __len__(self) -> int:
@@ -56,7 +56,7 @@ class FrameQueue:
     def put(self, item: WaitingFrame | ClipEnd) -> Loss | None:
         """Take ``item``; what was dropped for it, if anything was."""
         dropped = None
-        if len(self._items) >= self._most:
+        if len(self._items) >= self.most:
             dropped = self._drop_oldest()
         self._items.append(item)
         return dropped

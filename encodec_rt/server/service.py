@@ -6,15 +6,19 @@ import asyncio
 import json
 import ssl
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from encodec_rt.errors import CodecError, LinkError, StateError
+from encodec_rt.extras import needed_for
 from encodec_rt.link.admission import ConnectionLimits, RateLimit
 from encodec_rt.link.listening import Listener
 from encodec_rt.server.access import TICKET_S, Access
+from encodec_rt.server.cross_origin import CrossOrigin
 from encodec_rt.server.limits import SessionLimits
 from encodec_rt.server.metrics import Metrics
 from encodec_rt.server.protocol import (
@@ -29,9 +33,16 @@ from encodec_rt.server.protocol import (
 )
 from encodec_rt.server.sessions import Sessions
 from encodec_rt.server.store import SessionStore
+from encodec_rt.server.websockets import serve_websocket
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.version import __version__
 
+if TYPE_CHECKING:
+    from encodec_rt.link.whip import WhipEndpoint
+
+MAX_BODY_BYTES = 64 * 1024
+ANSWER_S = 10.0
+"""How long an offer of a call may take to arrive, and an answer to be made."""
 STALLED_S = 1.0
 """How long the engine's thread may stand still and the server still be called alive."""
 
@@ -47,10 +58,12 @@ class ServerOptions:
     requests_per_s: float = 50.0
     """Per address, in the long run."""
     request_burst: int = 400
+    calls: int = 0
+    """Calls over WebRTC at once, each on a slot; 0 offers none."""
 
 
 class StreamServer:
-    """Sessions over WebSockets on the slots of one engine."""
+    """Sessions over WebSockets, and calls over WebRTC, on the slots of one engine."""
 
     def __init__(
         self,
@@ -62,7 +75,8 @@ class StreamServer:
     ) -> None:
         """Serve up to ``slots`` sessions of up to ``bandwidth_kbps``; make all that they need.
 
-        Raises LinkError for a token that could be guessed, and ConfigError.
+        Raises LinkError for a token that could be guessed, ConfigError, and BackendUnavailable for
+        calls where the link's libraries are not installed.
         """
         self._codec, self._options = codec, options
         self.metrics = Metrics(1 / codec.config.frame_rate)
@@ -71,6 +85,7 @@ class StreamServer:
         self._access = Access(options.token, time.monotonic)
         self._rate = RateLimit(options.requests_per_s, options.request_burst)
         self._listener = Listener()
+        self._calls = self._make_calls() if options.calls else None
         self.is_draining = False
 
     async def start(self, host: str, port: int, context: ssl.SSLContext | None) -> int:
@@ -78,13 +93,17 @@ class StreamServer:
 
         Raises LinkError for an address beyond loopback without both TLS and a token.
         """
-        application = web.Application(client_max_size=0, middlewares=[self._check])
+        application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._check])
         application.router.add_get(STREAM_PATH, self._stream)
         application.router.add_post(TICKET_PATH, self._ticket)
         application.router.add_get(INFO_PATH, self._info)
         application.router.add_get("/metrics", self._metrics)
         application.router.add_get("/livez", self._livez)
         application.router.add_get("/readyz", self._readyz)
+        if self._calls is not None:
+            self._calls.add_to(application)
+        if self._options.origins:
+            CrossOrigin(self._options.origins).add_to(application)
         most = 2 * self.sessions.slots + 64
         limits = ConnectionLimits(connections=most, per_address=most, connection_s=15.0)
         has_token = self._options.token is not None
@@ -111,6 +130,8 @@ class StreamServer:
     async def close(self) -> None:
         """Stop serving; sessions that are open can be resumed."""
         self.is_draining = True
+        if self._calls is not None:
+            await self._calls.close()
         await self.sessions.close()
         await self._listener.close()
 
@@ -136,16 +157,44 @@ class StreamServer:
             raise _refusal(web.HTTPBadRequest, error) from None
         if token is not None:
             await self.sessions.supersede(token)
-        # A slot is taken before anything is answered, or awaited: two cannot have the same.
+        slot = self._reserve()
+        try:
+            return await self._serve(request, wanted, slot, token)
+        finally:
+            self.sessions.release(slot)
+
+    def _reserve(self) -> int:
+        """A slot, taken before anything is answered or awaited: two cannot have the same.
+
+        Raises the refusal where there is none.
+        """
         closed = self.is_draining or not self.is_alive
         slot = None if closed else self.sessions.reserve()
         if slot is None:
             self._refuse("draining" if closed else "full")
             raise web.HTTPServiceUnavailable(headers={"Retry-After": "2"})
-        try:
-            return await self._serve(request, wanted, slot, token)
-        finally:
-            self.sessions.release(slot)
+        return slot
+
+    def _make_calls(self) -> WhipEndpoint:
+        with needed_for("a server of calls"):
+            from encodec_rt.link.sdp import Format
+            from encodec_rt.link.whip import WhipEndpoint
+            from encodec_rt.server.call import ServedCall
+        form = Format.of(self._codec, self.sessions.bandwidth_kbps)
+
+        def open_line(query: Mapping[str, str]) -> ServedCall:
+            if query:
+                raise web.HTTPBadRequest(text="a call takes no parameters")
+            slot = self._reserve()
+            try:
+                return ServedCall(self.sessions, slot, form, self.metrics)
+            except BaseException:
+                self.sessions.release(slot)
+                raise
+
+        return WhipEndpoint(
+            open_line, sessions=self._options.calls, request_s=ANSWER_S, refused=self._refuse
+        )
 
     async def _serve(
         self, request: web.Request, wanted: StreamRequest, slot: int, token: str | None
@@ -156,7 +205,10 @@ class StreamServer:
             state = None if token is None else await self.sessions.load(token, wanted)
             resumed = None if token is None or state is None else (token, state)
             self._listener.let_stay(transport)
-            return await self.sessions.serve(request, transport, wanted, slot, resumed)
+            return await serve_websocket(
+                self.sessions, self._codec.packed, self.metrics, request, transport, wanted, slot,
+                resumed,
+            )  # fmt: skip
         except StateError as error:
             self._refuse("resume" if token is not None else "malformed")
             raise _refusal(web.HTTPConflict, error) from None
@@ -183,6 +235,7 @@ class StreamServer:
                 "hop": self._codec.config.hop_length,
                 "capacity": self.sessions.slots,
                 "sessions": self.sessions.count,
+                "calls": self._options.calls,
                 "draining": self.is_draining,
             }
         )
@@ -212,7 +265,8 @@ class StreamServer:
         if origin is not None and origin not in self._options.origins:
             self._refuse("origin")
             raise web.HTTPForbidden
-        public = request.path in ("/livez", "/readyz", STREAM_PATH)
+        asked = request.method == "OPTIONS" and origin is not None
+        public = asked or request.path in ("/livez", "/readyz", STREAM_PATH)
         if not public and not self._access.allows(request.headers.get("Authorization")):
             raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"})
         return await handler(request)

@@ -5,21 +5,21 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-import socket
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
-from aiohttp import WSCloseCode, web
+from aiohttp import WSCloseCode
+from torch import Tensor
 
+from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import ConfigError, StateError
-from encodec_rt.server.connection import Connection
 from encodec_rt.server.engine_loop import EngineLoop
 from encodec_rt.server.limits import SessionLimits
 from encodec_rt.server.metrics import Metrics
-from encodec_rt.server.protocol import MAX_MESSAGE_BYTES, SUBPROTOCOL, CloseCode, StreamRequest
+from encodec_rt.server.protocol import CloseCode, StreamRequest
 from encodec_rt.server.session_state import SessionState
 from encodec_rt.server.slot_stream import Output, SlotStream
 from encodec_rt.server.store import SessionStore
@@ -29,9 +29,39 @@ from encodec_rt.streaming.engine import Engine
 logger = logging.getLogger(__name__)
 
 EXPIRE_EVERY_S = 60.0
-SEND_BUFFER_BYTES = 64 * 1024
-"""In the system and in the process, each: a client that does not read is then noticed in time."""
 FRAMES_AT_ONCE = (1, 2, 4)
+
+
+class Client(Protocol):
+    """A session on the network's side, whatever carries it. All of it is the event loop's."""
+
+    key: int
+    token: str | None
+    """What resumes it, or None where nothing does."""
+    opened_s: float
+    heard_s: float
+    blocked_since_s: float | None
+    """Since when a message waits for being taken."""
+    code: int | None
+    """Why it was closed, once it is: a code of WebSockets."""
+    ended: asyncio.Event
+    """Set when its slot is free and its state is kept."""
+
+    def deliver(self, output: Output) -> None:
+        """Send ``output``."""
+
+    def tell(self, name: str, **fields: object) -> None:
+        """Send an event, where there is a way for one."""
+
+    async def close(self, code: int, reason: str) -> None:
+        """Hang up."""
+
+    def cut(self) -> None:
+        """End the connection at once."""
+
+
+Make = Callable[[Tensor, Engine], SlotStream]
+"""Makes a session on the engine's thread, from the latent of silence and the engine."""
 
 
 class Sessions:
@@ -51,8 +81,8 @@ class Sessions:
         starts = max(packed.encoder_start_frames, packed.decoder_start_frames)
         # What an exact stream begins with waits as a whole, beside what comes in meanwhile.
         waiting = limits.waiting_frames + (starts if starts > 1 else 0)
-        self._limits = replace(limits, waiting_frames=waiting)
-        self._codec, self._config, self._store, self._metrics = codec, codec.config, store, metrics
+        self.limits = replace(limits, waiting_frames=waiting)
+        self._config, self._store, self._metrics = codec.config, store, metrics
         self.slots, self.bandwidth_kbps = slots, bandwidth_kbps
         engine = codec.engine(slots, bandwidth_kbps, gather=codec.device.type == "cpu")
         engine.prewarm(FRAMES_AT_ONCE)
@@ -61,8 +91,10 @@ class Sessions:
             engine, self._hand_over, self._save, metrics, limits.snapshot_s
         )
         self._free = list(range(slots))
-        self._connections: dict[int, Connection] = {}
+        self._clients: dict[int, Client] = {}
         self._opened = 0
+        self._saving: set[int] = set()
+        """Clients whose state is on its way to the disk."""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="encodec-rt-store")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -83,8 +115,8 @@ class Sessions:
         """End all sessions; they can be resumed."""
         if self._watching is not None:
             self._watching.cancel()
-        for connection in list(self._connections.values()):
-            await connection.close(WSCloseCode.GOING_AWAY, "the server ends")
+        for client in list(self._clients.values()):
+            await client.close(WSCloseCode.GOING_AWAY, "the server ends")
         while self.count:
             await asyncio.sleep(0.001)
         self.engine_loop.stop()
@@ -92,17 +124,17 @@ class Sessions:
 
     async def drain(self) -> None:
         """Let the sessions end in their time, and close those that are left, to be resumed."""
-        loop, seconds = asyncio.get_running_loop(), self._limits.drain_s
+        loop, seconds = asyncio.get_running_loop(), self.limits.drain_s
         logger.info("draining %d sessions for up to %g s", self.count, seconds)
-        for connection in list(self._connections.values()):
-            connection.tell("Draining", seconds=seconds)
+        for client in list(self._clients.values()):
+            client.tell("Draining", seconds=seconds)
         until_s = loop.time() + seconds
-        while self._connections and loop.time() < until_s:
+        while self._clients and loop.time() < until_s:
             await asyncio.sleep(0.05)
-        left = list(self._connections.values())
-        for connection in left:
-            await connection.close(WSCloseCode.SERVICE_RESTART, "the server restarts; resume")
-            await asyncio.sleep(self._limits.close_over_s / len(left))
+        left = list(self._clients.values())
+        for client in left:
+            await client.close(WSCloseCode.SERVICE_RESTART, "the server restarts; resume")
+            await asyncio.sleep(self.limits.close_over_s / len(left))
 
     def check(self, wanted: StreamRequest) -> None:
         """Raise ConfigError for a bandwidth that is not served."""
@@ -134,102 +166,60 @@ class Sessions:
                 return state
         raise StateError("there is no such session to resume; begin a new one")
 
-    async def serve(
-        self,
-        request: web.Request,
-        transport: asyncio.Transport,
-        wanted: StreamRequest,
-        slot: int,
-        resumed: tuple[str, SessionState] | None,
-    ) -> web.StreamResponse:
-        """A session from its opening to its end, on a slot that was reserved.
+    @property
+    def config(self) -> EncodecConfig:
+        """The model's configuration."""
+        return self._config
 
-        Raises StateError for a state of another model, before anything is answered.
-        """
-        response = web.WebSocketResponse(
-            protocols=(SUBPROTOCOL,), max_msg_size=MAX_MESSAGE_BYTES, heartbeat=20.0,
-            compress=False, timeout=1.0,
-        )  # fmt: skip
-        if not response.can_prepare(request).ok:
-            raise StateError("this address is for WebSockets")
+    def new_key(self) -> int:
+        """A name for one more client."""
         self._opened += 1
-        now_s = asyncio.get_running_loop().time()
-        token, state = resumed or (secrets.token_urlsafe(24), None)
-        connection = Connection(
-            self._opened, slot, token, wanted, response, transport, self._config, self._limits,
-            self._metrics, self.engine_loop.wake, now_s,
-        )  # fmt: skip
-        make = partial(self._make_stream, connection, state)
-        stream = await asyncio.wrap_future(self.engine_loop.add(make))
-        connection.begin(stream.progress)
-        self._connections[connection.key] = connection
-        try:
-            await response.prepare(request)
-            _limit_buffers(transport)
-            connection.tell("Welcome", **self._welcome(connection, stream))
-            await connection.run()
-        finally:
-            await self._end(connection)
-        return response
+        return self._opened
 
-    def _make_stream(
-        self, connection: Connection, state: SessionState | None, engine: Engine
-    ) -> SlotStream:
-        """On the engine's thread."""
-        stream = SlotStream(
-            connection.key, connection.slot, connection.request, connection.pcm,
-            connection.codes, engine, self._silence,
-        )  # fmt: skip
-        if state is not None:
-            stream.resume(state.slot, state.progress)
+    async def join(self, client: Client, make: Make) -> SlotStream:
+        """Step a client's session from now on, on a slot that was reserved.
+
+        Raises StateError for what ``make`` cannot make, and of an engine that has ended.
+        """
+        adding = self.engine_loop.add(partial(make, self._silence))
+        try:
+            stream = await asyncio.wrap_future(adding)
+        except asyncio.CancelledError:
+            self.engine_loop.remove(client.key)
+            raise
+        self._clients[client.key] = client
         return stream
 
-    def _welcome(self, connection: Connection, stream: SlotStream) -> dict[str, object]:
-        config, weights = self._config, self._codec.packed
-        return {
-            "resume": connection.token,
-            "frame": stream.progress.encoded,
-            "decoded": stream.progress.decoded,
-            "codebooks": stream.books,
-            "bits": config.codebook_nbits,
-            "hop": config.hop_length,
-            "rate": config.sampling_rate,
-            "channels": config.audio_channels,
-            "encoder_start_frames": weights.encoder_start_frames,
-            "decoder_start_frames": weights.decoder_start_frames,
-            "weights_sha256": weights.sha256,
-        }
-
-    async def _end(self, connection: Connection) -> None:
-        """Free the slot; keep what the client may come back for."""
-        self._connections.pop(connection.key, None)
+    async def leave(self, client: Client) -> None:
+        """End a session; keep what its client may come back for. Its slot is still reserved."""
+        self._clients.pop(client.key, None)
         now_s = asyncio.get_running_loop().time()
-        self._metrics.session_seconds.observe(now_s - connection.opened_s)
-        self._metrics.closed.labels(str(connection.code)).inc()
+        self._metrics.session_seconds.observe(now_s - client.opened_s)
+        self._metrics.closed.labels(str(client.code)).inc()
         logger.info(
-            "session %d ended with %s after %.1f s", connection.key, connection.code,
-            now_s - connection.opened_s,
+            "session %d ended with %s after %.1f s", client.key, client.code,
+            now_s - client.opened_s,
         )  # fmt: skip
         try:
-            state = await asyncio.wrap_future(self.engine_loop.remove(connection.key))
+            state = await asyncio.wrap_future(self.engine_loop.remove(client.key))
         except StateError:
             # The engine has died; what was kept before is what there is.
             state = None
-        ended = connection.code == WSCloseCode.OK
-        if ended:
-            self._writer.submit(self._store.forget, connection.token)
-        elif state is not None:
-            future = self._writer.submit(self._store.save, connection.token, state)
+        if client.token is not None and client.code == WSCloseCode.OK:
+            self._writer.submit(self._store.forget, client.token)
+        elif client.token is not None and state is not None:
+            future = self._writer.submit(self._store.save, client.token, state)
             await asyncio.wrap_future(future)
-        connection.ended.set()
+        client.ended.set()
 
     async def supersede(self, token: str) -> None:
         """Close a session that is still open and whose client has come back."""
-        for connection in list(self._connections.values()):
-            if secrets.compare_digest(connection.token.encode(), token.encode()):
-                connection.code = CloseCode.SUPERSEDED
-                await connection.close(CloseCode.SUPERSEDED, "resumed by another connection")
-                await connection.ended.wait()
+        for client in list(self._clients.values()):
+            own = (client.token or "").encode()
+            if secrets.compare_digest(own, token.encode()):
+                client.code = CloseCode.SUPERSEDED
+                await client.close(CloseCode.SUPERSEDED, "resumed by another connection")
+                await client.ended.wait()
                 # Its slot is given back as its handler returns.
                 await asyncio.sleep(0)
 
@@ -240,21 +230,26 @@ class Sessions:
 
     def _deliver(self, outputs: list[Output]) -> None:
         for output in outputs:
-            connection = self._connections.get(output.key)
-            if connection is not None:
-                connection.deliver(output)
+            client = self._clients.get(output.key)
+            if client is not None:
+                client.deliver(output)
 
     def _save(self, key: int, state: SessionState) -> None:
         """Called on the engine's thread; the client hears of it when it is on disk."""
-        connection = self._connections.get(key)
-        if connection is None or self._loop is None:
+        client = self._clients.get(key)
+        # On a disk that lags behind, the states that are not even begun are left out.
+        if client is None or client.token is None or key in self._saving:
             return
-        token, progress = connection.token, state.progress
+        self._saving.add(key)
+        token, progress = client.token, state.progress
         fields = {"frame": progress.encoded, "decoded": progress.decoded}
         told = Output(key, event="Snapshot", fields=fields)
 
         def save() -> None:
-            self._store.save(token, state)
+            try:
+                self._store.save(token, state)
+            finally:
+                self._saving.discard(key)
             self._hand_over([told])
 
         self._writer.submit(save)
@@ -264,17 +259,17 @@ class Sessions:
         loop = asyncio.get_running_loop()
         expired_s = loop.time()
         while True:
-            await asyncio.sleep(min(0.25, self._limits.silent_s / 4))
+            await asyncio.sleep(min(0.25, self.limits.silent_s / 4))
             now_s = loop.time()
-            for connection in list(self._connections.values()):
-                since_s = connection.blocked_since_s
-                if since_s is not None and now_s - since_s > self._limits.slow_s:
-                    connection.code = CloseCode.SLOW
-                    connection.cut()
-                elif now_s - connection.heard_s > self._limits.silent_s:
-                    self._begin(connection.close(CloseCode.SILENT, "nothing was heard"))
-                elif now_s - connection.opened_s > self._limits.session_s:
-                    self._begin(connection.close(CloseCode.TOO_LONG, "the time is up"))
+            for client in list(self._clients.values()):
+                since_s = client.blocked_since_s
+                if since_s is not None and now_s - since_s > self.limits.slow_s:
+                    client.code = CloseCode.SLOW
+                    client.cut()
+                elif now_s - client.heard_s > self.limits.silent_s:
+                    self._begin(client.close(CloseCode.SILENT, "nothing was heard"))
+                elif now_s - client.opened_s > self.limits.session_s:
+                    self._begin(client.close(CloseCode.TOO_LONG, "the time is up"))
             if now_s - expired_s > EXPIRE_EVERY_S:
                 expired_s = now_s
                 self._writer.submit(self._store.expire)
@@ -283,9 +278,3 @@ class Sessions:
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
-
-
-def _limit_buffers(transport: asyncio.Transport) -> None:
-    transport.set_write_buffer_limits(high=SEND_BUFFER_BYTES)
-    connection = transport.get_extra_info("socket")
-    connection.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER_BYTES)

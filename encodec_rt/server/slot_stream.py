@@ -14,7 +14,7 @@ from torch import Tensor
 from encodec_rt.bitstream.packet import Packet, encode_packet
 from encodec_rt.pcm import to_int16
 from encodec_rt.server.protocol import Kind, StreamRequest, pack_message
-from encodec_rt.server.queues import FrameQueue
+from encodec_rt.server.queues import FrameQueue, WaitingFrame
 from encodec_rt.streaming.arrays import to_audio
 from encodec_rt.streaming.engine import Engine
 from encodec_rt.streaming.engine_work import ABSENT
@@ -29,10 +29,14 @@ MAX_OWED_FRAMES = 16.0
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Output:
-    """Something for a session's client: a binary message, or an event."""
+    """Something for a session's client: a binary message, a frame of a call, or an event."""
 
     key: int
     data: bytes | None = None
+    codes: Codes | None = None
+    """A frame [Q] for a call, which has packets of its own."""
+    active: bool = True
+    """Whether anybody would miss ``codes``."""
     event: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
     index: int = 0
@@ -90,6 +94,9 @@ class Progress:
 
 class SlotStream:
     """A session on its slot. Only the engine's thread calls it."""
+
+    is_kept = True
+    """Whether its state is kept for a client that comes back."""
 
     def __init__(
         self,
@@ -174,6 +181,19 @@ class SlotStream:
         codes = codes.clone()
         codes[:, self.books :] = ABSENT
         return codes
+
+    def is_lost(self, frame: WaitingFrame) -> bool:
+        """Whether a frame to decode is to be concealed."""
+        return frame.content is None
+
+    def next_latent(self, frame: WaitingFrame) -> Tensor:
+        """The latent [1, hidden_size] of a frame to decode, or of what conceals it."""
+        codes = None if frame.content is None else frame.content[None].astype(np.uint16)
+        return self.concealer.next_latent(codes, frame.index)
+
+    def heard(self, frame: WaitingFrame, audio: Audio) -> list[Output]:
+        """What is to be sent of ``audio``, which the slot made of ``next_latent``."""
+        return self.audio_out(frame.index, self.concealer.played(audio), frame.arrived_s)
 
     def codes_out(self, index: int, codes: Codes, arrived_s: float | None) -> Output:
         """One frame of codes [Q] as a message."""

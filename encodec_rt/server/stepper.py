@@ -41,7 +41,8 @@ class Stepper:
     def step(self, streams: Iterable[SlotStream], now_s: float) -> list[Output]:
         """What one pass over ``streams`` gives, at ``now_s`` of a clock that only rises."""
         streams = list(streams)
-        outputs: list[Output] = []
+        # Decoded first: what a call decodes is encoded again in the same pass.
+        outputs = self._decode([each for each in streams if self._has_codes(each)])
         groups: dict[int, Group] = defaultdict(list)
         for stream in streams:
             frames = self._next_pcm(stream, now_s)
@@ -49,7 +50,6 @@ class Stepper:
                 groups[len(frames)].append((stream, frames))
         for group in groups.values():
             outputs += self._encode(group)
-        outputs += self._decode([each for each in streams if self._has_codes(each)])
         return outputs
 
     def _next_pcm(self, stream: SlotStream, now_s: float) -> list[WaitingFrame]:
@@ -141,17 +141,15 @@ class Stepper:
             return []
         latents = []
         for stream, frame in group:
-            codes = None if frame.content is None else frame.content[None].astype(np.uint16)
-            self.concealed += codes is None
-            latents.append(stream.concealer.next_latent(codes, frame.index))
+            self.concealed += stream.is_lost(frame)
+            latents.append(stream.next_latent(frame))
         self.batch_sizes.append(len(group))
         slots = [stream.slot for stream, _ in group]
         audio = self._engine.decode_slots(slots, torch.stack(latents)).rows.clone().numpy()
-        outputs = []
+        outputs: list[Output] = []
         for (stream, frame), heard in zip(group, audio, strict=True):
             stream.progress.decoded, stream.changed = frame.index + 1, True
-            played = stream.concealer.played(heard)
-            outputs += stream.audio_out(frame.index, played, frame.arrived_s)
+            outputs += stream.heard(frame, heard)
         return outputs
 
     def _begin_pcm(self, stream: SlotStream, frames: list[WaitingFrame]) -> None:

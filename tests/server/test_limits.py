@@ -200,6 +200,13 @@ def test_a_page_that_is_allowed_may_connect(codec: Codec, tmp_path: Path) -> Non
         ):
             assert await status(session, url, origin=page) == 101
             assert await status(session, url, origin=page + ".evil.example") == 403
+            for origin, expected in ((page, 204), ("https://evil.example", 403)):
+                answer = await session.options(url + TICKET_PATH, headers={"Origin": origin})
+                assert answer.status == expected
+                allowed = answer.headers.get("Access-Control-Allow-Origin")
+                assert allowed == (page if expected == 204 else None)
+            posted = await session.post(url + TICKET_PATH, headers={"Origin": page})
+            assert posted.headers["Access-Control-Allow-Origin"] == page
 
     asyncio.run(run())
 

@@ -1,0 +1,231 @@
+"""A call over WebRTC that is served: the far side hears itself, decoded and encoded by a slot."""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+
+from aiohttp import WSCloseCode
+from torch import Tensor
+
+from encodec_rt.errors import LinkError
+from encodec_rt.link.endpoints import Clock
+from encodec_rt.link.rtp_transport import RtpTransport
+from encodec_rt.link.sdp import Format
+from encodec_rt.server.call_stream import CallStream, WaitingHop
+from encodec_rt.server.metrics import Metrics
+from encodec_rt.server.queues import FrameQueue
+from encodec_rt.server.sessions import Sessions
+from encodec_rt.server.slot_stream import Output
+from encodec_rt.streaming.engine import Engine
+from encodec_rt.voice.bitrate import RateController
+from encodec_rt.voice.call import MAX_PACKETS_PER_S, REPORT_S
+from encodec_rt.voice.line import Line
+from encodec_rt.voice.packetizer import Outgoing
+from encodec_rt.voice.sender import Sender
+from encodec_rt.voice.token_bucket import TokenBucket
+from encodec_rt.voice.transport import Received
+
+HANDSHAKE_S = 15.0
+LOST_S = 5.0
+"""Silent for so long, a call may be taken for one whose caller has gone and calls again."""
+
+
+class ServedCall:
+    """One call on a slot that was reserved; as signalling and as ``Sessions`` see it.
+
+    Nothing of it can be resumed by a token: a caller whose path breaks offers another one for the
+    same call, on which both directions begin anew.
+    """
+
+    token = None
+    blocked_since_s = None
+
+    def __init__(self, sessions: Sessions, slot: int, form: Format, metrics: Metrics) -> None:
+        """To be made inside the event loop. It gives ``slot`` back, whatever becomes of it."""
+        self.key = sessions.new_key()
+        self.opened_s = self.heard_s = self._now_s()
+        self.code: int | None = None
+        self.ended = asyncio.Event()
+        self._sessions, self._form, self._metrics = sessions, form, metrics
+        self._slot: int | None = slot
+        self._stream: CallStream | None = None
+        self._first = RtpTransport(form)
+        self._line = Line(self._first, self._on_packet, self._on_estimate, self._on_renewed)
+        waiting = sessions.limits.waiting_frames
+        self._pcm, self._hops = FrameQueue(waiting), FrameQueue(waiting)
+        self._allowance = TokenBucket(MAX_PACKETS_PER_S, MAX_PACKETS_PER_S)
+        self._codebooks = form.codebooks
+        self._sender = self._new_sender()
+        self._count = self._fresh_from = 0
+        """Hops that were handed to the engine, and the first one after the last renewal."""
+        self._adopting: asyncio.Task[None] | None = None
+        self._running = False
+
+    async def answer(self, offer: str) -> str:
+        """As ``SignalledCall.answer``."""
+        answer, codebooks = await self._first.answer(offer)
+        self._limit(codebooks)
+        return answer
+
+    @property
+    def is_lost(self) -> bool:
+        """As ``SignalledCall.is_lost``."""
+        return self._now_s() - self.heard_s > LOST_S
+
+    async def renew(self, offer: str) -> str:
+        """As ``SignalledCall.renew``."""
+        transport = RtpTransport(self._form)
+        self._line.propose(transport)
+        answer, codebooks = await transport.answer(offer)
+        self._adopting = asyncio.ensure_future(self._adopt(transport, codebooks))
+        return answer
+
+    async def run(self) -> None:
+        """As ``SignalledCall.run``."""
+        if self._slot is None:
+            return
+        self._running = True
+        try:
+            if await asyncio.wait_for(self._first.wait_connected(), HANDSHAKE_S):
+                await self._serve(self._slot)
+        except asyncio.TimeoutError:
+            raise LinkError("a caller took an answer and never came") from None
+        finally:
+            await self._line.close()
+            self._give_back()
+
+    async def close(self, code: int = WSCloseCode.OK, reason: str = "") -> None:
+        """Hang up. Harmless when repeated."""
+        self.code = self.code or code
+        if self._adopting is not None:
+            self._adopting.cancel()
+        await self._line.close()
+        if not self._running:
+            self._give_back()
+
+    def cut(self) -> None:
+        """Never called: nothing of a call waits for being taken."""
+
+    def tell(self, name: str, **fields: object) -> None:
+        """A call has no way for events."""
+
+    def deliver(self, output: Output) -> None:
+        """Send a frame of codes back."""
+        # What was encoded for a line that is no more would put the next one's decoder wrong.
+        if output.codes is not None and output.index >= self._fresh_from:
+            self._metrics.frames.labels("out").inc()
+            self._sender.push(output.codes, self._now_s(), active=output.active)
+
+    async def _serve(self, slot: int) -> None:
+        self._stream = await self._sessions.join(self, partial(self._make_stream, slot))
+        self.heard_s = self._now_s()
+        parts = (self._hear, self._report, self._wait_ended)
+        tasks = [asyncio.ensure_future(part()) for part in parts]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            self.code = self.code or WSCloseCode.OK
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            await self._sessions.leave(self)
+
+    def _make_stream(self, slot: int, silence: Tensor, engine: Engine) -> CallStream:
+        """Called on the engine's thread."""
+        kbps = self._sessions.bandwidth_kbps
+        return CallStream(self.key, slot, kbps, self._pcm, self._hops, engine, silence)
+
+    async def _hear(self) -> None:
+        """Hand the engine a hop of playout whenever one is due."""
+        assert self._stream is not None, "a call is heard once it has a stream"
+        receiver, clock = self._stream.receiver, Clock(self._hop_s)
+        while True:
+            due_s = await clock.tick()
+            now_s = self._now_s()
+            plan = receiver.take(due_s, clock_s=now_s)
+            if plan.slot.kind == "idle":
+                continue
+            self._metrics.frames.labels("in").inc()
+            lost = self._hops.put(WaitingHop(self._count, None, now_s, plan))
+            if lost is not None:
+                self._metrics.dropped.labels("in").inc(lost.count)
+            self._count += 1
+            self._sessions.engine_loop.wake()
+
+    async def _report(self) -> None:
+        while True:
+            await asyncio.sleep(REPORT_S)
+            report = await self._line.report()
+            if report is not None:
+                self._sender.controller.on_report(
+                    report.fraction_lost, report.round_trip_s, self._now_s()
+                )
+
+    async def _wait_ended(self) -> None:
+        await self._line.wait_ended(patient=True)
+
+    async def _adopt(self, transport: RtpTransport, codebooks: int) -> None:
+        try:
+            connected = await asyncio.wait_for(transport.wait_connected(), HANDSHAKE_S)
+        except asyncio.TimeoutError:
+            connected = False
+        if connected and self._line.adopt(transport):
+            self._limit(codebooks)
+        else:
+            self._line.drop(transport)
+
+    def _limit(self, codebooks: int) -> None:
+        """Send at most so many codebooks, as the caller takes no more."""
+        self._codebooks = min(codebooks, self._form.codebooks)
+        self._sender.controller = self._new_controller()
+
+    def _new_controller(self) -> RateController:
+        return RateController(
+            codebooks=self._codebooks, bits=self._form.bits, frame_rate_hz=1 / self._hop_s
+        )
+
+    def _new_sender(self) -> Sender:
+        return Sender(self._sessions.config, self._new_controller(), self._send)
+
+    def _send(self, packet: Outgoing, now_s: float) -> None:
+        self._line.transport.send(packet)
+
+    def _on_packet(self, packet: Received) -> None:
+        now_s = self._now_s()
+        if self._stream is None or not self._allowance.allows(now_s):
+            return
+        self._stream.receiver.receive(
+            packet.payload,
+            sequence=packet.sequence,
+            timestamp=packet.timestamp,
+            ssrc=packet.ssrc,
+            now_s=now_s,
+        )
+        self.heard_s = now_s
+
+    def _on_renewed(self) -> None:
+        """Both sides begin anew, so that each decoder is where the other's encoder is."""
+        self._sender, self._fresh_from = self._new_sender(), self._count
+        if self._stream is not None:
+            self._stream.receiver.restart()
+            self._stream.renewed_at = self._count
+
+    def _on_estimate(self, bitrate_bps: float) -> None:
+        self._sender.controller.on_estimate(bitrate_bps, self._now_s())
+
+    def _give_back(self) -> None:
+        if self._slot is not None:
+            self._sessions.release(self._slot)
+            self._slot = None
+        self.ended.set()
+
+    @property
+    def _hop_s(self) -> float:
+        return self._form.hop / self._form.rate_hz
+
+    @staticmethod
+    def _now_s() -> float:
+        return asyncio.get_running_loop().time()
