@@ -306,7 +306,10 @@ class StreamClient:
             if message.type == aiohttp.WSMsgType.BINARY:
                 self._take(message.data)
             elif message.type == aiohttp.WSMsgType.TEXT:
-                self._hear(parse_event(message.data))
+                event = parse_event(message.data)
+                self._hear(event)
+                if event["type"] == "Snapshot":
+                    await self._send_event("Kept")
             else:
                 closed = message.type == aiohttp.WSMsgType.CLOSE
                 if closed and message.data in _ENDS and not self._ended:

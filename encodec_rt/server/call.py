@@ -39,6 +39,7 @@ class ServedCall:
     """
 
     token = None
+    answered = 0
     blocked_since_s = None
 
     def __init__(self, sessions: Sessions, slot: int, form: Format, metrics: Metrics) -> None:

@@ -68,6 +68,7 @@ class Connection:
         self._order: deque[Kind | None] = deque()
         self._events: deque[Output] = deque()
         self._something = asyncio.Event()
+        self.answered = 0
         self._ends_pending = 0
         self._closing = self._hanging_up = False
         self._hung_up = asyncio.Event()
@@ -203,8 +204,12 @@ class Connection:
         if name in ("Finalize", "CloseStream"):
             self._end_clip()
             self._closing = self._closing or name == "CloseStream"
+        elif name == "Kept":
+            self.answered += 1
         elif name != "KeepAlive":
-            raise PacketError("an event of another type than KeepAlive, Finalize, CloseStream")
+            raise PacketError(
+                "an event of another type than KeepAlive, Kept, Finalize, CloseStream"
+            )
 
     def _end_clip(self) -> None:
         if self._closing:

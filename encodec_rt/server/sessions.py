@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -22,7 +23,7 @@ from encodec_rt.server.metrics import Metrics
 from encodec_rt.server.protocol import CloseCode, StreamRequest
 from encodec_rt.server.session_state import SessionState
 from encodec_rt.server.slot_stream import Output, SlotStream
-from encodec_rt.server.store import SessionStore
+from encodec_rt.server.store import MAX_UNANSWERED, SessionStore
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.engine import Engine
 
@@ -44,6 +45,8 @@ class Client(Protocol):
     """Since when a message waits for being taken."""
     code: int | None
     """Why it was closed, once it is: a code of WebSockets."""
+    answered: int
+    """Snapshots that it says it has heard of."""
     ended: asyncio.Event
     """Set when its slot is free and its state is kept."""
 
@@ -95,6 +98,8 @@ class Sessions:
         self._opened = 0
         self._saving: set[int] = set()
         """Clients whose state is on its way to the disk."""
+        self._saved: Counter[int] = Counter()
+        """Snapshots of each client; the engine's thread counts them."""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="encodec-rt-store")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -160,11 +165,10 @@ class Sessions:
 
     async def load(self, token: str, wanted: StreamRequest) -> SessionState:
         """The newest state after which the client lacks nothing. Raises StateError."""
-        states = await asyncio.wrap_future(self._writer.submit(self._store.load, token))
-        for state in states:
-            if state.is_for(wanted):
-                return state
-        raise StateError("there is no such session to resume; begin a new one")
+        found = await asyncio.wrap_future(self._writer.submit(self._store.find, token, wanted))
+        if found is None:
+            raise StateError("there is no such session to resume; begin a new one")
+        return found
 
     @property
     def config(self) -> EncodecConfig:
@@ -193,6 +197,7 @@ class Sessions:
     async def leave(self, client: Client) -> None:
         """End a session; keep what its client may come back for. Its slot is still reserved."""
         self._clients.pop(client.key, None)
+        self._saved.pop(client.key, None)
         now_s = asyncio.get_running_loop().time()
         self._metrics.session_seconds.observe(now_s - client.opened_s)
         self._metrics.closed.labels(str(client.code)).inc()
@@ -240,6 +245,10 @@ class Sessions:
         # On a disk that lags behind, the states that are not even begun are left out.
         if client is None or client.token is None or key in self._saving:
             return
+        # More would displace the last one that a client which lags behind can go on from.
+        if client.answered and self._saved[key] - client.answered >= MAX_UNANSWERED:
+            return
+        self._saved[key] += 1
         self._saving.add(key)
         token, progress = client.token, state.progress
         fields = {"frame": progress.encoded, "decoded": progress.decoded}

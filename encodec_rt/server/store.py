@@ -8,10 +8,13 @@ import time
 from pathlib import Path
 
 from encodec_rt.errors import PacketError
+from encodec_rt.server.protocol import StreamRequest
 from encodec_rt.server.session_state import SessionState
 
-KEPT = 3
-"""States of one session: a client may lack the last frames before the newest."""
+KEPT = 4
+"""States of one session: one of which the client knows, ``MAX_UNANSWERED`` of which it may not have
+heard yet, and that of its end."""
+MAX_UNANSWERED = KEPT - 2
 EXPIRES_S = 600.0
 _SUFFIX = ".session"
 
@@ -39,13 +42,23 @@ class SessionStore:
 
     def load(self, token: str) -> list[SessionState]:
         """The states of a session, the newest first; what cannot be read is passed over."""
-        states = []
+        states = map(_read, self._files(token))
+        return [state for state in states if state is not None]
+
+    def find(self, token: str, request: StreamRequest) -> SessionState | None:
+        """The newest state from which who asks for ``request`` can go on.
+
+        Later ones are dropped: they will be made once more, and may not displace this one.
+        """
+        later: list[Path] = []
         for path in self._files(token):
-            try:
-                states.append(SessionState.from_bytes(path.read_bytes()))
-            except (OSError, PacketError):
-                continue
-        return states
+            state = _read(path)
+            if state is not None and state.is_for(request):
+                for each in later:
+                    each.unlink(missing_ok=True)
+                return state
+            later.append(path)
+        return None
 
     def forget(self, token: str) -> None:
         """Drop a session that has ended."""
@@ -64,6 +77,13 @@ class SessionStore:
 
     def _files(self, token: str) -> list[Path]:
         return sorted(self._folder.glob(f"{_digest(token)}-*{_SUFFIX}"), reverse=True)
+
+
+def _read(path: Path) -> SessionState | None:
+    try:
+        return SessionState.from_bytes(path.read_bytes())
+    except (OSError, PacketError):
+        return None
 
 
 def _digest(token: str) -> str:

@@ -18,7 +18,17 @@ import pytest
 from encodec_rt.client import ServedFrame, StreamClient
 from encodec_rt.errors import LinkError
 from encodec_rt.link import credentials
+from encodec_rt.pcm import to_int16
 from encodec_rt.server.limits import SessionLimits
+from encodec_rt.server.protocol import (
+    RESUME,
+    STREAM_PATH,
+    SUBPROTOCOL,
+    Kind,
+    pack_event,
+    pack_message,
+    parse_event,
+)
 from encodec_rt.server.service import ServerOptions, StreamServer
 from encodec_rt.server.session_state import SessionState
 from encodec_rt.server.store import KEPT, SessionStore
@@ -333,3 +343,50 @@ def test_the_store_keeps_the_last_states_and_passes_over_what_is_damaged(
     assert (again.request, again.progress) == (state.request, state.progress)
     store.forget("token")
     assert not list((tmp_path / "kept").iterdir())
+
+
+def test_a_client_that_lags_behind_finds_the_last_state_that_it_has_heard_of(
+    codec: Codec, tmp_path: Path
+) -> None:
+    query = {"mode": "encode", "bandwidth": "0.404", "start": "primed"}
+
+    async def run() -> None:
+        async with (
+            serving(codec, tmp_path) as (server, url),
+            aiohttp.ClientSession() as session,
+        ):
+            url += STREAM_PATH
+            socket = await session.ws_connect(url, params=query, protocols=(SUBPROTOCOL,))
+            welcome = await socket.receive_json()
+            clip = said(60, codec)
+            pcm = to_int16(clip).astype("<i2").tobytes()
+            for index in range(60):
+                at = 2 * codec.config.hop_length * index
+                piece = pcm[at : at + 2 * codec.config.hop_length]
+                await socket.send_bytes(pack_message(Kind.PCM, index, piece))
+                if index == 20:
+                    heard = await snapshot(socket)
+                    await socket.send_str(pack_event("Kept"))
+                # Longer than a snapshot's time, so that many of them pass unheard.
+                await asyncio.sleep(2 * QUICK.snapshot_s if index > 40 else 0.001)
+            socket._response.close()
+            while server.sessions.count:
+                await asyncio.sleep(0.01)
+            again = query | {"frame": str(heard)}
+            protocols = (SUBPROTOCOL, RESUME + welcome["resume"])
+            async with session.ws_connect(url, params=again, protocols=protocols) as resumed:
+                assert (await resumed.receive_json())["frame"] == heard
+
+    asyncio.run(run())
+
+
+async def snapshot(socket: aiohttp.ClientWebSocketResponse) -> int:
+    """The frame of the next Snapshot."""
+    while True:
+        message = await socket.receive(10.0)
+        if message.type == aiohttp.WSMsgType.TEXT:
+            event = parse_event(message.data)
+            if event["type"] == "Snapshot":
+                frame = event["frame"]
+                assert isinstance(frame, int)
+                return frame

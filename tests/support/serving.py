@@ -18,7 +18,7 @@ from encodec_rt.streaming.codec import Codec
 from encodec_rt.types import Audio, Codes
 from tests.support.models import random_model, speech, tiny_config
 
-QUICK = SessionLimits(snapshot_s=0.05, drain_s=0.2, close_over_s=0.01)
+QUICK = SessionLimits(snapshot_s=0.05, events_per_s=100.0, drain_s=0.2, close_over_s=0.01)
 
 
 def tiny_codec(**changes: Any) -> Codec:
