@@ -41,7 +41,7 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
     "streaming": (
         {"backends.cpu.hugepages", "plan", "snapshot", "arrays"},
         {"ops", "state", "slot_snapshot"},
-        {"backends.torch", "backends.cpu.replay", "cuda_graph"},
+        {"backends.torch", "backends.cpu.replay", "clip_bounds", "cuda_graph"},
         {"backends.cpu.weights"},
         {"backends.cpu.conv"},
         {"backends.cpu.ops", "backends.triton"},
@@ -49,7 +49,7 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
         {"runner"},
         {"weights"},
         {"engine_work", "stream_base"},
-        {"engine_edges", "slot_steps", "streams"},
+        {"clip_batch", "engine_edges", "slot_steps", "streams"},
         {"slot_engine"},
         {"engine"},
         {"segments", "frames"},

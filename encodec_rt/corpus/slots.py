@@ -1,13 +1,14 @@
-"""Many clips through the slots of one engine: a work queue without padding.
+"""Many clips through the slots of one batch: a work queue without padding.
 
-Each slot holds a clip. All slots step a block of frames at a time; a clip that has less than a
-block left is finished by itself, as the offline model pads it, and the next one takes its slot. So
-a clip's codes do not depend on its neighbours.
+Each slot holds a clip. All slots step a block of frames at a time; a clip ends where it ends, as
+the offline model pads it, and the next one takes its slot. So a clip's codes do not depend on its
+neighbours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -15,19 +16,15 @@ import numpy as np
 import torch
 
 from encodec_rt.errors import InputError
+from encodec_rt.streaming.clip_batch import EncodingBatch, Part
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.engine import Engine
+from encodec_rt.streaming.engine_edges import Edges
 from encodec_rt.streaming.segments import Segment
 from encodec_rt.types import Audio, Codes
 
-SLOTS = 8
-"""On a CPU. More of them do not gain anything there: the products are large enough."""
-GPU_SLOTS = 64
-BLOCK_FRAMES = 64
-ALONE_FRAMES = 256
-"""Frames at once of a clip that has no company."""
-FEWEST = 6
-"""Of eight slots, as many must have a block for a joint step to cost less than one by one."""
+SLOTS, BLOCK_FRAMES = 16, 16
+"""On a CPU."""
+GPU_SLOTS, GPU_BLOCK_FRAMES = 64, 64
 SILENCE_DBFS = -60.0
 
 T = TypeVar("T", bound=Iterable[Audio])
@@ -70,26 +67,29 @@ class SlotQueue:
         bandwidth_kbps: float,
         *,
         slots: int | None = None,
-        block_frames: int = BLOCK_FRAMES,
+        block_frames: int | None = None,
     ) -> None:
+        """Of ``slots`` slots, which take ``block_frames`` frames a step if all of them are taken.
+
+        Raises ConfigError for a bandwidth that the model lacks.
+        """
         on_gpu = codec.device.type != "cpu"
-        slots = slots or (GPU_SLOTS if on_gpu else SLOTS)
-        self._fewest = 1 if on_gpu else -(-slots * FEWEST // SLOTS)
-        self._engine = codec.engine(slots, bandwidth_kbps, start="exact", frames=block_frames)
-        self._alone = codec.engine(1, bandwidth_kbps, start="exact", frames=ALONE_FRAMES)
-        self._hop = codec.config.hop_length
-        self._begins = codec.config.pad_mode != "constant"
-        self._head = codec.packed.encoder_start_frames * self._hop
-        channels, samples = codec.config.audio_channels, block_frames * self._hop
-        shape = (slots, samples) if channels == 1 else (slots, channels, samples)
-        self._batch = torch.zeros(shape, dtype=torch.float32)
-        self._active = torch.zeros(slots, dtype=torch.bool)
+        config, weights = codec.config, codec.packed
+        books = config.codebooks_for(bandwidth_kbps)
+        self._slots = slots or (GPU_SLOTS if on_gpu else SLOTS)
+        self._head_frames = weights.encoder_start_frames
+        self._frames = block_frames or (GPU_BLOCK_FRAMES if on_gpu else BLOCK_FRAMES)
+        self._batch = EncodingBatch(weights, self._slots, books)
+        self._edges = Edges(weights, books)
+        self._hop = config.hop_length
+        self._reflects = config.pad_mode == "reflect"
+        self._channels = config.audio_channels
 
     def encode(self, clips: Iterable[T]) -> Iterator[tuple[T, Coded | Exception]]:
         """As ClipEncoder."""
         waiting = iter(clips)
         seated: dict[int, _Seat[T]] = {}
-        free = list(range(self._engine.slots))
+        free = list(range(self._slots))
         more = True
         while True:
             while free and more:
@@ -97,64 +97,58 @@ class SlotQueue:
                 if clip is None:
                     more = False
                 else:
-                    seated[free.pop()] = _Seat(clip, self._hop)
-            done = {number: self._advance(number, seat) for number, seat in seated.items()}
-            for number, outcome in done.items():
-                if outcome is not None:
-                    free.append(number)
-                    yield seated.pop(number).clip, outcome
-            if free and more:
-                continue
-            if not seated:
-                return
-            if len(seated) >= self._fewest:
-                self._step(seated)
-                continue
+                    seated[free.pop()] = _Seat(clip, self._channels, self._hop)
+            frames = self._frames_for(len(seated))
+            parts: dict[int, Part] = {}
+            ended: dict[int, Coded | Exception] = {}
             for number, seat in seated.items():
-                yield seat.clip, self._run_alone(number, seat)
-            free += seated
-            seated.clear()
-
-    def _advance(self, number: int, seat: _Seat[T]) -> Coded | Exception | None:
-        """Bring a clip to its next whole block: None if it has one, else how it ended."""
-        engine = self._engine
-        try:
-            if not seat.begun:
-                if not seat.has(self._head):
-                    return seat.finish(engine, number)
-                if self._begins:
-                    seat.append(engine.begin_encoder(number, seat.tensor(self._head)))
+                found = self._look(number, seat, frames)
+                if isinstance(found, Part):
+                    parts[number] = found
                 else:
-                    engine.reset([number])
-                seat.begun = True
-            if seat.has(engine.frames * self._hop):
-                return None
-            return seat.finish(engine, number)
+                    ended[number] = found
+            for number, outcome in ended.items():
+                free.append(number)
+                yield seated.pop(number).clip, outcome
+            if not seated and not more:
+                return
+            if not ended:
+                self._step(seated, parts, frames)
+
+    def _frames_for(self, clips: int) -> int:
+        """Fewer clips take more frames at once, so that a step costs about the same."""
+        rows = self._batch.rows_for(clips) if clips else self._slots
+        return max(self._head_frames, self._frames * self._slots // rows)
+
+    def _look(self, number: int, seat: _Seat[T], frames: int) -> Part | Coded | Exception:
+        """What a clip has for a step, or what became of it."""
+        try:
+            whole = frames * self._hop
+            inputs = whole if seat.has(whole) else seat.held
+            begins = not seat.codes
+            if self._reflects and inputs < (self._head_frames if begins else 1) * self._hop:
+                self._finish(None if begins else self._batch.row(number), seat)
+            elif inputs:
+                return Part(number, inputs, begins)
         except Exception as error:  # noqa: BLE001 - whatever a file's decoder raises is its clip's
             return error
+        return seat.coded()
 
-    def _step(self, seated: dict[int, _Seat[T]]) -> None:
-        samples = self._engine.frames * self._hop
-        self._active.zero_()
-        for number, seat in seated.items():
-            self._batch[number] = seat.tensor(samples)
-            self._active[number] = True
-        given = self._engine.encode(self._batch, self._active).numpy().astype(np.uint16)
-        codes = given.reshape(len(given), self._engine.frames, -1)
-        for number, seat in seated.items():
-            seat.codes.append(codes[number])
+    def _finish(self, row: torch.Tensor | None, seat: _Seat[T]) -> None:
+        """The end of a clip of which too little is left to be reflected within a step."""
+        if seat.held:
+            rest = torch.from_numpy(seat.take(seat.held))
+            codes = self._edges.finish_encoder(row, rest[0] if len(rest) == 1 else rest)
+            seat.codes.append(codes.cpu().numpy().astype(np.uint16))
 
-    def _run_alone(self, number: int, seat: _Seat[T]) -> Coded | Exception:
-        """The rest of a clip, in an engine of one slot."""
-        alone = self._alone
-        alone.load_state(0, self._engine.state_of(number))
-        try:
-            samples = alone.frames * self._hop
-            while seat.has(samples):
-                seat.append(alone.encode(seat.tensor(samples)[None])[0])
-            return seat.finish(alone, 0)
-        except Exception as error:  # noqa: BLE001 - as above
-            return error
+    def _step(self, seated: Mapping[int, _Seat[T]], parts: Mapping[int, Part], frames: int) -> None:
+        pcm = np.zeros((len(parts), self._channels, frames * self._hop), np.float32)
+        for row, (number, part) in zip(pcm, parts.items(), strict=True):
+            row[:, : part.inputs] = seated[number].take(part.inputs)
+        audio = torch.from_numpy(pcm[:, 0] if self._channels == 1 else pcm)
+        codes = self._batch.step(list(parts.values()), audio).cpu().numpy().astype(np.uint16)
+        for row, (number, part) in zip(codes, parts.items(), strict=True):
+            seated[number].codes.append(row[: -(-part.inputs // self._hop)])
 
 
 class SegmentQueue:
@@ -220,51 +214,50 @@ _SILENT_POWER = 10 ** (SILENCE_DBFS / 10)
 class _Seat(Generic[T]):
     """A clip in a slot: what of it was read and waits, and its codes so far."""
 
-    def __init__(self, clip: T, hop: int) -> None:
+    def __init__(self, clip: T, channels: int, hop: int) -> None:
         self.clip = clip
-        self.begun = False
         self.codes: list[Codes] = []
+        self.held = 0
+        self._channels = channels
         self._blocks = iter(clip)
         self._silence = SilenceMeter(hop)
-        self._waiting: list[Audio] = []
-        self._held = 0
+        self._waiting: deque[Audio] = deque()
         self._ended = False
         self._samples = 0
 
     def has(self, samples: int) -> bool:
         """Whether so many samples wait, once as much was read as it takes. Raises what it does."""
-        while self._held < samples and not self._ended:
+        while self.held < samples and not self._ended:
             block = next(self._blocks, None)
             if block is None:
                 self._ended = True
             elif block.shape[1]:
+                if not np.isfinite(block).all():
+                    raise InputError("the audio holds NaN or infinite samples")
                 self._silence.add(block)
                 self._waiting.append(block)
-                self._held += block.shape[1]
-        return self._held >= samples
+                self.held += block.shape[1]
+        return self.held >= samples
 
-    def tensor(self, samples: int) -> torch.Tensor:
-        """The next ``samples`` [n] or [channels, n], which wait."""
-        audio = np.concatenate(self._waiting, axis=1) if self._waiting else None
-        if audio is None:
-            return torch.zeros(0)
-        self._waiting = [audio[:, samples:]] if audio.shape[1] > samples else []
-        self._held -= samples
+    def take(self, samples: int) -> Audio:
+        """The next samples [channels, samples], which wait."""
+        taken = np.empty((self._channels, samples), np.float32)
+        filled = 0
+        while filled < samples:
+            block = self._waiting.popleft()
+            some = min(block.shape[1], samples - filled)
+            taken[:, filled : filled + some] = block[:, :some]
+            if some < block.shape[1]:
+                self._waiting.appendleft(block[:, some:])
+            filled += some
+        self.held -= samples
         self._samples += samples
-        taken = np.ascontiguousarray(audio[:, :samples], dtype=np.float32)
-        return torch.from_numpy(taken[0] if len(taken) == 1 else taken)
+        return taken
 
-    def append(self, codes: torch.Tensor) -> None:
-        """Take codes [frames, Q]."""
-        self.codes.append(codes.cpu().numpy().astype(np.uint16))
-
-    def finish(self, engine: Engine, slot: int) -> Coded:
-        """The clip's end: all that waits."""
-        if not self._held and not self.codes:
-            raise _nothing()
-        if self._held:
-            rest = self.tensor(self._held)
-            self.append(engine.finish_encoder(slot, rest, begun=bool(self.codes)))
+    def coded(self) -> Coded | InputError:
+        """The clip's codes, or that there are none."""
+        if not self.codes:
+            return _nothing()
         return Coded(np.concatenate(self.codes), self._samples, self._silence.frames)
 
 

@@ -171,7 +171,7 @@ class Engine(SlotEngine):
         rows = {
             name: TORCH.name if getattr(ops, name) is getattr(TORCH, name) else ops.name
             for name in names
-            if not name.startswith("pack_") and name != "capture"
+            if not name.startswith("pack_") and name not in ("capture", "edit")
         }
         graphs = {name: step.eager_because or "one CUDA graph" for name, step in self.ticks.items()}
         widths = [4 * runner.now.arena.shape[1] for runner in (self._encoder, self._decoder)]

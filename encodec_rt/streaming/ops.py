@@ -134,6 +134,15 @@ class Commit(Protocol):
     def __call__(self, now: Tensor, proposed: Tensor, active: Tensor) -> None: ...
 
 
+class Edit(Protocol):
+    """Calls ``function`` with the arguments as part of a step; it writes into tensors in place.
+
+    In a CUDA graph it is not called again, but what it launched is.
+    """
+
+    def __call__(self, function: Callable[..., None], *args: object) -> None: ...
+
+
 Work = Callable[["Ops", Tensor, Tensor], Tensor]
 """(ops, x [S, ...], active [S] bool) -> y [S, ...]: one step of a network over its own state.
 
@@ -188,4 +197,5 @@ class Ops:
     rvq_encode: RvqEncode
     rvq_decode: RvqDecode
     commit: Commit
+    edit: Edit
     capture: Capture

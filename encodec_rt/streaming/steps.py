@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn.functional import elu
 
 from encodec_rt.model.conv import pad1d
+from encodec_rt.streaming.clip_bounds import ClipBounds
 from encodec_rt.streaming.ops import Ops, Packed
 from encodec_rt.streaming.plan import (
     ConvSpec,
@@ -47,14 +48,22 @@ class PackedLayers:
 
 
 def run(
-    net: PackedLayers, now: StreamState, proposed: StreamState, x: Tensor, edge: Edge = Edge.NONE
+    net: PackedLayers,
+    now: StreamState,
+    proposed: StreamState,
+    x: Tensor,
+    edge: Edge = Edge.NONE,
+    bounds: ClipBounds | None = None,
 ) -> Tensor:
     """x [S, T, C] -> [S, T', C'], from the state ``now``; writes ``proposed`` and not ``now``.
 
     T is a multiple of what a frame has, except at the right edge, where it may be anything, 0
-    included. With ``Edge.LEFT`` the stream begins here: ``now`` must be zero.
+    included. With ``Edge.LEFT`` the stream begins here: ``now`` must be zero. With ``bounds`` some
+    rows begin or end, in a step of whole frames for all: ``now`` is then padded where they begin.
     """
     for spec in net.plan:
+        if bounds is not None and not isinstance(spec, LstmSpec):
+            net.ops.edit(bounds.pad, spec, x, now.views[spec.name])
         x = _layer(net, spec, now.views, proposed.views, x, edge)
     return x
 

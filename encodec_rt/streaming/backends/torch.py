@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -131,6 +133,10 @@ def _commit(now: Tensor, proposed: Tensor, active: Tensor) -> None:
     torch.where(active[:, None], proposed, now, out=now)
 
 
+def _edit(function: Callable[..., None], *args: object) -> None:
+    function(*args)
+
+
 class EagerStep:
     """Does its work anew each time, on the device and back where the input was."""
 
@@ -181,6 +187,7 @@ TORCH = Ops(
     rvq_encode=_rvq_encode,
     rvq_decode=_rvq_decode,
     commit=_commit,
+    edit=_edit,
     capture=capture_eagerly,
 )
 """Every op in plain torch: complete, on any device, and the reference of the other tables."""

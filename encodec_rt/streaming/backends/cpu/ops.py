@@ -173,10 +173,10 @@ _ROWS: dict[str, Callable[..., Tensor]] = {
 def _recording(ops: Ops, replay: Replay) -> Ops:
     """``ops`` with each of their calls made through ``replay``."""
     rows: dict[str, Any] = {name: partial(_layer, row, replay) for name, row in _ROWS.items()}
-    return replace(ops, commit=partial(_recorded_commit, replay), **rows)
+    return replace(ops, commit=partial(_recorded_commit, replay), edit=replay, **rows)
 
 
-CPU = replace(_recording(_PLAIN, Replay(keep=False)), commit=_commit)
+CPU = replace(_recording(_PLAIN, Replay(keep=False)), commit=_commit, edit=_PLAIN.edit)
 """Every op as float32 matrix products, for one core and few slots."""
 
 CPU_FAST = replace(
