@@ -26,8 +26,11 @@ from encodec_rt.streaming.backends.cpu.weights import (
 from encodec_rt.streaming.backends.torch import TORCH, EagerStep, why_no_graph
 from encodec_rt.streaming.ops import Ops, Packed, Step, Work
 
-_LONG = 32
-"""Steps from which torch's own LSTM is faster: it first packs its weights, in some milliseconds."""
+_LONG, _LONG_TOGETHER = 32, 8
+"""Steps from which torch's own LSTM is faster, for one row and for many: it first packs its
+weights, in some milliseconds."""
+_MANY = 128
+"""Rows times steps that are worth that."""
 
 
 def _lstm(
@@ -43,7 +46,7 @@ def _lstm(
     parts = len(packed) // hidden.shape[1]
     layers = [packed[at : at + parts] for at in range(0, len(packed), parts)]
     y = replay.empty(*x.shape)
-    if steps >= _LONG:
+    if steps >= _LONG or (steps >= _LONG_TOGETHER and slots * steps >= _MANY):
         plain = [weight for layer in layers for weight in layer[2:6]]
         replay(_lstm_at_once, x, (hidden, cell), (hidden_next, cell_next), plain, y)
         return y
