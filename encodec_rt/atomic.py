@@ -69,13 +69,16 @@ def part_name(target: Path, suffix: str = ".part", *, hidden: bool = True) -> Pa
 
 
 @contextmanager
-def replacing(path: str | Path, *, force: bool) -> Iterator[Path]:
+def replacing(path: str | Path, *, force: bool, durable: bool = False) -> Iterator[Path]:
     """A temporary file's path beside ``path``, whose name it gets when the block ends well.
 
     An existing file that it replaces hands on its permissions. Without ``force`` nothing is
     replaced, not even what appeared while the block ran: InputError. An exception or an interrupt
     removes the temporary file and leaves ``path`` as it was. A device or a named pipe is itself
     what the block writes to. An OSError of the block that names no file names ``path``.
+
+    With ``durable`` the file is on the disk when the block ends, and before it has its name: not
+    even a crash of the machine leaves half of it.
     """
     target = check_target(path, force=force)
     if is_stream(target):
@@ -89,9 +92,22 @@ def replacing(path: str | Path, *, force: bool) -> Iterator[Path]:
             yield part
             if before is not None:
                 _hand_on(before, part)
+            if durable:
+                flush_to_disk(part)
             publish(part, target, force=force, named=path)
+            if durable:
+                flush_to_disk(target.parent)
     finally:
         part.unlink(missing_ok=True)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Wait until what was written to a file, or which names are in a folder, survives a crash."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def publish(part: Path, target: Path, *, force: bool, named: str | Path | None = None) -> None:

@@ -5,25 +5,27 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path, PurePosixPath
 
 from encodec_rt.atomic import naming
 from encodec_rt.audio import OUTPUT_FORMATS, AudioWriter
 from encodec_rt.bitstream.ecdc import Block, segments
+from encodec_rt.corpus.decoding_queue import DecodingQueue, decodes_in_slots
 from encodec_rt.corpus.job import JobRunner, RunProgress, begin, environment, keep_summary
 from encodec_rt.corpus.manifest import OutputFolder
 from encodec_rt.corpus.rows import CodesInfo, StoredClip
-from encodec_rt.corpus.slots import SilenceMeter
 from encodec_rt.corpus.sources import UnitSize, expanded, labelled
-from encodec_rt.corpus.statistics import CodeCounts
+from encodec_rt.corpus.statistics import CodeCounts, SilenceMeter
 from encodec_rt.corpus.stored import code_files, info_of, read_rows
 from encodec_rt.corpus.summary import Summary, summarise
 from encodec_rt.corpus.units import FileEntry, Unit, as_id, as_text, state_of
 from encodec_rt.corpus.work import OUTPUT_FAULTS, Done, Failure, UnitRecord, told
-from encodec_rt.errors import ConfigError, InputError
+from encodec_rt.errors import CodecError, ConfigError, InputError
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.transcode import bandwidth_for, decode_blocks
+from encodec_rt.types import Audio
 
 _SHARDS = (".parquet", ".tar")
 
@@ -95,6 +97,7 @@ class Detokenizer:
     def __init__(self, settings: DecodeSettings, codec: Codec) -> None:
         self._settings, self._codec = settings, codec
         self._out = OutputFolder(settings.out)
+        self._queue = DecodingQueue[_Clip](codec) if decodes_in_slots(codec) else None
 
     def __call__(self, unit: Unit) -> Done:
         """Write the audio of a unit, and then its record."""
@@ -103,24 +106,87 @@ class Detokenizer:
         counts = CodeCounts(config.num_quantizers, config.codebook_size)
         failures: list[Failure] = []
         clips = frames = samples = silent = size = 0
-        for label, row in self._rows(unit, failures):
-            name = f"{label}/{row.id}" if label else row.id
-            try:
-                given = row.codes[:, : self._settings.codebooks]
-                made = self._decode(name, StoredClip(name, given, row.samples, row.scales))
-            except Exception as error:
-                if isinstance(error, OSError) and error.errno in OUTPUT_FAULTS:
-                    raise
-                failures.append(Failure(name, unit.source, told(error), False, 0.0))
-                continue
-            counts.add(given)
-            clips, frames = clips + 1, frames + len(given)
-            samples, silent, size = samples + made[0], silent + made[1], size + made[2]
+        opened: set[_Clip] = set()
+        try:
+            for clip, outcome in self._decoded(self._clips(unit, failures, opened)):
+                opened.discard(clip)
+                try:
+                    if isinstance(outcome, Exception):
+                        raise outcome
+                    size += clip.finish()
+                except Exception as error:
+                    clip.drop()
+                    if isinstance(error, OSError) and error.errno in OUTPUT_FAULTS:
+                        raise
+                    failures.append(Failure(clip.name, unit.source, told(error), False, 0.0))
+                    continue
+                counts.add(clip.codes)
+                clips, frames = clips + 1, frames + len(clip.codes)
+                samples, silent = samples + clip.samples, silent + clip.silence.frames
+        finally:
+            for clip in opened:
+                clip.drop()
+        os.sync()
+        failures.sort(key=lambda one: (one.id, one.source))
         record = UnitRecord(
             unit.index, clips, frames, samples, silent, size, counts.to_text(), failures
         )
         self._out.finish(unit.index, asdict(record))
         return Done(record, time.perf_counter() - wall, time.process_time() - cpu)
+
+    def _decoded(self, clips: Iterator[_Clip]) -> Iterator[tuple[_Clip, Exception | None]]:
+        """Each clip once all of its audio is written, or with what was wrong with it."""
+        if self._queue is None:
+            for clip in clips:
+                yield clip, self._decode_alone(clip)
+            return
+        short: list[_Clip] = []
+        for clip, outcome in self._queue.decode(self._long_enough(clips, short)):
+            yield clip, outcome if isinstance(outcome, Exception) else None
+            while short:
+                yield (clip := short.pop()), self._decode_alone(clip)
+        while short:
+            yield (clip := short.pop()), self._decode_alone(clip)
+
+    def _long_enough(self, clips: Iterator[_Clip], short: list[_Clip]) -> Iterator[_Clip]:
+        assert self._queue is not None
+        for clip in clips:
+            if self._queue.takes(clip.codes):
+                yield clip
+            else:
+                short.append(clip)
+
+    def _decode_alone(self, clip: _Clip) -> Exception | None:
+        books = clip.codes.shape[1]
+        try:
+            for pcm in decode_blocks(self._codec, _blocks(clip.row, self._codec), codebooks=books):
+                clip.write(pcm)
+        except Exception as error:  # noqa: BLE001 - whatever is wrong with a row is its own
+            return error
+        return None
+
+    def _clips(self, unit: Unit, failures: list[Failure], opened: set[_Clip]) -> Iterator[_Clip]:
+        """The clips of a unit, which are ``opened`` now."""
+        for label, row in self._rows(unit, failures):
+            name = f"{label}/{row.id}" if label else row.id
+            given = StoredClip(
+                name, row.codes[:, : self._settings.codebooks], row.samples, row.scales
+            )
+            try:
+                clip = _Clip(given, self._codec, self._path(name))
+            except (CodecError, OSError) as error:
+                failures.append(Failure(name, unit.source, told(error), False, 0.0))
+                continue
+            opened.add(clip)
+            yield clip
+
+    def _path(self, name: str) -> Path:
+        """Where a clip's audio goes. Raises InputError for an id that is no name."""
+        parts = PurePosixPath(name).parts
+        if PurePosixPath(name).is_absolute() or ".." in parts or not parts:
+            raise InputError(f"the id {name!r} leads out of the folder")
+        suffix = self._settings.suffix
+        return self._out.data / (name if name.endswith(suffix) else name + suffix)
 
     def _rows(self, unit: Unit, failures: list[Failure]) -> Iterator[tuple[str, StoredClip]]:
         entries = unit.files or (FileEntry(unit.label, unit.source, unit.size, unit.mtime_ns),)
@@ -137,25 +203,51 @@ class Detokenizer:
             except Exception as error:  # noqa: BLE001 - whatever a file's reader raises is its own
                 failures.append(Failure(entry.id, as_text(entry.path), told(error), False, 0.0))
 
-    def _decode(self, name: str, row: StoredClip) -> tuple[int, int, int]:
-        """(samples, silent frames, bytes) of the audio of a row, now in a file."""
-        parts = PurePosixPath(name).parts
-        if PurePosixPath(name).is_absolute() or ".." in parts or not parts:
-            raise InputError(f"the id {name!r} leads out of the folder")
-        config, suffix = self._codec.config, self._settings.suffix
-        path = self._out.data / (name if name.endswith(suffix) else name + suffix)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        silence = SilenceMeter(config.hop_length)
-        books = row.codes.shape[1]
-        bandwidth_for(config, books)
-        writer = AudioWriter(
-            path, rate_hz=config.sampling_rate, channels=config.audio_channels, force=True
-        )
-        with naming(path), writer:
-            for pcm in decode_blocks(self._codec, _blocks(row, self._codec), codebooks=books):
-                silence.add(pcm)
-                writer.write(pcm)
-        return writer.samples, silence.frames, path.stat().st_size
+
+class _Clip:
+    """A row on its way to a file, which is there once it is finished.
+
+    Raises InputError and PacketError for a row that cannot be decoded.
+    """
+
+    def __init__(self, row: StoredClip, codec: Codec, path: Path) -> None:
+        self.row, self.name, self.codes = row, row.id, row.codes
+        for _ in _blocks(row, codec):
+            pass
+        hop = codec.config.hop_length
+        self.samples = len(row.codes) * hop if row.samples is None else row.samples
+        self.silence = SilenceMeter(hop)
+        bandwidth_for(codec.config, row.codes.shape[1])
+        self._path, self._config = path, codec.config
+        self._writer: AudioWriter | None = None
+
+    def write(self, pcm: Audio) -> None:
+        """Append audio [channels, n]."""
+        if self._writer is None:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            rate_hz, channels = self._config.sampling_rate, self._config.audio_channels
+            with naming(self._path):
+                self._writer = AudioWriter(
+                    self._path, rate_hz=rate_hz, channels=channels, force=True
+                ).__enter__()
+        self.silence.add(pcm)
+        with naming(self._path):
+            self._writer.write(pcm)
+
+    def finish(self) -> int:
+        """Give the file its name -> its bytes."""
+        assert self._writer is not None, "a clip has at least one frame"
+        writer, self._writer = self._writer, None
+        with naming(self._path):
+            writer.__exit__(None, None, None)
+        return self._path.stat().st_size
+
+    def drop(self) -> None:
+        """Leave nothing of a file that is not finished."""
+        writer, self._writer = self._writer, None
+        if writer is not None:
+            with suppress(OSError, CodecError):
+                writer.__exit__(InputError, InputError("dropped"), None)
 
 
 def _renamed(row: StoredClip, name: str) -> StoredClip:

@@ -2,8 +2,8 @@
 
 ``manifest.json`` names everything that the codes depend on, and a run that differs in any of it is
 refused. Beside it the hidden folder of state has the plan, a line per unit, and a record of each
-finished unit. A record is written after the unit's output, so whatever dies in between is done
-again, to the same bytes.
+finished unit. A record is written after the unit's output is on the disk, so whatever dies in
+between, the machine included, is done again, to the same bytes.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ class OutputFolder:
         if self._plan.exists():
             return self._compare(units)
         count = 0
-        with replacing(self._plan, force=True) as part, part.open("w", encoding="utf-8") as file:
+        whole = replacing(self._plan, force=True, durable=True)
+        with whole as part, part.open("w", encoding="utf-8") as file:
             for unit in units:
                 file.write(unit.to_line() + "\n")
                 count += 1
@@ -113,7 +114,7 @@ class OutputFolder:
         return self._record(index).exists()
 
     def finish(self, index: int, record: Mapping[str, Any]) -> None:
-        """Note a unit as finished; its output must lie there."""
+        """Note a unit as finished; its output must be on the disk."""
         write_json(self._record(index), record, indent=None)
 
     def records(self) -> Iterator[dict[str, Any]]:
@@ -159,10 +160,10 @@ def _difference(old: Unit | None, new: Unit | None) -> str:
 
 
 def write_json(path: Path, values: Mapping[str, Any], indent: int | None = 2) -> None:
-    """A file that appears whole."""
+    """A file that appears whole, and is on the disk then."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(values, indent=indent, sort_keys=True, ensure_ascii=True)
-    with replacing(path, force=True) as part:
+    with replacing(path, force=True, durable=True) as part:
         part.write_text(text + "\n", encoding="utf-8")
 
 

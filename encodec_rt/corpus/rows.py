@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
 
 from encodec_rt.errors import PacketError
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.types import Codes
+
+INFO_KEY = b"encodec_rt"
+"""Of the metadata of a Parquet file: what its codes were made by."""
+OWN_COLUMNS = ("id", "codes", "frames", "codebooks", "samples", "sampling_rate", "scales")
 
 
 @dataclass(frozen=True, eq=False)
@@ -75,3 +84,33 @@ class CodesInfo:
                 f"the codes were made by {self.model} with weights {self.codes_sha256[:16]}, and "
                 f"these are {codec.codes_sha256[:16]}; name their folder or file with --model"
             )
+
+
+@dataclass(frozen=True)
+class SinkContext:
+    """What every sink knows: where, what the codes are, and the metadata columns by type."""
+
+    folder: Path
+    info: CodesInfo
+    columns: Mapping[str, Any]
+    codec: Codec
+
+
+def stored_name(name: str) -> str:
+    """What a metadata column is called in the output, where some names are taken."""
+    return f"source_{name}" if name in OWN_COLUMNS else name
+
+
+def described(row: StoredClip, info: CodesInfo) -> dict[str, Any]:
+    """All of a row but its codes, and what made them, for JSON."""
+    meta = {stored_name(name): value for name, value in row.meta.items()}
+    scales = {"scales": list(row.scales)} if row.scales else {}
+    own = {"id": row.id, "samples": row.samples, "sampling_rate": info.sampling_rate}
+    return {**meta, **own, **scales, "encodec_rt": json.loads(info.to_json())}
+
+
+def as_npy(row: StoredClip) -> bytes:
+    """The codes as the bytes of an .npy file."""
+    file = io.BytesIO()
+    np.save(file, np.ascontiguousarray(row.codes), allow_pickle=False)
+    return file.getvalue()

@@ -1,9 +1,4 @@
-"""Many clips through the slots of one batch: a work queue without padding.
-
-Each slot holds a clip. All slots step a block of frames at a time; a clip ends where it ends, as
-the offline model pads it, and the next one takes its slot. So a clip's codes do not depend on its
-neighbours.
-"""
+"""Clips to codes: many at once in the slots of a batch, or segment by segment."""
 
 from __future__ import annotations
 
@@ -15,17 +10,14 @@ from typing import Generic, Protocol, TypeVar
 import numpy as np
 import torch
 
+from encodec_rt.corpus.statistics import SilenceMeter
+from encodec_rt.corpus.work_queue import WorkQueue, table_size
 from encodec_rt.errors import InputError
 from encodec_rt.streaming.clip_batch import EncodingBatch, Part
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.engine_edges import Edges
 from encodec_rt.streaming.segments import Segment
 from encodec_rt.types import Audio, Codes
-
-SLOTS, BLOCK_FRAMES = 16, 16
-"""On a CPU."""
-GPU_SLOTS, GPU_BLOCK_FRAMES = 64, 64
-SILENCE_DBFS = -60.0
 
 T = TypeVar("T", bound=Iterable[Audio])
 
@@ -58,7 +50,7 @@ def clip_encoder(codec: Codec, bandwidth_kbps: float) -> ClipEncoder:
     return SlotQueue(codec, bandwidth_kbps)
 
 
-class SlotQueue:
+class SlotQueue(WorkQueue[T, "_Seat[T]", Coded]):
     """Encodes clips of a model that streams by frames."""
 
     def __init__(
@@ -73,13 +65,12 @@ class SlotQueue:
 
         Raises ConfigError for a bandwidth that the model lacks.
         """
-        on_gpu = codec.device.type != "cpu"
         config, weights = codec.config, codec.packed
         books = config.codebooks_for(bandwidth_kbps)
-        self._slots = slots or (GPU_SLOTS if on_gpu else SLOTS)
-        self._head_frames = weights.encoder_start_frames
-        self._frames = block_frames or (GPU_BLOCK_FRAMES if on_gpu else BLOCK_FRAMES)
-        self._batch = EncodingBatch(weights, self._slots, books)
+        self._slots, frames = table_size(codec, slots, block_frames)
+        batch = EncodingBatch(weights, self._slots, books)
+        super().__init__(batch, self._slots * frames, weights.encoder_start_frames)
+        self._batch = batch
         self._edges = Edges(weights, books)
         self._hop = config.hop_length
         self._reflects = config.pad_mode == "reflect"
@@ -87,51 +78,21 @@ class SlotQueue:
 
     def encode(self, clips: Iterable[T]) -> Iterator[tuple[T, Coded | Exception]]:
         """As ClipEncoder."""
-        waiting = iter(clips)
-        seated: dict[int, _Seat[T]] = {}
-        free = list(range(self._slots))
-        more = True
-        while True:
-            while free and more:
-                clip = next(waiting, None)
-                if clip is None:
-                    more = False
-                else:
-                    seated[free.pop()] = _Seat(clip, self._channels, self._hop)
-            frames = self._frames_for(len(seated))
-            parts: dict[int, Part] = {}
-            ended: dict[int, Coded | Exception] = {}
-            for number, seat in seated.items():
-                found = self._look(number, seat, frames)
-                if isinstance(found, Part):
-                    parts[number] = found
-                else:
-                    ended[number] = found
-            for number, outcome in ended.items():
-                free.append(number)
-                yield seated.pop(number).clip, outcome
-            if not seated and not more:
-                return
-            if not ended:
-                self._step(seated, parts, frames)
+        return self.run(clips)
 
-    def _frames_for(self, clips: int) -> int:
-        """Fewer clips take more frames at once, so that a step costs about the same."""
-        rows = self._batch.rows_for(clips) if clips else self._slots
-        return max(self._head_frames, self._frames * self._slots // rows)
+    def seat(self, clip: T) -> _Seat[T]:
+        """As WorkQueue."""
+        return _Seat(clip, self._channels, self._hop)
 
-    def _look(self, number: int, seat: _Seat[T], frames: int) -> Part | Coded | Exception:
-        """What a clip has for a step, or what became of it."""
-        try:
-            whole = frames * self._hop
-            inputs = whole if seat.has(whole) else seat.held
-            begins = not seat.codes
-            if self._reflects and inputs < (self._head_frames if begins else 1) * self._hop:
-                self._finish(None if begins else self._batch.row(number), seat)
-            elif inputs:
-                return Part(number, inputs, begins)
-        except Exception as error:  # noqa: BLE001 - whatever a file's decoder raises is its clip's
-            return error
+    def look(self, number: int, seat: _Seat[T], frames: int) -> Part | Coded:
+        """As WorkQueue."""
+        whole = frames * self._hop
+        inputs = whole if seat.has(whole) else seat.held
+        begins = not seat.codes
+        if self._reflects and inputs < (self.head_frames if begins else 1) * self._hop:
+            self._finish(None if begins else self._batch.row(number), seat)
+        elif inputs:
+            return Part(number, inputs, begins)
         return seat.coded()
 
     def _finish(self, row: torch.Tensor | None, seat: _Seat[T]) -> None:
@@ -141,7 +102,8 @@ class SlotQueue:
             codes = self._edges.finish_encoder(row, rest[0] if len(rest) == 1 else rest)
             seat.codes.append(codes.cpu().numpy().astype(np.uint16))
 
-    def _step(self, seated: Mapping[int, _Seat[T]], parts: Mapping[int, Part], frames: int) -> None:
+    def step(self, seated: Mapping[int, _Seat[T]], parts: Mapping[int, Part], frames: int) -> None:
+        """As WorkQueue."""
         pcm = np.zeros((len(parts), self._channels, frames * self._hop), np.float32)
         for row, (number, part) in zip(pcm, parts.items(), strict=True):
             row[:, : part.inputs] = seated[number].take(part.inputs)
@@ -180,35 +142,6 @@ class SegmentQueue:
         scales = tuple(each.scale for each in segments if each.scale is not None)
         codes = np.concatenate([each.codes for each in segments])
         return Coded(codes, encoder.samples_in, silence.frames, scales)
-
-
-class SilenceMeter:
-    """Counts the frames of ``hop`` samples below SILENCE_DBFS; the last may be shorter."""
-
-    def __init__(self, hop: int) -> None:
-        self._hop = hop
-        self._rest: Audio | None = None
-        self._silent = 0
-
-    def add(self, audio: Audio) -> None:
-        """Append ``audio`` [channels, n]."""
-        if self._rest is not None and self._rest.shape[1]:
-            audio = np.concatenate([self._rest, audio], axis=1)
-        frames = audio.shape[1] // self._hop
-        whole = audio[:, : frames * self._hop].reshape(len(audio), frames, self._hop)
-        self._silent += int((np.square(whole).mean(axis=(0, 2)) < _SILENT_POWER).sum())
-        self._rest = audio[:, frames * self._hop :]
-
-    @property
-    def frames(self) -> int:
-        """Silent frames so far, a shorter last one included."""
-        rest = self._rest
-        if rest is None or not rest.shape[1]:
-            return self._silent
-        return self._silent + int(np.square(rest).mean() < _SILENT_POWER)
-
-
-_SILENT_POWER = 10 ** (SILENCE_DBFS / 10)
 
 
 class _Seat(Generic[T]):
@@ -254,10 +187,10 @@ class _Seat(Generic[T]):
         self._samples += samples
         return taken
 
-    def coded(self) -> Coded | InputError:
-        """The clip's codes, or that there are none."""
+    def coded(self) -> Coded:
+        """The clip's codes. Raises InputError if there are none."""
         if not self.codes:
-            return _nothing()
+            raise _nothing()
         return Coded(np.concatenate(self.codes), self._samples, self._silence.frames)
 
 

@@ -1,4 +1,4 @@
-"""What is counted of codes: how often each entry of each codebook is used."""
+"""What is counted of clips: how often each entry of each codebook is used, and silent frames."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from encodec_rt.types import Codes
+from encodec_rt.types import Audio, Codes
 
 Counts = npt.NDArray[np.int64]
+
+SILENCE_DBFS = -60.0
+_SILENT_POWER = 10 ** (SILENCE_DBFS / 10)
 
 
 class CodeCounts:
@@ -61,3 +64,29 @@ def uses_as_json(counts: Counts) -> list[dict[str, Any]]:
         {"used_share": round(use.used_share, 4), "entropy_bits": round(use.entropy_bits, 4)}
         for use in book_uses(counts)
     ]
+
+
+class SilenceMeter:
+    """Counts the frames of ``hop`` samples below SILENCE_DBFS; the last may be shorter."""
+
+    def __init__(self, hop: int) -> None:
+        self._hop = hop
+        self._rest: Audio | None = None
+        self._silent = 0
+
+    def add(self, audio: Audio) -> None:
+        """Append ``audio`` [channels, n]."""
+        if self._rest is not None and self._rest.shape[1]:
+            audio = np.concatenate([self._rest, audio], axis=1)
+        frames = audio.shape[1] // self._hop
+        whole = audio[:, : frames * self._hop].reshape(len(audio), frames, self._hop)
+        self._silent += int((np.square(whole).mean(axis=(0, 2)) < _SILENT_POWER).sum())
+        self._rest = audio[:, frames * self._hop :]
+
+    @property
+    def frames(self) -> int:
+        """Silent frames so far, a shorter last one included."""
+        rest = self._rest
+        if rest is None or not rest.shape[1]:
+            return self._silent
+        return self._silent + int(np.square(rest).mean() < _SILENT_POWER)

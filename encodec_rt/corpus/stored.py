@@ -15,8 +15,7 @@ from encodec_rt.bitstream.coding import coder_for
 from encodec_rt.bitstream.container_reader import CodeBlock, PacketReader, read_codes
 from encodec_rt.bitstream.ecdc import EcdcReader, read_header
 from encodec_rt.config import EncodecConfig
-from encodec_rt.corpus.rows import CodesInfo, StoredClip
-from encodec_rt.corpus.sinks import INFO_KEY, OWN_COLUMNS
+from encodec_rt.corpus.rows import INFO_KEY, OWN_COLUMNS, CodesInfo, StoredClip
 from encodec_rt.corpus.tables import open_parquet
 from encodec_rt.corpus.tars import samples
 from encodec_rt.errors import InputError, PacketError

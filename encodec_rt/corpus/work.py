@@ -10,8 +10,8 @@ from typing import Any
 
 from encodec_rt.corpus.clips import ChannelChoice, Feed, Treatment, feeds
 from encodec_rt.corpus.manifest import OutputFolder
-from encodec_rt.corpus.rows import CodesInfo, StoredClip
-from encodec_rt.corpus.sinks import SinkContext, UnitWriter, open_sink
+from encodec_rt.corpus.rows import CodesInfo, SinkContext, StoredClip
+from encodec_rt.corpus.sinks import UnitWriter, open_sink
 from encodec_rt.corpus.slots import Coded, clip_encoder
 from encodec_rt.corpus.sources import clips_of
 from encodec_rt.corpus.statistics import CodeCounts

@@ -49,7 +49,7 @@ class ClipBatch:
         on_cpu = weights.device.type == "cpu"
         sizes = [1 << power for power in range(slots.bit_length()) if on_cpu and 1 << power < slots]
         self._sizes = [*sizes, slots]
-        self._made: dict[tuple[int, int], _Sized] = {}
+        self._made: dict[tuple[int, ...], _Sized] = {}
 
     def rows_for(self, clips: int) -> int:
         """How many rows a step of so many clips computes."""
@@ -59,14 +59,15 @@ class ClipBatch:
         """The state [N] of a slot."""
         return self._state.arena[slot]
 
-    def _step(self, parts: Sequence[Part], frames: int, make: MakeWork, x: Tensor) -> Tensor:
-        """Rows of ``x``, on the host, through the slots of ``parts`` -> rows, until the next step."""
+    def _step(self, parts: Sequence[Part], make: MakeWork, x: Tensor) -> Tensor:
+        """Rows of ``x``, on the host, through the slots of ``parts``; valid until the next step."""
         size, arena = self.rows_for(len(parts)), self._state.arena
-        if (size, frames) not in self._made:
+        key = (size, *x.shape[1:])
+        if key not in self._made:
             live = size == self.slots
-            self._made[size, frames] = _Sized(self._net, size, arena.device, make, x, live=live)
+            self._made[key] = _Sized(self._net, size, arena.device, make, x, live=live)
         index = torch.tensor([part.slot for part in parts], device=arena.device)
-        return self._made[size, frames].step(arena, index, parts, x)
+        return self._made[key].step(arena, index, parts, x)
 
 
 class EncodingBatch(ClipBatch):
@@ -86,7 +87,7 @@ class EncodingBatch(ClipBatch):
         """
         frames = pcm.shape[-1] // self.weights.config.hop_length
         make = encode_work(self.weights, self._books, frames)
-        return self._step(parts, frames, make, pcm).view(len(parts), frames, -1)
+        return self._step(parts, make, pcm).view(len(parts), frames, -1)
 
 
 class DecodingBatch(ClipBatch):
@@ -105,7 +106,7 @@ class DecodingBatch(ClipBatch):
         """
         frames, books = codes.shape[1:]
         make = decode_work(self.weights, books, frames)
-        audio = self._step(parts, frames, make, codes)
+        audio = self._step(parts, make, codes)
         return audio.view(audio_shape(self.weights.config, len(parts), frames))
 
 

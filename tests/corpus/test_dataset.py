@@ -10,8 +10,7 @@ import pytest
 import torch
 from torch.utils.data import DataLoader
 
-from encodec_rt.corpus import CodesDataset
-from encodec_rt.corpus import sinks as sinks_module
+from encodec_rt.corpus import CodesDataset, shards
 from encodec_rt.errors import ConfigError, InputError
 from encodec_rt.streaming.codec import Codec
 from tests.corpus.conftest import SECONDS
@@ -22,7 +21,7 @@ from tests.corpus.test_tokenizing import rows_of, run
 def test_clips_come_whole_or_as_crops_of_their_first_codebooks(
     codec: Codec, clips: Path, tmp_path: Path, sink: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(sinks_module, "ROW_GROUP_CODES", 500)
+    monkeypatch.setattr(shards, "ROW_GROUP_CODES", 500)
     run([clips], tmp_path / "out", codec, sink=sink)
     rows = rows_of(tmp_path / "out", codec)
     whole = CodesDataset(tmp_path / "out")

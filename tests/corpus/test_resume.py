@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from encodec_rt.corpus import sinks
+from encodec_rt.corpus import shards
 from encodec_rt.corpus.manifest import STATE, OutputFolder
 from encodec_rt.corpus.pool import run_units
 from encodec_rt.corpus.sources import UnitSize
@@ -228,10 +228,10 @@ def test_a_full_disk_ends_the_run_and_leaves_nothing_half_written(
     codec: Codec, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     whole = run([clips], tmp_path / "whole", codec)
-    write = sinks.ParquetWriter.write
+    write = shards.ParquetWriter.write
     left = 4
 
-    def fill(writer: sinks.ParquetWriter, row: Any) -> None:
+    def fill(writer: shards.ParquetWriter, row: Any) -> None:
         nonlocal left
         left -= 1
         if left < 0:
@@ -239,7 +239,7 @@ def test_a_full_disk_ends_the_run_and_leaves_nothing_half_written(
         write(writer, row)
 
     with monkeypatch.context() as patch:
-        patch.setattr(sinks.ParquetWriter, "write", fill)
+        patch.setattr(shards.ParquetWriter, "write", fill)
         with pytest.raises(OSError, match="No space left"):
             run([clips], tmp_path / "out", codec)
     assert [path.name for path in (tmp_path / "out/data").iterdir()] == ["part-000000.parquet"]

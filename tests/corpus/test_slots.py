@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from encodec_rt.corpus.slots import Coded, SegmentQueue, SilenceMeter, SlotQueue, clip_encoder
+from encodec_rt.corpus.slots import Coded, SegmentQueue, SlotQueue, clip_encoder
+from encodec_rt.corpus.statistics import SilenceMeter
 from encodec_rt.errors import InputError
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.types import Audio
@@ -20,6 +21,7 @@ LENGTHS = (1, 5, 7, 8, 9, 83, 240, 241, 40, 512, 513, 2_500, 63, 333, 17)
 CONFIGS: dict[str, dict[str, Any]] = {
     "constant": {"pad_mode": "constant"},
     "reflect": {"pad_mode": "reflect"},
+    "replicate": {"pad_mode": "replicate"},
     "stereo": {"pad_mode": "reflect", "audio_channels": 2},
 }
 

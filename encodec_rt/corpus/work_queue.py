@@ -1,0 +1,101 @@
+"""Many clips through the slots of one batch: a work queue without padding.
+
+Each slot holds a clip. All slots step a block of frames at a time; a clip ends where it ends, as
+the offline model pads it, and the next one takes its slot. So what comes of a clip does not depend
+on its neighbours.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
+
+from encodec_rt.streaming.clip_batch import ClipBatch, Part
+from encodec_rt.streaming.codec import Codec
+
+SLOTS, BLOCK_FRAMES = 8, 32
+"""On a CPU."""
+GPU_SLOTS, GPU_BLOCK_FRAMES = 64, 64
+
+T = TypeVar("T")
+S = TypeVar("S")
+R = TypeVar("R")
+
+
+def table_size(codec: Codec, slots: int | None, block_frames: int | None) -> tuple[int, int]:
+    """Slots and frames per step, as given or what suits the device."""
+    on_gpu = codec.device.type != "cpu"
+    return (
+        slots or (GPU_SLOTS if on_gpu else SLOTS),
+        block_frames or (GPU_BLOCK_FRAMES if on_gpu else BLOCK_FRAMES),
+    )
+
+
+class WorkQueue(ABC, Generic[T, S, R]):
+    """Clips T, seated as S while they are in a slot, become results R, in any order.
+
+    ``head_frames`` is what a clip needs to begin within a step.
+    """
+
+    def __init__(self, batch: ClipBatch, frames: int, head_frames: int) -> None:
+        """Take so many ``frames`` a step, of all slots together."""
+        self.head_frames = head_frames
+        self._clips = batch
+        self._frames = frames
+
+    @abstractmethod
+    def seat(self, clip: T) -> S:
+        """The clip at its begin."""
+
+    @abstractmethod
+    def look(self, number: int, seat: S, frames: int) -> Part | R:
+        """What a clip has for a step of ``frames``, or what became of it. May raise anything."""
+
+    @abstractmethod
+    def step(self, seated: Mapping[int, S], parts: Mapping[int, Part], frames: int) -> None:
+        """Move the clips of ``parts``, by slot."""
+
+    def run(self, clips: Iterable[T]) -> Iterator[tuple[T, R | Exception]]:
+        """Each clip with its result, or with what was wrong with it, as it is ready."""
+        waiting = iter(clips)
+        seated: dict[int, S] = {}
+        given: dict[int, T] = {}
+        free = list(range(self._clips.slots))
+        more = True
+        while True:
+            while free and more:
+                clip = next(waiting, _END)
+                if clip is _END:
+                    more = False
+                else:
+                    number = free.pop()
+                    given[number], seated[number] = clip, self.seat(clip)
+            frames = self._frames_for(len(seated))
+            parts: dict[int, Part] = {}
+            ended: dict[int, R | Exception] = {}
+            for number, seat in seated.items():
+                try:
+                    found: Part | R | Exception = self.look(number, seat, frames)
+                except Exception as error:  # noqa: BLE001 - whatever a file's reader raises is its own
+                    found = error
+                if isinstance(found, Part):
+                    parts[number] = found
+                else:
+                    ended[number] = found
+            for number, outcome in ended.items():
+                free.append(number)
+                del seated[number]
+                yield given.pop(number), outcome
+            if not seated and not more:
+                return
+            if not ended:
+                self.step(seated, parts, frames)
+
+    def _frames_for(self, clips: int) -> int:
+        """Fewer clips take more frames at once, so that a step costs about the same."""
+        rows = self._clips.rows_for(clips) if clips else self._clips.slots
+        return max(2, self.head_frames, self._frames // rows)
+
+
+_END: Any = object()
