@@ -40,10 +40,13 @@ check: $(STAMP)
 	$(BIN)/ruff check --quiet .
 	$(BIN)/mypy
 
-# Compiles the kernels for GPUs that need not be there, with this Triton and with torch 2.11's.
+# Compiles the kernels for GPUs that need not be there, with this Triton and with torch 2.11's: those
+# that this machine has not compiled before. `make aot AOT_KNOWN=` compiles all.
+AOT_KNOWN ?= $(HOME)/.cache/encodec_rt/aot
 aot: $(STAMP) $(TRITON_36)/installed
-	PYTHONPATH=.:kernels $(BIN)/python tests/aot/gate.py
-	PYTHONPATH=$(TRITON_36):.:kernels $(BIN)/python tests/aot/gate.py --arch 80 90
+	PYTHONPATH=.:kernels $(BIN)/python tests/aot/gate.py $(AOT_KNOWN:%=--known %)
+	PYTHONPATH=$(TRITON_36):.:kernels $(BIN)/python tests/aot/gate.py --arch 80 90 \
+		$(AOT_KNOWN:%=--known %)
 
 # The codec for WebAssembly; a test compares the committed one with what this makes.
 wasm: $(STAMP)

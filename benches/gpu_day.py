@@ -1,34 +1,34 @@
 """All that is to be learnt from a GPU in one go: `make gpu`; docs/gpu-day.md is the plan around it.
 
-    python -m benches.gpu_day --out DIR [--scale 1.0] [--only smoke tests] [--kernels FILE]
+    python -m benches.gpu_day --out DIR [--within 540] [--only smoke tests] [--kernels FILE]
 
 Every part is a process group of its own with its own time, and is killed as a whole when that is
 over; one that fails or is stopped loses nothing of the others. Each part's output is in DIR, with
 the records and pytest's junit file; what is printed last is one short table. Needs a CUDA torch,
 triton, numpy, safetensors and pytest, and installs nothing. ``--kernels`` is what
-benches.kernel_cache packed; what of it does not fit is compiled here.
+benches.kernel_cache packed; what of it does not fit is compiled here. ``--within`` bounds all of
+it, in seconds: the last parts get what the first ones left, or are named as not run.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.util
-import json
+import math
 import os
 import shlex
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any
-from xml.etree import ElementTree
 
 from benches.environment import ROOT
-from benches.index import figures_of
+from benches.gpu_summary import summary
 from benches.kernel_cache import unpack
 
 TESTS = (
@@ -42,7 +42,8 @@ START_S = 15.0
 """For a part to import torch and find its device, before its own time; and to write its end."""
 GRACE_S = 5.0
 """For what is interrupted to write its last lines."""
-MAX_SKIPPED = 6
+LEAST_S = 8.0
+"""Below which a part would not get to its first figure, and is not begun."""
 MAX_PRINTED = 4000
 """Characters of the table at the end: what may come back of a long output."""
 
@@ -55,11 +56,11 @@ class Part:
     arguments: tuple[str, ...]
     seconds: float
 
-    def command(self, out: Path, scale: float, python: Sequence[str]) -> list[str]:
-        """What to run, with all times cut to ``scale``."""
+    def command(self, out: Path, python: Sequence[str]) -> list[str]:
+        """What to run."""
         command = [*python, "-m", *self.arguments]
         if self.arguments[0] != "pytest":
-            return [*command, "--budget", f"{scale * self.seconds:g}", "--out", str(out)]
+            return [*command, "--budget", f"{self.seconds:g}", "--out", str(out)]
         workers = ["-n", "8"] if self.name == "tests" and _has("xdist") else []
         junit = f"--junitxml={out / self.name}.xml"
         return [*command, "-q", "-W", "default", junit, "-p", "no:cacheprovider", *workers]
@@ -71,26 +72,42 @@ PARTS = (
     Part("latency", ("benches.gpu", "latency"), 68),
     Part("profile", ("benches.gpu", "profile"), 15),
     Part("streams", ("benches.gpu", "streams"), 80),
+    Part("variants", ("benches.variants",), 75),
+    Part("flips", ("benches.gpu", "flips"), 35),
     Part("rivals", ("benches.gpu", "rivals"), 65),
     Part("kernels", ("benches.kernels",), 30),
-    Part("variants", ("benches.variants",), 75),
-    Part("flips", ("benches.gpu", "flips"), 20),
     Part("sanitizer", ("pytest", SANITIZER), 55),
 )
-"""In the order of what would be missed most; 11.5 minutes if each takes all its time."""
+"""In the order of what would be missed most; 11.7 minutes if each takes all its time."""
+
+
+def parts_within(
+    parts: Sequence[Part], scale: float, left: Callable[[], float], start: float
+) -> Iterator[tuple[Part, float]]:
+    """Each part with its time cut to ``scale``, and to what is ``left`` where that is less.
+
+    And that time, 0 for a part that is not to be begun any more.
+    """
+    for part in parts:
+        seconds = min(scale * part.seconds, left() - start - GRACE_S)
+        begin = seconds >= min(scale * part.seconds, LEAST_S)
+        yield replace(part, seconds=max(0.0, seconds)), seconds if begin else 0.0
 
 
 def run(
     part: Part,
     out: Path,
-    scale: float,
     environment: Mapping[str, str],
     python: Sequence[str] = (sys.executable,),
+    start: float | None = None,
 ) -> str:
-    """Run a part, all its output into a file -> "ok", or what became of it."""
+    """Run a part, all its output into a file -> "ok", or what became of it.
+
+    ``start`` are the seconds it has before its own.
+    """
     with (out / f"{part.name}.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
-            part.command(out, scale, python),
+            part.command(out, python),
             cwd=ROOT,
             env=environment,
             stdout=log,
@@ -99,7 +116,7 @@ def run(
             start_new_session=True,
         )
         stopped = None
-        limit = START_S + scale * part.seconds
+        limit = (START_S if start is None else start) + part.seconds
         try:
             process.wait(limit)
         except subprocess.TimeoutExpired:
@@ -123,124 +140,15 @@ def _has(module: str) -> bool:
     return importlib.util.find_spec(module) is not None
 
 
-def records(out: Path) -> list[dict[str, Any]]:
-    """The records in a folder, oldest first; one that was cut off is left out."""
-    found = []
-    for path in sorted(out.glob("*.json"), key=lambda path: path.stat().st_mtime):
-        try:
-            found.append(json.loads(path.read_text("utf-8")))
-        except ValueError:
-            print(f"{path.name} is not whole")
-    return found
-
-
-def tests_line(path: Path) -> str:
-    """What a junit file counts."""
-    try:
-        root = ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError):
-        return f"{path.stem}: no junit file"
-    suite = root if root.tag == "testsuite" else root[0]
-    count = {name: int(suite.get(name, 0)) for name in ("tests", "failures", "errors", "skipped")}
-    failed = [case.get("name") for case in suite.iter("testcase") if len(case.findall("failure"))]
-    names = "".join(f"\n  failed: {name}" for name in failed[:8])
-    return f"{path.stem}: {', '.join(f'{value} {name}' for name, value in count.items())}{names}"
-
-
-def summary(out: Path) -> Iterator[str]:
-    """The headline figures of all records in ``out``, one line each."""
-    for path in sorted(out.glob("*.xml")):
-        yield tests_line(path)
-    for record in records(out):
-        yield f"{record['bench']}, {record['device'].get('gpu') or record['device']['cpu']}"
-        yield from _one_stream(record)
-        skipped = [case for case in record["cases"] if "skipped" in case["case"]]
-        for case in skipped[:MAX_SKIPPED]:
-            reason = str(case["values"].get("reason"))[:90]
-            yield f"  not timed: {case['case']['skipped']}: {reason}"
-        if skipped[MAX_SKIPPED:]:
-            yield f"  and {len(skipped) - MAX_SKIPPED} more not timed"
-        for case in record["cases"]:
-            what, values = case["case"], case["values"]
-            if values.get("wrong"):
-                yield f"  WRONG: {what}: {str(values.get('reason'))[:90]}"
-            elif "streams" in values and (what["paced"] or values["kept"]):
-                pace = "paced" if what["paced"] else "flat out"
-                tick = case["ms"]["tick"]
-                kept = "kept" if values["kept"] else "LATE"
-                yield (
-                    f"  {what['row']}: {what['slots']} slots {pace} {kept}, tick p50 "
-                    f"{tick['p50']:.2f} p99.9 {tick['p99.9']:.2f} ms"
-                )
-            elif "frames_that_differ" in values:
-                yield (
-                    f"  {what['row']}: {100 * values['frames_that_differ']:.3f} % of "
-                    f"{values['frames']} frames of speech have other codes"
-                )
-            elif "launches" in values:
-                yield (
-                    f"  {what['row']} S={what['slots']} {what['profile']}: {values['launches']} "
-                    f"launches in {values['replay_us']:.1f} us"
-                )
-            elif "variant" in what and case["ms"]:
-                times = (1e3 * case["ms"][f"{way} device"]["p50"] for way in ("encode", "decode"))
-                yield "  {}, {}: {:.1f} / {:.1f} us".format(what["rules"], what["variant"], *times)
-        yield from _layers(record)
-
-
-def _one_stream(record: Mapping[str, Any]) -> Iterator[str]:
-    """Median microseconds of a frame by row, on the wall and on the device, and the ratio."""
-    found: dict[str, dict[str, float]] = {}
-    for case in record["cases"]:
-        what = case["case"]
-        if what.get("slots") == 1 and "row" in what and case["ms"]:
-            kind = "paced " if what.get("paced") else "cold " if what.get("cold") else ""
-            figures = {f"{kind}{name}": v for name, v in figures_of(case).items()}
-            row = found.setdefault(what["row"], {})
-            row |= {name: min(v, row.get(name, v)) for name, v in figures.items()}
-    base = found.get("torch, graph", {}).get("encode wall p50")
-    columns = [
-        f"{kind}{way} {where} {share}"
-        for kind, where, share in (
-            ("", "device", "p50"),
-            ("", "wall", "p50"),
-            ("", "wall", "p99"),
-            ("paced ", "wall", "p50"),
-            ("paced ", "wall", "p99"),
-            ("cold ", "wall", "p50"),
-        )
-        for way in ("encode", "decode")
-    ]
-    if found:
-        yield "  us encode/decode: device p50, wall p50 p99, paced p50 p99, cold p50; x torch graph"
-    for name, figures in found.items():
-        cells = [f"{1e3 * figures[key]:.0f}" if key in figures else "-" for key in columns]
-        pairs = " ".join("/".join(pair) for pair in zip(cells[::2], cells[1::2], strict=True))
-        ours = figures.get("encode wall p50")
-        ratio = f" x{base / ours:.2f}" if base and ours else ""
-        yield f"  {name}: {pairs}{ratio}"
-
-
-def _layers(record: Mapping[str, Any]) -> Iterator[str]:
-    """Sums over the layers that ``benches.kernels`` timed."""
-    sums: dict[str, list[float]] = {}
-    for case in record["cases"]:
-        what = case["case"]
-        if "layer" in what and case["ms"]:
-            key = f"{what['rules']} {what['precision']} S={what['slots']} {what['layer'][:7]}"
-            both = 1e3 * case["ms"]["device"]["p50"], case["values"]["floor_us"]
-            sums.setdefault(key, []).append(both[0])
-            sums.setdefault(f"{key} floor", []).append(both[1])
-    for key in (key for key in sums if not key.endswith("floor")):
-        floor = sum(sums[f"{key} floor"])
-        yield f"  {key}: {len(sums[key])} layers {sum(sums[key]):.1f} us, floor {floor:.1f} us"
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the parts one after the other; 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--out", type=Path, required=True, help="folder of all results")
     parser.add_argument("--scale", type=float, default=1.0, help="of all times")
+    parser.add_argument("--within", type=float, default=math.inf, help="seconds for everything")
+    parser.add_argument(
+        "--start", type=float, help="seconds for a part to start, where a machine is slow"
+    )
     parser.add_argument("--kernels", type=Path, help="compiled kernels that came along")
     parser.add_argument("--python", help="what runs the parts, with its arguments")
     parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS])
@@ -253,12 +161,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
     environment["PYTHONPATH"] = f"{ROOT}{os.pathsep}{ROOT / 'kernels'}"
     if options.kernels is not None:
         print(f"{unpack(options.kernels, cache)} compiled kernels unpacked", flush=True)
+    end = time.perf_counter() + options.within
+    start = START_S if options.start is None else options.start
+    chosen = [part for part in PARTS if not options.only or part.name in options.only]
     became = {}
-    for part in PARTS:
-        if options.only and part.name not in options.only:
+    left = partial(_seconds_until, end)
+    for part, seconds in parts_within(chosen, options.scale, left, start):
+        if not seconds:
+            became[part.name] = "not run: no time was left"
             continue
         before, begun = _kernels(cache), time.perf_counter()
-        became[part.name] = run(part, out, options.scale, environment, python)
+        became[part.name] = run(part, out, environment, python, start)
         took, compiled = time.perf_counter() - begun, _kernels(cache) - before
         print(f"== {part.name}: {became[part.name]}, {took:.0f} s, {compiled} kernels compiled")
         if became[part.name] != "ok":
@@ -270,6 +183,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     failed = [f"{name} {what}" for name, what in became.items() if what != "ok"]
     print(f"results are in {out}" + (f"; NOT ok: {', '.join(failed)}" if failed else ""))
     return int(bool(failed))
+
+
+def _seconds_until(end: float) -> float:
+    return end - time.perf_counter()
 
 
 def _kernels(cache: Path) -> int:

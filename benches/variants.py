@@ -1,11 +1,12 @@
 """Other tiles than the rules give, each beside them: what a person with a GPU tries in minutes.
 
-    python -m benches.variants [--only few many] [--jobs 8] [--budget 60]
+    python -m benches.variants [--only few many] [--names "16 rows"] [--jobs 8] [--budget 60]
 
 A process per variant compiles what it asks for, all at once; then one after the other measures, so
-that nothing else runs on the device. For few slots it is the device's time of one stream's frame,
-for many that of 1024. The unchanged rules come first and last: a variant that gains less than those
-two differ gains nothing. A variant must give the codes of the rules' own kernels, near-ties aside.
+that nothing else runs on the device. For few slots it is the time of one stream's frame, on the
+device and from host to host; for many that of 1024 on the device. The unchanged rules come first
+and last: a variant that gains less than those two differ gains nothing. A variant must give the
+codes of the rules' own kernels, near-ties aside.
 """
 
 from __future__ import annotations
@@ -30,24 +31,34 @@ from benches.environment import Json
 from benches.kernels import finish, ieee_products, require_cuda
 from benches.record import RESULTS, Record
 from benches.rows import triton_engine
-from benches.timing import TimeBudget, replay_ms
+from benches.timing import TimeBudget, no_collection, replay_ms, wall_ms
 from benches.workload import noise, random_24khz
 from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.streaming.cuda_graph import Tick
 from encodec_rt_kernels import configs
 from encodec_rt_kernels.configs import Tile
 
 Change = Callable[[], None]
 SLOTS = {"few": 1, "many": 1024}
+UNCHANGED = ("rules", "rules again")
 FRAMES = 30
 REPLAYS = {"few": 300, "many": 60}
+WALL_FRAMES = 500
 
 
 def product(deep: dict[str, int] | None = None, broad: dict[str, int] | None = None) -> None:
     """Convolutions with these fields of a tile; deep ones are those with megabytes of weights."""
     rule = configs._product
 
-    def changed(arch: int, rules: configs.Rules, inputs: int, outputs: int, taps: int) -> Tile:
-        tile = rule(arch, rules, inputs, outputs, taps)
+    def changed(
+        arch: int,
+        rules: configs.Rules,
+        inputs: int,
+        outputs: int,
+        taps: int,
+        **options: bool,
+    ) -> Tile:
+        tile = rule(arch, rules, inputs, outputs, taps, **options)
         is_deep = max(inputs, outputs) >= configs.DEEP_CHANNELS
         fields = dict((deep if is_deep else broad) or {})
         for name, size in (("cols", outputs), ("depth", inputs * taps)):
@@ -82,11 +93,17 @@ def option(name: str, **values: int) -> None:
     setattr(configs, name, lambda *arguments: {**rule(*arguments), **values})
 
 
-def precision(dot: str) -> None:
-    """Products of matrices in this arithmetic; the search stays as it is."""
-    product(deep={"dot": dot}, broad={"dot": dot})  # type: ignore[dict-item]
-    for name in ("resblock", "lstm"):
-        tile_of(name, dot=dot)  # type: ignore[arg-type]
+def separate_copies() -> None:
+    """A tick whose input and mask come one by one, and whose result is copied on the device too."""
+
+    def run(tick: Tick) -> None:
+        assert tick._on_host is not None
+        tick._inputs.x.copy_(tick._on_host.x, non_blocking=True)
+        tick._inputs.active.copy_(tick._on_host.active, non_blocking=True)
+        tick._run()
+        tick._y_host.copy_(tick._y, non_blocking=True)
+
+    Tick._run_from_host = run  # type: ignore[method-assign]
 
 
 @dataclass(frozen=True)
@@ -106,37 +123,33 @@ def _many(name: str, change: Change) -> Variant:
     return Variant("many", name, change)
 
 
-WIDE = {"rows": 64, "cols": 64, "depth": 32, "stages": 3}
-NARROW = {"rows": 16, "cols": 16, "depth": 128, "stages": 4}
-WIDE = {"rows": 64, "cols": 64, "depth": 32, "stages": 3}
 VARIANTS = (
     _few("rules", lambda: None),
+    _few("separate copies", separate_copies),
     _few("16 rows", partial(product, deep={"rows": 16}, broad={"rows": 16})),
-    _few("4 rows", partial(product, deep={"rows": 4}, broad={"rows": 4})),
     _few("deep, 64 deep", partial(product, deep={"depth": 64})),
-    _few("broad, 64 deep", partial(product, broad={"depth": 64})),
-    _few("broad, 64 deep, 8 warps", partial(product, broad={"depth": 64, "warps": 8})),
-    _few("broad, 2 warps", partial(product, broad={"warps": 2})),
     _few("resblock, 4 rows", partial(tile_of, "resblock", rows=4)),
     _few("resblock, 2 warps", partial(tile_of, "resblock", warps=2)),
     _few("resblock, 16 rows, 8 warps", partial(tile_of, "resblock", rows=16, warps=8)),
-    _few("splits from 256 deep", partial(constants, SPLIT_DEPTH=256, PART_DEPTH=64)),
     _few("parts of 256", partial(constants, PART_DEPTH=256)),
     _few("vectors from 256", partial(constants, VECTOR_CHANNELS=256)),
+    _few("one output, 32 rows", partial(tile_of, "conv1d_single", rows=32)),
     _few("choose, 4 warps", partial(option, "rvq_choose", num_warps=4)),
     _few("rules again", lambda: None),
     _many("rules", lambda: None),
+    _many("one row whole", partial(constants, ROW_PROGRAMS=0)),
+    _many("one row over 8", partial(constants, ROW_PROGRAMS=8)),
+    _many("one row over 32", partial(constants, ROW_PROGRAMS=32)),
+    _many("books as they are", partial(constants, TURNED_BOOKS=False)),
     _many("longest 64x64", partial(constants, LONGEST_DEPTH=1 << 20)),
-    _many("longest from 1024", partial(constants, LONGEST_DEPTH=1024)),
     _many("all 64x64x16, 4 stages", partial(product, *[{"depth": 16, "stages": 4}] * 2)),
-    _many("all 2 stages", partial(product, *[{"stages": 2}] * 2)),
     _many("score 128 rows, 8 warps", partial(tile_of, "rvq_score", rows=128, warps=8)),
     _many("score 32 rows", partial(tile_of, "rvq_score", rows=32)),
     _many("lstm 2 stages", partial(tile_of, "lstm", stages=2)),
     _many("resblock 8 warps", partial(tile_of, "resblock", warps=8)),
-    _many("resblock 32 deep, 2 stages", partial(tile_of, "resblock", depth=32, stages=2)),
+    _many("resblock 32 deep, 3 stages", partial(tile_of, "resblock", depth=32, stages=3)),
     _many("one output, 32 rows", partial(tile_of, "conv1d_single", rows=32)),
-    _many("tf32x3", partial(precision, "tf32x3")),
+    _many("one output, 128 rows", partial(tile_of, "conv1d_single", rows=128)),
     _many("rules again", lambda: None),
 )
 """Those of the next day: what was tried before is in docs/kernels.md."""
@@ -158,27 +171,50 @@ def try_out(index: int, folder: str) -> None:
         found["seconds_to_make"] = time.perf_counter() - begun
         with open(os.path.join(folder, "device"), "w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            codes = codes_of(engine, noise(slots, FRAMES * model.config.hop_length), 320)
+            codes = codes_of(
+                engine, noise(slots, FRAMES * model.config.hop_length), model.config.hop_length
+            )
             found["codes"] = codes[:, : min(slots, 64)].tolist()
             for name, tick in engine.ticks.items():
                 found[f"{name} device"] = replay_ms(tick.again, REPLAYS[variant.rules])
+            if few:
+                audio = noise(slots, WALL_FRAMES * model.config.hop_length)
+                with no_collection():
+                    both = wall_ms(engine, audio, model.config.hop_length)
+                found |= dict(zip(("encode wall", "decode wall"), both, strict=True))
     except FAILURES as error:
         found["reason"] = f"{type(error).__name__}: {error}"[:300]
     with open(os.path.join(folder, f"{index}.json"), "w") as file:
         json.dump(found, file)
 
 
+def chosen_of(rules: list[str], names: list[str] | None) -> list[int]:
+    """Where in VARIANTS those of ``rules`` are; of ``names`` only, where these are given.
+
+    The unchanged rules are always with them, as long as there is anything to compare them with.
+    """
+    chosen = [at for at, variant in enumerate(VARIANTS) if variant.rules in rules]
+    if names is None:
+        return chosen
+    kinds = {VARIANTS[at].rules for at in chosen if VARIANTS[at].name in names}
+    names = [*names, *UNCHANGED]
+    return [at for at in chosen if VARIANTS[at].rules in kinds and VARIANTS[at].name in names]
+
+
 def main() -> int:
     """Try every variant and write one JSON file; 1 if one was not right."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", nargs="+", choices=["few", "many"], default=["few", "many"])
+    parser.add_argument("--names", nargs="+", help="these of them, with the rules beside")
     parser.add_argument("--jobs", type=int, default=8)
     parser.add_argument("--budget", type=float, default=90.0, help="seconds for all of it")
     parser.add_argument("--out", default=RESULTS, help="another folder than benches/results")
     options = parser.parse_args()
     budget = TimeBudget(options.budget)
     record = Record("gpu-variants", device=require_cuda().type, folder=options.out)
-    chosen = [at for at, variant in enumerate(VARIANTS) if variant.rules in options.only]
+    chosen = chosen_of(options.only, options.names)
+    if not chosen:
+        parser.error(f"--names {options.names}: no variant of {options.only} has that name")
     with tempfile.TemporaryDirectory() as folder:
         random_24khz().save_pretrained(folder)
         context = multiprocessing.get_context("spawn")

@@ -6,6 +6,7 @@ import gc
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,11 +18,34 @@ WARM_UP = 3
 """Runs before a capture: kernels compile, libraries allocate their workspaces."""
 
 
+class _Inputs:
+    """A step's input and its mask in one piece of memory, so that one copy brings both."""
+
+    ALIGNMENT = 256
+    """Bytes; kernels are compiled for buffers that begin at multiples of 16."""
+
+    def __init__(self, x: Tensor, device: torch.device, *, pinned: bool = False) -> None:
+        """Zeros on ``device``, for inputs shaped like ``x`` [S, ...]."""
+        begin = -(-x.nbytes // self.ALIGNMENT) * self.ALIGNMENT
+        options: dict[str, Any] = {"pin_memory": True} if pinned else {}
+        self.whole = torch.zeros(begin + len(x), dtype=torch.uint8, device=device, **options)
+        self.x = self.whole[: x.nbytes].view(x.dtype).view(x.shape)
+        self.active = self.whole[begin:].view(torch.bool)
+
+    def fill(self, x: Tensor, active: Tensor | None) -> None:
+        """Take these; ``active`` None means all."""
+        self.x.copy_(x)
+        if active is None:
+            self.active.fill_(True)
+        else:
+            self.active.copy_(active)
+
+
 class Tick:
     """Calls a step on fixed buffers; the result is one buffer, on the device of the input.
 
-    On a CUDA device a graph holds the whole tick. For an input on the host that includes the
-    copies through pinned memory in and out, and one wait for the result, the only one there is.
+    On a CUDA device a graph holds the whole tick. For an input on the host that includes one copy
+    in and one out through pinned memory, and one wait for the result, the only one there is.
     ``eager_because`` is None, or says why there is no graph.
     """
 
@@ -35,41 +59,45 @@ class Tick:
         ``graph`` True raises BackendUnavailable if there cannot be one, None does without.
         """
         self._step = step
-        self._x = x
-        self._active = torch.zeros(len(x), dtype=torch.bool, device=x.device)
+        self._inputs = _Inputs(x, x.device)
+        self._on_host: _Inputs | None = None
         # No method of its own is kept here: such a cycle would leave graphs to the collector, and
         # one that is destroyed during another's capture spoils that capture.
         self._replays: tuple[Callable[[], None], ...] | None = None
         with self._on_its_device():
             # No slot is active, so this moves no state.
-            self._y = step(x, self._active).clone()
+            self._y = step(self._inputs.x, self._inputs.active).clone()
             if x.device.type == "cuda":
-                self._x_host, self._active_host, self._y_host = (
-                    torch.zeros(buffer.shape, dtype=buffer.dtype, device="cpu", pin_memory=True)
-                    for buffer in (x, self._active, self._y)
-                )
+                self._prepare_host(pinned=True)
             self.eager_because = self._capture() if graph is not False else "graph=False"
         if graph and self.eager_because is not None:
             raise BackendUnavailable(f"graph=True: {self.eager_because}; use graph=None")
 
     def __call__(self, x: Tensor, active: Tensor | None) -> Tensor:
         """The step's result for ``x``, valid until the next call; ``active`` None means all."""
+        device = self._inputs.x.device
         with self._on_its_device():
-            if x.device == self._x.device:
-                self._x.copy_(x)
-                _set_active(self._active, active)
+            if x.device == device or self._on_host is None:
+                self._inputs.fill(x, active)
                 self._run_on_device()
                 return self._y
-            self._x_host.copy_(x)
-            _set_active(self._active_host, active)
+            self._on_host.fill(x, active)
             self._run_on_host()
-            torch.cuda.current_stream(self._x.device).synchronize()
+            torch.cuda.current_stream(device).synchronize()
             return self._y_host
 
     def again(self) -> None:
         """Step once more on what the buffers hold, on the device and without waiting for it."""
         with self._on_its_device():
             self._run_on_device()
+
+    def _prepare_host(self, *, pinned: bool) -> None:
+        """Buffers for inputs that lie on the host."""
+        cpu = torch.device("cpu")
+        self._on_host = _Inputs(self._inputs.x, cpu, pinned=pinned)
+        self._y_host = torch.zeros(
+            self._y.shape, dtype=self._y.dtype, device=cpu, pin_memory=pinned
+        )
 
     def _run_on_device(self) -> None:
         (self._run if self._replays is None else self._replays[0])()
@@ -78,25 +106,26 @@ class Tick:
         (self._run_from_host if self._replays is None else self._replays[1])()
 
     def _run(self) -> None:
-        self._y.copy_(self._step(self._x, self._active))
+        self._y.copy_(self._step(self._inputs.x, self._inputs.active))
 
     def _run_from_host(self) -> None:
-        self._x.copy_(self._x_host, non_blocking=True)
-        self._active.copy_(self._active_host, non_blocking=True)
-        self._run()
-        self._y_host.copy_(self._y, non_blocking=True)
+        assert self._on_host is not None
+        self._inputs.whole.copy_(self._on_host.whole, non_blocking=True)
+        y = self._step(self._inputs.x, self._inputs.active)
+        self._y_host.copy_(y, non_blocking=True)
 
     def _capture(self) -> str | None:
         """Put graphs in the place of both runs; returns None, or why there are none."""
         try:
-            self._replays = capture(self._x.device, self._run, self._run_from_host)
+            device = self._inputs.x.device
+            self._replays = capture(device, self._run, self._run_from_host)
         except RuntimeError as error:
             return str(error)
         return None
 
     def _on_its_device(self) -> AbstractContextManager[None]:
         """Kernels go to the current device, which may be another one than the buffers'."""
-        device = self._x.device
+        device = self._inputs.x.device
         if device.type != "cuda" or device.index == torch.cuda.current_device():
             return nullcontext()
         return torch.cuda.device(device)
@@ -105,13 +134,6 @@ class Tick:
 def capture_graph(ops: Ops, work: Work, x: Tensor, *, graph: bool | None, live: bool) -> Tick:
     """``Ops.capture`` of a CUDA device."""
     return Tick(partial(work, ops), x, graph=graph)
-
-
-def _set_active(buffer: Tensor, active: Tensor | None) -> None:
-    if active is None:
-        buffer.fill_(True)
-    else:
-        buffer.copy_(active)
 
 
 def capture(device: torch.device, *runs: Callable[[], None]) -> tuple[Callable[[], None], ...]:

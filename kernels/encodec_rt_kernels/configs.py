@@ -8,77 +8,15 @@ compiles exactly what these rules give for the 24 kHz model.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import replace
 
 import torch
-import triton
 
-Precision = Literal["exact", "fast"]
-"""``exact``: float32 throughout. ``fast``: TF32 products, float32 sums."""
-
-Options = dict[str, int | bool]
-
-
-@dataclass(frozen=True, slots=True)
-class Rules:
-    """What tiles are chosen for: one choice for all layers and slots of a codec.
-
-    ``few``: for one or a few slots. Tiles are narrow, long products are split over programs, and
-    the search reads tables of products between the codebooks instead of the books. Otherwise a tile
-    reuses what it loads, for many slots. ``chained``: a launch is prepared while the one before it
-    runs (programmatic dependent launch), where the architecture can.
-    """
-
-    precision: Precision = "exact"
-    few: bool = False
-    chained: bool = False
-
-    @property
-    def dot(self) -> Literal["ieee", "tf32"]:
-        """The arithmetic of products."""
-        return "ieee" if self.precision == "exact" else "tf32"
-
-    def chains(self, arch: int) -> bool:
-        """Whether launches are chained on ``arch``; Triton's interpreter cannot."""
-        return self.chained and arch >= 90 and not triton.knobs.runtime.interpret
-
-
-MANY = Rules()
-"""Exact, for many slots, every launch after the one before it has ended."""
-
-
-@dataclass(frozen=True, slots=True)
-class Tile:
-    """One program's share of a matrix product, and how many warps and pipeline stages it gets.
-
-    Where ``splits`` is above 1, that many programs share out the depth of the product.
-    """
-
-    rows: int
-    cols: int
-    depth: int
-    warps: int
-    stages: int
-    dot: Literal["ieee", "tf32"]
-    chained: bool = False
-    splits: int = 1
-
-    @property
-    def options(self) -> Options:
-        """Launch options. Contracting a*b+c is asked for, since Triton's default will change."""
-        return launch_options(self.warps, self.stages, self.chained)
-
-
-def launch_options(warps: int, stages: int, chained: bool) -> Options:
-    """Launch options, and the constant that tells a kernel whether it is chained."""
-    return {
-        "num_warps": warps,
-        "num_stages": stages,
-        "enable_fp_fusion": True,
-        "launch_pdl": chained,
-        "CHAINED": chained,
-    }
+from encodec_rt_kernels.tiles import MANY as MANY
+from encodec_rt_kernels.tiles import Options, launch_options
+from encodec_rt_kernels.tiles import Precision as Precision
+from encodec_rt_kernels.tiles import Rules as Rules
+from encodec_rt_kernels.tiles import Tile as Tile
 
 
 def copy(arch: int, rules: Rules) -> Options:
@@ -102,10 +40,10 @@ DEEP_CHANNELS = 256
 """From this width on a layer has at most a few rows per slot, and its weights are megabytes."""
 
 SPLIT_DEPTH = 256
-"""Products at least this deep are split where ``Rules.few``."""
+"""Products at least this deep are split where ``Rules.few``, or where a slot has one row."""
 
 LONGEST_DEPTH = 1280
-"""Products at least this deep have 1 to 8 rows per slot: smaller tiles, for more programs."""
+"""Products at least this deep have few rows per slot: smaller tiles, unless they are split."""
 
 SPLIT_PROGRAMS = 128
 """Programs that a split shares a layer out to at most: what an H100 runs at once, rounded down."""
@@ -113,11 +51,20 @@ SPLIT_PROGRAMS = 128
 PART_DEPTH = 64
 """Least depth of a part; a thinner one would write and read about as much as it multiplies."""
 
+ROW_PROGRAMS = 16
+"""Programs that share out 64 rows of such a layer for many slots; 0 splits none."""
+
+ROW_PART_DEPTH = 256
+"""Least depth of their parts, which are written and read for every slot."""
+
 TABLE_BOOKS = 8
 """Codebooks that there are tables for: 4 MiB for each pair of the paper's."""
 
+TURNED_BOOKS = True
+"""Whether the search of many slots reads the books turned."""
+
 VECTOR_CHANNELS = 512
-"""From this width on a layer of few slots has one row per slot: a matrix times a vector."""
+"""From this width on a layer has one row per slot: for few slots a matrix times a vector."""
 
 VECTOR_DEPTH = 512
 """Rows of the matrix that a program holds in registers at most, with 16 columns."""
@@ -148,13 +95,16 @@ def conv1d(arch: int, rules: Rules, inputs: int, outputs: int, taps: int) -> Til
     """Tile of a convolution from ``inputs`` to ``outputs`` channels.
 
     Deep layers have few rows and megabytes of weights: narrow tiles share the weights out over
-    many programs, and a deep pipeline keeps enough bytes in flight. Broad ones have many rows.
+    many programs, and a deep pipeline keeps enough bytes in flight. Broad ones have many rows. The
+    deepest have one row per slot, so that even many slots are few programs: those are split too.
     """
-    tile = _product(arch, rules, inputs, outputs, taps)
-    if not rules.few or inputs * taps < SPLIT_DEPTH:
+    one_row = ROW_PROGRAMS > 0 and max(inputs, outputs) >= VECTOR_CHANNELS
+    tile = _product(arch, rules, inputs, outputs, taps, in_parts=one_row)
+    programs, part = (SPLIT_PROGRAMS, PART_DEPTH) if rules.few else (ROW_PROGRAMS, ROW_PART_DEPTH)
+    if inputs * taps < SPLIT_DEPTH or not (rules.few or one_row):
         return tile
-    most = SPLIT_PROGRAMS // -(-outputs // tile.cols)
-    splits = max(1, min(most, inputs * taps // PART_DEPTH))
+    most = programs // -(-outputs // tile.cols)
+    splits = max(1, min(most, inputs * taps // part))
     return replace(tile, splits=1 << (splits.bit_length() - 1))
 
 
@@ -190,17 +140,24 @@ def lstm_vector(arch: int, rules: Rules, units: int) -> Tile | None:
     return _vector(arch, rules, 4, _power_of_two(units, 16, VECTOR_DEPTH), 8)
 
 
-def conv1d_single(arch: int, rules: Rules, inputs: int, outputs: int) -> Tile | None:
-    """Tile of a convolution with one output, ``depth`` counting channels, or None."""
-    if outputs != 1 or inputs > SINGLE_CHANNELS:
+def conv1d_single(
+    arch: int, rules: Rules, inputs: int, outputs: int, taps: int, stride: int, dilation: int
+) -> Tile | None:
+    """Tile of a convolution with one output, or None: ``cols`` counts taps, ``depth`` channels.
+
+    ``rows`` of inputs give as many outputs, less those that the window takes.
+    """
+    rows, past = 16 if rules.few else 64, (taps - 1) * dilation
+    if outputs != 1 or inputs > SINGLE_CHANNELS or stride != 1 or 2 * past > rows:
         return None
-    rows = 16 if rules.few else 64
-    depth = _power_of_two(inputs, 1, SINGLE_CHANNELS)
-    return Tile(rows, 1, depth, 4, 1, "ieee", rules.chains(arch))
+    cols, depth = _power_of_two(taps, 8, 64), _power_of_two(inputs, 16, SINGLE_CHANNELS)
+    return Tile(rows, cols, depth, 4, 1, "ieee", rules.chains(arch))
 
 
-def _product(arch: int, rules: Rules, inputs: int, outputs: int, taps: int) -> Tile:
-    """``conv1d`` before any split."""
+def _product(
+    arch: int, rules: Rules, inputs: int, outputs: int, taps: int, *, in_parts: bool = False
+) -> Tile:
+    """``conv1d`` before any split; ``in_parts`` where one is to come for many slots."""
     deep, exact = max(inputs, outputs) >= DEEP_CHANNELS, rules.precision == "exact"
     roomy = _roomy(arch)
     if rules.few:
@@ -215,9 +172,10 @@ def _product(arch: int, rules: Rules, inputs: int, outputs: int, taps: int) -> T
             dot=rules.dot,
             chained=rules.chains(arch),
         )
-    longest = inputs * taps >= LONGEST_DEPTH
-    # Two stages leave Triton 3.7.1 too few registers for three taps of many channels: it spills.
-    short = exact and not (deep and taps == 3)
+    longest = inputs * taps >= LONGEST_DEPTH and not in_parts
+    # Two stages leave Triton 3.7.1 too few registers for three taps of many channels, and for
+    # parts: it spills.
+    short = exact and not (deep and taps == 3) and not in_parts
     return Tile(
         rows=64 if roomy and not longest else 32,
         cols=_power_of_two(outputs, 16, 32 if longest and outputs <= 128 else 64),
@@ -292,6 +250,11 @@ def rvq_score(arch: int, rules: Rules, width: int, size: int) -> Tile:
     roomy = _roomy(arch)
     rows, stages, depth = 64 if roomy else 32, 3 if roomy else 2, _power_of_two(width, 16, 32)
     return Tile(rows, cols, depth, 4, stages, "ieee", rules.chains(arch))
+
+
+def turns_books(rules: Rules) -> bool:
+    """Whether the products with the books read them as [Q, D, V] and not as [Q, V, D]."""
+    return TURNED_BOOKS and not rules.few
 
 
 def rvq_choose(arch: int, rules: Rules) -> Options:

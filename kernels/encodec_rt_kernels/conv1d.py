@@ -10,7 +10,7 @@ over the flattened (tap, channel) axis in one loop. At one slot the weights limi
 Where the tile is split, programs share out that axis; a second launch adds their parts, in order,
 and the bias. For few slots the deepest layers are products of a matrix and a vector: a program
 keeps its weights in registers, read before the vector is there, and takes row after row. A layer
-with one output, the last one, is a sum over taps and channels that multiplies nothing else.
+with one output has a kernel of its own, conv1d_single.py.
 """
 
 from __future__ import annotations
@@ -21,9 +21,10 @@ import triton.language as tl
 from torch import Tensor
 
 from encodec_rt_kernels import configs
+from encodec_rt_kernels.conv1d_single import _conv1d_single_kernel
 from encodec_rt_kernels.device import (
-    Arguments,
     carry_context,
+    conv1d_products,
     follow,
     launch_metadata,
     load_tile,
@@ -35,13 +36,9 @@ from encodec_rt_kernels.device import (
 Packed = tuple[Tensor, ...]
 
 
-def _products(arguments: Arguments) -> int:
-    rows = arguments["slots"] * arguments["steps_out"]
-    return int(rows * arguments["INPUTS"] * arguments["TAPS"] * arguments["OUTPUTS"])
-
-
 @triton.jit(
-    do_not_specialize=["slots", "steps", "steps_out"], launch_metadata=launch_metadata(_products)
+    do_not_specialize=["slots", "steps", "steps_out"],
+    launch_metadata=launch_metadata(conv1d_products),
 )
 def _conv1d_kernel(
     x_ptr,
@@ -127,7 +124,8 @@ def _conv1d_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["slots", "steps", "steps_out"], launch_metadata=launch_metadata(_products)
+    do_not_specialize=["slots", "steps", "steps_out"],
+    launch_metadata=launch_metadata(conv1d_products),
 )
 def _conv1d_vector_kernel(
     x_ptr,
@@ -197,72 +195,6 @@ def _conv1d_vector_kernel(
         )
 
 
-@triton.jit(do_not_specialize=["slots", "steps"], launch_metadata=launch_metadata(_products))
-def _conv1d_single_kernel(
-    x_ptr,
-    context_ptr,
-    context_next_ptr,
-    weight_ptr,
-    bias_ptr,
-    y_ptr,
-    context_stride,
-    context_next_stride,
-    slots,
-    steps,
-    steps_out,
-    INPUTS: tl.constexpr,
-    OUTPUTS: tl.constexpr,
-    TAPS: tl.constexpr,
-    STRIDE: tl.constexpr,
-    DILATION: tl.constexpr,
-    PAST: tl.constexpr,
-    ELU: tl.constexpr,
-    ROWS: tl.constexpr,
-    DEPTH: tl.constexpr,
-    CARRY: tl.constexpr,
-    CHAINED: tl.constexpr,
-):
-    follow(CHAINED)
-    row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
-    row_valid = row < slots * steps_out
-    slot = (row // steps_out).to(tl.int64)
-    first = row % steps_out * STRIDE - PAST
-    channel = tl.arange(0, DEPTH)
-    channel_valid = channel < INPUTS
-    acc = tl.zeros((ROWS, DEPTH), tl.float32)
-    for tap in tl.static_range(TAPS):
-        value = load_window(
-            (x_ptr + slot * steps * INPUTS)[:, None],
-            (context_ptr + slot * context_stride + PAST * INPUTS)[:, None],
-            row_valid[:, None] & channel_valid[None, :],
-            (first + tap * DILATION)[:, None],
-            channel[None, :],
-            INPUTS,
-            1,
-            1,
-            PAST,
-            ELU,
-        )
-        weight = tl.load(weight_ptr + tap * INPUTS + channel, mask=channel_valid, other=0.0)
-        acc += value * weight[None, :]
-    y = tl.sum(acc, axis=1) + tl.load(bias_ptr)
-    tl.store(y_ptr + row, y, mask=row_valid)
-    if PAST > 0:
-        carry_context(
-            x_ptr,
-            context_ptr,
-            context_next_ptr,
-            context_stride,
-            context_next_stride,
-            slots,
-            steps,
-            INPUTS,
-            PAST,
-            ELU,
-            CARRY,
-        )
-
-
 @triton.jit(do_not_specialize=["size"], launch_metadata=launch_metadata(lambda arguments: 0))
 def _sum_kernel(
     parts_ptr,
@@ -285,9 +217,17 @@ def _sum_kernel(
     tl.store(y_ptr + index, acc, mask=valid)
 
 
-def tile_of(arch: int, rules: configs.Rules, inputs: int, outputs: int, taps: int) -> configs.Tile:
+def tile_of(
+    arch: int,
+    rules: configs.Rules,
+    inputs: int,
+    outputs: int,
+    taps: int,
+    stride: int = 1,
+    dilation: int = 1,
+) -> configs.Tile:
     """The tile of whichever kernel a convolution has."""
-    single = configs.conv1d_single(arch, rules, inputs, outputs)
+    single = configs.conv1d_single(arch, rules, inputs, outputs, taps, stride, dilation)
     vector = configs.conv1d_vector(arch, rules, inputs, outputs, taps)
     return single or vector or configs.conv1d(arch, rules, inputs, outputs, taps)
 
@@ -302,7 +242,8 @@ def pack_conv1d(
 ) -> Packed:
     """Weight [C', C, K] and bias -> ([K * C, C'], bias)."""
     outputs, inputs, taps = weight.shape
-    dot = tile_of(configs.architecture(weight.device), rules, inputs, outputs, taps).dot
+    arch = configs.architecture(weight.device)
+    dot = tile_of(arch, rules, inputs, outputs, taps, stride, dilation).dot
     return to_dot(weight.permute(2, 1, 0).reshape(-1, outputs), dot), bias.contiguous()
 
 
@@ -326,13 +267,13 @@ def conv1d(
     steps_out = steps // stride
     arch = configs.architecture(x.device)
     y = torch.empty(slots, steps_out, outputs, device=x.device)
-    single = configs.conv1d_single(arch, rules, inputs, outputs)
+    single = configs.conv1d_single(arch, rules, inputs, outputs, kernel, stride, dilation)
     vector = configs.conv1d_vector(arch, rules, inputs, outputs, kernel)
-    tile = tile_of(arch, rules, inputs, outputs, kernel)
+    tile = tile_of(arch, rules, inputs, outputs, kernel, stride, dilation)
     split = tile.splits > 1
     parts = torch.empty(tile.splits, *y.shape, device=x.device) if split else y
     row_tiles = 1 if vector else triton.cdiv(slots * steps_out, tile.rows)
-    grid = (row_tiles, triton.cdiv(outputs, tile.cols), tile.splits)
+    grid: tuple[int, ...] = (row_tiles, triton.cdiv(outputs, tile.cols), tile.splits)
     launch = _conv1d_kernel
     sizes: dict[str, int | str] = {
         "ROWS": tile.rows,
@@ -342,7 +283,9 @@ def conv1d(
         "DOT": tile.dot,
     }
     if single:
-        launch, sizes = _conv1d_single_kernel, {"ROWS": tile.rows, "DEPTH": tile.depth}
+        launch = _conv1d_single_kernel
+        grid = (slots * triton.cdiv(steps_out, tile.rows - context.shape[1]), 1)
+        sizes = {"ROWS": tile.rows, "COLS": tile.cols, "DEPTH": tile.depth}
     elif vector:
         launch = _conv1d_vector_kernel
         sizes = {"COLS": tile.cols, "DEPTH": tile.depth, "SPLITS": tile.splits}

@@ -32,6 +32,12 @@ def moved_once(arguments: Arguments) -> int:
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
+def conv1d_products(arguments: Arguments) -> int:
+    """Products of a convolution."""
+    rows = arguments["slots"] * arguments["steps_out"]
+    return int(rows * arguments["INPUTS"] * arguments["TAPS"] * arguments["OUTPUTS"])
+
+
 def launch_metadata(
     products: Callable[[Arguments], int], moved: Callable[[Arguments], int] = moved_once
 ) -> Callable[[object, Any, Arguments], dict[str, str | int]]:

@@ -20,7 +20,13 @@ from torch import Tensor
 
 from encodec_rt_kernels import configs
 from encodec_rt_kernels.device import Arguments, follow, launch_metadata, load_tile
-from encodec_rt_kernels.rvq_tables import book_tables, moved, products, search_tables
+from encodec_rt_kernels.rvq_tables import (
+    book_tables,
+    moved,
+    products,
+    search_tables,
+    turned,
+)
 
 Packed = tuple[Tensor, ...]
 
@@ -109,11 +115,13 @@ def _rvq_decode_kernel(
 def pack_codebooks(weights: Packed, *, rules: configs.Rules = configs.MANY) -> Packed:
     """(vectors [Q, V, D],) -> those and their squared norms [Q, V], rounded once from float64.
 
-    And the tables of the search in tables, of the first configs.TABLE_BOOKS books.
+    And, of the first configs.TABLE_BOOKS books, the tables of the search in tables, and the vectors
+    as its product reads them.
     """
     (vectors,) = weights
+    vectors = vectors.contiguous()
     norms = vectors.double().square().sum(-1).to(vectors.dtype)
-    return vectors.contiguous(), norms.contiguous(), book_tables(vectors)
+    return vectors, norms.contiguous(), book_tables(vectors), turned(vectors, rules)
 
 
 def rvq_encode(
@@ -123,7 +131,7 @@ def rvq_encode(
 
     By tables, unless there are more ``codebooks`` than those are for.
     """
-    vectors, norms, tables = packed
+    vectors, norms, tables, first_vectors = packed
     latents = latents.contiguous()
     slots, steps, width = latents.shape
     size = vectors.shape[1]
@@ -131,7 +139,7 @@ def rvq_encode(
     tile = configs.rvq_encode(arch, rules, width, size)
     codes = torch.empty(slots, steps, codebooks, dtype=torch.int64, device=latents.device)
     if codebooks <= configs.TABLE_BOOKS:
-        search_tables(latents, vectors, norms, tables, codes, rules)
+        search_tables(latents, first_vectors, norms, tables, codes, rules)
         return codes
     _rvq_encode_kernel[(triton.cdiv(slots * steps, tile.rows),)](
         latents,

@@ -8,6 +8,9 @@ One launch computes the products with x for all books at once. In a second one p
 keeps those scores in registers: a stage is their minimum, and adding one row of a table, 4 KiB for
 each later book. So no book is read in the chain of stages: one slot's search is limited by the time
 that a row takes to arrive, and that of many slots is one product of matrices.
+
+For many slots that product reads the books turned, [Q, D, V]: as they are, neighbouring vectors lie
+128 bytes apart in shared memory, a whole number of banks, and eight lanes wait for one another.
 """
 
 from __future__ import annotations
@@ -29,8 +32,10 @@ def products(arguments: Arguments) -> int:
 
 def moved(arguments: Arguments) -> int:
     """Of a search, without the books that are there and not searched."""
-    unread = arguments["vectors_ptr"].shape[0] - arguments["books"]
-    return moved_once(arguments) - int(4 * unread * arguments["SIZE"] * (arguments["WIDTH"] + 1))
+    unread = 0
+    for name, width in (("vectors_ptr", arguments["WIDTH"]), ("norms_ptr", 1)):
+        unread += (arguments[name].shape[0] - arguments["books"]) * width
+    return moved_once(arguments) - int(4 * unread * arguments["SIZE"])
 
 
 def _rows_read(arguments: Arguments) -> int:
@@ -50,6 +55,7 @@ def _rvq_score_kernel(
     books,
     WIDTH: tl.constexpr,
     SIZE: tl.constexpr,
+    TURNED: tl.constexpr,
     ROWS: tl.constexpr,
     COLS: tl.constexpr,
     DEPTH: tl.constexpr,
@@ -67,11 +73,10 @@ def _rvq_score_kernel(
         d = start + tl.arange(0, DEPTH)
         d_valid = d < WIDTH
         latent = load_tile(latents_ptr, frame, frame < frames, d, d_valid, WIDTH)
-        vector = tl.load(
-            vectors_ptr + v[None, :] * WIDTH + d[:, None],
-            mask=v_valid[None, :] & d_valid[:, None],
-            other=0.0,
-        )
+        if TURNED:
+            vector = load_tile(vectors_ptr, d, d_valid, v, v_valid, SIZE)
+        else:
+            vector = tl.trans(load_tile(vectors_ptr, v, v_valid, d, d_valid, WIDTH))
         acc = tl.dot(latent, vector, acc, input_precision=DOT)
     norm = tl.load(norms_ptr + book * SIZE + v, mask=v_valid, other=0.0)
     score = norm[None, :] - 2.0 * acc
@@ -156,6 +161,12 @@ def book_tables(vectors: Tensor) -> Tensor:
     return torch.cat([table.to(vectors.dtype).flatten() for table in tables])
 
 
+def turned(vectors: Tensor, rules: configs.Rules) -> Tensor:
+    """Vectors [Q, V, D] as the product with them reads the first books: turned, or as they are."""
+    books = vectors[: configs.TABLE_BOOKS]
+    return books.transpose(1, 2).contiguous() if configs.turns_books(rules) else books
+
+
 def search_tables(
     latents: Tensor,
     vectors: Tensor,
@@ -164,16 +175,19 @@ def search_tables(
     codes: Tensor,
     rules: configs.Rules,
 ) -> None:
-    """Write the codes [S, T, Q] of latents [S, T, D], Q at most configs.TABLE_BOOKS."""
+    """Write the codes [S, T, Q] of latents [S, T, D], Q at most configs.TABLE_BOOKS.
+
+    ``vectors`` are what ``turned`` gives.
+    """
     slots, steps, books = codes.shape
-    _, size, width = vectors.shape
-    frames, table_books = slots * steps, min(configs.TABLE_BOOKS, len(vectors))
+    is_turned, width = configs.turns_books(rules), latents.shape[-1]
+    frames, table_books, size = slots * steps, len(vectors), norms.shape[1]
     arch = configs.architecture(latents.device)
     tile = configs.rvq_score(arch, rules, width, size)
     col_tiles = triton.cdiv(size, tile.cols)
     grid: tuple[int, ...] = (triton.cdiv(frames, tile.rows), books, col_tiles)
     launch = _rvq_score_kernel
-    sizes: dict[str, int | str] = {"ROWS": tile.rows, "DOT": tile.dot}
+    sizes: dict[str, int | str] = {"ROWS": tile.rows, "DOT": tile.dot, "TURNED": is_turned}
     if rules.few:
         launch, grid, sizes = _rvq_score_vector_kernel, (col_tiles, books), {}
     scores = torch.empty(frames, books, size, device=latents.device)

@@ -31,6 +31,7 @@ class Compiled:
     waits: bool = True
     rules: str = "many"
     loop: Loop = NO_LOOP
+    is_known: bool = False
 
     def violations(self) -> list[str]:
         """Every rule that this kernel breaks, in words."""

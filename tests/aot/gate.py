@@ -29,16 +29,10 @@ from pathlib import Path
 from typing import Any
 
 from encodec_rt_kernels import Precision
-from tests.aot.compiled import HEADER, SHARED_LIMIT, Compiled
-from tests.aot.loops import Key, Loop, main_loop, worsened
-from tests.aot.loops import read as read_baseline
-from tests.aot.loops import write as write_baseline
-
-BASELINE_ARCH = 90
-"""Of which the loops are held to a baseline."""
-
-UNHELD = ("commit", "sum", "rvq_decode", "rvq_choose")
-"""Kernels that multiply nothing."""
+from tests.aot.compiled import SHARED_LIMIT, Compiled
+from tests.aot.known import key_of, load, save
+from tests.aot.loops import main_loop
+from tests.aot.report import report
 
 SLOTS = (3, 1, 1024)
 """Numbers of slots that must be served by the same binary: another one may have other bits."""
@@ -73,11 +67,13 @@ def compile_all(
     shares: int = 1,
     only: str | None = None,
     filters: Sequence[int] = (32,),
+    known: Path | None = None,
 ) -> list[Compiled]:
     """Compile the kernels of both directions and precisions for ``arch``.
 
     With ``shares`` > 1 every ``shares``-th of the distinct kernels, from ``share`` on; with
-    ``only`` the kernel of that name. Of the models with that many ``filters``.
+    ``only`` the kernel of that name. Of the models with that many ``filters``. What the folder
+    ``known`` has is not compiled again.
     """
     import torch
     from triton.runtime import driver
@@ -107,10 +103,16 @@ def compile_all(
         JITFunction.run = run
     found = []
     for key, (kernel, args, options) in list(launches.items())[share::shares]:
-        started = _cpu_seconds()
-        binary = run(kernel, *args, grid=(1,), warmup=True, **options)
-        seconds = _cpu_seconds() - started
-        one = _inspect(_short(kernel), options, arch, binary, seconds)
+        name = key_of(kernel, str(sorted(variants[key])), options, arch)
+        one = load(known, name)
+        if one is None:
+            started = _cpu_seconds()
+            binary = run(kernel, *args, grid=(1,), warmup=True, **options)
+            seconds = _cpu_seconds() - started
+            one = _inspect(_short(kernel), options, arch, binary, seconds)
+            save(known, name, one)
+        else:
+            one = replace(one, is_known=True)
         found.append(replace(one, variants=len(variants[key])))
     return found
 
@@ -213,12 +215,8 @@ def _tool(name: str, *args: str) -> str:
     return subprocess.run([path, *args], capture_output=True, text=True, check=True).stdout
 
 
-def _compile_share(task: tuple[int, int, int, str | None, tuple[int, ...]]) -> list[Compiled]:
-    return compile_all(*task)
-
-
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print the table; the number of violations is the exit status."""
+    """Print the table; 1 if a kernel breaks a rule or has got worse."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arch", type=int, nargs="+", default=[80, 86, 90, 100, 120])
     parser.add_argument("--jobs", type=int, default=2)
@@ -227,7 +225,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         "--baseline", action="store_true", help="make the loops of now what later ones are held to"
     )
     parser.add_argument(
-        "--cache", help="keep the kernels in this Triton cache, those of the embedded model too"
+        "--cache", help="compile into this Triton cache, the kernels of the embedded model too"
+    )
+    parser.add_argument(
+        "--known", type=Path, help="folder of what was compiled before, and is not again"
     )
     options = parser.parse_args(arguments)
     unknown = set(options.arch) - set(SHARED_LIMIT)
@@ -243,47 +244,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     shares = range(options.jobs)
     tasks = [
-        (arch, share, options.jobs, options.only, filters)
+        (arch, share, options.jobs, options.only, filters, None if options.cache else options.known)
         for arch in options.arch
         for share in shares
     ]
     started = time.perf_counter()
     try:
         with multiprocessing.get_context("spawn").Pool(options.jobs) as pool:
-            found = [one for share in pool.imap(_compile_share, tasks) for one in share]
+            shares_done = pool.starmap(compile_all, tasks, chunksize=1)
     finally:
         if not options.cache:
             shutil.rmtree(cache)
+    found = list(itertools.chain(*shares_done))
     if not found:
         parser.error(f"--only {options.only}: no kernel has that name")
-    found.sort(key=lambda one: (one.kernel, one.dot, one.shape, one.arch))
-    bad = [(one, broken) for one in found if (broken := one.violations())]
-    print(HEADER, *(one.row() for one in found), sep="\n")
-    worse = _hold_to_baseline(found, triton.__version__, write=options.baseline)
-    print(
-        f"\ntriton {triton.__version__}: {len(found)} kernels for sm {options.arch} in "
-        f"{time.perf_counter() - started:.0f} s, {len(bad)} in violation"
-    )
-    for one, broken in bad:
-        where = f"{one.kernel} {one.shape} {one.dot} sm_{one.arch}"
-        print(f"{where}: {'; '.join(broken)}", file=sys.stderr)
-    print(*worse, sep="\n", end="\n" if worse else "", file=sys.stderr)
-    return min(len(bad) + len(worse), 1)
-
-
-def _hold_to_baseline(found: Sequence[Compiled], triton: str, *, write: bool) -> list[str]:
-    """What got worse; ``write`` makes what there is now the baseline."""
-    # Rules are told apart by chained launches, which only these architectures have.
-    loops: dict[Key, Loop] = {}
-    for one in found:
-        if one.arch == BASELINE_ARCH and one.kernel not in UNHELD:
-            key = (triton, str(one.arch), one.kernel, one.shape, one.dot, one.rules)
-            # A kernel may have variants by a constant that is not one of its sizes: the worst.
-            loops[key] = min(loops.get(key, one.loop), one.loop, key=lambda each: each.useful)
-    if write:
-        write_baseline(loops)
-        return []
-    return list(worsened(loops, read_baseline()))
+    seconds = time.perf_counter() - started
+    return report(found, triton.__version__, seconds, write=options.baseline)
 
 
 if __name__ == "__main__":

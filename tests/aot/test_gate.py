@@ -11,7 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.aot import report
 from tests.aot.compiled import Compiled
+from tests.aot.known import load, save
 from tests.aot.loops import Loop, main_loop, read, worsened, write
 
 ROOT = Path(__file__).parent.parent.parent
@@ -99,6 +101,49 @@ def test_other_versions_stay_in_the_baseline(tmp_path: Path) -> None:
     assert read(path) == {("3.6.0", *rest): Loop(0.5, 1), ("3.7.1", *rest): Loop(0.6, 0)}
 
 
+@pytest.mark.parametrize(
+    ("loop", "words"),
+    [
+        (Loop(0.45, 2), "useful instructions 0.500 -> 0.450"),
+        (Loop(0.5, 3), "barriers 2 -> 3"),
+    ],
+)
+@pytest.mark.parametrize("triton", ["3.6.0", "3.7.1"])
+def test_the_gate_fails_where_a_shipped_kernel_gets_worse(
+    loop: Loop,
+    words: str,
+    triton: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    key = ("90", "conv1d", "32x64x4x2", "ieee", "many")
+    before = {(version, *key): Loop(0.5, 2) for version in ("3.6.0", "3.7.1")}
+    monkeypatch.setattr(report, "read_baseline", lambda: before)
+    assert report.report([replace(GOOD, loop=Loop(0.5, 2))], triton, 1.0, write=False) == 0
+    assert report.report([replace(GOOD, loop=loop)], triton, 1.0, write=False) == 1
+    assert words in capsys.readouterr().err
+
+
+def test_both_versions_of_triton_are_held_to_a_baseline() -> None:
+    held = {key[2:] for key in read() if key[0] == "3.7.1"}
+    assert len(held) > 60
+    assert {key[2:] for key in read() if key[0] == "3.6.0"} == held
+
+
+def test_what_was_compiled_before_is_known_and_what_broke_a_rule_is_not(tmp_path: Path) -> None:
+    one = replace(GOOD, loop=Loop(0.5, 2))
+    save(tmp_path / "new", "good", one)
+    assert load(tmp_path / "new", "good") == one
+    save(tmp_path / "new", "bad", replace(one, spilled_bytes=8))
+    assert load(tmp_path / "new", "bad") is None
+    (tmp_path / "new" / "half.json").write_text('{"kernel": "conv1d"')
+    (tmp_path / "new" / "other.json").write_text('{"kernel": "conv1d", "loop": {}}')
+    for name in ("half", "other"):
+        assert load(tmp_path / "new", name) is None
+    save(None, "good", one)
+    assert load(None, "good") is None
+
+
 def run_gate(*arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     environment["PYTHONPATH"] = f"{ROOT}:{ROOT / 'kernels'}"
@@ -106,11 +151,15 @@ def run_gate(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
 
-def test_a_kernel_compiles_for_a_gpu_that_is_not_there() -> None:
-    done = run_gate("--arch", "90", "--only", "commit", "--jobs", "1")
-    assert done.returncode == 0, done.stderr
-    assert "| commit | any | none | 90 |" in done.stdout
-    assert "2 kernels for sm [90], 0 in violation" in re.sub(r" in \d+ s", "", done.stdout)
+def test_a_kernel_compiles_once_for_a_gpu_that_is_not_there(tmp_path: Path) -> None:
+    for known in (0, 2):
+        done = run_gate(
+            *("--arch", "90", "--only", "commit", "--jobs", "1", "--known", str(tmp_path))
+        )
+        assert done.returncode == 0, done.stderr
+        assert "| commit | any | none | 90 |" in done.stdout
+        said = re.sub(r" in \d+ s", "", done.stdout)
+        assert f"2 kernels for sm [90], {known} of them known from before, 0 in violation" in said
 
 
 def test_an_architecture_without_a_limit_is_refused() -> None:

@@ -13,7 +13,8 @@ import pytest
 
 from benches import gpu_day
 from benches.environment import Json
-from benches.gpu_day import PARTS, Part, summary
+from benches.gpu_day import PARTS, Part
+from benches.gpu_summary import summary
 from benches.kernel_cache import pack, unpack
 from benches.record import Record
 
@@ -26,7 +27,7 @@ def python(program: str, seconds: float = 20.0) -> Part:
 @pytest.fixture
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
-        Part, "command", lambda part, out, scale, python: [sys.executable, "-c", part.arguments[0]]
+        Part, "command", lambda part, out, python: [sys.executable, "-c", part.arguments[0]]
     )
     return tmp_path
 
@@ -38,7 +39,7 @@ def _start_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def run(part: Part, out: Path) -> str:
-    return gpu_day.run(part, out, 1.0, dict(os.environ))
+    return gpu_day.run(part, out, dict(os.environ))
 
 
 def alive(pid: int) -> bool:
@@ -95,9 +96,26 @@ def test_all_parts_together_fit_half_of_the_half_hour() -> None:
 
 
 def test_a_part_is_told_its_share_of_time_and_where_to_write(tmp_path: Path) -> None:
-    smoke = PARTS[0].command(tmp_path, 0.1, ["python"])
-    assert smoke[-4:] == ["--budget", "3", "--out", str(tmp_path)]
-    assert f"--junitxml={tmp_path / 'tests.xml'}" in PARTS[1].command(tmp_path, 0.1, ["python"])
+    (smoke, _), (tests, _), *_ = gpu_day.parts_within(PARTS, 0.1, lambda: 1e4, 15.0)
+    assert smoke.command(tmp_path, ["python"])[-4:] == ["--budget", "3", "--out", str(tmp_path)]
+    assert f"--junitxml={tmp_path / 'tests.xml'}" in tests.command(tmp_path, ["python"])
+
+
+def test_the_last_parts_get_what_is_left_and_none_runs_past_the_end() -> None:
+    for within in (100.0, 300.0, 540.0, 1e4):
+        clock = 0.0
+        seconds = []
+        for part, given in gpu_day.parts_within(PARTS, 1.0, lambda: within - clock, 15.0):  # noqa: B023
+            assert given in (0.0, part.seconds)
+            assert given <= next(each.seconds for each in PARTS if each.name == part.name)
+            # As long as a part may take: until it is stopped, and has written its last lines.
+            clock += (15.0 + given + gpu_day.GRACE_S) if given else 0.0
+            seconds.append(given)
+        assert clock <= within
+        assert seconds[0] == 30
+        assert all(seconds) == (within == 1e4)
+    names = [part.name for part in PARTS]
+    assert names.index("variants") < names.index("rivals")
 
 
 def test_the_last_table_is_short_and_has_ratios(tmp_path: Path) -> None:
@@ -135,7 +153,7 @@ def test_a_day_runs_its_parts_and_leaves_everything_in_one_folder(
 ) -> None:
     bad = "import os, pathlib; print('no driver'); raise SystemExit(1)"
     monkeypatch.setattr(
-        Part, "command", lambda part, out, scale, python: [sys.executable, "-c", part.arguments[0]]
+        Part, "command", lambda part, out, python: [sys.executable, "-c", part.arguments[0]]
     )
     monkeypatch.setattr(
         gpu_day, "PARTS", (Part("smoke", (bad,), 20), Part("flips", ("print(1)",), 20))
@@ -148,6 +166,10 @@ def test_a_day_runs_its_parts_and_leaves_everything_in_one_folder(
     assert "NOT ok: smoke failed (1)" in shown
     names = {path.name for path in (tmp_path / "results").iterdir()}
     assert {"smoke.log", "flips.log", "summary.txt"} <= names
+    assert gpu_day.main(["--out", str(tmp_path / "none"), "--within", "5"]) == 1
+    shown = capsys.readouterr().out
+    assert "NOT ok: smoke not run: no time was left, flips not run: no time was left" in shown
+    assert not (tmp_path / "none" / "smoke.log").exists()
 
 
 def test_kernels_travel_and_find_their_files_in_another_folder(tmp_path: Path) -> None:

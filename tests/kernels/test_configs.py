@@ -48,7 +48,7 @@ def tiles() -> Iterator[Tile]:
                 yield configs.lstm(arch, rules, wide)
                 yield configs.rvq_score(arch, rules, wide, 16 * wide)
                 vectors = (
-                    configs.conv1d_single(arch, rules, wide, 1),
+                    configs.conv1d_single(arch, rules, wide, 1, 7, 1, 1),
                     configs.conv1d_vector(arch, rules, wide, 512, 16),
                     configs.conv_transpose1d_vector(arch, rules, wide, 2),
                     configs.lstm_vector(arch, rules, wide),
@@ -72,6 +72,7 @@ def test_every_launch_says_whether_products_are_fused_with_sums() -> None:
 @pytest.mark.parametrize("rule", RULES)
 def test_no_rule_can_see_how_many_slots_or_frames_there_are(rule: Callable[..., Tile]) -> None:
     layer = {"arch", "rules", "inputs", "outputs", "taps", "width", "channels", "units", "size"}
+    layer |= {"stride", "dilation"}
     assert set(inspect.signature(rule).parameters) <= layer
 
 
@@ -135,7 +136,29 @@ def test_a_deep_product_of_few_slots_is_shared_out_further(
     tile = configs.conv1d(90, Rules(few=True), inputs, outputs, taps)
     assert tile.splits == splits
     assert -(-outputs // tile.cols) * splits <= configs.SPLIT_PROGRAMS
-    assert configs.conv1d(90, MANY, inputs, outputs, taps).splits == 1
+
+
+@pytest.mark.parametrize(
+    ("inputs", "outputs", "taps", "splits"),
+    [(256, 512, 16, 2), (512, 128, 7, 8), (128, 512, 7, 2), (128, 256, 10, 1), (512, 512, 1, 2)],
+)
+def test_a_layer_of_one_row_is_shared_out_for_many_slots_too(
+    inputs: int, outputs: int, taps: int, splits: int
+) -> None:
+    tile = configs.conv1d(90, MANY, inputs, outputs, taps)
+    assert (tile.rows, tile.splits) == (64 if splits > 1 else 32, splits)
+    assert inputs * taps // tile.splits >= configs.ROW_PART_DEPTH
+
+
+@pytest.mark.parametrize(
+    ("outputs", "taps", "stride", "dilation"),
+    [(2, 7, 1, 1), (1, 7, 2, 1), (1, 7, 1, 6), (1, 34, 1, 1)],
+)
+def test_a_window_that_takes_most_of_a_tile_is_left_to_the_product(
+    outputs: int, taps: int, stride: int, dilation: int
+) -> None:
+    assert configs.conv1d_single(90, MANY, 32, 1, 7, 1, 1)
+    assert configs.conv1d_single(90, MANY, 32, outputs, taps, stride, dilation) is None
 
 
 def test_launches_are_chained_only_where_the_architecture_can(

@@ -56,6 +56,9 @@ CONVS = [
     pytest.param(23, 3, 3, 1, 7, 1, 1, True, id="last layer, odd number of slots"),
     pytest.param(2, 9, 70, 1, 7, 1, 2, True, id="one output of more channels than its kernel has"),
     pytest.param(2, 90, 32, 1, 7, 1, 2, False, id="one output, more steps than a tile"),
+    pytest.param(3, 130, 33, 1, 5, 1, 1, True, id="one output, a program without a context"),
+    pytest.param(3, 4, 8, 1, 4, 2, 1, True, id="one output, strided"),
+    pytest.param(2, 1, 8, 1, 1, 1, 1, True, id="one output of one tap"),
     pytest.param(1, 5, 128, 256, 10, 5, 1, True, id="full size"),
 ]
 

@@ -71,8 +71,11 @@ def test_codes_from_tables_are_those_of_an_exact_search(
 
 def test_tables_take_what_is_said() -> None:
     books = torch.zeros(32, 1024, 128, device="meta")
-    *_, tables = pack_codebooks((books,), rules=FEW)
-    assert tables.nbytes == 112 << 20
+    for rules, more in ((FEW, False), (Rules(), True)):
+        vectors, _, tables, first = pack_codebooks((books,), rules=rules)
+        assert tables.nbytes == 112 << 20
+        assert first.nbytes == 4 << 20
+        assert (first.untyped_storage() is not vectors.untyped_storage()) == more
     assert configs.TABLE_BOOKS == 8
 
 
