@@ -98,7 +98,9 @@ def conv1d(arch: int, rules: Rules, inputs: int, outputs: int, taps: int) -> Til
     many programs, and a deep pipeline keeps enough bytes in flight. Broad ones have many rows. The
     deepest have one row per slot, so that even many slots are few programs: those are split too.
     """
-    one_row = ROW_PROGRAMS > 0 and max(inputs, outputs) >= VECTOR_CHANNELS
+    # In TF32 a tensor core is fed better by the smaller tile.
+    exact = rules.precision == "exact"
+    one_row = exact and ROW_PROGRAMS > 0 and max(inputs, outputs) >= VECTOR_CHANNELS
     tile = _product(arch, rules, inputs, outputs, taps, in_parts=one_row)
     programs, part = (SPLIT_PROGRAMS, PART_DEPTH) if rules.few else (ROW_PROGRAMS, ROW_PART_DEPTH)
     if inputs * taps < SPLIT_DEPTH or not (rules.few or one_row):

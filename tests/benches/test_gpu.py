@@ -15,10 +15,11 @@ from typing import Any
 import pytest
 import torch
 
-from benches import checks, gpu, kernels, streams, timing
+from benches import checks, gpu, kernels, pace, streams, timing
 from benches.checks import NotRight
 from benches.environment import ROOT
 from benches.kernels import Work, require_right, work
+from benches.record import Record
 from benches.rows import FLIPS, LATENCY, RIVALS, CompiledSteps, Row, torch_engine, triton_engine
 from benches.workload import OneLayer, frames, inputs_of, layers, noise, steps_per_frame
 from encodec_rt.config import EncodecConfig
@@ -294,20 +295,63 @@ class Late:
         return codes
 
 
-def test_a_tick_is_late_by_when_it_was_due(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "FRAME_MS", 5.0)
-    monkeypatch.setattr(streams, "LATE_ALLOWED", 0.5)
-    times, planned = streams.paced(Late(3), noise(1, 64), 8, 0.05)
-    assert len(times) == planned == 10
+def test_a_tick_is_late_by_when_it_was_due() -> None:
+    run = pace.paced(Late(3), noise(1, 64), 8, 0.05, 0.5, frame_ms=5.0)
+    assert run.planned == 10
     # The third holds up the fourth, which is late too although it took no time itself.
-    assert [time > 5.0 for time in times[1:4]] == [False, True, True]
+    assert [ms > 5.0 for ms in run.ms[2:4]] == [True, True]
+    assert run.late >= 2
 
 
-def test_a_paced_run_that_is_lost_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(streams, "FRAME_MS", 5.0)
-    times, planned = streams.paced(Late(1, 2, 3), noise(1, 64), 8, 10.0)
-    assert planned == 2000
-    assert len(times) < 10
+def test_a_paced_run_that_is_lost_is_given_up() -> None:
+    run = pace.paced(Late(1, 2, 3), noise(1, 64), 8, 10.0, streams.LATE_ALLOWED, frame_ms=5.0)
+    assert run.planned == 2000
+    assert len(run.ticks) < run.planned
+    assert not run.kept
+
+
+def test_a_paced_run_names_its_worst_ticks_by_part() -> None:
+    ticks = [(0.0, 1.0, 2.0)] * 6 + [(20.0, 21.5, 22.0), (0.5, 1.0, 16.0)]
+    run = pace.PacedRun(ticks, 8, 13.0, 0.25)
+    assert (run.late, run.kept) == (2, True)
+    assert run.worst()[-2:] == [[6, 20.0, 1.5, 0.5], [7, 0.5, 0.5, 15.0]]  # type: ignore[index]
+    assert not pace.PacedRun(ticks, 9, 13.0, 0.25).kept
+    assert not pace.PacedRun(ticks, 8, 13.0, 0.2).kept
+
+
+def test_a_container_s_standstills_are_counted(tmp_path: Path) -> None:
+    second, first = tmp_path / "v2", tmp_path / "v1"
+    second.write_text("usage_usec 5\nnr_periods 9\nnr_throttled 4\nthrottled_usec 51000\n")
+    first.write_text("nr_periods 9\nnr_throttled 3\nthrottled_time 51000000\n")
+    assert pace.throttling(tmp_path / "none", second) == {"throttled": 4, "throttled_ms": 51}
+    assert pace.throttling(first) == {"throttled": 3, "throttled_ms": 51}
+    second.write_text("usage_usec 5\n")
+    assert pace.throttling(second) == pace.throttling(tmp_path / "none") == {}
+    with pace.Pressure() as pressure:
+        torch.zeros(1 << 22).fill_(1.0)
+    assert {"preempted", "minor_faults", "major_faults"} <= pressure.values.keys()
+
+
+@pytest.mark.parametrize(("late", "chosen"), [((0, 0), 3), ((2, 1), 1), ((1, 2), 3)])
+def test_the_number_of_threads_that_was_late_less_goes_on(
+    late: tuple[int, int], chosen: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, given = torch.get_num_threads(), iter(late)
+
+    def paced(*arguments: Any) -> pace.PacedRun:
+        return pace.PacedRun([(0.0, 1.0, 20.0)] * next(given) + [(0.0, 1.0, 2.0)], 9, 13.0, 1.0)
+
+    monkeypatch.setattr(streams, "paced", paced)
+    record, row = Record("gpu-streams", folder=tmp_path), Row("torch", torch_engine)
+    try:
+        torch.set_num_threads(3)
+        audio = noise(2, 64)
+        streams.choose_threads(record, row, Late(), audio, 8, timing.TimeBudget(1e4))
+        assert torch.get_num_threads() == chosen
+    finally:
+        torch.set_num_threads(before)
+    assert [case.values["threads"] for case in record.cases] == [3, 1]
+    assert [case.values["streams"] for case in record.cases] == [0, 0]
 
 
 def test_streams_are_confirmed_at_pace_or_fewer_are_tried(
@@ -318,15 +362,15 @@ def test_streams_are_confirmed_at_pace_or_fewer_are_tried(
     monkeypatch.setattr(streams, "FRAME_MS", 1e4)
     limits = streams.StreamLimits
     monkeypatch.setattr(streams, "StreamLimits", lambda: limits(ticks=1, paced_s=0.02))
-    lost = iter([([1.0], 2)])
-    whole = streams.paced
+    monkeypatch.setattr(streams, "choose_threads", lambda *_: None)
+    lost = iter([pace.PacedRun([(0.0, 0.5, 1.0)], 2, 13.0, 1.0)])
+    whole = pace.paced
 
     def paced(*arguments: Any) -> Any:
         monkeypatch.setattr(streams, "FRAME_MS", 10.0)
-        return next(lost, None) or whole(*arguments)
+        return next(lost, None) or whole(*arguments[:4], 1.0, 10.0)
 
     monkeypatch.setattr(streams, "paced", paced)
-    monkeypatch.setattr(streams, "LATE_ALLOWED", 1.0)
     cases = ran(gpu, tmp_path, monkeypatch, "streams", "--budget", "1e4")
     found = [
         (case["case"]["slots"], case["case"]["paced"], case["values"]["streams"])

@@ -148,6 +148,7 @@ def test_a_layer_of_one_row_is_shared_out_for_many_slots_too(
     tile = configs.conv1d(90, MANY, inputs, outputs, taps)
     assert (tile.rows, tile.splits) == (64 if splits > 1 else 32, splits)
     assert inputs * taps // tile.splits >= configs.ROW_PART_DEPTH
+    assert configs.conv1d(90, Rules("fast"), inputs, outputs, taps).splits == 1
 
 
 @pytest.mark.parametrize(
