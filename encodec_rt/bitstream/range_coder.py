@@ -51,6 +51,10 @@ class SymbolEncoder:
         _check_counts(counts)
         self._coder.encode(symbols.astype(np.int32), _EACH, counts.astype(np.float64) / TOTAL)
 
+    def encode_one(self, symbol: int, probabilities: NDArray[np.float64]) -> None:
+        """Append ``symbol`` by ``probabilities`` [1, symbols], which must be counts over TOTAL."""
+        self._coder.encode(np.array([symbol], np.int32), _EACH, probabilities)
+
     def finish(self) -> bytes:
         """The bytes, without the trailing ones that a decoder takes to be zero anyway.
 
@@ -99,6 +103,13 @@ class SymbolDecoder:
         except (AssertionError, ValueError) as error:
             raise PacketError(f"the range coder's bytes are damaged: {error}") from None
         return found
+
+    def decode_one(self, probabilities: NDArray[np.float64]) -> int:
+        """The next symbol, by ``probabilities`` [1, symbols], which must be counts over TOTAL."""
+        try:
+            return int(self._coder.decode(_EACH, probabilities)[0])
+        except (AssertionError, ValueError) as error:
+            raise PacketError(f"the range coder's bytes are damaged: {error}") from None
 
 
 def _check_counts(counts: Counts) -> None:

@@ -36,7 +36,7 @@ UNIT = 16
 LOG_STEPS = 64
 """Logits count in 64ths of a bit."""
 _TABLE_BITS = 20
-_TABLE_END = LOG_STEPS * _TABLE_BITS
+TABLE_END = LOG_STEPS * _TABLE_BITS
 
 
 class Affine:
@@ -45,33 +45,38 @@ class Affine:
     def __init__(self, tensors: Mapping[str, NDArray[Any]], name: str) -> None:
         weight = tensors[f"{name}.weight"]
         self.weight: Floats = np.ascontiguousarray(weight.astype(np.float32).T)
-        self.bias: Doubles = tensors[f"{name}.bias"].astype(np.float64)
         shift = tensors[f"{name}.shift"].astype(np.int64)
         self.scale: Doubles = np.ldexp(tensors[f"{name}.multiplier"].astype(np.float64), -shift)
+        # Exact as well: bias * multiplier is below 2^46 and the shift at most 40.
+        self.offset: Doubles = tensors[f"{name}.bias"] * self.scale + 0.5
 
     def part(self, rows: slice, columns: Sequence[slice]) -> Affine:
         """The same for some inputs and outputs."""
         found = object.__new__(Affine)
         inputs = [self.weight[one, rows] for one in columns]
         found.weight = np.ascontiguousarray(np.concatenate(inputs))
-        found.bias, found.scale = self.bias[rows], self.scale[rows]
+        found.scale, found.offset = self.scale[rows], self.offset[rows]
         return found
 
     def __call__(self, x: Floats, product: Product) -> Doubles:
         """[T, K] -> [T, N]."""
-        sums: Doubles = product(x, self.weight).astype(np.float64)
-        sums += self.bias
-        sums *= self.scale
-        sums += 0.5
+        sums: Doubles = product(x, self.weight) * self.scale
+        sums += self.offset
         return np.floor(sums, out=sums)
 
 
 @dataclass
 class LmState:
-    """What a model remembers: the last frame, and for each block as many as its dilation."""
+    """What a model remembers: the last frame, and for each block as many as its dilation.
 
-    last: Codes | None
+    ``last`` [1, width] is what the last frame is in the model, as ``IntegerLm.embedded`` has it.
+    ``past`` are ring buffers [dilation, width], whose oldest row is number ``frames`` modulo their
+    length.
+    """
+
+    last: Doubles
     past: list[Floats]
+    frames: int = 0
 
 
 class IntegerLm:
@@ -94,11 +99,11 @@ class IntegerLm:
         self.tensors = dict(tensors)
         self.sha256 = tensors_sha256(tensors, config)
         books = config.layer_of_book
-        self._embeddings = [
+        self.embeddings = [
             tensors[f"embedding.{book}"].astype(np.float32) for book in range(len(books))
         ]
-        self._heads = [Affine(tensors, f"head.{book}") for book in range(len(books))]
-        self._depths = [_Depth(tensors, config, depth) for depth in range(1, len(config.ends) + 1)]
+        self.heads = [Affine(tensors, f"head.{book}") for book in range(len(books))]
+        self.depths = [Depth(tensors, config, depth) for depth in range(1, len(config.ends) + 1)]
 
     @classmethod
     def load(cls, path: Path) -> IntegerLm:
@@ -129,7 +134,8 @@ class IntegerLm:
     def start(self) -> LmState:
         """The state before the first frame."""
         width = self.config.width
-        return LmState(None, [np.zeros((d, width), np.float32) for d in self.config.dilations])
+        past = [np.zeros((d, width), np.float32) for d in self.config.dilations]
+        return LmState(np.zeros((1, width)), past)
 
     def contexts(
         self, codes: Codes, state: LmState, depth: int, product: Product = np.matmul
@@ -139,21 +145,20 @@ class IntegerLm:
         The first frame to predict comes after ``state.last``, the others after each of ``codes``
         [T - 1, Q]. Moves the past of ``state`` on; its last frame is the caller's to set.
         """
-        parts = self._depths[depth - 1]
-        last = np.zeros((1, parts.width))
-        if state.last is not None:
-            last = self._embedded(state.last, depth)
-        sums = np.concatenate([last, self._embedded(codes, depth)]) * UNIT
+        parts = self.depths[depth - 1]
+        sums = np.concatenate([state.last, self.embedded(codes)])[:, : parts.width] * UNIT
+        before, state.frames = state.frames, state.frames + len(sums)
         for index, (mix, back) in enumerate(parts.blocks):
             present = _to_int8(sums)
-            past = state.past[index]
+            ring = state.past[index]
+            past = np.roll(ring, -(before % len(ring)), axis=0)
             both = np.concatenate([past[:, : parts.width], present])
             inputs = np.concatenate([present, both[: len(present)]], axis=1)
             hidden = _held(mix(inputs, product), 0).astype(np.float32)
             sums = sums + back(hidden, product)
             keep = np.zeros_like(past)
             keep[:, : parts.width] = both[len(both) - len(past) :]
-            state.past[index] = keep
+            state.past[index] = np.roll(keep, state.frames % len(ring), axis=0)
         return parts.project(_to_int8(sums), product)
 
     def counts(
@@ -171,28 +176,26 @@ class IntegerLm:
         layer = config.layer_of_book[book]
         begin, end = config.begin(layer), config.ends[layer]
         known = _held(below[:, :end], -MAX_INT8).astype(np.float32)
-        sums = contexts[:, begin:end] + self._depths[layer].depend(known, product)
+        sums = contexts[:, begin:end] + self.depths[layer].depend(known, product)
         units = _held(np.floor(sums / UNIT + 0.5), 0).astype(np.float32)
-        return to_probabilities(self._heads[book](units, product))
+        return to_probabilities(self.heads[book](units, product))
 
     def embed(self, codes: NDArray[np.integer[Any]], book: int) -> Doubles:
         """What codes [T] of a codebook are in the model -> [T, width], zero below their layer."""
         found = np.zeros((len(codes), self.config.width))
         begin = self.config.begin(self.config.layer_of_book[book])
-        found[:, begin:] = self._embeddings[book][codes]
+        found[:, begin:] = self.embeddings[book][codes]
         return found
 
-    def _embedded(self, codes: Codes, depth: int) -> Doubles:
-        width = self.config.ends[depth - 1]
-        sums = np.zeros((len(codes), width))
-        for book, layer in enumerate(self.config.layer_of_book[: codes.shape[1]]):
-            if layer < depth:
-                begin = self.config.begin(layer)
-                sums[:, begin:] += self._embeddings[book][codes[:, book], : width - begin]
+    def embedded(self, codes: Codes) -> Doubles:
+        """What whole frames [T, Q] are in the model -> [T, width]: the sum over their codebooks."""
+        sums = np.zeros((len(codes), self.config.width))
+        for book in range(codes.shape[1]):
+            sums += self.embed(codes[:, book], book)
         return sums
 
 
-class _Depth:
+class Depth:
     """The weights that some layers need, cut out of those of all."""
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]], config: LmConfig, depth: int) -> None:
@@ -217,8 +220,8 @@ def to_probabilities(logits: Doubles) -> NDArray[np.int64]:
     Shares of 2^logit by a table, rounded down; the rest goes to the likeliest, the first of equals.
     """
     best = logits.max(axis=1, keepdims=True)
-    below = np.minimum(best - logits, _TABLE_END).astype(np.int64)
-    shares = _powers()[below]
+    below = np.minimum(best - logits, TABLE_END).astype(np.int64)
+    shares = powers()[below]
     counts: NDArray[np.int64] = 1 + shares * (TOTAL - shares.shape[1]) // shares.sum(
         axis=1, keepdims=True
     )
@@ -228,11 +231,11 @@ def to_probabilities(logits: Doubles) -> NDArray[np.int64]:
 
 
 @lru_cache(maxsize=1)
-def _powers() -> NDArray[np.int64]:
+def powers() -> NDArray[np.int64]:
     """round(2^20 * 2^(-i / 64)), in decimal arithmetic, which no machine does its own way."""
     context = Context(prec=40)
     values = []
-    for index in range(_TABLE_END + 1):
+    for index in range(TABLE_END + 1):
         exponent = context.divide(Decimal(_TABLE_BITS * LOG_STEPS - index), Decimal(LOG_STEPS))
         values.append(int(context.power(Decimal(2), exponent).to_integral_value()))
     return np.array(values, np.int64)

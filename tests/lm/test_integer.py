@@ -113,7 +113,7 @@ def test_pieces_of_any_size_give_the_bits_of_the_whole(
         if not len(piece):
             break
         contexts = model.contexts(piece[:-1], state, 3)
-        state.last = piece[-1:]
+        state.last = model.embedded(piece[-1:])
         below = np.zeros((len(piece), model.config.width))
         for book in range(4):
             counts = model.counts(contexts, below, book)

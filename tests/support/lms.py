@@ -50,5 +50,5 @@ def likely_codes(model: IntegerLm, frames: int, seed: int = 0) -> Codes:
             counts = model.counts(contexts, below, book)[0]
             codes[frame, book] = rng.choice(len(counts), p=counts / 65536)
             below += model.embed(codes[frame, book : book + 1], book)
-        state.last = codes[frame : frame + 1]
+        state.last = below
     return codes
