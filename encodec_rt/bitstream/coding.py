@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
@@ -41,6 +42,16 @@ class Payload(NamedTuple):
     data: bytes
 
 
+class PacketEncoder(Protocol):
+    """A packet that is coded while its frames come, in pieces of any size: the same bytes."""
+
+    def push(self, codes: Codes) -> None:
+        """Append ``codes`` [frames, codebooks], as many codebooks as before. Raises InputError."""
+
+    def finish(self) -> list[Payload]:
+        """One payload per layer."""
+
+
 class CodeCoder(Protocol):
     """Codes of a packet to payloads and back.
 
@@ -55,6 +66,9 @@ class CodeCoder(Protocol):
 
     def encode(self, codes: Codes, layers: Sequence[int], *, restart: bool) -> list[Payload]:
         """One payload per layer."""
+
+    def packet(self, layers: Sequence[int], *, restart: bool) -> PacketEncoder:
+        """The same for frames that are not all there yet."""
 
     def decode(
         self, payloads: Sequence[Payload], layers: Sequence[int], frames: int, *, restart: bool
@@ -81,6 +95,22 @@ def split_layers(codes: Codes, layers: Sequence[int]) -> Iterator[Codes]:
         raise InputError(f"{codes.shape[1]} codebooks; the stream has layers of {tuple(layers)}")
 
 
+class WholePacket:
+    """A packet whose frames are collected and then coded at once, for a coder that is quick."""
+
+    def __init__(self, encode: Callable[[Codes], list[Payload]]) -> None:
+        self._encode = encode
+        self._pieces: list[Codes] = []
+
+    def push(self, codes: Codes) -> None:
+        """Append ``codes`` [frames, codebooks]."""
+        self._pieces.append(codes)
+
+    def finish(self) -> list[Payload]:
+        """One payload per layer."""
+        return self._encode(np.concatenate(self._pieces))
+
+
 class RawCoder:
     """Codes as they are, packed."""
 
@@ -94,6 +124,10 @@ class RawCoder:
     def encode(self, codes: Codes, layers: Sequence[int], *, restart: bool) -> list[Payload]:
         """One payload per layer."""
         return [Payload(True, pack_codes(part, self._bits)) for part in split_layers(codes, layers)]
+
+    def packet(self, layers: Sequence[int], *, restart: bool) -> WholePacket:
+        """A packet to be coded when all its frames are there."""
+        return WholePacket(partial(self.encode, layers=layers, restart=restart))
 
     def decode(
         self, payloads: Sequence[Payload], layers: Sequence[int], frames: int, *, restart: bool
@@ -201,6 +235,10 @@ class TableCoder:
             else:
                 payloads.append(Payload(True, pack_codes(part, self._bits)))
         return payloads
+
+    def packet(self, layers: Sequence[int], *, restart: bool) -> WholePacket:
+        """A packet to be coded when all its frames are there."""
+        return WholePacket(partial(self.encode, layers=layers, restart=restart))
 
     def decode(
         self, payloads: Sequence[Payload], layers: Sequence[int], frames: int, *, restart: bool

@@ -6,9 +6,7 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-import numpy as np
-
-from encodec_rt.bitstream.coding import CodeCoder, Coding, split_layers
+from encodec_rt.bitstream.coding import CodeCoder, Coding, PacketEncoder, split_layers
 from encodec_rt.bitstream.container import Comments, StreamHeader
 from encodec_rt.bitstream.container_packet import DataPacket
 from encodec_rt.bitstream.ogg import ByteSink, PageWriter
@@ -119,7 +117,9 @@ class ContainerWriter:
         self._coder = coder
         comments = Comments(f"encodec_rt {__version__}", tuple(fields))
         self._packets = PacketWriter(file, self.header, comments, page_s=page_s, serial=serial)
-        self._waiting: Codes = np.empty((0, header.codebooks), np.uint16)
+        self._packet: PacketEncoder | None = None
+        self._restart = True
+        self._in_packet, self._codebooks = 0, header.codebooks
         self.frames = 0
 
     @property
@@ -146,13 +146,19 @@ class ContainerWriter:
         if header.segment:
             if not 1 <= len(codes) <= header.max_frames:
                 raise InputError(f"a segment of {len(codes)} frames; 1 to {header.max_frames}")
-            self._packet(codes, scale)
+            self._push(codes)
+            self._end_packet(scale)
             return
-        if codes.shape[1] != self._waiting.shape[1]:
-            self._drain(keep=0)
-            self._waiting = codes[:0]
-        self._waiting = np.concatenate([self._waiting, codes])
-        self._drain(keep=1)
+        if codes.shape[1] != self._codebooks:
+            self._end_packet()
+            self._codebooks = codes.shape[1]
+        while len(codes):
+            if self._in_packet == header.max_frames:
+                self._end_packet()
+                self._packets.release()
+            room = header.max_frames - self._in_packet
+            self._push(codes[:room])
+            codes = codes[room:]
 
     def finish(self, samples: int) -> int:
         """End the stream of ``samples`` per channel, those to be skipped included -> its bytes.
@@ -162,20 +168,22 @@ class ContainerWriter:
         wanted = self.frames if self.header.segment else -(-samples // self.header.hop)
         if wanted != self.frames:
             raise StateError(f"{self.frames} frames for {samples} samples; {wanted} are needed")
-        self._drain(keep=0)
+        self._end_packet()
         self._packets.finish(samples)
         return self._packets.bytes_written
 
-    def _drain(self, keep: int) -> None:
-        """Make packets of the waiting frames; ``keep`` of them must remain unless all go."""
-        most = self.header.max_frames
-        while len(self._waiting) >= most + keep or (len(self._waiting) and not keep):
-            self._packet(self._waiting[:most], None)
-            self._waiting = self._waiting[most:]
-            if len(self._waiting):
-                self._packets.release()
+    def _push(self, codes: Codes) -> None:
+        """Code frames at once, so that a live stream has the same work with each of them."""
+        if self._packet is None:
+            self._restart = self._packets.starts_page or not self._coder.needs_history
+            self._packet = self._coder.packet(self.header.layers, restart=self._restart)
+        self._packet.push(codes.copy())
+        self._in_packet += len(codes)
 
-    def _packet(self, codes: Codes, scale: float | None) -> None:
-        restart = self._packets.starts_page or not self._coder.needs_history
-        payloads = self._coder.encode(codes, self.header.layers, restart=restart)
-        self._packets.write(DataPacket(len(codes), tuple(payloads), restart, scale))
+    def _end_packet(self, scale: float | None = None) -> None:
+        """Hand over the packet; the last one stays open, since the stream may end within it."""
+        if self._packet is None:
+            return
+        payloads = tuple(self._packet.finish())
+        self._packets.write(DataPacket(self._in_packet, payloads, self._restart, scale))
+        self._packet, self._in_packet = None, 0

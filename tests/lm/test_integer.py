@@ -18,6 +18,7 @@ from encodec_rt.bitstream.range_coder import TOTAL
 from encodec_rt.errors import InputError, PacketError, WeightsError
 from encodec_rt.lm.coding import LmCoder
 from encodec_rt.lm.integer import Floats, IntegerLm, Product, to_probabilities
+from encodec_rt.lm.stepping import LmStepper
 from encodec_rt.lm.tensors import LmConfig
 from encodec_rt.types import Codes
 from tests.support.lms import SMALL, likely_codes, random_lm
@@ -121,6 +122,21 @@ def test_pieces_of_any_size_give_the_bits_of_the_whole(
             below += model.embed(piece[:, book], book)
         start += size
     assert [past.shape[0] for past in state.past] == [1, 2, 5]
+
+
+@pytest.mark.parametrize("extreme", [False, True])
+@pytest.mark.parametrize("name", PRODUCTS)
+def test_one_frame_after_the_other_gives_the_counts_of_all(name: str, extreme: bool) -> None:
+    model = random_lm(FULL, extreme=extreme)
+    codes = np.random.default_rng(1).integers(0, 64, (40, 8), dtype=np.uint16)
+    wanted = predicted(model, codes, in_integers)
+    stepper, state = LmStepper(model, 3, PRODUCTS[name]), model.start()
+    for frame, counts in zip(codes, wanted, strict=True):
+        stepper.begin(state)
+        for code, row in zip(frame, counts, strict=True):
+            assert np.array_equal(stepper.probabilities()[0] * TOTAL, row)
+            stepper.take(int(code))
+        stepper.end(state)
 
 
 @pytest.mark.parametrize("depth", [1, 2])

@@ -5,6 +5,8 @@ import random
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from encodec_rt.bitstream.container import StreamHeader
 from encodec_rt.bitstream.container_reader import (
@@ -19,6 +21,8 @@ from encodec_rt.bitstream.container_writer import ContainerWriter
 from encodec_rt.bitstream.ogg import PageReader
 from encodec_rt.errors import PacketError
 from encodec_rt.lm.coding import LmCoder
+from encodec_rt.lm.integer import LmState
+from encodec_rt.lm.stepping import LmStepper
 from tests.support.lms import likely_codes, random_lm
 from tests.support.narrow import all_of
 
@@ -36,11 +40,53 @@ def written(page_s: float) -> bytes:
     return file.getvalue()
 
 
+WRITTEN = written(1.0)
+
+
 def read(
     data: bytes, *, salvage: bool = False
 ) -> tuple[PacketReader, list[CodeBlock | Gap]] | tuple[PacketReader, list[CodeBlock]]:
     reader = PacketReader(io.BytesIO(data), salvage=salvage)
     return reader, list(read_codes(reader, reader.header, LmCoder(MODEL), salvage=salvage))
+
+
+@given(st.lists(st.integers(1, 90), min_size=1, max_size=12))
+@settings(max_examples=15, deadline=None)
+def test_pieces_of_any_size_are_written_to_the_same_bytes(sizes: list[int]) -> None:
+    file, start = io.BytesIO(), 0
+    writer = ContainerWriter(file, HEADER, LmCoder(MODEL), page_s=1.0)
+    for size in [*sizes, 400]:
+        piece = CODES[start : start + size].copy()
+        writer.write(piece)
+        piece[:] = 0  # What was written is the writer's own.
+        start += size
+    writer.finish(3200)
+    assert file.getvalue() == WRITTEN
+
+
+def test_a_live_frame_is_coded_as_it_comes_and_not_when_its_packet_ends() -> None:
+    coder = LmCoder(MODEL)
+    frames = [0]
+
+    def counting(depth: int) -> LmStepper:
+        stepper = LmStepper(MODEL, depth)
+        begin = stepper.begin
+
+        def counted(state: LmState) -> None:
+            frames[0] += 1
+            begin(state)
+
+        stepper.begin = counted  # type: ignore[method-assign]
+        return stepper
+
+    stepper = counting(3)
+    coder.stepper = lambda depth: stepper  # type: ignore[method-assign]
+    writer = ContainerWriter(io.BytesIO(), HEADER, coder, page_s=1.0)
+    for index, frame in enumerate(CODES):
+        writer.write(frame[None])
+        assert frames[0] == index + 1
+    writer.finish(3200)
+    assert frames[0] == len(CODES)
 
 
 @pytest.mark.parametrize("page_s", [1.0, 2.0, 100.0])
