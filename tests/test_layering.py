@@ -57,7 +57,7 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
     ),
     "voice": (
         {"activity", "bitrate", "delay", "statistics", "token_bucket"},
-        {"conceal", "jitter", "packetizer"},
+        {"conceal", "jitter", "packetizer", "recording"},
         {"receiver", "sender", "transport"},
         {"line"},
         {"call"},

@@ -64,6 +64,9 @@ class CodeCoder(Protocol):
     needs_history: bool
     """Whether a packet can only be decoded after all others since the last restart."""
 
+    def fresh(self) -> CodeCoder:
+        """The same for another stream, nothing being loaded again."""
+
     def encode(self, codes: Codes, layers: Sequence[int], *, restart: bool) -> list[Payload]:
         """One payload per layer."""
 
@@ -120,6 +123,10 @@ class RawCoder:
 
     def __init__(self, codebook_size: int) -> None:
         self._bits = (codebook_size - 1).bit_length()
+
+    def fresh(self) -> RawCoder:
+        """Itself: it remembers nothing."""
+        return self
 
     def encode(self, codes: Codes, layers: Sequence[int], *, restart: bool) -> list[Payload]:
         """One payload per layer."""
@@ -220,6 +227,10 @@ class TableCoder:
         self.sha256 = tables.sha256
         self._bits = (tables.counts.shape[1] - 1).bit_length()
         self._books = [Distribution(row.astype(np.int64)) for row in tables.counts]
+
+    def fresh(self) -> TableCoder:
+        """Itself: it remembers nothing."""
+        return self
 
     def encode(self, codes: Codes, layers: Sequence[int], *, restart: bool) -> list[Payload]:
         """One payload per layer, packed where that is shorter."""

@@ -6,6 +6,7 @@ from typing import Annotated
 
 import typer
 
+from encodec_rt.cli.codes_recording import recorder_for
 from encodec_rt.cli.console import put, report, say, status_console
 from encodec_rt.cli.interrupts import run_until_ended
 from encodec_rt.cli.link_call import CallCourse, answer_calls, dial, prepare, rehearse, require_link
@@ -38,6 +39,7 @@ def listen(
             credentials.make_certificate(certificate, key, [host])
         context = credentials.server_context(certificate, key)
     codec = prepare(options, link)
+    recorder = recorder_for(codec, options, link)
     rehearse(codec, link, force=options.force)
     fingerprint = credentials.read_fingerprint(certificate) if context is not None else None
 
@@ -52,12 +54,13 @@ def listen(
     def make() -> CallCourse:
         nonlocal calls
         calls += 1
-        record = link.record
-        if record is not None and calls > 1:
-            # A second call must not replace the first one's recording.
-            record = record.with_name(f"{record.stem}-{calls}{record.suffix}")
         call = link.for_call(options.bandwidth)
-        return CallCourse(codec, link, call, status_console(), record, force=options.force)
+        return CallCourse(
+            *(codec, link, call, status_console()),
+            recorder=recorder,
+            number=calls,
+            force=options.force,
+        )
 
     run_until_ended(
         answer_calls(make, host, port, context=context, token=token, announce=announce, once=once)
@@ -85,12 +88,15 @@ def call(
     token = link.token(needed=url.startswith("https"))
     client = SignallingClient(url, token=token, fingerprint=fingerprint)
     codec = prepare(options, link)
+    recorder = recorder_for(codec, options, link)
     # A second after the file's end everything that was said has been heard.
     hang_up_s = 1.0 if link.play is not None else None
 
     def make() -> CallCourse:
         call = link.for_call(options.bandwidth, hang_up_s=hang_up_s)
-        return CallCourse(codec, link, call, status_console(), link.record, force=options.force)
+        return CallCourse(
+            *(codec, link, call, status_console()), recorder=recorder, force=options.force
+        )
 
     run_until_ended(dial(make, client))
 

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from encodec_rt.cli.codes_recording import CallRecorder, numbered
 from encodec_rt.cli.console import detail, device_choice, report, say, tell_of_abandoned, teller
 from encodec_rt.extras import needed_for
 
@@ -49,22 +50,30 @@ class CallCourse:
         link: LinkOptions,
         options: CallOptions,
         console: Console,
-        record: Path | None,
         *,
+        recorder: CallRecorder | None,
+        number: int = 1,
         force: bool,
     ) -> None:
-        """Open the ends and make the call. Raises AudioDeviceError, InputError and ConfigError."""
+        """Open the ends and make the call of that ``number``.
+
+        Raises AudioDeviceError, InputError and ConfigError.
+        """
         from encodec_rt.link.call import Call
         from encodec_rt.link.endpoints import MeteredSink, MeteredSource
 
+        record = None if link.record is None else numbered(link.record, number)
+        recording = None if recorder is None else recorder.open(number, teller(console))
         ends = open_ends(codec, link, record, tell=teller(console), force=force)
         self._console = console
         self._began_s = self._ended_s = 0.0
         self._warned = False
         self._handset = ends.handset
         self._source, self._sink = MeteredSource(ends.source), MeteredSink(ends.sink)
-        self._stats_json, self._record = link.stats_json, record
-        self.call: Call = Call(codec, self._source, self._sink, options)
+        self._stats_json, self._recording = link.stats_json, recording
+        self._recorded = [] if record is None else [record]
+        self._recorded += [] if recorder is None else recorder.paths(number)
+        self.call: Call = Call(codec, self._source, self._sink, options, recording)
 
     async def run(self) -> None:
         """Run the call to its end, and show it."""
@@ -92,8 +101,8 @@ class CallCourse:
         report(summary(statistics, self._ended_s - self._began_s))
         if statistics["encodecRt"]["codecShare"] > 1:
             say(f"warning: {overloaded(statistics)}")
-        if self._record is not None and self._record.is_file():
-            report(f"wrote {self._record}")
+        for path in filter(Path.is_file, self._recorded):
+            report(f"wrote {path}")
         if self._stats_json is not None:
             with replacing(self._stats_json, force=True) as part:
                 part.write_text(json.dumps(statistics, indent=1) + "\n", encoding="utf-8")
@@ -155,7 +164,7 @@ def prepare(options: CodecOptions, link: LinkOptions) -> Codec:
         check_real_time()
     # One frame is too little work to share between cores.
     torch.set_num_threads(1)
-    tell_of_abandoned(link.record)
+    tell_of_abandoned(link.record, link.save, link.save_sent)
     link.for_call(options.bandwidth)
     codec = options.load()
     codec.config.codebooks_for(options.bandwidth)

@@ -24,6 +24,14 @@ PlayOption = Annotated[
 RecordOption = Annotated[
     Path | None, typer.Option("--record", help="Record what is received, in place of the speaker.")
 ]
+SaveOption = Annotated[
+    Path | None,
+    typer.Option("--save", help="Record the codes of what is heard.", metavar="OUT.encodec"),
+]
+SaveSentOption = Annotated[
+    Path | None,
+    typer.Option("--save-sent", help="Record the codes of what is said.", metavar="OUT.encodec"),
+]
 EchoOption = Annotated[
     bool,
     typer.Option("--echo-cancel/--no-echo-cancel", help="Remove the speaker from the microphone."),
@@ -66,6 +74,8 @@ class LinkOptions:
 
     play: PlayOption = None
     record: RecordOption = None
+    save: SaveOption = None
+    save_sent: SaveSentOption = None
     source: InputOption = None
     sink: OutputOption = None
     buffer_ms: BufferOption = 40.0

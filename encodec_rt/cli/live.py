@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from encodec_rt.cli.codes_recording import CodesRecorder
 from encodec_rt.cli.console import (
     device_choice,
-    model_folder,
     output_console,
     put,
     report,
@@ -33,16 +33,14 @@ from encodec_rt.cli.options import (
     RealTimeOption,
     with_groups,
 )
-from encodec_rt.errors import ConfigError, InputError
+from encodec_rt.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
 
     from encodec_rt.live.duplex import Duplex
-    from encodec_rt.live.loop import CodesRecording
     from encodec_rt.live.mouth_to_ear import Delay, Probe
     from encodec_rt.sound.meter import Status
-    from encodec_rt.streaming.codec import Codec
 
 _SHOW_EVERY_S = 0.2
 
@@ -126,7 +124,7 @@ def live(
     wav = None
     if record is not None:
         wav = AudioRecording(record, rate_hz=rate_hz, force=options.force)
-    codes = None if save is None else _recording_of(codec, save, loop.codebooks, options)
+    codes = None if save is None else CodesRecorder(codec, loop.codebooks, options).open(save)
     tell_of_abandoned(record, save)
     loop.record(wav=wav, codes=codes)
     duplex.open()
@@ -143,23 +141,6 @@ def live(
         if path is not None and loop.frames:
             report(f"wrote {path}: {loop.samples_in / rate_hz:.2f} s")
     _report(status, probe, stats_json)
-
-
-def _recording_of(
-    codec: Codec, path: Path, codebooks: int, options: CodecOptions
-) -> CodesRecording:
-    """A recording of codes, of the kind that its suffix names."""
-    from encodec_rt.container_audio import coder_of, header_for
-    from encodec_rt.live.recording import ContainerRecording, EcdcRecording
-
-    if path.suffix.lower() == ".ecdc":
-        return EcdcRecording(path, codec.config, codec.name, codebooks, force=options.force)
-    if path.suffix.lower() != ".encodec":
-        raise InputError(f"{path}: such a recording is named .encodec or .ecdc")
-    header = header_for(codec, codebooks, start="primed")
-    coder = coder_of(header, model_folder(options.model))
-    fields = [("MODEL", codec.name)]
-    return ContainerRecording(path, header, coder, fields=fields, force=options.force)
 
 
 def _run(

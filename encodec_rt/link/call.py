@@ -12,6 +12,7 @@ from encodec_rt.link.sdp import Format
 from encodec_rt.sound.realtime import run_in_real_time
 from encodec_rt.streaming.codec import Codec, warm_up
 from encodec_rt.voice.call import VoiceCall, VoiceOptions
+from encodec_rt.voice.recording import CallRecording
 from encodec_rt.voice.transport import CallSink, CallSource
 
 LOST_S = 5.0
@@ -30,9 +31,14 @@ class Call(VoiceCall):
     """One side of one call. Make it, ``offer`` or ``answer``, then ``run`` it to its end."""
 
     def __init__(
-        self, codec: Codec, source: CallSource, sink: CallSink, options: CallOptions | None = None
+        self,
+        codec: Codec,
+        source: CallSource,
+        sink: CallSink,
+        options: CallOptions | None = None,
+        recording: CallRecording | None = None,
     ) -> None:
-        """To be made inside the event loop. ``source`` and ``sink`` are closed with the call."""
+        """To be made inside the event loop; closes what it is given when it ends."""
         self.options = options or CallOptions()
         kbps = self.options.bandwidth_kbps
         self._form = Format.of(codec, kbps)
@@ -48,6 +54,7 @@ class Call(VoiceCall):
             self.options,
             in_worker=run_in_real_time if self.options.real_time else None,
             warm_up=partial(warm_up, codec, kbps, "primed"),
+            recording=recording,
         )
 
     async def offer(self) -> str:

@@ -34,6 +34,10 @@ class LmCoder:
         self._state = model.start()
         self._steppers: dict[int, LmStepper] = {}
 
+    def fresh(self) -> LmCoder:
+        """Another one by the same model."""
+        return LmCoder(self._model, self._product)
+
     def encode(self, codes: Codes, layers: Sequence[int], *, restart: bool) -> list[Payload]:
         """One payload per layer, packed where that is shorter. Raises InputError."""
         packet = self.packet(layers, restart=restart)

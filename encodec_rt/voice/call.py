@@ -22,6 +22,7 @@ from encodec_rt.voice.bitrate import RateController
 from encodec_rt.voice.line import Line
 from encodec_rt.voice.packetizer import Outgoing
 from encodec_rt.voice.receiver import HopPlan, Receiver
+from encodec_rt.voice.recording import CallRecording
 from encodec_rt.voice.sender import Sender
 from encodec_rt.voice.statistics import latency_ms, percentiles
 from encodec_rt.voice.token_bucket import TokenBucket
@@ -65,16 +66,17 @@ class VoiceCall:
         *,
         in_worker: Callable[[], None] | None = None,
         warm_up: Callable[[], None] | None = None,
+        recording: CallRecording | None = None,
     ) -> None:
-        """To be made inside the event loop. ``source``, ``sink`` and ``transport`` are closed with
-        the call. ``encoder`` and ``decoder`` begin anew whenever the line does.
+        """To be made inside the event loop. ``source``, ``sink``, ``transport`` and ``recording``
+        are closed with the call. ``encoder`` and ``decoder`` begin anew whenever the line does.
 
         ``in_worker`` runs first in the codec's thread. ``warm_up`` runs there while the transport
         connects, so that the first frames, which take a tenth of a second, are none of the call's.
         """
         self.voice = options or VoiceOptions()
         config = encoder.config
-        self._source, self._sink = source, sink
+        self._source, self._sink, self._recording = source, sink, recording
         self._hop_s = config.hop_length / config.sampling_rate
         self._bits, self._codebooks = config.codebook_nbits, encoder.codebooks
         self.listener = Receiver(decoder)
@@ -159,7 +161,7 @@ class VoiceCall:
         """Hang up; the recording is finished and everything released. Harmless when repeated."""
         try:
             await self.line.close()
-            await asyncio.get_running_loop().run_in_executor(None, self._worker.shutdown)
+            await asyncio.get_running_loop().run_in_executor(None, self._finish)
         finally:
             try:
                 self._sink.close()
@@ -244,12 +246,21 @@ class VoiceCall:
             self._encoder.restore(self._encoder_start)
         active = self._detector.is_active(audio) or not self.voice.dtx
         codes = self._encoder.push(audio)
+        if self._recording is not None:
+            self._recording.say(codes)
         return codes, active, 1000 * (perf_counter() - started)
 
     def _decode(self, planned: HopPlan) -> tuple[Audio, float]:
         started = perf_counter()
         audio = self.listener.render(planned)
+        if self._recording is not None:
+            self._recording.hear(planned.slot.codes)
         return audio, 1000 * (perf_counter() - started)
+
+    def _finish(self) -> None:
+        self._worker.shutdown()
+        if self._recording is not None:
+            self._recording.close()
 
     async def _hear(self) -> None:
         while True:
