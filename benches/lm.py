@@ -1,33 +1,56 @@
 """What a language model of the codes saves, and what it costs.
 
-    python -m benches.lm --lm FILE --codes RUN/codes-...-held-out.npz [--seconds 60]
+    python -m benches.lm [--codes RUN/codes-...-held-out.npz] [--lm FILE] [--seconds 60]
 
-Held-out codes as ``encodec-rt train lm`` keeps them, coded whole packets at a time and frame by
-frame, with the bytes checked by decoding them; beside it packed codes, code tables, xz over the
-packed codes, and the original package's class of random weights, for its speed alone.
+Codes as ``encodec-rt train lm`` keeps those it held out, or of the two bundled clips, which no
+model was trained on: coded whole packets at a time, frame by frame as ``live --save`` does, with a
+packet per frame, and packet by packet as a call over a lossy network would have to; each checked
+by decoding it. Beside it packed codes, code tables, xz and zstd over the packed codes, and the
+original package's class with random weights, for its speed alone. Then clips from audio to
+``.encodec`` and back, the codec included.
 """
 
 from __future__ import annotations
 
 import argparse
+import io
 import lzma
 import time
-from collections.abc import Sequence
+import tracemalloc
+from collections.abc import Callable, Iterable, Sequence
+from importlib.resources import files
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+import zstandard
 
-from benches.record import Record
+from benches.record import RESULTS, Record
+from encodec_rt.audio import AudioReader
 from encodec_rt.bitstream.coding import CodeCoder, RawCoder, TableCoder, tables_for_model
+from encodec_rt.bitstream.container import StreamHeader
+from encodec_rt.bitstream.container_writer import LIVE_PAGE_S, ContainerWriter
 from encodec_rt.bitstream.packet import pack_codes
+from encodec_rt.bitstream.range_coder import SymbolEncoder
+from encodec_rt.container_audio import ContainerAudio, header_for
+from encodec_rt.errors import WeightsError
 from encodec_rt.lm.coding import LmCoder
+from encodec_rt.lm.files import lm_for_model
 from encodec_rt.lm.integer import IntegerLm
 from encodec_rt.lm.paper import PaperLm
-from encodec_rt.types import Codes
+from encodec_rt.lm.training import bits_per_code
+from encodec_rt.streaming.codec import Codec
+from encodec_rt.transcode import encode_blocks
+from encodec_rt.types import Audio, Codes
 
 FRAME_RATE = 75
 RESTARTS_S = (1, 2, 4, 8)
+CLIPS = ("speech_en.flac", "speech_it.flac")
+WIRE_BYTES = 20 + 8 + 12 + 10
+"""Headers of IP, UDP and RTP, and SRTP's authentication, around each payload of a call."""
+WARM_FRAMES = 10
+PAPER_FRAMES = 200
 
 
 def kbps(size: int, frames: int) -> float:
@@ -36,13 +59,10 @@ def kbps(size: int, frames: int) -> float:
 
 
 def whole_packets(
-    encoder: CodeCoder,
-    decoder: CodeCoder | None,
-    codes: Codes,
-    layers: Sequence[int],
-    restart_s: int,
+    make: Callable[[], CodeCoder], codes: Codes, layers: Sequence[int], restart_s: int
 ) -> tuple[list[float], float, float]:
     """Rates in kbps up to each layer, and how many times faster than real time each way is."""
+    encoder, decoder = make(), make()
     sizes = np.zeros(len(layers))
     spent = [0.0, 0.0]
     for second, start in enumerate(range(0, len(codes), FRAME_RATE)):
@@ -51,35 +71,151 @@ def whole_packets(
         payloads = encoder.encode(part, layers, restart=restart)
         spent[0] += time.process_time() - began
         sizes += [len(payload.data) for payload in payloads]
-        if decoder is not None:
-            began = time.process_time()
-            found = decoder.decode(payloads, layers, len(part), restart=restart)
-            spent[1] += time.process_time() - began
-            if not np.array_equal(found, part):
-                raise SystemExit("decoded codes differ; no figure is worth anything")
+        began = time.process_time()
+        found = decoder.decode(payloads, layers, len(part), restart=restart)
+        spent[1] += time.process_time() - began
+        require_same(found, part)
     seconds = len(codes) / FRAME_RATE
     rates = [kbps(int(size), len(codes)) for size in np.cumsum(sizes)]
-    return rates, seconds / spent[0], seconds / spent[1] if spent[1] else 0.0
+    return rates, seconds / max(spent[0], 1e-9), seconds / max(spent[1], 1e-9)
 
 
-def frame_by_frame(
-    model: IntegerLm, codes: Codes, layers: Sequence[int]
-) -> tuple[Sequence[float], Sequence[float], float]:
-    """Times of one frame each way in ms, and the rate of a packet per frame."""
-    encoder, decoder = LmCoder(model), LmCoder(model)
-    encode, decode, size = list[float](), list[float](), 0
+def require_same(found: Codes, given: Codes) -> None:
+    """End the bench if a coder lost something."""
+    if not np.array_equal(found, given):
+        raise SystemExit("decoded codes differ; no figure is worth anything")
+
+
+def a_packet_per_frame(
+    make: Callable[[], CodeCoder], codes: Codes, layers: Sequence[int]
+) -> tuple[dict[str, list[float]], float]:
+    """Times of one frame each way in ms, and the rate when each frame is flushed."""
+    encoder, decoder = make(), make()
+    times: dict[str, list[float]] = {"encode": [], "decode": []}
+    size = 0
     for index in range(len(codes)):
         part = codes[index : index + 1]
         began = time.perf_counter()
         payloads = encoder.encode(part, layers, restart=index == 0)
         encoded = time.perf_counter()
         found = decoder.decode(payloads, layers, 1, restart=index == 0)
-        decode.append(1e3 * (time.perf_counter() - encoded))
-        encode.append(1e3 * (encoded - began))
+        times["decode"].append(1e3 * (time.perf_counter() - encoded))
+        times["encode"].append(1e3 * (encoded - began))
         size += sum(len(payload.data) for payload in payloads)
-        if not np.array_equal(found, part):
-            raise SystemExit("decoded codes differ; no figure is worth anything")
-    return encode[10:], decode[10:], kbps(size, len(codes))
+        require_same(found, part)
+    return {name: ms[WARM_FRAMES:] for name, ms in times.items()}, kbps(size, len(codes))
+
+
+def recorded(coder: CodeCoder, header: StreamHeader, codes: Codes) -> tuple[list[float], float]:
+    """Times in ms that ``live --save`` takes for each frame, the file's kbps with all headers."""
+    file, times = io.BytesIO(), []
+    writer = ContainerWriter(file, header, coder, page_s=LIVE_PAGE_S)
+    for index in range(len(codes)):
+        began = time.perf_counter()
+        writer.write(codes[index : index + 1])
+        times.append(1e3 * (time.perf_counter() - began))
+    size = writer.finish(len(codes) * header.hop)
+    return times[WARM_FRAMES:], kbps(size, len(codes))
+
+
+def by_themselves(
+    codes: Codes, frames: int, counts_of: Callable[[Codes], Iterable[np.ndarray]]
+) -> float:
+    """Mean bytes of packets of ``frames`` coded as one layer, without anything before them."""
+    sizes = []
+    for start in range(0, len(codes) - frames + 1, frames):
+        part = codes[start : start + frames]
+        encoder = SymbolEncoder()
+        stacked = np.stack(list(counts_of(part)), axis=1).reshape(part.size, -1)
+        encoder.encode_each(part.reshape(-1), stacked)
+        sizes.append(len(encoder.finish()))
+    return float(np.mean(sizes))
+
+
+def lossy_packets(
+    record: Record, model: IntegerLm, tables: np.ndarray | None, codes: Codes
+) -> None:
+    """What coding would save in a call, whose packets must be decodable without one another."""
+
+    def by_table(part: Codes) -> Iterable[np.ndarray]:
+        assert tables is not None
+        return (np.tile(tables[book], (len(part), 1)) for book in range(part.shape[1]))
+
+    def by_lm(part: Codes) -> Iterable[np.ndarray]:
+        depth = int(np.searchsorted(np.cumsum(model.config.layers), part.shape[1])) + 1
+        return LmCoder(model).counts(part, model.start(), depth)
+
+    bits = (model.config.codebook_size - 1).bit_length()
+    ways = {"language model": by_lm} | ({} if tables is None else {"tables": by_table})
+    for books in np.cumsum(model.config.layers):
+        for frames in (1, 4):
+            part = codes[: 20 * FRAME_RATE, :books]
+            packed = len(pack_codes(part[:frames], bits))
+            for name, counts_of in ways.items():
+                coded = by_themselves(part, frames, counts_of)
+                record.add(
+                    {"packet of a call": name, "codebooks": int(books), "frames": frames},
+                    values={
+                        "packed_bytes": packed,
+                        "coded_bytes": coded,
+                        "smaller_on_the_wire": (packed - coded) / (1 + packed + WIRE_BYTES),
+                    },
+                )
+
+
+def clips_both_ways(
+    codec: Codec, make: Callable[[], CodeCoder], bandwidth: float, lm: Path | None
+) -> dict[str, Any]:
+    """How many times faster than real time audio becomes an ``.encodec`` stream and audio again."""
+    spent, seconds, size = [0.0, 0.0], 0.0, 0
+    for audio in bundled(codec):
+        seconds += audio.shape[1] / codec.config.sampling_rate
+        began = time.process_time()
+        file = io.BytesIO()
+        header = header_for(codec, codec.config.codebooks_for(bandwidth), start="exact")
+        writer = ContainerWriter(file, header, make())
+        for block in encode_blocks(codec, [audio], bandwidth_kbps=bandwidth, start="exact"):
+            writer.write(block.codes, block.scale)
+        size += writer.finish(audio.shape[1])
+        spent[0] += time.process_time() - began
+        file.seek(0)
+        began = time.process_time()
+        decoded = sum(pcm.shape[1] for pcm in ContainerAudio(codec, file, lm=lm))
+        spent[1] += time.process_time() - began
+        assert decoded == audio.shape[1]
+    return {
+        "encode_x_real_time": seconds / spent[0],
+        "decode_x_real_time": seconds / spent[1],
+        "file_kbps": 8e-3 * size / seconds,
+    }
+
+
+def bundled(codec: Codec) -> list[Audio]:
+    """The two clips of the package, [channels, n]."""
+    found = []
+    for name in CLIPS:
+        with AudioReader(str(files("encodec_rt") / "assets" / name)) as reader:
+            blocks = reader.blocks(codec.config.sampling_rate, codec.config.audio_channels)
+            found.append(np.concatenate(list(blocks), axis=1))
+    return found
+
+
+def memory(model: IntegerLm, codes: Codes, layers: Sequence[int]) -> dict[str, Any]:
+    """Bytes of the weights in a file, and what the model and coding both ways hold, in MiB."""
+    tracemalloc.start()
+    one = IntegerLm(model.tensors, model.config)
+    loaded = tracemalloc.get_traced_memory()[0]
+    coder, decoder = LmCoder(one), LmCoder(one)
+    payloads = coder.encode(codes[:FRAME_RATE], layers, restart=True)
+    decoder.decode(payloads, layers, FRAME_RATE, restart=True)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    return {
+        "lm_sha256": model.sha256.hex(),
+        "tensors_bytes": sum(tensor.nbytes for tensor in model.tensors.values()),
+        "loaded_mib": loaded / 2**20,
+        "peak_mib": peak / 2**20,
+    }
 
 
 def paper_frames(books: int, frames: int) -> list[float]:
@@ -94,61 +230,97 @@ def paper_frames(books: int, frames: int) -> list[float]:
     return times[frames // 2 :]
 
 
-def main() -> None:
-    """Run the bench and write its record."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--lm", type=Path, required=True)
-    parser.add_argument("--codes", type=Path, required=True)
-    parser.add_argument("--seconds", type=int, default=60)
-    options = parser.parse_args()
-    torch.set_num_threads(1)
-    model = IntegerLm.load(options.lm)
+def measure(
+    record: Record, codec: Codec, model: IntegerLm, codes: Codes, *, lm: Path | None = None
+) -> None:
+    """All cases, into ``record``."""
     layers, size = model.config.layers, model.config.codebook_size
-    books = sum(layers)
-    with np.load(options.codes, allow_pickle=False) as held:
-        codes = held["codes"][: options.seconds * FRAME_RATE, :books]
-    record = Record("lm")
-    coders: dict[str, CodeCoder] = {"packed": RawCoder(size)}
-    tables = tables_for_model(model.codes_sha256)
-    if tables is not None:
-        coders["tables"] = TableCoder(tables)
-    for name, coder in coders.items():
-        rates, faster, _ = whole_packets(coder, None, codes, layers, 1)
-        record.add({"coding": name}, values={"kbps": rates, "encode_x_real_time": faster})
-    packed = [pack_codes(codes[:, :end], (size - 1).bit_length()) for end in np.cumsum(layers)]
-    record.add(
-        {"coding": "xz -9e of packed codes"},
-        values={
-            "kbps": [
-                kbps(len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)), len(codes))
-                for data in packed
-            ]
-        },
-    )
-    for restart_s in RESTARTS_S:
-        rates, encode, decode = whole_packets(
-            LmCoder(model), LmCoder(model), codes, layers, restart_s
+    ends, bits = np.cumsum(layers), (size - 1).bit_length()
+    found = tables_for_model(model.codes_sha256)
+    header = header_for(codec, int(ends[-1]), start="primed")
+    coders: dict[str, Callable[[], CodeCoder]] = {"packed": lambda: RawCoder(size)}
+    if found is not None:
+        tables = found
+        coders["tables"] = lambda: TableCoder(tables)
+    for name, make in coders.items():
+        rates, encode, decode = whole_packets(make, codes, layers, 1)
+        record.add(
+            {"coding": name},
+            values={"kbps": rates, "encode_x_real_time": encode, "decode_x_real_time": decode},
         )
+    packed = [pack_codes(codes[:, :end], bits) for end in ends]
+    rivals: dict[str, Callable[[bytes], bytes]] = {
+        "xz -9e of packed codes": lambda data: lzma.compress(data, preset=9 | lzma.PRESET_EXTREME),
+        "zstd -22 of packed codes": zstandard.ZstdCompressor(level=22).compress,
+    }
+    for name, compress in rivals.items():
+        rates = [kbps(len(compress(data)), len(codes)) for data in packed]
+        record.add({"coding": name}, values={"kbps": rates})
+    for restart_s in RESTARTS_S:
+        rates, encode, decode = whole_packets(lambda: LmCoder(model), codes, layers, restart_s)
         record.add(
             {"coding": "language model", "restart_s": restart_s},
             values={"kbps": rates, "encode_x_real_time": encode, "decode_x_real_time": decode},
         )
-    times = frame_by_frame(model, codes[: 20 * FRAME_RATE], layers)
+    each = bits_per_code(model, [codes], RESTARTS_S[-1] * FRAME_RATE)
+    record.add({"bits of": "language model"}, values={"per_codebook": np.round(each, 4).tolist()})
+    record.add({"memory of": "language model"}, values=memory(model, codes, layers))
+    live = codes[: 20 * FRAME_RATE]
+    for depth in range(1, len(layers) + 1):
+        own = layers[:depth]
+        part, rate = live[:, : sum(own)], round(header.kbps(sum(own)), 2)
+        times, flushed = a_packet_per_frame(lambda: LmCoder(model), part, own)
+        record.add(
+            {"coding": "language model, a packet per frame", "at": rate},
+            times,
+            values={"kbps": flushed, "kbps_packed": 8e-3 * FRAME_RATE * -(-sum(own) * bits // 8)},
+            deadline_ms=1000 / FRAME_RATE,
+        )
+        narrow = header_for(codec, sum(own), start="primed")
+        ms, rate_kbps = recorded(LmCoder(model), narrow, part)
+        record.add(
+            {"live --save": "language model", "at": rate},
+            {"frame": ms},
+            values={"file_kbps": rate_kbps},
+            deadline_ms=1000 / FRAME_RATE,
+        )
+        values = clips_both_ways(codec, lambda: LmCoder(model), rate, lm)
+        record.add({"files": "codec and language model", "at": rate}, values=values)
+    lossy_packets(record, model, None if found is None else found.counts, codes)
     record.add(
-        {"coding": "language model, a packet per frame"},
-        {"encode": times[0], "decode": times[1]},
-        values={
-            "kbps": times[2],
-            "lm_sha256": model.sha256.hex(),
-            "bytes": sum(t.nbytes for t in model.tensors.values()),
-        },
-        deadline_ms=1000 / FRAME_RATE,
+        {"network": "the original's, random weights"},
+        {"step": paper_frames(sum(layers), PAPER_FRAMES)},
     )
-    record.add({"network": "the original's, random weights"}, {"step": paper_frames(books, 400)})
+
+
+def main() -> None:
+    """Run the bench and write its record."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--lm", type=Path, help="if not the default model's own")
+    parser.add_argument("--codes", type=Path, help="if not of the bundled clips")
+    parser.add_argument("--seconds", type=int, default=60, help="how much of them")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record")
+    options = parser.parse_args()
+    torch.set_num_threads(1)
+    record = Record("lm", folder=options.out)
+    codec = Codec.load("default")
+    own = lm_for_model(bytes.fromhex(codec.codes_sha256))
+    model = own if options.lm is None else IntegerLm.load(options.lm)
+    if model is None:
+        raise WeightsError("the default model has no language model; name one with --lm")
+    if options.codes is None:
+        kbps_of_all = codec.config.target_bandwidths[-1]
+        clips = [codec.encode(audio, kbps_of_all) for audio in bundled(codec)]
+        codes: Codes = np.concatenate(clips)
+    else:
+        with np.load(options.codes, allow_pickle=False) as held:
+            codes = held["codes"]
+    codes = codes[: options.seconds * FRAME_RATE, : sum(model.config.layers)]
+    source = "the bundled clips" if options.codes is None else "held-out speech"
+    record.add({"codes of": source}, values={"seconds": len(codes) / FRAME_RATE})
+    measure(record, codec, model, codes, lm=options.lm)
     print(record.table())
-    for case in record.cases:
-        print(case.case, case.values)
-    record.write()
+    print(record.write())
 
 
 if __name__ == "__main__":
