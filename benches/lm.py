@@ -41,7 +41,7 @@ from encodec_rt.lm.integer import IntegerLm
 from encodec_rt.lm.paper import PaperLm
 from encodec_rt.lm.training import bits_per_code
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.transcode import encode_blocks
+from encodec_rt.transcode import bandwidth_for, encode_blocks
 from encodec_rt.types import Audio, Codes
 
 FRAME_RATE = 75
@@ -237,7 +237,6 @@ def measure(
     layers, size = model.config.layers, model.config.codebook_size
     ends, bits = np.cumsum(layers), (size - 1).bit_length()
     found = tables_for_model(model.codes_sha256)
-    header = header_for(codec, int(ends[-1]), start="primed")
     coders: dict[str, Callable[[], CodeCoder]] = {"packed": lambda: RawCoder(size)}
     if found is not None:
         tables = found
@@ -268,7 +267,7 @@ def measure(
     live = codes[: 20 * FRAME_RATE]
     for depth in range(1, len(layers) + 1):
         own = layers[:depth]
-        part, rate = live[:, : sum(own)], round(header.kbps(sum(own)), 2)
+        part, rate = live[:, : sum(own)], bandwidth_for(codec.config, sum(own))
         times, flushed = a_packet_per_frame(lambda: LmCoder(model), part, own)
         record.add(
             {"coding": "language model, a packet per frame", "at": rate},
