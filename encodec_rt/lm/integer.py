@@ -103,6 +103,8 @@ class IntegerLm:
             tensors[f"embedding.{book}"].astype(np.float32) for book in range(len(books))
         ]
         self.heads = [Affine(tensors, f"head.{book}") for book in range(len(books))]
+        # Made now, and not by the first frame of a stream that may be live.
+        powers()
         self.depths = [Depth(tensors, config, depth) for depth in range(1, len(config.ends) + 1)]
 
     @classmethod
@@ -234,10 +236,15 @@ def to_probabilities(logits: Doubles) -> NDArray[np.int64]:
 def powers() -> NDArray[np.int64]:
     """round(2^20 * 2^(-i / 64)), in decimal arithmetic, which no machine does its own way."""
     context = Context(prec=40)
+    roots = [
+        context.power(Decimal(2), context.divide(Decimal(-index), Decimal(LOG_STEPS)))
+        for index in range(LOG_STEPS)
+    ]
     values = []
     for index in range(TABLE_END + 1):
-        exponent = context.divide(Decimal(_TABLE_BITS * LOG_STEPS - index), Decimal(LOG_STEPS))
-        values.append(int(context.power(Decimal(2), exponent).to_integral_value()))
+        halvings, step = divmod(index, LOG_STEPS)
+        value = context.multiply(roots[step], Decimal(2) ** (_TABLE_BITS - halvings))
+        values.append(int(value.to_integral_value()))
     return np.array(values, np.int64)
 
 
