@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,10 +20,11 @@ from encodec_rt.bitstream.container_reader import (
 )
 from encodec_rt.bitstream.container_writer import ContainerWriter
 from encodec_rt.bitstream.ogg import PageReader
-from encodec_rt.errors import PacketError
+from encodec_rt.errors import CodecError, PacketError
 from encodec_rt.lm.coding import LmCoder
 from encodec_rt.lm.integer import LmState
 from encodec_rt.lm.stepping import LmStepper
+from tests.bitstream.test_container import mutated
 from tests.support.lms import likely_codes, random_lm
 from tests.support.narrow import all_of
 
@@ -116,6 +118,25 @@ def test_a_flipped_bit_costs_its_block_and_no_more() -> None:
             if isinstance(item, CodeBlock):
                 first, (frames, books) = item.start // 8, item.codes.shape
                 assert np.array_equal(item.codes, CODES[first : first + frames, :books])
+
+
+def test_mutated_streams_give_codes_gaps_or_typed_errors() -> None:
+    """As the ten thousand of test_container, with the language model that they have not."""
+    file = io.BytesIO()
+    writer = ContainerWriter(file, replace(HEADER, sampling_rate=80), LmCoder(MODEL), page_s=1.0)
+    writer.write(CODES[:35])
+    writer.finish(280)
+    chance, salvaged = random.Random(7), 0
+    for _ in range(400):
+        data = mutated(file.getvalue(), chance)
+        for salvage in (False, True):
+            try:
+                _, items = read(data, salvage=salvage)
+            except CodecError:
+                continue
+            salvaged += salvage
+            assert all(isinstance(item, CodeBlock) or item.reason for item in items)
+    assert salvaged > 100
 
 
 def test_seeking_decodes_from_the_nearest_restart() -> None:
