@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 LAYERS = (
     {"errors", "suffixes", "types", "version"},
     {"arrays", "atomic", "extras", "pcm"},
-    {"pretrained", "config_base", "batch"},
+    {"pretrained", "config_base", "batch", "ray_cluster"},
     {"config"},
     {"features", "model", "weights"},
     {"streaming"},
@@ -69,7 +69,7 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
     ),
     "live": ({"mouth_to_ear", "recording"}, {"loop"}, {"duplex"}),
     "netsim": ({"impairment"}, {"netns", "simulate", "transport"}),
-    "client": ({"flow", "opening", "sent"}, {"stream"}, {"load"}),
+    "client": ({"flow", "opening", "sent"}, {"connector"}, {"stream"}, {"load"}),
     "server": (
         {"access", "capacity", "cross_origin", "limits", "metrics", "protocol", "queues"},
         {"slot_stream"},
@@ -78,6 +78,9 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
         {"sessions"},
         {"call", "websockets"},
         {"service"},
+        {"settings"},
+        {"worker"},
+        {"cluster", "placer"},
     ),
     "link": (
         {"admission", "bandwidth", "credentials", "datagrams", "endpoints", "ice", "sdp"},

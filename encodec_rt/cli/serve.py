@@ -20,12 +20,8 @@ from encodec_rt.errors import ConfigError, StateError
 from encodec_rt.extras import needed_for
 
 if TYPE_CHECKING:
-    import ssl
-
     from encodec_rt.server.service import StreamServer
-
-SWITCH_S = 0.0005
-"""How long one thread may keep the interpreter while another waits; a step has many short calls."""
+    from encodec_rt.server.settings import ServeSettings
 
 
 class _JsonLines(logging.Formatter):
@@ -72,6 +68,13 @@ def serve(
         Path | None, typer.Option(help="JSON file with these options; flags have precedence.")
     ] = None,
     token_file: TokenOption = None,
+    ray: Annotated[
+        str | None,
+        typer.Option(help='Serve on a Ray cluster: its address, or "local".', metavar="ADDRESS"),
+    ] = None,
+    workers: Annotated[
+        int, typer.Option(help="With --ray, servers that sessions are placed on.", min=1)
+    ] = 2,
     demo: Annotated[
         bool, typer.Option("--demo", help="Let six clients talk to a server, and end.")
     ] = False,
@@ -82,9 +85,9 @@ def serve(
     this is over TLS and with a token. SIGTERM lets sessions end; Ctrl-C does not wait. -b is the
     highest bandwidth that a session may ask for.
     """
-    given = {
+    given: dict[str, Any] = {
         "host": host, "port": port, "sessions": sessions, "calls": calls, "state": state,
-        "origin": origin,
+        "origin": origin, "ray": ray, "workers": workers,
         "drain_s": drain_s, "certificate": certificate, "key": key, "token_file": token_file,
     }  # fmt: skip
     if config is not None:
@@ -99,11 +102,19 @@ def serve(
         arguments = ["--model", options.model, "-b", f"{options.bandwidth:g}"]
         serve_demo.demo(options.load(), options.bandwidth, arguments)
         return
+    from encodec_rt.server.settings import SWITCH_S
+
     sys.setswitchinterval(SWITCH_S)
     handler = logging.StreamHandler()
     handler.setFormatter(_JsonLines())
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    run_until_ended(_serve(options, given))
+    settings, cluster = _settings(options, given), given["ray"]
+    if cluster is not None:
+        from encodec_rt.cli.serve_ray import serve_on_ray
+
+        run_until_ended(serve_on_ray(options, settings, cluster, given["workers"]))
+        return
+    run_until_ended(_serve(options, settings))
 
 
 def _fill_in(given: dict[str, Any], context: typer.Context, path: Path) -> None:
@@ -124,49 +135,39 @@ def _fill_in(given: dict[str, Any], context: typer.Context, path: Path) -> None:
             given[name] = value
 
 
-def _access(given: dict[str, Any]) -> tuple[str | None, ssl.SSLContext | None]:
-    """The token and the TLS context, both None for loopback without either."""
-    from encodec_rt.link import credentials
+def _settings(options: CodecOptions, given: dict[str, Any]) -> ServeSettings:
+    from encodec_rt.server.settings import ServeSettings
 
-    folder, host = credentials.state_folder(), given["host"]
-    token_file, certificate, key = (
-        None if given[name] is None else Path(given[name])
-        for name in ("token_file", "certificate", "key")
+    paths = {
+        name: None if given[name] is None else Path(given[name])
+        for name in ("state", "certificate", "key", "token_file")
+    }
+    return ServeSettings(
+        host=given["host"],
+        port=given["port"],
+        bandwidth_kbps=options.bandwidth,
+        sessions=given["sessions"],
+        calls=given["calls"],
+        origins=tuple(given["origin"] or ()),
+        drain_s=given["drain_s"],
+        **paths,
     )
-    if (certificate is None) != (key is None):
-        raise ConfigError("--certificate and --key belong together; give both or neither")
-    if credentials.is_loopback(host) and certificate is None:
-        return (None if token_file is None else credentials.read_token(token_file)), None
-    token = credentials.read_token(token_file or folder / "link-token")
-    if certificate is None or key is None:
-        certificate, key = folder / "link-cert.pem", folder / "link-key.pem"
-        if not certificate.is_file():
-            credentials.make_certificate(certificate, key, [host])
-    say(f"the certificate's fingerprint is {credentials.read_fingerprint(certificate)}")
-    return token, credentials.server_context(certificate, key)
 
 
-async def _serve(options: CodecOptions, given: dict[str, Any]) -> None:
-    from encodec_rt.link import credentials
-    from encodec_rt.server.limits import SessionLimits
-    from encodec_rt.server.service import ServerOptions, StreamServer
-    from encodec_rt.server.store import SessionStore
+async def _serve(options: CodecOptions, settings: ServeSettings) -> None:
+    import torch
 
-    token, context = _access(given)
-    codec = options.load()
-    slots = given["sessions"] or _capacity(options, codec)
-    folder = given["state"] or credentials.state_folder() / "sessions"
-    limits = SessionLimits(drain_s=given["drain_s"])
-    origins = frozenset(given["origin"] or ())
-    server = StreamServer(
-        codec, slots, options.bandwidth, SessionStore(Path(folder)),
-        ServerOptions(token, origins, limits, calls=given["calls"]),
-    )  # fmt: skip
+    # Two threads of torch beside any other busy process make single frames late.
+    torch.set_num_threads(1)
+    access = settings.access()
+    if access.fingerprint is not None:
+        say(f"the certificate's fingerprint is {access.fingerprint}")
+    server = settings.make_server(options.load(), access)
     ending = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.set)
-    bound = await server.start(given["host"], given["port"], context)
-    scheme = "http" if context is None else "https"
-    say(f"serving up to {slots} sessions on {scheme}://{given['host']}:{bound}; Ctrl-C ends")
+    bound = await server.start(settings.host, settings.port, access.context)
+    at = f"{access.scheme}://{settings.host}:{bound}"
+    say(f"serving up to {server.sessions.slots} sessions on {at}; Ctrl-C ends")
     await _until(ending, server)
 
 
@@ -183,20 +184,3 @@ async def _until(ending: asyncio.Event, server: StreamServer) -> None:
     except BaseException:
         await server.close()
         raise
-
-
-def _capacity(options: CodecOptions, codec: Any) -> int:
-    from encodec_rt.server.capacity import measure_capacity
-
-    if codec.device.type != "cpu":
-        raise ConfigError(f"--sessions on {codec.device}: say how many; it is measured on a CPU")
-    import torch
-
-    torch.set_num_threads(1)
-    fits = measure_capacity(codec, options.bandwidth)
-    if not fits:
-        raise ConfigError(
-            "not even one session keeps its deadline on this machine as busy as it is; "
-            "--sessions 1 serves one all the same"
-        )
-    return fits

@@ -9,9 +9,19 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import aiohttp
+import numpy as np
 
-from encodec_rt.errors import LinkError
-from encodec_rt.server.protocol import MAX_MESSAGE_BYTES, StreamRequest, parse_event
+from encodec_rt.bitstream.packet import parse_packet
+from encodec_rt.errors import LinkError, PacketError
+from encodec_rt.server.protocol import (
+    MAX_INDEX,
+    MAX_MESSAGE_BYTES,
+    PLACE_PATH,
+    STREAM_PATH,
+    Kind,
+    StreamRequest,
+    parse_event,
+)
 from encodec_rt.types import Audio, Codes
 
 NOTHING_KEPT = 409
@@ -27,6 +37,16 @@ class ServedFrame:
     index: int
     codes: Codes | None = None
     audio: Audio | None = None
+
+
+def unpack_frame(kind: Kind, index: int, payload: bytes, welcome: Mapping[str, Any]) -> ServedFrame:
+    """What a binary message holds, as the ``welcome`` said it would. Raises PacketError."""
+    if kind == Kind.CODES:
+        return ServedFrame(index, codes=parse_packet(payload, bits=welcome["bits"]).codes[0])
+    samples = np.frombuffer(payload, "<i2").astype(np.float32) / 32768.0
+    channels = welcome["channels"]
+    audio = samples if channels == 1 else samples.reshape(-1, channels).T
+    return ServedFrame(index, audio=audio)
 
 
 @dataclass(frozen=True)
@@ -46,15 +66,55 @@ class Refused(LinkError):
         self.status = status
 
 
+@dataclass(frozen=True)
+class Place:
+    """A server, and how its certificate is checked."""
+
+    url: str
+    context: ssl.SSLContext | aiohttp.Fingerprint | None
+
+
+async def ask_placer(
+    session: aiohttp.ClientSession, placer: Place, headers: Mapping[str, str], last: str
+) -> Place:
+    """Where a placer sends a session whose last server was ``last``, if it had one.
+
+    Raises LinkError, and Refused where the placer said no.
+    """
+    url = placer.url + PLACE_PATH
+    context = placer.context if placer.context is not None else True
+    try:
+        async with session.get(
+            url, params={"last": last} if last else {}, headers=headers, ssl=context
+        ) as answer:
+            if answer.status != 200:
+                raise Refused(answer.status)
+            told = await answer.json()
+    except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+        raise LinkError(f"{url} cannot be reached: {error}") from error
+    fingerprint = told["fingerprint"]
+    if fingerprint is None:
+        return Place(told["url"], None)
+    return Place(told["url"], aiohttp.Fingerprint(bytes.fromhex(fingerprint)))
+
+
+def whole_number(welcome: Mapping[str, Any], name: str) -> int:
+    """A number of the welcome. Raises PacketError."""
+    value = welcome.get(name)
+    if type(value) is not int or not 0 <= value <= MAX_INDEX:
+        raise PacketError(f"a welcome with {name}={value!r}")
+    return value
+
+
 async def open_socket(
     session: aiohttp.ClientSession,
-    url: str,
+    place: Place,
     request: StreamRequest,
     protocols: Sequence[str],
     headers: Mapping[str, str],
-    context: ssl.SSLContext | aiohttp.Fingerprint | None,
 ) -> tuple[aiohttp.ClientWebSocketResponse, dict[str, Any]]:
     """A WebSocket and its welcome. Raises LinkError, and Refused where the server said so."""
+    url, context = place.url + STREAM_PATH, place.context
     try:
         socket = await session.ws_connect(
             url,

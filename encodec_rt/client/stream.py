@@ -15,31 +15,22 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import aiohttp
 import numpy as np
 
-from encodec_rt.bitstream.packet import Packet, encode_packet, parse_packet
+from encodec_rt.bitstream.packet import Packet, encode_packet
+from encodec_rt.client.connector import Connector
 from encodec_rt.client.flow import Flow
-from encodec_rt.client.opening import (
-    FINAL,
-    NOTHING_KEPT,
-    Dropped,
-    Refused,
-    ServedFrame,
-    open_socket,
-)
+from encodec_rt.client.opening import Dropped, Place, ServedFrame, unpack_frame, whole_number
 from encodec_rt.client.sent import SentAudio, SentCodes
 from encodec_rt.errors import InputError, LinkError, PacketError, StateError
 from encodec_rt.pcm import to_int16
 from encodec_rt.server.protocol import (
-    MAX_INDEX,
-    RESUME,
-    STREAM_PATH,
-    SUBPROTOCOL,
-    TICKET,
     CloseCode,
     Kind,
     Mode,
@@ -71,12 +62,14 @@ class StreamClient:
         token: str | None = None,
         ticket: str | None = None,
         context: ssl.SSLContext | aiohttp.Fingerprint | None = None,
+        placed: bool = False,
         live: bool = False,
         retry_s: float = 30.0,
     ) -> None:
         """``url`` is http(s)://HOST:PORT. With ``live``, sending waits for nothing but a
         lost connection, and frames may be dropped.
 
+        With ``placed``, ``url`` is a placer's, which names a server whenever one is needed.
         A lost connection is tried again for ``retry_s``; a full server too.
         """
         self.request = StreamRequest(mode, bandwidth_kbps, start)
@@ -86,10 +79,14 @@ class StreamClient:
         self.resumed = 0
         """How often the stream was resumed."""
         self.welcome: dict[str, Any] = {}
-        self._url = url.rstrip("/") + STREAM_PATH
-        self._headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
-        self._ticket, self._ssl, self._live, self._retry_s = ticket, context, live, retry_s
-        self._session: aiohttp.ClientSession | None = None
+        self._live = live
+        self._connector = Connector(
+            Place(url.rstrip("/"), context),
+            placed=placed,
+            token=token,
+            ticket=ticket,
+            retry_s=retry_s,
+        )
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._received: asyncio.Queue[ServedFrame | Exception | None] = asyncio.Queue()
         self._moved = asyncio.Event()
@@ -105,11 +102,11 @@ class StreamClient:
 
     async def __aenter__(self) -> StreamClient:
         """Connect. Raises LinkError."""
-        self._session = aiohttp.ClientSession()
+        self._connector.open()
         try:
             await self._connect()
         except BaseException:
-            await self._session.close()
+            await self._connector.close()
             raise
         self._connected.set()
         self._task = asyncio.create_task(self._run())
@@ -122,8 +119,7 @@ class StreamClient:
             await asyncio.gather(self._task, return_exceptions=True)
         if self._socket is not None:
             await self._socket.close()
-        if self._session is not None:
-            await self._session.close()
+        await self._connector.close()
 
     async def send_audio(self, audio: Audio) -> None:
         """Samples float32 [n] or [channels, n]. Raises StateError after ``finish``."""
@@ -184,72 +180,41 @@ class StreamClient:
 
     async def _send(self, kind: Kind, index: int, payload: bytes) -> None:
         self._flow.sent(kind, index)
-        # What cannot be sent now is sent when the stream is resumed.
         if self._socket is not None:
-            try:
+            # What cannot be sent now is sent when the stream is resumed.
+            with suppress(ConnectionError, RuntimeError):
                 await self._socket.send_bytes(pack_message(kind, index, payload))
-            except (ConnectionError, RuntimeError):
-                return
 
     async def _send_event(self, name: str) -> None:
         if self._socket is not None:
-            try:
+            with suppress(ConnectionError, RuntimeError):
                 await self._socket.send_str(pack_event(name))
-            except (ConnectionError, RuntimeError):
-                return
 
     def _payload(self, codes: Codes) -> bytes:
         return encode_packet(Packet(codes[None]), bits=self.welcome["bits"])
 
     async def _connect(self) -> None:
         """Open the WebSocket and take the welcome. Raises LinkError."""
-        assert self._session is not None, "the client was entered"
-        loop = asyncio.get_running_loop()
-        until_s, wait_s = loop.time() + self._retry_s, 0.1
-        while True:
-            try:
-                await self._connect_once()
-                return
-            except LinkError as error:
-                final = isinstance(error, Refused) and error.status in FINAL
-                if final or loop.time() + wait_s > until_s:
-                    raise
-            await asyncio.sleep(wait_s)
-            wait_s = min(2.0, 1.5 * wait_s)
-
-    async def _connect_once(self) -> None:
-        assert self._session is not None, "the client was entered"
-        token = self.welcome.get("resume")
-        wanted, protocols = self.request, [SUBPROTOCOL]
-        protocols += [TICKET + self._ticket] if self._ticket is not None else []
-        if token is not None:
-            codes, pcm = self._flow.next[Kind.CODES], self._flow.next[Kind.PCM]
-            wanted = replace(wanted, frame=codes, decoded=pcm)
-            protocols.append(RESUME + token)
-        try:
-            opened = await open_socket(
-                self._session, self._url, wanted, protocols, self._headers, self._ssl
-            )
-        except Refused as error:
-            if error.status == NOTHING_KEPT and token is not None and self._has_all():
-                # It went before it kept anything: the same from the start.
-                del self.welcome["resume"]
-                raise LinkError(str(error)) from error
-            raise
+        opened = await self._connector.connect(self._wanted, self._begin_again)
         self._socket, self.welcome = opened
-        self._pcm.frame_samples = self._whole("hop") * self._whole("channels")
+        whole = partial(whole_number, self.welcome)
+        self._pcm.frame_samples = whole("hop") * whole("channels")
         names = ("frame", "decoded", "encoder_start_frames", "decoder_start_frames")
-        self._flow.begin(*map(self._whole, names))
+        self._flow.begin(*map(whole, names))
 
-    def _whole(self, name: str) -> int:
-        """A number of the welcome. Raises PacketError."""
-        value = self.welcome.get(name)
-        if type(value) is not int or not 0 <= value <= MAX_INDEX:
-            raise PacketError(f"a welcome with {name}={value!r}")
-        return value
+    def _wanted(self) -> tuple[StreamRequest, str | None]:
+        token = self.welcome.get("resume")
+        if token is None:
+            return self.request, None
+        codes, pcm = self._flow.next[Kind.CODES], self._flow.next[Kind.PCM]
+        return replace(self.request, frame=codes, decoded=pcm), token
 
-    def _has_all(self) -> bool:
-        return self._pcm.has_all and self._codes.has_all
+    def _begin_again(self) -> bool:
+        """Forget a server that went before it kept anything: the same from the start."""
+        if not (self._pcm.has_all and self._codes.has_all):
+            return False
+        del self.welcome["resume"]
+        return True
 
     async def _repeat(self) -> None:
         """Send once more what the server has not kept, and let what is new follow."""
@@ -319,21 +284,12 @@ class StreamClient:
 
     def _take(self, data: bytes) -> None:
         kind, index, payload = parse_message(data)
-        frames, samples = 1, None
-        if kind == Kind.PCM:
-            samples = np.frombuffer(payload, "<i2").astype(np.float32) / 32768.0
-            # A message of several frames, as at an exact start, counts as all of them.
-            frames = -(-len(samples) // self._pcm.frame_samples)
+        frame = unpack_frame(kind, index, payload, self.welcome)
+        # A message of several frames, as at an exact start, counts as all of them.
+        frames = 1 if frame.audio is None else -(-frame.audio.size // self._pcm.frame_samples)
         self._moved.set()
-        if not self._flow.came(kind, index, frames):
-            return
-        if samples is None:
-            packet = parse_packet(payload, bits=self.welcome["bits"])
-            self._received.put_nowait(ServedFrame(index, codes=packet.codes[0]))
-            return
-        channels = self.welcome["channels"]
-        audio = samples if channels == 1 else samples.reshape(-1, channels).T
-        self._received.put_nowait(ServedFrame(index, audio=audio))
+        if self._flow.came(kind, index, frames):
+            self._received.put_nowait(frame)
 
     def _hear(self, event: dict[str, Any]) -> None:
         if event["type"] == "Snapshot":

@@ -11,8 +11,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import os
-import secrets
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -20,13 +18,11 @@ from typing import Any
 from encodec_rt.corpus.manifest import OutputFolder
 from encodec_rt.corpus.units import Unit
 from encodec_rt.corpus.work import Done, UnitRecord
-from encodec_rt.errors import BackendUnavailable, ConfigError
-from encodec_rt.extras import needed_for
+from encodec_rt.errors import ConfigError
+from encodec_rt.ray_cluster import start_ray
 
-LOCAL = "local"
 MAX_OVERHEAD = 0.15
 """The share of the time beyond which it is said that the corpus is too small for Ray."""
-_OBJECT_STORE_BYTES = 100 * 2**20
 _CPUS_LEFT_FOR_RAY = 0.1
 
 
@@ -47,8 +43,10 @@ def run_on_ray(
     """
     if not todo:
         return
-    ray = _start(address)
+    ray = start_ray(address, "a run on Ray")
     try:
+        import ray.data
+
         resources = ray.cluster_resources()
         actors, share = _fit(resources, jobs, len(todo), device, say)
         ray.data.DataContext.get_current().enable_progress_bars = False
@@ -99,43 +97,6 @@ class _Actor:
             done = self._work(self._folder.unit_at(place))
             found.append(json.dumps(dataclasses.asdict(done)))
         return {"done": found}
-
-
-def _start(address: str) -> Any:
-    # Ray reads these while it is imported.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if address == LOCAL:
-        _make_token()
-    with needed_for("a run on Ray"):
-        import ray
-        import ray.data
-    settings: dict[str, Any] = {"log_to_driver": False, "configure_logging": False}
-    if address == LOCAL:
-        settings |= {
-            "include_dashboard": False,
-            "object_store_memory": _OBJECT_STORE_BYTES,
-            "num_cpus": len(os.sched_getaffinity(0)),
-            "_node_ip_address": "127.0.0.1",
-        }
-    else:
-        settings["address"] = address
-    try:
-        ray.init(**settings)
-    except (ConnectionError, RuntimeError, ValueError) as error:
-        raise BackendUnavailable(
-            f"no Ray cluster answers at {address!r}: {str(error).splitlines()[0]}; "
-            f"give its address, or '{LOCAL}' for one on this machine"
-        ) from error
-    return ray
-
-
-def _make_token() -> None:
-    """A token for the new cluster that only this user can read, unless one is set up already."""
-    if os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
-        return
-    os.environ["RAY_AUTH_MODE"] = "token"
-    os.environ["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
 
 
 def _fit(

@@ -38,13 +38,12 @@ class ServedCall:
     same call, on which both directions begin anew.
     """
 
-    token = None
-    answered = 0
-    blocked_since_s = None
-
     def __init__(self, sessions: Sessions, slot: int, form: Format, metrics: Metrics) -> None:
         """To be made inside the event loop. It gives ``slot`` back, whatever becomes of it."""
         self.key = sessions.new_key()
+        self.token: str | None = None
+        self.answered = 0
+        self.blocked_since_s: float | None = None
         self.opened_s = self.heard_s = self._now_s()
         self.code: int | None = None
         self.ended = asyncio.Event()

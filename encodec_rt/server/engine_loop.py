@@ -26,6 +26,7 @@ IDLE_S = 0.25
 """How long it sleeps where nobody wakes it."""
 
 Result = TypeVar("Result")
+Made = TypeVar("Made", bound=SlotStream)
 Deliver = Callable[[list[Output]], None]
 Save = Callable[[int, SessionState], None]
 
@@ -105,10 +106,10 @@ class EngineLoop:
             if done.set_running_or_notify_cancel():
                 done.set_exception(StateError("the engine has ended; begin again elsewhere"))
 
-    def add(self, make: Callable[[Engine], SlotStream]) -> Future[SlotStream]:
+    def add(self, make: Callable[[Engine], Made]) -> Future[Made]:
         """Make a session and step it from now on."""
 
-        def add() -> SlotStream:
+        def add() -> Made:
             stream = make(self._engine)
             self._streams[stream.key] = stream
             return stream

@@ -21,6 +21,7 @@ are written to logs."""
 STREAM_PATH = "/v1/stream"
 TICKET_PATH = "/v1/tickets"
 INFO_PATH = "/v1/info"
+PLACE_PATH = "/v1/place"
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_EVENT_BYTES = 1024
 MAX_INDEX = (1 << 32) - 1

@@ -10,7 +10,7 @@ from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from aiohttp import WSCloseCode
 from torch import Tensor
@@ -63,8 +63,7 @@ class Client(Protocol):
         """End the connection at once."""
 
 
-Make = Callable[[Tensor, Engine], SlotStream]
-"""Makes a session on the engine's thread, from the latent of silence and the engine."""
+Made = TypeVar("Made", bound=SlotStream)
 
 
 class Sessions:
@@ -180,9 +179,10 @@ class Sessions:
         self._opened += 1
         return self._opened
 
-    async def join(self, client: Client, make: Make) -> SlotStream:
+    async def join(self, client: Client, make: Callable[[Tensor, Engine], Made]) -> Made:
         """Step a client's session from now on, on a slot that was reserved.
 
+        ``make`` is called on the engine's thread, with the latent of silence and the engine.
         Raises StateError for what ``make`` cannot make, and of an engine that has ended.
         """
         adding = self.engine_loop.add(partial(make, self._silence))

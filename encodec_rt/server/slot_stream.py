@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -90,6 +90,8 @@ class Progress:
     decoder_begun: bool = True
     to_drop: int = 0
     """Samples before the clip's first that the decoder still gives."""
+    resumed: int = 0
+    """How often the session was resumed, by which its last server's states are known."""
 
 
 class SlotStream:
@@ -134,7 +136,7 @@ class SlotStream:
     def resume(self, snapshot: SlotSnapshot, progress: Progress) -> None:
         """Go on where ``snapshot`` and ``progress`` were taken. Raises StateError."""
         self._engine.restore(self.slot, snapshot)
-        self.progress = progress
+        self.progress = replace(progress, resumed=progress.resumed + 1)
 
     def may_take(self, frames: int, now_s: float) -> int:
         """How many frames the stream may have in one step, 1 or up to ``frames``.

@@ -28,10 +28,15 @@ class SessionStore:
         self._folder = folder
 
     def save(self, token: str, state: SessionState) -> None:
-        """Keep ``state`` as the newest of its session. It is there whole or not at all."""
+        """Keep ``state`` as the newest of its session. It is there whole or not at all.
+
+        One of a session that was resumed elsewhere meanwhile, as on another machine, is not kept.
+        """
         kept = self._files(token)
-        number = 1 + (_number(kept[0]) if kept else 0)
-        name = f"{_digest(token)}-{number:010d}"
+        turn, number = _numbers(kept[0]) if kept else (0, 0)
+        if turn > state.progress.resumed:
+            return
+        name = f"{_digest(token)}-{state.progress.resumed:06d}-{number + 1:010d}"
         part = self._folder / f".{name}.part"
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
@@ -46,19 +51,18 @@ class SessionStore:
         return [state for state in states if state is not None]
 
     def find(self, token: str, request: StreamRequest) -> SessionState | None:
-        """The newest state from which who asks for ``request`` can go on.
+        """The furthest state from which who asks for ``request`` can go on.
 
-        Later ones are dropped: they will be made once more, and may not displace this one.
+        Those beyond it are dropped: they will be made once more, and may not displace this one.
         """
-        later: list[Path] = []
-        for path in self._files(token):
-            state = _read(path)
-            if state is not None and state.is_for(request):
-                for each in later:
-                    each.unlink(missing_ok=True)
-                return state
-            later.append(path)
-        return None
+        states = {path: state for path in self._files(token) if (state := _read(path))}
+        fitting = [state for state in states.values() if state.is_for(request)]
+        if not fitting:
+            return None
+        for path, state in states.items():
+            if state not in fitting:
+                path.unlink(missing_ok=True)
+        return max(fitting, key=lambda state: (state.progress.encoded, state.progress.decoded))
 
     def forget(self, token: str) -> None:
         """Drop a session that has ended."""
@@ -90,5 +94,7 @@ def _digest(token: str) -> str:
     return hashlib.sha256(token.encode()).hexdigest()[:40]
 
 
-def _number(path: Path) -> int:
-    return int(path.name.removesuffix(_SUFFIX).rpartition("-")[2])
+def _numbers(path: Path) -> tuple[int, int]:
+    """How often the session had been resumed, and the state's own number."""
+    _, turn, number = path.name.removesuffix(_SUFFIX).split("-")
+    return int(turn), int(number)

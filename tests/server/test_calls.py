@@ -51,7 +51,8 @@ class Speaking(SilentSource):
     async def read(self) -> Audio | None:
         await super().read()
         self._at += 1
-        return self._hops[self._at % len(self._hops)]
+        hop: Audio = self._hops[self._at % len(self._hops)]
+        return hop
 
 
 class Listening(NullSink):

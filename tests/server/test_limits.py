@@ -15,6 +15,7 @@ import pytest
 
 from encodec_rt.client import StreamClient
 from encodec_rt.errors import LinkError
+from encodec_rt.server.connection import Connection
 from encodec_rt.server.protocol import (
     MAX_MESSAGE_BYTES,
     STREAM_PATH,
@@ -353,7 +354,8 @@ def test_a_reader_that_is_too_slow_is_told_what_it_lost_or_cut(
             aiohttp.ClientSession() as session,
         ):
             socket = await raw(session, url)
-            (connection,) = server.sessions._connections.values()
+            (connection,) = server.sessions._clients.values()
+            assert isinstance(connection, Connection)
             send = connection._socket.send_bytes
 
             async def slowly(data: bytes) -> None:
@@ -414,7 +416,7 @@ def test_sessions_that_come_and_go_leave_nothing_behind(codec: Codec, tmp_path: 
                 gc.collect()
                 counts.append(len(gc.get_objects()))
             assert counts[2] - counts[1] < 200
-            assert not server.sessions._connections
+            assert not server.sessions._clients
             assert not server.sessions.engine_loop._streams
 
     asyncio.run(run())

@@ -1,0 +1,91 @@
+"""A server as an actor of Ray: placed and restarted by it, and asked by the placer how it is."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from dataclasses import asdict, dataclass, replace
+
+from encodec_rt.server.settings import SWITCH_S, ServeSettings
+
+
+@dataclass(frozen=True)
+class CodecSettings:
+    """The codec of a worker."""
+
+    model: str
+    device: str = "cpu"
+    backend: str = "auto"
+
+
+@dataclass(frozen=True)
+class WorkerStatus:
+    """What a placer knows of a worker."""
+
+    url: str
+    fingerprint: str | None
+    pid: int
+    slots: int
+    sessions: int
+    draining: bool
+
+
+class Worker:
+    """One server on whatever port is free. It starts with the first question how it is, so that
+    one that was restarted serves again without anybody's doing.
+    """
+
+    def __init__(self, codec: CodecSettings, settings: ServeSettings, address: str | None) -> None:
+        """``address`` is this machine's, None to take what Ray knows it by."""
+        self._codec, self._address = codec, address
+        self._settings = replace(settings, port=0)
+        self._starting = asyncio.Lock()
+        self._url = ""
+        self._fingerprint: str | None = None
+
+    async def status(self) -> dict[str, object]:
+        """A WorkerStatus, as plain values. Raises what starting the server does."""
+        async with self._starting:
+            if not self._url:
+                await self._start()
+        server = self._server
+        told = WorkerStatus(
+            self._url,
+            self._fingerprint,
+            os.getpid(),
+            server.sessions.slots,
+            server.sessions.count,
+            server.is_draining or not server.is_alive,
+        )
+        return asdict(told)
+
+    async def drain(self) -> None:
+        """Let the sessions end in their time, and keep the rest."""
+        if self._url:
+            await self._server.drain()
+
+    async def _start(self) -> None:
+        import torch
+
+        from encodec_rt.streaming.codec import Codec
+
+        sys.setswitchinterval(SWITCH_S)
+        torch.set_num_threads(1)
+        host = self._address or _node_address()
+        settings = replace(self._settings, host=host)
+        codec = Codec.load(
+            self._codec.model, device=self._codec.device, backend=self._codec.backend
+        )
+        access = settings.access()
+        self._server = settings.make_server(codec, access)
+        port = await self._server.start(host, 0, access.context)
+        self._fingerprint = access.fingerprint
+        self._url = f"{access.scheme}://{host}:{port}"
+
+
+def _node_address() -> str:
+    import ray
+
+    address: str = ray.util.get_node_ip_address()
+    return address
