@@ -62,6 +62,9 @@ def serve(
     drain_s: Annotated[
         float, typer.Option(help="Seconds that SIGTERM gives sessions to end.", min=0.0)
     ] = 30.0,
+    requests_per_s: Annotated[
+        float, typer.Option(help="Requests that one address may send.", min=1.0)
+    ] = 50.0,
     certificate: Annotated[Path | None, typer.Option(help="TLS certificate, PEM.")] = None,
     key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
     config: Annotated[
@@ -88,7 +91,8 @@ def serve(
     given: dict[str, Any] = {
         "host": host, "port": port, "sessions": sessions, "calls": calls, "state": state,
         "origin": origin, "ray": ray, "workers": workers,
-        "drain_s": drain_s, "certificate": certificate, "key": key, "token_file": token_file,
+        "drain_s": drain_s, "requests_per_s": requests_per_s,
+        "certificate": certificate, "key": key, "token_file": token_file,
     }  # fmt: skip
     if config is not None:
         _fill_in(given, context, config)
@@ -150,6 +154,7 @@ def _settings(options: CodecOptions, given: dict[str, Any]) -> ServeSettings:
         calls=given["calls"],
         origins=tuple(given["origin"] or ()),
         drain_s=given["drain_s"],
+        requests_per_s=given["requests_per_s"],
         **paths,
     )
 

@@ -46,6 +46,8 @@ class ServeSettings:
     state: Path | None = None
     origins: tuple[str, ...] = ()
     drain_s: float = 30.0
+    requests_per_s: float = 50.0
+    """From one address; behind a proxy everybody has the same one."""
     certificate: Path | None = None
     key: Path | None = None
     token_file: Path | None = None
@@ -93,6 +95,8 @@ class ServeSettings:
             frozenset(self.origins),
             SessionLimits(drain_s=self.drain_s),
             calls=self.calls,
+            requests_per_s=self.requests_per_s,
+            request_burst=int(8 * self.requests_per_s),
         )
         folder = self.state or credentials.state_folder() / "sessions"
         store = SessionStore(folder)

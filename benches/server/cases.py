@@ -1,0 +1,133 @@
+"""The cases with honest clients: sessions, too many of them, and a restart in their midst."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import tempfile
+from collections.abc import Sequence
+from importlib import resources
+from pathlib import Path
+
+import numpy as np
+
+from benches.record import Case, Json, Record
+from benches.server.process import KBPS, Server
+from encodec_rt.audio import AudioReader
+from encodec_rt.client.load import Talk, talk_at_once
+from encodec_rt.streaming.codec import Codec
+from encodec_rt.types import Audio
+
+
+def clips(codec: Codec, count: int, seconds: float) -> list[Audio]:
+    """Speech of so many speakers, as 16 bits carry it."""
+    path = resources.files("encodec_rt") / "assets" / "speech_en.flac"
+    with AudioReader(str(path)) as reader:
+        speech = np.concatenate(list(reader.blocks(codec.sampling_rate, 1)), axis=1)[0]
+    speech = (np.rint(speech * 32768.0).clip(-32768, 32767) / 32768.0).astype(np.float32)
+    length = int(seconds * codec.sampling_rate)
+    return [np.resize(np.roll(speech, -7_001 * at), length) for at in range(count)]
+
+
+def differing(codec: Codec, clip: Audio, talk: Talk) -> int:
+    """Frames that came with other codes than a stream's, or not; after a drop, nothing is said."""
+    if talk.dropped:
+        return 0
+    stream = codec.stream_encoder(KBPS)
+    wanted = np.concatenate([stream.push(clip), stream.flush()])
+    given = np.stack(talk.codes) if talk.codes else wanted[:0]
+    same = (given == wanted[: len(given)]).all(axis=1).sum()
+    return len(wanted) - int(same)
+
+
+def add(
+    record: Record, case: dict[str, Json], codec: Codec, spoken: Sequence[Audio], talks: list[Talk]
+) -> Case:
+    """Add what became of all clients."""
+    served = [each for each in talks if each.round_trip_ms]
+    pairs = [(c, t) for c, t in zip(spoken, talks, strict=True) if t.round_trip_ms]
+    if not served:
+        raise SystemExit(f"nobody was served: {talks[0].refused}")
+    # The first second has connections and welcomes in it.
+    late = [ms for each in served for ms in each.round_trip_ms[75:] or each.round_trip_ms]
+    added = record.add(
+        case,
+        {"round_trip": late},
+        deadline_ms=20.0,
+        values={
+            "served": len(served),
+            "refused": len(talks) - len(served),
+            "frames": sum(each.sent for each in served),
+            "dropped": sum(each.dropped for each in served),
+            "missing": sum(each.missing for each in served),
+            "resumed": sum(each.resumed for each in served),
+            "frames_with_other_codes": sum(differing(codec, *pair) for pair in pairs),
+            "compared": sum(not each.dropped for each in served),
+        },
+    )
+    print(record.table([added]), flush=True)
+    return added
+
+
+def load(codec: Codec, url: str, spoken: Sequence[Audio], retry_s: float = 0.0) -> list[Talk]:
+    """All clients at once."""
+    return asyncio.run(
+        talk_at_once(url, spoken, rate_hz=codec.sampling_rate, bandwidth_kbps=KBPS, retry_s=retry_s)
+    )
+
+
+def holds(case: Case) -> bool:
+    """Whether every session kept the 20 ms that are wanted, and lost nothing."""
+    trips, values = case.ms["round_trip"], case.values
+    late = float(str(trips["p99"])) >= 20.0
+    return not (late or values["dropped"] or values["missing"] or values["refused"])
+
+
+def sessions(
+    record: Record, codec: Codec, model: str, count: int, seconds: float, what: str = "sessions"
+) -> Case:
+    """So many sessions on a server for so many."""
+    spoken = clips(codec, count, seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(model, count, Path(folder) / "state")
+        talks = load(codec, server.url, spoken)
+        server.end()
+    case: dict[str, Json] = {"what": what, "sessions": count, "model": codec.name}
+    return add(record, case, codec, spoken, talks)
+
+
+def overload(record: Record, codec: Codec, model: str, count: int, seconds: float) -> None:
+    """A fifth more than fit ask at once."""
+    spoken = clips(codec, -(-6 * count // 5), seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        server = Server(model, count, Path(folder) / "state")
+        talks = load(codec, server.url, spoken)
+        server.end()
+    case: dict[str, Json] = {"what": "overload", "sessions": count, "asked": len(spoken)}
+    add(record, case, codec, spoken, talks)
+
+
+def restart(record: Record, codec: Codec, model: str, count: int, seconds: float) -> None:
+    """Killed in the middle of everything, and started again."""
+    spoken = clips(codec, count, seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        state = Path(folder) / "state"
+        first = Server(model, count, state)
+
+        async def kill() -> Server:
+            await asyncio.sleep(seconds / 2)
+            await asyncio.to_thread(first.end, signal.SIGKILL)
+            return await asyncio.to_thread(Server, model, count, state, first.port)
+
+        async def run() -> tuple[list[Talk], Server]:
+            # Not live: what was said meanwhile waits, as in a recording that is streamed.
+            talking = talk_at_once(
+                first.url, spoken, rate_hz=codec.sampling_rate, bandwidth_kbps=KBPS, retry_s=60.0,
+                live=False,
+            )  # fmt: skip
+            return await asyncio.gather(talking, kill())
+
+        talks, second = asyncio.run(run())
+        second.end()
+    case: dict[str, Json] = {"what": "restart", "sessions": count, "model": codec.name}
+    add(record, case, codec, spoken, talks)
