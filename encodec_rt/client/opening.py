@@ -82,20 +82,21 @@ async def ask_placer(
     Raises LinkError, and Refused where the placer said no.
     """
     url = placer.url + PLACE_PATH
-    context = placer.context if placer.context is not None else True
+    ssl_option = placer.context if placer.context is not None else True
     try:
         async with session.get(
-            url, params={"last": last} if last else {}, headers=headers, ssl=context
+            url, params={"last": last} if last else {}, headers=headers, ssl=ssl_option
         ) as answer:
             if answer.status != 200:
                 raise Refused(answer.status)
             told = await answer.json()
-    except (aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError) as error:
+            pin = told["fingerprint"]
+            context = None if pin is None else aiohttp.Fingerprint(bytes.fromhex(pin))
+            return Place(str(told["url"]), context)
+    except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
         raise LinkError(f"{url} cannot be reached: {error}") from error
-    fingerprint = told["fingerprint"]
-    if fingerprint is None:
-        return Place(told["url"], None)
-    return Place(told["url"], aiohttp.Fingerprint(bytes.fromhex(fingerprint)))
+    except (ValueError, LookupError, TypeError) as error:
+        raise LinkError(f"{url} is not a placer's: {error!r}") from error
 
 
 def whole_number(welcome: Mapping[str, Any], name: str) -> int:

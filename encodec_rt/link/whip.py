@@ -179,7 +179,7 @@ class WhipEndpoint:
     async def _follow(self, name: str, line: SignalledCall) -> None:
         try:
             await line.run()
-        except LinkError as error:
+        except CodecError as error:
             logger.warning("a call ended: %s", error)
         finally:
             del self._lines[name]

@@ -50,8 +50,7 @@ class ServedCall:
         self._sessions, self._form, self._metrics = sessions, form, metrics
         self._slot: int | None = slot
         self._stream: CallStream | None = None
-        self._first = RtpTransport(form)
-        self._line = Line(self._first, self._on_packet, self._on_estimate, self._on_renewed)
+        self._line: Line | None = None
         waiting = sessions.limits.waiting_frames
         self._pcm, self._hops = FrameQueue(waiting), FrameQueue(waiting)
         self._allowance = TokenBucket(MAX_PACKETS_PER_S, MAX_PACKETS_PER_S)
@@ -64,7 +63,9 @@ class ServedCall:
 
     async def answer(self, offer: str) -> str:
         """As ``SignalledCall.answer``."""
-        answer, codebooks = await self._first.answer(offer)
+        transport = RtpTransport(self._form)
+        self._line = Line(transport, self._on_packet, self._on_estimate, self._on_renewed)
+        answer, codebooks = await transport.answer(offer)
         self._limit(codebooks)
         return answer
 
@@ -76,10 +77,16 @@ class ServedCall:
     async def renew(self, offer: str) -> str:
         """As ``SignalledCall.renew``."""
         transport = RtpTransport(self._form)
-        self._line.propose(transport)
+        self.line.propose(transport)
         answer, codebooks = await transport.answer(offer)
         self._adopting = asyncio.ensure_future(self._adopt(transport, codebooks))
         return answer
+
+    @property
+    def line(self) -> Line:
+        """What carries the call, once it was answered."""
+        assert self._line is not None, "an answer comes first"
+        return self._line
 
     async def run(self) -> None:
         """As ``SignalledCall.run``."""
@@ -87,12 +94,12 @@ class ServedCall:
             return
         self._running = True
         try:
-            if await asyncio.wait_for(self._first.wait_connected(), HANDSHAKE_S):
+            if await asyncio.wait_for(self.line.transport.wait_connected(), HANDSHAKE_S):
                 await self._serve(self._slot)
         except asyncio.TimeoutError:
             raise LinkError("a caller took an answer and never came") from None
         finally:
-            await self._line.close()
+            await self.line.close()
             self._give_back()
 
     async def close(self, code: int = WSCloseCode.OK, reason: str = "") -> None:
@@ -100,7 +107,8 @@ class ServedCall:
         self.code = self.code or code
         if self._adopting is not None:
             self._adopting.cancel()
-        await self._line.close()
+        if self._line is not None:
+            await self._line.close()
         if not self._running:
             self._give_back()
 
@@ -158,24 +166,24 @@ class ServedCall:
     async def _report(self) -> None:
         while True:
             await asyncio.sleep(REPORT_S)
-            report = await self._line.report()
+            report = await self.line.report()
             if report is not None:
                 self._sender.controller.on_report(
                     report.fraction_lost, report.round_trip_s, self._now_s()
                 )
 
     async def _wait_ended(self) -> None:
-        await self._line.wait_ended(patient=True)
+        await self.line.wait_ended(patient=True)
 
     async def _adopt(self, transport: RtpTransport, codebooks: int) -> None:
         try:
             connected = await asyncio.wait_for(transport.wait_connected(), HANDSHAKE_S)
         except asyncio.TimeoutError:
             connected = False
-        if connected and self._line.adopt(transport):
+        if connected and self.line.adopt(transport):
             self._limit(codebooks)
         else:
-            self._line.drop(transport)
+            self.line.drop(transport)
 
     def _limit(self, codebooks: int) -> None:
         """Send at most so many codebooks, as the caller takes no more."""
@@ -191,7 +199,7 @@ class ServedCall:
         return Sender(self._sessions.config, self._new_controller(), self._send)
 
     def _send(self, packet: Outgoing, now_s: float) -> None:
-        self._line.transport.send(packet)
+        self.line.transport.send(packet)
 
     def _on_packet(self, packet: Received) -> None:
         now_s = self._now_s()

@@ -141,10 +141,11 @@ class Placer:
 
     async def _place(self, request: web.Request) -> web.Response:
         last = request.query.get("last")
-        for worker in self._workers:
+        serving = [each.status for each in self._workers if each.status and not self.is_draining]
+        for status in serving:
             # Who comes back finds its session, and its slot, where it was.
-            if worker.status is not None and worker.status.url == last and not self.is_draining:
-                return _answer(worker.status)
+            if status.url == last and not status.draining:
+                return _answer(status)
         best = max(self._workers, key=lambda worker: worker.free)
         if self.is_draining or best.free <= 0 or best.status is None:
             raise web.HTTPServiceUnavailable(headers={"Retry-After": "2"})

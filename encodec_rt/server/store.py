@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import time
 from pathlib import Path
 
@@ -16,7 +17,7 @@ KEPT = 4
 heard yet, and that of its end."""
 MAX_UNANSWERED = KEPT - 2
 EXPIRES_S = 600.0
-_SUFFIX = ".session"
+_SUFFIX, _PART = ".session", ".part"
 
 
 class SessionStore:
@@ -37,7 +38,8 @@ class SessionStore:
         if turn > state.progress.resumed:
             return
         name = f"{_digest(token)}-{state.progress.resumed:06d}-{number + 1:010d}"
-        part = self._folder / f".{name}.part"
+        # Another machine may be at the same name.
+        part = self._folder / f".{name}-{secrets.token_hex(4)}{_PART}"
         descriptor = os.open(part, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
         with os.fdopen(descriptor, "wb") as file:
             file.write(state.to_bytes())
@@ -70,8 +72,9 @@ class SessionStore:
             path.unlink(missing_ok=True)
 
     def expire(self) -> None:
-        """Drop the sessions that nobody came back for."""
-        for path in self._folder.glob(f"*{_SUFFIX}"):
+        """Drop sessions that nobody came back for, and what a killed server left half written."""
+        parts = self._folder.glob(f".*{_PART}")
+        for path in (*self._folder.glob(f"*{_SUFFIX}"), *parts):
             try:
                 # By the file system's clock, as another process may have written it.
                 if time.time() - path.stat().st_mtime > EXPIRES_S:

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from dataclasses import asdict, dataclass, replace
+from typing import Any
 
 from encodec_rt.server.settings import SWITCH_S, ServeSettings
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -50,13 +54,17 @@ class Worker:
             if not self._url:
                 await self._start()
         server = self._server
+        if not server.is_alive and not server.is_draining:
+            logger.error("the engine's thread has ended, and so does this process")
+            # Ray starts again what ends like this, and only that.
+            os._exit(1)
         told = WorkerStatus(
             self._url,
             self._fingerprint,
             os.getpid(),
             server.sessions.slots,
             server.sessions.count,
-            server.is_draining or not server.is_alive,
+            server.is_draining,
         )
         return asdict(told)
 
@@ -87,5 +95,5 @@ class Worker:
 def _node_address() -> str:
     import ray
 
-    address: str = ray.util.get_node_ip_address()
-    return address
+    util: Any = ray.util
+    return str(util.get_node_ip_address())

@@ -45,10 +45,11 @@ def test_messages_hold_the_codes_of_a_stream_whatever_the_pieces(codec: Codec) -
             sent += await coder.encode(pcm_of(clip[at : at + 37]), rate_hz)
         return sent
 
-    sent, codes = asyncio.run(run()), []
+    sent = asyncio.run(run())
+    codes: list[Codes] = []
     for message in sent:
         kind, index, payload = parse_message(message)
-        assert (kind, index) == (Kind.CODES, sum(map(len, codes)))
+        assert (kind, index) == (Kind.CODES, sum(len(each) for each in codes))
         codes.append(parse_packet(payload, bits=codec.config.codebook_nbits).codes)
     assert np.array_equal(np.concatenate(codes), codec.stream_encoder(KBPS).push(clip))
     coder.close()

@@ -32,7 +32,7 @@ def test_what_the_bot_says_reaches_the_caller_and_back_as_codes(codec: Codec) ->
 
     async def run() -> tuple[int, bytes]:
         bot, caller = CodesSerializer(codec, KBPS), CodesSerializer(codec, KBPS)
-        await caller.setup(SimpleNamespace(audio_in_sample_rate=rate_hz))  # type: ignore[arg-type]
+        await caller.setup(SimpleNamespace(audio_in_sample_rate=rate_hz))
         sent, heard = 0, b""
         for at in range(0, len(pcm), 50):
             frame = frames.OutputAudioRawFrame(pcm[at : at + 50], rate_hz, 1)

@@ -23,6 +23,7 @@ from encodec_rt.client import ServedFrame, StreamClient
 from encodec_rt.errors import ConfigError, LinkError, StateError
 from encodec_rt.server.cluster import _fit
 from encodec_rt.server.placer import Placer
+from encodec_rt.server.session_state import SessionState
 from encodec_rt.server.store import SessionStore
 from encodec_rt.server.worker import WorkerStatus
 from encodec_rt.streaming.codec import Codec
@@ -115,10 +116,9 @@ def test_nobody_is_sent_to_a_worker_that_is_gone_or_draining(
             alive, other.said = other.said, None
             await settle(session, url, "http://127.0.0.1:1")
             assert alive is not None
-            other.said = replace(alive, draining=True)
-            one.said = None
+            other.said = alive
             await settle(session, url, "http://127.0.0.1:2")
-            other.said = None
+            other.said, one.said = replace(alive, draining=True), None
             await settle(session, url, 503)
             listed = await (await session.get(url + "/v1/workers")).json()
             assert listed["workers"][1]["restarts"] >= 1
@@ -189,7 +189,8 @@ def test_a_stream_moves_to_another_server_by_the_placers_word(tmp_path: Path) ->
 
 
 def test_what_a_server_keeps_of_a_session_that_has_moved_on_is_not_kept(tmp_path: Path) -> None:
-    codec, found = tiny_codec(), []
+    codec = tiny_codec()
+    found: list[SessionState] = []
 
     async def run() -> None:
         async with (
@@ -302,9 +303,9 @@ def test_sessions_of_a_killed_worker_go_on_at_the_other_with_no_code_different(
                 for _ in clips
             ]
             jobs = [one(*each) for each in zip(streams, clips, strict=True)]
-            killed, *heard = await asyncio.gather(
-                kill_the_busier(url, tmp_path / "state", len(clips)), *jobs
-            )
+            killing = asyncio.create_task(kill_the_busier(url, tmp_path / "state", len(clips)))
+            heard = await asyncio.gather(*jobs)
+            killed = await killing
         assert sum(stream.resumed for stream in streams) >= 1
         for stream, clip, frames in zip(streams, clips, heard, strict=True):
             assert not stream.dropped

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import signal
 import subprocess
@@ -341,6 +342,13 @@ def test_the_store_keeps_the_last_states_and_passes_over_what_is_damaged(
     assert store.load("tok") == []
     again = SessionState.from_bytes(state.to_bytes())
     assert (again.request, again.progress) == (state.request, state.progress)
+    left = tmp_path / "kept" / ".half-written.part"
+    left.write_bytes(b"")
+    store.expire()
+    assert left.exists()
+    os.utime(left, (0, 0))
+    store.expire()
+    assert not left.exists()
     store.forget("token")
     assert not list((tmp_path / "kept").iterdir())
 
