@@ -27,6 +27,8 @@ from encodec_rt.voice.token_bucket import TokenBucket
 from encodec_rt.voice.transport import Received
 
 HANDSHAKE_S = 15.0
+HOPS_AHEAD = 2
+"""Hops of one call that the engine may have at once; fewer than wait in its queues."""
 LOST_S = 5.0
 """Silent for so long, a call may be taken for one whose caller has gone and calls again."""
 
@@ -53,6 +55,7 @@ class ServedCall:
         self._line: Line | None = None
         waiting = sessions.limits.waiting_frames
         self._pcm, self._hops = FrameQueue(waiting), FrameQueue(waiting)
+        self._room = asyncio.Semaphore(HOPS_AHEAD)
         self._allowance = TokenBucket(MAX_PACKETS_PER_S, MAX_PACKETS_PER_S)
         self._codebooks = form.codebooks
         self._sender = self._new_sender()
@@ -120,6 +123,7 @@ class ServedCall:
 
     def deliver(self, output: Output) -> None:
         """Send a frame of codes back."""
+        self._room.release()
         # What was encoded for a line that is no more would put the next one's decoder wrong.
         if output.codes is not None and output.index >= self._fresh_from:
             self._metrics.frames.labels("out").inc()
@@ -152,14 +156,15 @@ class ServedCall:
         receiver, clock = self._stream.receiver, Clock(self._hop_s)
         while True:
             due_s = await clock.tick()
+            # Who catches up faster than hops are decoded outruns the packets that have come.
+            await self._room.acquire()
             now_s = self._now_s()
             plan = receiver.take(due_s, clock_s=now_s)
             if plan.slot.kind == "idle":
+                self._room.release()
                 continue
             self._metrics.frames.labels("in").inc()
-            lost = self._hops.put(WaitingHop(self._count, None, now_s, plan))
-            if lost is not None:
-                self._metrics.dropped.labels("in").inc(lost.count)
+            self._hops.put(WaitingHop(self._count, None, now_s, plan))
             self._count += 1
             self._sessions.engine_loop.wake()
 

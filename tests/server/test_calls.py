@@ -18,6 +18,7 @@ from encodec_rt.link.call import Call, CallOptions
 from encodec_rt.link.dialling import DialAnswer, SignallingClient
 from encodec_rt.link.endpoints import NullSink, SilentSource
 from encodec_rt.pcm import to_int16
+from encodec_rt.server.call import HOPS_AHEAD
 from encodec_rt.server.call_stream import CallStream, WaitingHop
 from encodec_rt.server.queues import FrameQueue
 from encodec_rt.server.service import StreamServer
@@ -102,9 +103,9 @@ async def until(true: Callable[[], bool]) -> None:
     raise AssertionError("it never came")
 
 
-def count(server: StreamServer, name: str) -> float:
+def count(server: StreamServer, name: str, **labels: str) -> float:
     """A figure of the server's."""
-    value = server.metrics.registry.get_sample_value(name)
+    value = server.metrics.registry.get_sample_value(name, labels)
     return 0.0 if value is None else value
 
 
@@ -121,6 +122,11 @@ def test_a_caller_hears_itself_and_the_slot_is_free_once_it_hangs_up(
             text = server.metrics.text()
             assert b'sessions_closed_total{code="1000"} 1.0' in text
             assert count(server, "encodec_rt_step_seconds_count") > 30
+            came, went = (
+                count(server, "encodec_rt_frames_total", direction=each) for each in ("in", "out")
+            )
+            assert 30 < went <= came <= went + HOPS_AHEAD
+            assert not count(server, "encodec_rt_frames_dropped_total", where="in")
             assert not server.sessions.engine_loop._streams
             assert not list(tmp_path.glob("*.session"))
 
