@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
 
 from encodec_rt.voice.transport import Received, Report, Transport
@@ -30,6 +31,7 @@ class Line:
         self._pending: Transport | None = None
         self._changed = asyncio.Event()
         self._closed = False
+        self._closing = asyncio.Event()
         self._leaving: set[asyncio.Task[None]] = set()
         self._latest: Report | None = None
         self._sent_before = (0, 0, 0)
@@ -92,9 +94,10 @@ class Line:
     async def close(self) -> None:
         """Hang up. Harmless when repeated."""
         self._closed = True
-        for task in self._leaving:
-            task.cancel()
-        await asyncio.gather(*self._leaving, return_exceptions=True)
+        self._closing.set()
+        # Not cancelled: a transport whose closing is cut short leaves its sockets open.
+        if self._leaving:
+            await asyncio.wait(set(self._leaving))
         if self._pending is not None:
             await self._pending.close()
         await self.transport.close()
@@ -114,10 +117,9 @@ class Line:
 
     def _leave(self, transport: Transport, after_s: float) -> None:
         async def leave() -> None:
-            try:
-                await asyncio.sleep(after_s)
-            finally:
-                await transport.close()
+            with suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._closing.wait(), after_s)
+            await transport.close()
 
         task = asyncio.ensure_future(leave())
         self._leaving.add(task)
