@@ -38,15 +38,17 @@ class LmStepper:
         self._width = parts.width
         self._sums: Doubles = np.empty((1, parts.width))
         self._inputs: Floats = np.empty((1, 2 * parts.width), np.float32)
-        self._units = _Rounding(parts.width)
-        self._hidden = _Rounding(parts.width)
+        self._units = _RowRounding(parts.width)
+        self._hidden = _RowRounding(parts.width)
         step: Doubles = np.empty((1, parts.width))
-        self._blocks = [(_Step(mix, step), _Step(back, step)) for mix, back in parts.blocks]
-        self._project = _Step(parts.project)
+        self._blocks = [
+            (_RowAffine(mix, step), _RowAffine(back, step)) for mix, back in parts.blocks
+        ]
+        self._project = _RowAffine(parts.project)
         self._context: Doubles = np.empty((1, parts.width))
         self._below: Floats = np.empty((1, config.width), np.float32)
-        self._layers = [_Layer(model, layer, self._below) for layer in range(depth)]
-        self._heads = _Heads(model.heads[: sum(config.layers[:depth])])
+        self._layers = [_LayerUnits(model, layer, self._below) for layer in range(depth)]
+        self._heads = _BookHeads(model.heads[: sum(config.layers[:depth])])
         self._book = 0
 
     def clear(self, state: LmState) -> None:
@@ -88,7 +90,7 @@ class LmStepper:
         state.last[:] = self._below
 
 
-class _Step:
+class _RowAffine:
     """An ``Affine`` for one row, always into the same array."""
 
     def __init__(self, affine: Affine, out: Doubles | None = None) -> None:
@@ -102,7 +104,7 @@ class _Step:
         return np.floor(out, out=out)
 
 
-class _Rounding:
+class _RowRounding:
     """Sums to 8 bits, as ``integer.py`` rounds and limits them."""
 
     def __init__(self, width: int) -> None:
@@ -121,7 +123,7 @@ class _Rounding:
         return self._floats
 
 
-class _Layer:
+class _LayerUnits:
     """What a layer's codebooks make of the context and of the frame's codebooks before them."""
 
     def __init__(self, model: IntegerLm, layer: int, below: Floats) -> None:
@@ -129,9 +131,9 @@ class _Layer:
         self.below = below[0, begin:]
         self._known, self._own = below[:, :end], slice(begin, end)
         self._limited: Floats = np.empty((1, end), np.float32)
-        self._depend = _Step(model.depths[layer].depend)
+        self._depend = _RowAffine(model.depths[layer].depend)
         self._sums: Doubles = np.empty((1, end - begin))
-        self._units = _Rounding(end - begin)
+        self._units = _RowRounding(end - begin)
 
     def units(self, context: Doubles, product: Product) -> Floats:
         np.maximum(self._known, -MAX_INT8, out=self._limited)
@@ -140,7 +142,7 @@ class _Layer:
         return self._units(self._sums, 0)
 
 
-class _Heads:
+class _BookHeads:
     """Probabilities of each codebook, as ``integer.to_probabilities`` makes them of its logits."""
 
     def __init__(self, affines: Sequence[Affine]) -> None:
@@ -149,7 +151,7 @@ class _Heads:
         self._logits: Doubles = np.empty((1, size))
         self._counts: Doubles = np.empty((1, size))
         self._index: NDArray[np.intp] = np.empty((1, size), np.intp)
-        self._steps = [_Step(affine, self._logits) for affine in affines]
+        self._steps = [_RowAffine(affine, self._logits) for affine in affines]
         # Shares times what is to be shared out lie below 2^36 and their sum below 2^53, so that
         # division in float64, rounded down, gives the whole number that integers would.
         self._free = TOTAL - size
