@@ -54,8 +54,13 @@ def read_header(file: BinaryIO) -> EcdcHeader:
     Raises PacketError for anything but the header of a version 0 file.
     """
     prefix = read_up_to(file, _PREFIX.size)
+    if not prefix:
+        raise PacketError("the file is empty; a file of codes has a header at least")
     if prefix[: len(MAGIC)] != MAGIC:
-        raise PacketError("not an .ecdc file: it does not begin with 'ECDC'")
+        raise PacketError(
+            "not a file of codes: it begins neither with 'ECDC', as .ecdc, nor with 'OggS', "
+            "as .encodec"
+        )
     if len(prefix) < _PREFIX.size:
         raise PacketError("the file ends within its header")
     _, version, size = _PREFIX.unpack(prefix)

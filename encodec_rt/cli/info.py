@@ -12,7 +12,7 @@ from encodec_rt.cli.console import PIPE, put
 from encodec_rt.cli.container_info import container_facts
 from encodec_rt.cli.file_options import warn
 from encodec_rt.cli.options import ModelOption
-from encodec_rt.errors import InputError, WeightsError
+from encodec_rt.errors import InputError, PacketError, WeightsError
 
 if TYPE_CHECKING:
     from encodec_rt.bitstream.ecdc import EcdcHeader
@@ -66,8 +66,8 @@ def info(
         magic = _magic(path) if path.is_file() else b""
         if magic.startswith(b"ECDC"):
             facts = _ecdc_facts(path, model)
-        elif magic.startswith(b"OggS") and b"EnCdHead" in magic:
-            facts = dict(container_facts(path))
+        elif magic.startswith(b"OggS"):
+            facts = _ogg_facts(path, magic)
         else:
             facts = _audio_facts(source)
     else:
@@ -110,6 +110,16 @@ def _audio_facts(source: str) -> Facts:
         facts["state"] = "damaged" if reader.damaged else COMPLETE
         warn(reader)
     return facts
+
+
+def _ogg_facts(path: Path, head: bytes) -> Facts:
+    """Those of an .encodec stream, which others may come before, or else of audio."""
+    try:
+        return dict(container_facts(path))
+    except PacketError:
+        if b"EnCdHead" in head:
+            raise
+        return _audio_facts(str(path))
 
 
 def _ecdc_facts(path: Path, model: str) -> Facts:

@@ -13,15 +13,15 @@ from encodec_rt.cli.console import (
     check_model,
     device_choice,
     load_codec,
+    load_paper_lm,
     look_at,
     model_folder,
     open_input,
     say,
 )
 from encodec_rt.cli.decode import warn_of_damage
-from encodec_rt.cli.file_options import FromOption, ToOption
+from encodec_rt.cli.file_options import FromOption, ToOption, between
 from encodec_rt.cli.options import BackendOption, DeviceOption, LmOption, ModelOption, OutputOption
-from encodec_rt.errors import ConfigError
 
 if TYPE_CHECKING:
     from encodec_rt.container_audio import ContainerAudio
@@ -46,6 +46,7 @@ def play(
     """Decode a file to the speaker."""
     from encodec_rt.bitstream.ecdc import EcdcReader, read_header
     from encodec_rt.container_audio import ContainerAudio
+    from encodec_rt.lm.paper import PaperDecoder
     from encodec_rt.sound.playback import play_blocks
     from encodec_rt.sound.portaudio import PortAudio
     from encodec_rt.transcode import decode_blocks
@@ -65,13 +66,15 @@ def play(
                 folder=model_folder(model),
                 lm=lm,
             )
-        elif begin or end is not None:
-            raise ConfigError("--from and --to work on .encodec files only")
         else:
             header = read_header(file)
             check_model(header.model, codec)
-            reader = EcdcReader(file, header, codec.config, salvage=salvage)
-            blocks = decode_blocks(codec, reader, codebooks=header.codebooks)
+            decoder = None
+            if lm is not None and header.language_model:
+                decoder = PaperDecoder(load_paper_lm(lm, codec.config))
+            reader = EcdcReader(file, header, codec.config, salvage=salvage, decoder=decoder)
+            heard = decode_blocks(codec, reader, codebooks=header.codebooks)
+            blocks = between(heard, codec.config.sampling_rate, begin, end)
         rate_hz = codec.config.sampling_rate
         audio = Meter(blocks, label="playing", rate_hz=rate_hz, total_s=None)
         system = PortAudio(rate_hz, sink=device_choice(sink))

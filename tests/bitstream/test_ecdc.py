@@ -190,9 +190,9 @@ def with_header(**changes: object) -> bytes:
 @pytest.mark.parametrize(
     ("data", "message"),
     [
-        (b"", "not an .ecdc file"),
-        (b"ECD", "not an .ecdc file"),
-        (b"RIFF\0\0\0\0\0", "not an .ecdc file"),
+        (b"", "the file is empty"),
+        (b"ECD", "not a file of codes"),
+        (b"RIFF\0\0\0\0\0", "not a file of codes"),
         (b"ECDC\0\0", "ends within its header"),
         (b"ECDC\1\0\0\0\2{}", "version 1"),
         (b"ECDC\0\xff\xff\xff\xff", "4294967295 bytes; at most 4096"),
