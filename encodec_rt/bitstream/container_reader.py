@@ -76,7 +76,8 @@ class PacketReader(LinkReader):
         """The packets that end on ``page``, with the place in time that its granule gives them."""
         self._check_order(page)
         if not page.intact:
-            self._problem("a page has a wrong checksum")
+            what = "the file ends within a page" if page.cut else "a page has a wrong checksum"
+            self._problem(what)
         packets: list[DataPacket | None] = []
         for index, (data, complete) in enumerate(page.pieces()):
             if index == 0 and self._partial is None and page.continued and self._damaged:
@@ -96,7 +97,7 @@ class PacketReader(LinkReader):
             self._problem(str(error))
             return None
         if packet.missing:
-            self._report(f"{packet.missing} layers of a packet are damaged, at {self._seconds()}")
+            self._report(f"{packet.missing} of a packet's layers damaged, at {self._seconds()}")
         return packet
 
     def _placed(self, page: Page, packets: list[DataPacket | None]) -> Iterator[Located | Gap]:
@@ -137,6 +138,8 @@ class PacketReader(LinkReader):
     ) -> int:
         """Where the packets of ``page`` end, as its granule position says, if that can be."""
         ends = self.position + known
+        if page.cut:
+            return ends
         if not packets and not page.last:
             if page.granule != NO_GRANULE:
                 self._problem("a page on which no packet ends has a granule position")

@@ -45,7 +45,10 @@ def checksum(data: bytes) -> int:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One page. ``offset`` is its place in the file, ``intact`` whether its checksum is right."""
+    """One page. ``offset`` is its place in the file, ``intact`` whether its checksum is right.
+
+    The file ends within one that is ``cut``: it has the packets before that, and no position.
+    """
 
     serial: int
     sequence: int
@@ -56,6 +59,7 @@ class Page:
     first: bool = False
     last: bool = False
     intact: bool = True
+    cut: bool = False
     offset: int = 0
 
     def to_bytes(self) -> bytes:
@@ -92,8 +96,9 @@ class PageReader:
     """Iterates over the pages of a file, which may be a pipe.
 
     With ``salvage`` damage does not end the iteration: a page whose checksum is wrong comes with
-    ``intact`` false where the next one follows it at once, and bytes that are not a page come as
-    Junk. Without, both raise PacketError.
+    ``intact`` false where the next one follows it at once, the packets before the file's end come
+    as a page that is ``cut``, and bytes that are not a page come as Junk. Without, all of this
+    raises PacketError.
     """
 
     def __init__(self, file: BinaryIO, *, salvage: bool = False) -> None:
@@ -123,27 +128,48 @@ class PageReader:
         if not self._fill(_HEADER.size + count):
             return self._junk("the file ends within a page")
         segments = bytes(self._held[_HEADER.size : _HEADER.size + count])
-        size = _HEADER.size + count + sum(segments)
-        if not self._fill(size):
-            return self._junk("the file ends within a page")
+        begin = _HEADER.size + count
+        size = begin + sum(segments)
+        cut = not self._fill(size)
+        if cut:
+            segments = self._whole(segments, begin)
+            if not segments:
+                return self._junk("the file ends within a page")
+            granule, flags, size = NO_GRANULE, flags & ~_LAST, begin + sum(segments)
         data = bytes(self._held[:size])
-        intact = _is_intact(data)
-        if not intact and not (self._salvage and self._followed(size)):
+        intact = not cut and _is_intact(data)
+        if not intact and not cut and not (self._salvage and self._followed(size)):
             return self._junk("a page with a wrong checksum")
         page = Page(
             serial=serial,
             sequence=sequence,
             granule=granule,
             segments=segments,
-            body=data[_HEADER.size + count :],
+            body=data[begin:],
             continued=bool(flags & _CONTINUED),
             first=bool(flags & _FIRST),
             last=bool(flags & _LAST),
             intact=intact,
+            cut=cut,
             offset=self._offset,
         )
-        self._drop(size)
+        self._drop(len(self._held) if cut else size)
         return page
+
+    def _whole(self, segments: bytes, begin: int) -> bytes:
+        """The segments of the packets that are there of a page that the file ends in.
+
+        None without ``salvage``, and where another page follows: then the lengths are damaged.
+        """
+        if not self._salvage or self._held.find(CAPTURE, 1) >= 0:
+            return b""
+        ends, size = 0, begin
+        for index, segment in enumerate(segments):
+            size += segment
+            if size > len(self._held):
+                break
+            ends = index + 1 if segment < 255 else ends
+        return segments[:ends]
 
     def _followed(self, size: int) -> bool:
         """Whether a page follows after ``size`` bytes, or the end: then the lengths are right."""

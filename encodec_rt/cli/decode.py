@@ -159,6 +159,9 @@ def decode_container(
     with writer:
         for pcm in audio:
             writer.write(pcm)
+        if sound.reader.problems and not audio.samples:
+            reason = sound.reader.problems[0]
+            raise PacketError(f"{reason}, and nothing of the stream is whole before or after it")
     report(audio.summary())
     warn_of_clipping(writer.clipped, writer.samples)
     warn_of_damage(sound, config.sampling_rate)

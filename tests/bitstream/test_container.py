@@ -229,7 +229,7 @@ def test_a_damaged_upper_layer_leaves_the_lower_ones() -> None:
     assert first.codes.shape == (75, 4)
     assert np.array_equal(first.codes, stream.codes[:75, :4])
     assert np.array_equal(second.codes, stream.codes[75:])
-    assert any("layers of a packet are damaged" in text for text in reader.problems)
+    assert any("layers damaged" in text for text in reader.problems)
 
 
 def test_a_flipped_bit_costs_no_more_than_its_packet() -> None:
@@ -261,6 +261,21 @@ def test_a_killed_writer_leaves_a_stream_to_its_last_page() -> None:
         reader, items = read(joined(pages[:kept]), stream.coder)
         assert not reader.ended
         assert np.array_equal(codes_of(items, 4), stream.codes[: 75 * (kept - 2)])
+
+
+def test_of_a_stream_cut_off_anywhere_all_whole_packets_are_salvaged() -> None:
+    stream = mono_stream(240_000, 4)
+    last = pages_of(stream.data)[-2]
+    begin = last.offset + 27 + len(last.segments)
+    ends = begin + np.cumsum([len(data) for data, _ in last.pieces()])
+    for length in [*ends, *(ends - 1), *(ends + 1)]:
+        with pytest.raises(PacketError, match="within a"):
+            read(stream.data[:length], stream.coder)
+        reader, items = read(stream.data[:length], stream.coder, salvage=True)
+        whole = 75 * int(sum(ends <= length))
+        assert np.array_equal(codes_of(items, 4), stream.codes[:whole])
+        assert any("the file ends within a page" in text for text in reader.problems)
+        assert not reader.ended
 
 
 def test_a_recording_has_all_but_the_last_second_on_file() -> None:

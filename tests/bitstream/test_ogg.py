@@ -92,7 +92,7 @@ def test_a_damaged_page_that_keeps_its_length_is_given_as_damaged() -> None:
     assert [page.intact for page in pages] == [False, True]
 
 
-@pytest.mark.parametrize("length", [1, 26, 27, 28, 40])
+@pytest.mark.parametrize("length", [1, 26, 27, 28, 31])
 def test_a_file_that_ends_within_a_page_is_refused_or_reported(length: int) -> None:
     data = laid_out([b"one", b"two", b"three"])[:length]
     with pytest.raises(PacketError):
@@ -100,6 +100,20 @@ def test_a_file_that_ends_within_a_page_is_refused_or_reported(length: int) -> N
     (junk,) = PageReader(io.BytesIO(data), salvage=True)
     assert isinstance(junk, Junk)
     assert junk.size == length
+
+
+def test_of_a_page_that_the_file_ends_in_the_whole_packets_are_salvaged() -> None:
+    (first, _) = all_of(Page, PageReader(io.BytesIO(laid_out([b"one", bytes(510), b"three"]))))
+    data = first.to_bytes()
+    for length in range(1, len(data)):
+        with pytest.raises(PacketError):
+            list(PageReader(io.BytesIO(data[:length])))
+        found = list(PageReader(io.BytesIO(data[:length]), salvage=True))
+        pages = [page for page in found if isinstance(page, Page)]
+        packets = [piece for page in pages for piece in page.pieces()]
+        ends = len(data) - 5 - 510, len(data) - 5
+        assert packets == [(b"one", True), (bytes(510), True)][: sum(end <= length for end in ends)]
+        assert all(page.cut and not page.intact for page in pages)
 
 
 def test_positions_beyond_63_bits_are_refused() -> None:
