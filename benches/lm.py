@@ -17,7 +17,7 @@ import io
 import lzma
 import time
 import tracemalloc
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -26,13 +26,13 @@ import numpy as np
 import torch
 import zstandard
 
+from benches.lm_packets import lossy_packets
 from benches.record import RESULTS, Record
 from encodec_rt.audio import AudioReader
 from encodec_rt.bitstream.coding import CodeCoder, RawCoder, TableCoder, tables_for_model
 from encodec_rt.bitstream.container import StreamHeader
 from encodec_rt.bitstream.container_writer import LIVE_PAGE_S, ContainerWriter
 from encodec_rt.bitstream.packet import pack_codes
-from encodec_rt.bitstream.range_coder import SymbolEncoder
 from encodec_rt.container_audio import ContainerAudio, header_for
 from encodec_rt.errors import WeightsError
 from encodec_rt.lm.coding import LmCoder
@@ -47,8 +47,6 @@ from encodec_rt.types import Audio, Codes
 FRAME_RATE = 75
 RESTARTS_S = (1, 2, 4, 8)
 CLIPS = ("speech_en.flac", "speech_it.flac")
-WIRE_BYTES = 20 + 8 + 12 + 10
-"""Headers of IP, UDP and RTP, and SRTP's authentication, around each payload of a call."""
 WARM_FRAMES = 10
 PAPER_FRAMES = 200
 
@@ -116,51 +114,6 @@ def recorded(coder: CodeCoder, header: StreamHeader, codes: Codes) -> tuple[list
         times.append(1e3 * (time.perf_counter() - began))
     size = writer.finish(len(codes) * header.hop)
     return times[WARM_FRAMES:], kbps(size, len(codes))
-
-
-def by_themselves(
-    codes: Codes, frames: int, counts_of: Callable[[Codes], Iterable[np.ndarray]]
-) -> float:
-    """Mean bytes of packets of ``frames`` coded as one layer, without anything before them."""
-    sizes = []
-    for start in range(0, len(codes) - frames + 1, frames):
-        part = codes[start : start + frames]
-        encoder = SymbolEncoder()
-        stacked = np.stack(list(counts_of(part)), axis=1).reshape(part.size, -1)
-        encoder.encode_each(part.reshape(-1), stacked)
-        sizes.append(len(encoder.finish()))
-    return float(np.mean(sizes))
-
-
-def lossy_packets(
-    record: Record, model: IntegerLm, tables: np.ndarray | None, codes: Codes
-) -> None:
-    """What coding would save in a call, whose packets must be decodable without one another."""
-
-    def by_table(part: Codes) -> Iterable[np.ndarray]:
-        assert tables is not None
-        return (np.tile(tables[book], (len(part), 1)) for book in range(part.shape[1]))
-
-    def by_lm(part: Codes) -> Iterable[np.ndarray]:
-        depth = int(np.searchsorted(np.cumsum(model.config.layers), part.shape[1])) + 1
-        return LmCoder(model).counts(part, model.start(), depth)
-
-    bits = (model.config.codebook_size - 1).bit_length()
-    ways = {"language model": by_lm} | ({} if tables is None else {"tables": by_table})
-    for books in np.cumsum(model.config.layers):
-        for frames in (1, 4):
-            part = codes[: 20 * FRAME_RATE, :books]
-            packed = len(pack_codes(part[:frames], bits))
-            for name, counts_of in ways.items():
-                coded = by_themselves(part, frames, counts_of)
-                record.add(
-                    {"packet of a call": name, "codebooks": int(books), "frames": frames},
-                    values={
-                        "packed_bytes": packed,
-                        "coded_bytes": coded,
-                        "smaller_on_the_wire": (packed - coded) / (1 + packed + WIRE_BYTES),
-                    },
-                )
 
 
 def clips_both_ways(

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from encodec_rt.bitstream.packet import pack_codes, packed_size, unpack_codes
+from encodec_rt.bitstream.payloads import PacketEncoder, Payload, WholePacket
 from encodec_rt.bitstream.range_coder import TOTAL, Distribution, SymbolDecoder, SymbolEncoder
 from encodec_rt.errors import InputError, PacketError, WeightsError
 from encodec_rt.pretrained import default_folder
@@ -33,23 +34,6 @@ class Coding(IntEnum):
     RAW = 0
     TABLES = 1
     LANGUAGE_MODEL = 2
-
-
-class Payload(NamedTuple):
-    """The bytes of one layer; ``raw`` ones are packed codes, whatever the stream's coding is."""
-
-    raw: bool
-    data: bytes
-
-
-class PacketEncoder(Protocol):
-    """A packet that is coded while its frames come, in pieces of any size: the same bytes."""
-
-    def push(self, codes: Codes) -> None:
-        """Append ``codes`` [frames, codebooks], as many codebooks as before. Raises InputError."""
-
-    def finish(self) -> list[Payload]:
-        """One payload per layer."""
 
 
 class CodeCoder(Protocol):
@@ -96,22 +80,6 @@ def split_layers(codes: Codes, layers: Sequence[int]) -> Iterator[Codes]:
         start += books
     if start != codes.shape[1]:
         raise InputError(f"{codes.shape[1]} codebooks; the stream has layers of {tuple(layers)}")
-
-
-class WholePacket:
-    """A packet whose frames are collected and then coded at once, for a coder that is quick."""
-
-    def __init__(self, encode: Callable[[Codes], list[Payload]]) -> None:
-        self._encode = encode
-        self._pieces: list[Codes] = []
-
-    def push(self, codes: Codes) -> None:
-        """Append ``codes`` [frames, codebooks]."""
-        self._pieces.append(codes)
-
-    def finish(self) -> list[Payload]:
-        """One payload per layer."""
-        return self._encode(np.concatenate(self._pieces))
 
 
 class RawCoder:

@@ -10,9 +10,9 @@ import math
 import struct
 from dataclasses import dataclass, field, replace
 
-from encodec_rt.bitstream.coding import Payload
 from encodec_rt.bitstream.container import StreamHeader
 from encodec_rt.bitstream.packet import packed_size
+from encodec_rt.bitstream.payloads import Payload
 from encodec_rt.errors import PacketError
 
 _SCALE = struct.Struct("<f")

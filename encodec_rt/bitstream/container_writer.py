@@ -6,10 +6,11 @@ import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 
-from encodec_rt.bitstream.coding import CodeCoder, Coding, PacketEncoder, split_layers
+from encodec_rt.bitstream.coding import CodeCoder, Coding, split_layers
 from encodec_rt.bitstream.container import Comments, StreamHeader
 from encodec_rt.bitstream.container_packet import DataPacket
 from encodec_rt.bitstream.ogg import ByteSink, PageWriter
+from encodec_rt.bitstream.payloads import PacketEncoder
 from encodec_rt.errors import InputError, StateError
 from encodec_rt.types import Codes
 from encodec_rt.version import __version__

@@ -7,8 +7,9 @@ from collections.abc import Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from encodec_rt.bitstream.coding import Coding, Payload, split_layers, unpack_raw
+from encodec_rt.bitstream.coding import Coding, split_layers, unpack_raw
 from encodec_rt.bitstream.packet import pack_codes, packed_size
+from encodec_rt.bitstream.payloads import Payload
 from encodec_rt.bitstream.range_coder import SymbolDecoder, SymbolEncoder
 from encodec_rt.errors import InputError, PacketError
 from encodec_rt.lm.integer import IntegerLm, LmState, Product

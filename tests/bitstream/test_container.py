@@ -21,7 +21,6 @@ from hypothesis import strategies as st
 from encodec_rt.bitstream.coding import (
     CodeTables,
     Coding,
-    Payload,
     RawCoder,
     TableCoder,
     coder_for,
@@ -32,6 +31,7 @@ from encodec_rt.bitstream.container_packet import DataPacket, varint
 from encodec_rt.bitstream.container_reader import CodeBlock, Gap, PacketReader, read_codes
 from encodec_rt.bitstream.container_writer import LIVE_PAGE_S, ContainerWriter, PacketWriter
 from encodec_rt.bitstream.ogg import Page, PageReader
+from encodec_rt.bitstream.payloads import Payload
 from encodec_rt.bitstream.range_coder import Distribution, SymbolDecoder, SymbolEncoder
 from encodec_rt.errors import (
     CodecError,
