@@ -86,6 +86,7 @@ def draw(kbps: Mapping[str, list[float]], ours: Scores, opus: Scores, picture: P
         axis.set_xscale("log")
         ticks = [0.75, 1.5, 3, 6, 12]
         axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axis.set_xlim(0.6, 14)
         axis.minorticks_off()
         axis.set_xlabel("kbps")
         axis.set_ylabel(title)
