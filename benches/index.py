@@ -59,6 +59,17 @@ HEADLINES = {
         ("what", "corpus", "format"),
     ),
     "quality": Headline(("pesq_wb", "zimtohrli", "visqol"), ("kind", "codec", "kbps")),
+    "lm": Headline(
+        (
+            *(f"kbps of {books} codebooks" for books in (2, 4, 8, 16)),
+            "encode_x_real_time",
+            "decode_x_real_time",
+            "encode p99",
+            "decode p99",
+            "frame p99",
+        ),
+        ("coding", "restart_s", "live --save", "files", "at"),
+    ),
     "link": Headline(
         ("network_pesq_wb", "concealed_share", "sum_without_computing_ms", "full_rate_after_s"),
         ("condition", "defence"),

@@ -210,9 +210,18 @@ def measure(
         record.add({"coding": name}, values={"kbps": rates})
     for restart_s in RESTARTS_S:
         rates, encode, decode = whole_packets(lambda: LmCoder(model), codes, layers, restart_s)
+        # By name as well, for the index of all figures.
+        each_rate = {
+            f"kbps of {end} codebooks": rate for end, rate in zip(ends, rates, strict=True)
+        }
         record.add(
             {"coding": "language model", "restart_s": restart_s},
-            values={"kbps": rates, "encode_x_real_time": encode, "decode_x_real_time": decode},
+            values={
+                "kbps": rates,
+                **each_rate,
+                "encode_x_real_time": encode,
+                "decode_x_real_time": decode,
+            },
         )
     each = bits_per_code(model, [codes], RESTARTS_S[-1] * FRAME_RATE)
     record.add({"bits of": "language model"}, values={"per_codebook": np.round(each, 4).tolist()})
