@@ -6,6 +6,7 @@ import shutil
 import struct
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -153,6 +154,36 @@ def test_damage_is_refused_and_salvaged(stream: Path, model: Path, tmp_path: Pat
     assert soundfile.info(tmp_path / "x.wav").frames == 2003
     said = facts(run("info", tmp_path / "b.encodec"), exit_code=2)
     assert said["state"].startswith("damaged, 1.00 s lost")
+
+
+def test_a_file_cut_off_has_its_whole_packets_or_nothing_to_salvage(
+    stream: Path, model: Path, tmp_path: Path
+) -> None:
+    data, last = stream.read_bytes(), pages(stream)[-1]
+    begin = last.offset + 27 + len(last.segments)
+    second = begin + sum(len(piece) for piece, _ in last.pieces()[:2])
+    for kept, samples in ((second, 1600), (begin, None)):
+        (tmp_path / "b.encodec").write_bytes(data[:kept])
+        target = tmp_path / f"{kept}.wav"
+        given = "decode", tmp_path / "b.encodec", target, "--model", model
+        assert "--salvage decodes what is whole" in sentence(run(*given))
+        result = run(*given, "--salvage")
+        if samples is None:
+            assert "nothing of the stream is whole" in sentence(result)
+            assert not target.exists()
+        else:
+            assert result.exit_code == 0, result.output
+            assert "the file ends within a page" in result.stderr
+            assert soundfile.info(target).frames == samples
+
+
+def test_info_finds_the_stream_behind_a_foreign_page(stream: Path, tmp_path: Path) -> None:
+    first = pages(stream)[0]
+    foreign = replace(first, serial=first.serial ^ 1, body=b"theora" + bytes(len(first.body) - 6))
+    (tmp_path / "b.encodec").write_bytes(foreign.to_bytes() + stream.read_bytes())
+    said = facts(run("info", tmp_path / "b.encodec"))
+    assert said["kind"] == ".encodec, version 1"
+    assert said["other streams"] == "1 pages"
 
 
 def test_a_stream_without_an_end_is_decoded_with_a_warning(
