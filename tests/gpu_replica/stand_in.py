@@ -77,13 +77,14 @@ def stand_in(module: Any) -> None:
             if hasattr(each, name):
                 setattr(each, name, value)
     profile.timeline = lambda replay, device: [("kernel", 1.0, 1.0)]
+    streams.CHECKED_STREAMS = 2
+    streams.sizes = lambda: [1, 2, 3]
     if hasattr(module, "VARIANTS"):
         # Of each rule one; what a process of its own runs is this file again, and then that.
         module.VARIANTS = tuple(each for each in module.VARIANTS if each.name in TRIED)
         module.try_out, module.try_out_here = try_out_variant, module.try_out
-        module.FRAMES, module.WALL_FRAMES, module.SLOTS = 2, 2, {"few": 1, "many": 2}
-    streams.CHECKED_STREAMS = 2
-    streams.sizes = lambda: [1, 2, 3]
+        module.FRAMES, module.WALL_FRAMES = 2, 2
+        module.SLOTS, module.REPLAYS = {"few": 1, "many": 2}, {"few": 2, "many": 2}
 
 
 TRIED = ("rules", "one row whole", "choose, 4 warps")
