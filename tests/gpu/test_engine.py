@@ -76,12 +76,40 @@ def test_graph_replay_equals_eager_bitwise(slots: int, few: bool) -> None:
     assert_equal(states(graphed), states(eager))
 
 
-def test_input_on_the_host_gives_the_same_bits_on_the_host() -> None:
-    audio = noise(3, 6 * HOP)
+@pytest.mark.parametrize("few", [False, True])
+@pytest.mark.parametrize("slots", [1, 3, 65])
+def test_input_on_the_host_gives_the_same_bits_on_the_host(slots: int, few: bool) -> None:
+    audio = noise(slots, 6 * HOP)
     for graph in (True, False):
-        on_host = ticks(engine(3, graph=graph), audio)
+        on_host = ticks(engine(slots, graph=graph, few=few), audio)
         assert on_host[0].device.type == "cpu"
-        assert_equal(on_host, ticks(engine(3, graph=graph), audio.cuda()))
+        assert_equal(on_host, ticks(engine(slots, graph=graph, few=few), audio.cuda()))
+
+
+def test_a_mask_from_the_host_moves_the_slots_that_it_moves_from_the_device() -> None:
+    audio = noise(5, 4 * HOP)
+    active = torch.tensor([True, False, True, True, False])
+    for graph in (True, False):
+        on_host, on_device = engine(5, graph=graph), engine(5, graph=graph)
+        for mask in (active, None, ~active):
+            given = ticks(on_host, audio, mask), ticks(on_device, audio.cuda(), mask)
+            moved = slice(None) if mask is None else mask
+            for host, device in zip(*given, strict=True):
+                assert torch.equal(host[:, moved], device.cpu()[:, moved])
+        assert_equal(states(on_host), states(on_device))
+
+
+def test_a_result_may_be_read_while_the_next_input_is_given() -> None:
+    one, other = engine(3, graph=True), engine(3, graph=True)
+    audio = noise(3, 40 * HOP)
+    wanted = ticks(one, audio)[0]
+    codes = []
+    for frame in audio.split(HOP, dim=1):
+        given = frame.contiguous()
+        codes.append(other.encode(given).clone())
+        # What was given may be overwritten as soon as the call is over.
+        given.fill_(torch.nan)
+    assert torch.equal(torch.stack(codes), wanted)
 
 
 def test_slot_zero_has_the_same_bits_among_any_number() -> None:
@@ -133,6 +161,25 @@ def test_a_stream_has_the_bits_of_an_engine_s_slot() -> None:
         given = encoder.push(audio[0])
         assert np.array_equal(given, codes[:, 0].numpy())
         assert np.array_equal(decoder.push(given), heard[:, 0].flatten().numpy())
+
+
+@pytest.mark.parametrize("direction", ["encoder", "decoder"])
+def test_a_dropped_stream_frees_its_memory_at_once(direction: str) -> None:
+    make = codec().stream_encoder if direction == "encoder" else codec().stream_decoder
+    make(6.0, start="zero", graph=True)
+    gc.collect()
+    gc.disable()
+    try:
+        before = torch.cuda.memory_allocated()
+        one = make(6.0, start="zero", graph=True)
+        dropped = weakref.ref(one)
+        assert torch.cuda.memory_allocated() > before
+        del one
+        assert dropped() is None
+        torch.cuda.synchronize()
+        assert torch.cuda.memory_allocated() == before
+    finally:
+        gc.enable()
 
 
 def test_a_dropped_engine_frees_its_memory_at_once() -> None:
