@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import fcntl
+import functools
 import json
 import multiprocessing
 import os
@@ -35,7 +36,7 @@ from benches.timing import TimeBudget, no_collection, replay_ms, wall_ms
 from benches.workload import noise, random_24khz
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.cuda_graph import Tick
-from encodec_rt_kernels import configs
+from encodec_rt_kernels import commit, configs
 from encodec_rt_kernels.configs import Tile
 
 Change = Callable[[], None]
@@ -106,6 +107,30 @@ def separate_copies() -> None:
     Tick._run_from_host = run  # type: ignore[method-assign]
 
 
+def mapped_memory() -> None:
+    """A tick that reads its input from the host's memory and writes its result there.
+
+    By a kernel in the place of each copy: what is pinned has an address on the device too.
+    """
+
+    @functools.cache
+    def one(device: torch.device) -> torch.Tensor:
+        # Made in the runs before a capture, so that no graph has to fill it.
+        return torch.ones(1, dtype=torch.bool, device=device)
+
+    def copy(target: torch.Tensor, source: torch.Tensor, device: torch.device) -> None:
+        words = (each.view(-1).view(torch.float32)[None] for each in (target, source))
+        commit(*words, one(device))
+
+    def run(tick: Tick) -> None:
+        assert tick._on_host is not None
+        copy(tick._inputs.whole, tick._on_host.whole, tick._y.device)
+        y = tick._step(tick._inputs.x, tick._inputs.active)
+        copy(tick._y_host, y.contiguous(), tick._y.device)
+
+    Tick._run_from_host = run  # type: ignore[method-assign]
+
+
 @dataclass(frozen=True)
 class Variant:
     """A change of the rules for few or for many slots."""
@@ -126,6 +151,7 @@ def _many(name: str, change: Change) -> Variant:
 VARIANTS = (
     _few("rules", lambda: None),
     _few("separate copies", separate_copies),
+    _few("mapped memory", mapped_memory),
     _few("16 rows", partial(product, deep={"rows": 16}, broad={"rows": 16})),
     _few("deep, 64 deep", partial(product, deep={"depth": 64})),
     _few("resblock, 4 rows", partial(tile_of, "resblock", rows=4)),

@@ -26,11 +26,14 @@ class _Inputs:
 
     def __init__(self, x: Tensor, device: torch.device, *, pinned: bool = False) -> None:
         """Zeros on ``device``, for inputs shaped like ``x`` [S, ...]."""
-        begin = -(-x.nbytes // self.ALIGNMENT) * self.ALIGNMENT
+        begin, size = self._aligned(x.nbytes), self._aligned(len(x))
         options: dict[str, Any] = {"pin_memory": True} if pinned else {}
-        self.whole = torch.zeros(begin + len(x), dtype=torch.uint8, device=device, **options)
+        self.whole = torch.zeros(begin + size, dtype=torch.uint8, device=device, **options)
         self.x = self.whole[: x.nbytes].view(x.dtype).view(x.shape)
-        self.active = self.whole[begin:].view(torch.bool)
+        self.active = self.whole[begin : begin + len(x)].view(torch.bool)
+
+    def _aligned(self, size: int) -> int:
+        return -(-size // self.ALIGNMENT) * self.ALIGNMENT
 
     def fill(self, x: Tensor, active: Tensor | None) -> None:
         """Take these; ``active`` None means all."""

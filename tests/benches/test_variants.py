@@ -73,6 +73,23 @@ def test_a_variant_changes_the_rules_it_is_measured_by(variant: Variant) -> None
         assert all(size > 0 and size & (size - 1) == 0 for size in sizes_of(after[name]))
 
 
+@pytest.mark.usefixtures("rules_are_restored")
+@pytest.mark.parametrize("change", [variants.separate_copies, variants.mapped_memory])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.int64])
+def test_a_tick_gives_the_same_however_it_is_copied(
+    change: Callable[[], None], dtype: torch.dtype
+) -> None:
+    x = torch.arange(15).reshape(3, 5).to(dtype)
+    active = torch.tensor([True, False, True])
+    tick = Tick(lambda x, active: 2 * x * active[:, None], torch.zeros_like(x), graph=None)
+    tick._prepare_host(pinned=False)
+    assert tick._on_host
+    tick._on_host.fill(x, active)
+    change()
+    tick._run_from_host()
+    assert torch.equal(tick._y_host, 2 * x * active[:, None])
+
+
 def test_each_variant_has_a_name_of_its_own_and_stands_between_the_rules() -> None:
     for rules in ("few", "many"):
         names = [each.name for each in VARIANTS if each.rules == rules]
