@@ -97,12 +97,12 @@ def option(name: str, **values: int) -> None:
 def separate_copies() -> None:
     """A tick whose input and mask come one by one, and whose result is copied on the device too."""
 
-    def run(tick: Tick) -> None:
-        assert tick._on_host is not None
-        tick._inputs.x.copy_(tick._on_host.x, non_blocking=True)
-        tick._inputs.active.copy_(tick._on_host.active, non_blocking=True)
-        tick._run()
-        tick._y_host.copy_(tick._y, non_blocking=True)
+    def run(self: Tick) -> None:
+        assert self._on_host is not None
+        self._inputs.x.copy_(self._on_host.x, non_blocking=True)
+        self._inputs.active.copy_(self._on_host.active, non_blocking=True)
+        self._run()
+        self._y_host.copy_(self._y, non_blocking=True)
 
     Tick._run_from_host = run  # type: ignore[method-assign]
 
@@ -119,14 +119,14 @@ def mapped_memory() -> None:
         return torch.ones(1, dtype=torch.bool, device=device)
 
     def copy(target: torch.Tensor, source: torch.Tensor, device: torch.device) -> None:
-        words = (each.view(-1).view(torch.float32)[None] for each in (target, source))
-        commit(*words, one(device))
+        to, of = (each.view(-1).view(torch.float32)[None] for each in (target, source))
+        commit(to, of, one(device))
 
-    def run(tick: Tick) -> None:
-        assert tick._on_host is not None
-        copy(tick._inputs.whole, tick._on_host.whole, tick._y.device)
-        y = tick._step(tick._inputs.x, tick._inputs.active)
-        copy(tick._y_host, y.contiguous(), tick._y.device)
+    def run(self: Tick) -> None:
+        assert self._on_host is not None
+        copy(self._inputs.whole, self._on_host.whole, self._y.device)
+        y = self._step(self._inputs.x, self._inputs.active)
+        copy(self._y_host, y.contiguous(), self._y.device)
 
     Tick._run_from_host = run  # type: ignore[method-assign]
 

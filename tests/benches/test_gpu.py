@@ -342,7 +342,10 @@ def test_the_number_of_threads_that_was_late_less_goes_on(
         return pace.PacedRun([(0.0, 1.0, 20.0)] * next(given) + [(0.0, 1.0, 2.0)], 9, 13.0, 1.0)
 
     monkeypatch.setattr(streams, "paced", paced)
-    record, row = Record("gpu-streams", folder=tmp_path), Row("torch", torch_engine)
+    record, row = (
+        Record("gpu-streams", folder=tmp_path),
+        Row("torch", partial(torch_engine, graph=False)),
+    )
     try:
         torch.set_num_threads(3)
         audio = noise(2, 64)
@@ -366,9 +369,9 @@ def test_streams_are_confirmed_at_pace_or_fewer_are_tried(
     lost = iter([pace.PacedRun([(0.0, 0.5, 1.0)], 2, 13.0, 1.0)])
     whole = pace.paced
 
-    def paced(*arguments: Any) -> Any:
+    def paced(runner: Any, audio: torch.Tensor, hop: int, seconds: float, *_: float) -> Any:
         monkeypatch.setattr(streams, "FRAME_MS", 10.0)
-        return next(lost, None) or whole(*arguments[:4], 1.0, 10.0)
+        return next(lost, None) or whole(runner, audio, hop, seconds, 1.0, 10.0)
 
     monkeypatch.setattr(streams, "paced", paced)
     cases = ran(gpu, tmp_path, monkeypatch, "streams", "--budget", "1e4")

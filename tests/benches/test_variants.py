@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, ClassVar
@@ -13,6 +15,7 @@ import pytest
 import torch
 
 from benches import profile, variants
+from benches.checks import codes_of
 from benches.record import Record
 from benches.rows import Row, torch_engine
 from benches.variants import VARIANTS, Variant, chosen_of
@@ -108,10 +111,10 @@ class Inline:
     """A process that is over when it has been started."""
 
     def __init__(self, target: Callable[..., None], args: tuple[Any, ...]) -> None:
-        self._run = lambda: target(*args)
+        self._target, self._args = target, args
 
     def start(self) -> None:
-        self._run()
+        self._target(*self._args)
 
     def is_alive(self) -> bool:
         return False
@@ -138,7 +141,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     for name, value in (("FRAMES", 2), ("WALL_FRAMES", 2), ("SLOTS", {"few": 1, "many": 2})):
         monkeypatch.setattr(variants, name, value)
     monkeypatch.setattr(
-        variants.multiprocessing, "get_context", lambda kind: SimpleNamespace(Process=Inline)
+        multiprocessing, "get_context", lambda kind: SimpleNamespace(Process=Inline)
     )
     yield
     torch.set_num_threads(threads)
@@ -179,7 +182,7 @@ def test_a_variant_with_other_codes_is_wrong(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def off_by_one() -> None:
-        right = variants.codes_of
+        right = codes_of
         monkeypatch.setattr(variants, "codes_of", lambda *given: (right(*given) + 1) % 8)
 
     tried = (Variant("few", "rules", lambda: None), Variant("few", "wrong", off_by_one))
@@ -259,7 +262,7 @@ def test_the_launches_of_both_directions_are_noted_in_order(
     two_replays: list[SimpleNamespace], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("encodec_rt.streaming.cuda_graph.capture", lambda device, *runs: runs)
-    row = Row("torch", torch_engine)
+    row = Row("torch", partial(torch_engine, graph=False))
     record = Record("gpu-profile", folder=tmp_path)
     runner = triton_like_engine()
     profile.profile(record, row, runner, 1, CPU)
@@ -286,5 +289,5 @@ def test_a_step_without_a_graph_is_not_profiled(
     record = Record("gpu-profile", folder=tmp_path)
     step = SimpleNamespace(again=lambda: None, eager_because="graph=False")
     runner: Any = SimpleNamespace(ticks={"encode": step})
-    profile.profile(record, Row("torch", torch_engine), runner, 1, CPU)
+    profile.profile(record, Row("torch", partial(torch_engine, graph=False)), runner, 1, CPU)
     assert record.cases == []
