@@ -21,7 +21,7 @@ HELD_FRAMES = 5
 """For so many missing frames the last one stands in, as long as concealment holds it in full."""
 SILENT_FRAMES = 16
 MAX_WAITING = 4500
-"""Frames that may wait to be written, a minute of both directions; a disk so slow is a fault."""
+"""Frames that may wait to be written: half a minute of both directions at 75 a second each."""
 
 
 class CodesSink(Protocol):
@@ -114,7 +114,7 @@ class CallRecording:
             self._waiting += len(frames)
             behind = self._waiting > MAX_WAITING
         if behind:
-            self._fail(InputError("the disk is too slow for the recording"))
+            self._fail(InputError("the disk or the processor is too slow for the recording"))
         self._worker.submit(self._write, sink, frames)
 
     def _write(self, sink: CodesSink, codes: Codes) -> None:
