@@ -12,7 +12,8 @@ from typing import Any
 
 import aiohttp
 
-from benches.record import Json, Record
+from benches.environment import Json
+from benches.record import Record
 from benches.server.cases import add, clips, load
 from benches.server.process import KBPS, Server
 from encodec_rt.client.load import Talk
@@ -90,7 +91,8 @@ def hostile(
     async def run(url: str) -> tuple[list[Talk], dict[str, Any]]:
         talking = asyncio.create_task(asyncio.to_thread(load, codec, url, spoken, 5.0))
         await asyncio.sleep(1.0)
-        return await asyncio.gather(talking, attack(url))
+        told = await attack(url)
+        return await talking, told
 
     with tempfile.TemporaryDirectory() as folder:
         server = Server(model, 6, Path(folder) / "state", requests_per_s=NO_LIMIT)

@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from benches.record import Case, Json, Record
+from benches.environment import Json
+from benches.record import Case, Record
 from benches.server.process import KBPS, Server
 from encodec_rt.audio import AudioReader
 from encodec_rt.client.load import Talk, talk_at_once

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from encodec_rt.server.protocol import Kind, StreamRequest
 
+WINDOW_FRAMES = 6
+"""Frames that are under way at most; the server drops what waits beyond eight."""
+
 
 class Flow:
     """The frame numbers of a stream. ``next`` are those after all that were handed on."""
@@ -38,6 +41,11 @@ class Flow:
         """Frames before ``index`` are under way no more; some may still come."""
         for kind in self._seen:
             self._seen[kind] = max(self._seen[kind], index)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether what comes next had better wait."""
+        return self.under_way >= WINDOW_FRAMES
 
     @property
     def under_way(self) -> int:

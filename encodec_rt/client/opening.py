@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +19,7 @@ from encodec_rt.server.protocol import (
     MAX_MESSAGE_BYTES,
     PLACE_PATH,
     STREAM_PATH,
+    CloseCode,
     Kind,
     StreamRequest,
     parse_event,
@@ -28,6 +30,8 @@ NOTHING_KEPT = 409
 FINAL = {400, 401, 403, 404, NOTHING_KEPT}
 """Answers that no further try changes."""
 WELCOME_S = 10.0
+ENDS = {aiohttp.WSCloseCode.OK, *(code for code in CloseCode if code != CloseCode.SLOW)}
+"""Why a server closes a stream that is not to be resumed, before its end was heard of."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -97,6 +101,13 @@ async def ask_placer(
         raise LinkError(f"{url} cannot be reached: {error}") from error
     except (ValueError, LookupError, TypeError) as error:
         raise LinkError(f"{url} is not a placer's: {error!r}") from error
+
+
+async def send_if_open(socket: aiohttp.ClientWebSocketResponse | None, data: bytes | str) -> None:
+    """Send a message or an event; what cannot be sent now is sent when the stream is resumed."""
+    if socket is not None:
+        with suppress(ConnectionError, RuntimeError):
+            await (socket.send_bytes(data) if isinstance(data, bytes) else socket.send_str(data))
 
 
 def whole_number(welcome: Mapping[str, Any], name: str) -> int:

@@ -15,7 +15,6 @@ from __future__ import annotations
 import asyncio
 import ssl
 from collections.abc import AsyncIterator
-from contextlib import suppress
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
@@ -26,12 +25,19 @@ import numpy as np
 from encodec_rt.bitstream.packet import Packet, encode_packet
 from encodec_rt.client.connector import Connector
 from encodec_rt.client.flow import Flow
-from encodec_rt.client.opening import Dropped, Place, ServedFrame, unpack_frame, whole_number
+from encodec_rt.client.opening import (
+    ENDS,
+    Dropped,
+    Place,
+    ServedFrame,
+    send_if_open,
+    unpack_frame,
+    whole_number,
+)
 from encodec_rt.client.sent import SentAudio, SentCodes
 from encodec_rt.errors import InputError, LinkError, PacketError, StateError
 from encodec_rt.pcm import to_int16
 from encodec_rt.server.protocol import (
-    CloseCode,
     Kind,
     Mode,
     StreamRequest,
@@ -42,11 +48,7 @@ from encodec_rt.server.protocol import (
 )
 from encodec_rt.types import Audio, Codes
 
-WINDOW_FRAMES = 6
-"""Frames that are under way at most; the server drops what waits beyond eight."""
 KEEP_ALIVE_S = 3.0
-_ENDS = {aiohttp.WSCloseCode.OK, *(code for code in CloseCode if code != CloseCode.SLOW)}
-"""Why a server closes a stream that is not to be resumed, before its end was heard of."""
 
 
 class StreamClient:
@@ -80,12 +82,9 @@ class StreamClient:
         """How often the stream was resumed."""
         self.welcome: dict[str, Any] = {}
         self._live = live
+        place = Place(url.rstrip("/"), context)
         self._connector = Connector(
-            Place(url.rstrip("/"), context),
-            placed=placed,
-            token=token,
-            ticket=ticket,
-            retry_s=retry_s,
+            place, placed=placed, token=token, ticket=ticket, retry_s=retry_s
         )
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._received: asyncio.Queue[ServedFrame | Exception | None] = asyncio.Queue()
@@ -170,7 +169,7 @@ class StreamClient:
         """Wait until there is a connection, and not too much under way on it."""
         while not self._ended:
             await self._connected.wait()
-            if self._live or self._flow.under_way < WINDOW_FRAMES:
+            if self._live or not self._flow.is_full:
                 return
             await self._next_move()
 
@@ -180,15 +179,10 @@ class StreamClient:
 
     async def _send(self, kind: Kind, index: int, payload: bytes) -> None:
         self._flow.sent(kind, index)
-        if self._socket is not None:
-            # What cannot be sent now is sent when the stream is resumed.
-            with suppress(ConnectionError, RuntimeError):
-                await self._socket.send_bytes(pack_message(kind, index, payload))
+        await send_if_open(self._socket, pack_message(kind, index, payload))
 
     async def _send_event(self, name: str) -> None:
-        if self._socket is not None:
-            with suppress(ConnectionError, RuntimeError):
-                await self._socket.send_str(pack_event(name))
+        await send_if_open(self._socket, pack_event(name))
 
     def _payload(self, codes: Codes) -> bytes:
         return encode_packet(Packet(codes[None]), bits=self.welcome["bits"])
@@ -230,7 +224,7 @@ class StreamClient:
             await self._send_event("CloseStream")
 
     async def _room_again(self) -> None:
-        while self._flow.under_way >= WINDOW_FRAMES:
+        while self._flow.is_full:
             await self._next_move()
 
     async def _run(self) -> None:
@@ -277,7 +271,7 @@ class StreamClient:
                     await self._send_event("Kept")
             else:
                 closed = message.type == aiohttp.WSMsgType.CLOSE
-                if closed and message.data in _ENDS and not self._ended:
+                if closed and message.data in ENDS and not self._ended:
                     said = f" ({message.extra})" if message.extra else ""
                     raise LinkError(f"the server closed the stream: {message.data}{said}")
                 return

@@ -14,6 +14,7 @@ from collections.abc import Awaitable, Callable, Mapping
 from typing import Protocol
 
 from aiohttp import web
+from aiohttp.typedefs import Handler
 
 from encodec_rt.errors import AudioDeviceError, CodecError, LinkError
 from encodec_rt.link.sdp import fingerprints
@@ -78,11 +79,20 @@ class WhipEndpoint:
         """Calls in progress or being set up."""
         return len(self._lines) + self._pending
 
+    @property
+    def routes(self) -> tuple[tuple[str, str, Handler], ...]:
+        """Method, path and handler of each address."""
+        call = PATH + "/{name}"
+        return (
+            ("POST", PATH, self._post),
+            ("POST", call, self._renew),
+            ("DELETE", call, self._delete),
+        )
+
     def add_to(self, application: web.Application) -> None:
         """Give ``application`` the addresses."""
-        application.router.add_post(PATH, self._post)
-        application.router.add_post(PATH + "/{name}", self._renew)
-        application.router.add_delete(PATH + "/{name}", self._delete)
+        for route in self.routes:
+            application.router.add_route(*route)
 
     async def close(self) -> None:
         """Hang up every call."""

@@ -10,6 +10,7 @@ from benches.environment import Json
 from benches.record import Record
 from benches.server import cases as bench
 from benches.server.picture import draw
+from benches.server.process import KBPS
 from encodec_rt.client.load import Talk
 from encodec_rt.streaming.codec import Codec
 
@@ -21,7 +22,7 @@ def codec() -> Codec:
 
 def test_a_talk_is_compared_with_a_stream_frame_by_frame(codec: Codec, tmp_path: Path) -> None:
     (clip,) = bench.clips(codec, 1, 1.5)
-    stream = codec.stream_encoder(bench.KBPS)
+    stream = codec.stream_encoder(KBPS)
     every = [*stream.push(clip), *stream.flush()]
     good = Talk(sent=len(every), round_trip_ms=[9.0] * len(every), codes=list(every))
     assert bench.differing(codec, clip, good) == 0
