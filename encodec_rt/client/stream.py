@@ -171,11 +171,8 @@ class StreamClient:
             await self._connected.wait()
             if self._live or not self._flow.is_full:
                 return
-            await self._next_move()
-
-    async def _next_move(self) -> None:
-        self._moved.clear()
-        await self._moved.wait()
+            self._moved.clear()
+            await self._moved.wait()
 
     async def _send(self, kind: Kind, index: int, payload: bytes) -> None:
         self._flow.sent(kind, index)
@@ -225,7 +222,8 @@ class StreamClient:
 
     async def _room_again(self) -> None:
         while self._flow.is_full:
-            await self._next_move()
+            self._moved.clear()
+            await self._moved.wait()
 
     async def _run(self) -> None:
         """Receive, and connect again when that ends, until the stream has ended."""
