@@ -138,7 +138,7 @@ def device(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(variants, "ieee_products", lambda: None)
     monkeypatch.setattr(variants, "random_24khz", small_model)
     monkeypatch.setattr(variants, "replay_ms", lambda replay, count: [1.0])
-    for name, value in (("FRAMES", 2), ("WALL_FRAMES", 2), ("SLOTS", {"few": 1, "many": 2})):
+    for name, value in (("FRAMES", 1), ("WALL_FRAMES", 1), ("SLOTS", {"few": 1, "many": 2})):
         monkeypatch.setattr(variants, name, value)
     monkeypatch.setattr(
         multiprocessing, "get_context", lambda kind: SimpleNamespace(Process=Inline)
