@@ -23,7 +23,7 @@ _AT_ONCE = 50
 """Messages that are sent before the answers are looked at."""
 
 
-class Attack:
+class Attackers:
     """So many messages and handshakes, and what came of them."""
 
     def __init__(self, url: str, messages: int, handshakes: int) -> None:
@@ -95,7 +95,7 @@ class Attack:
 def main() -> None:
     """Attack, and print what came of it."""
     url, messages, handshakes, seconds = sys.argv[1:]
-    attack = Attack(url, int(messages), int(handshakes))
+    attack = Attackers(url, int(messages), int(handshakes))
     asyncio.run(attack.run(float(seconds)))
     told = {"messages": attack.sent, "handshakes": attack.tried, "answers": dict(attack.answers)}
     print(json.dumps(told))
