@@ -45,7 +45,7 @@ class DecodingQueue(WorkQueue[C, "_Seat[C]", int]):
         weights = codec.packed
         count, frames = table_size(codec, slots, block_frames)
         batch = DecodingBatch(weights, count)
-        super().__init__(batch, count * frames, weights.decoder_start_frames)
+        super().__init__(batch, count * frames, weights.decoder_start_frames, 1)
         self._batch, self._config = batch, codec.config
 
     def decode(self, clips: Iterable[C]) -> Iterator[tuple[C, int | Exception]]:

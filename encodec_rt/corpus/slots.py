@@ -67,12 +67,12 @@ class SlotQueue(WorkQueue[T, "_Seat[T]", Coded]):
         """
         config, weights = codec.config, codec.packed
         books = config.codebooks_for(bandwidth_kbps)
-        self._slots, frames = table_size(codec, slots, block_frames)
-        batch = EncodingBatch(weights, self._slots, books)
-        super().__init__(batch, self._slots * frames, weights.encoder_start_frames)
+        count, frames = table_size(codec, slots, block_frames)
+        batch = EncodingBatch(weights, count, books)
+        self._hop = config.hop_length
+        super().__init__(batch, count * frames, weights.encoder_start_frames, self._hop)
         self._batch = batch
         self._edges = Edges(weights, books)
-        self._hop = config.hop_length
         self._reflects = config.pad_mode == "reflect"
         self._channels = config.audio_channels
 

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
 from encodec_rt.streaming.clip_batch import ClipBatch, Part
 from encodec_rt.streaming.codec import Codec
 
-SLOTS, BLOCK_FRAMES = 8, 32
+SLOTS, BLOCK_FRAMES = 16, 16
 """On a CPU."""
 GPU_SLOTS, GPU_BLOCK_FRAMES = 64, 64
+MIN_FRAMES = 2
+STEP_COSTS_FRAMES = 1
+"""What a step costs beside its frames, in frames of every slot."""
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -38,11 +42,11 @@ class WorkQueue(ABC, Generic[T, S, R]):
     ``head_frames`` is what a clip needs to begin within a step.
     """
 
-    def __init__(self, batch: ClipBatch, frames: int, head_frames: int) -> None:
-        """Take so many ``frames`` a step, of all slots together."""
+    def __init__(self, batch: ClipBatch, frames: int, head_frames: int, unit: int) -> None:
+        """Take up to ``frames`` a step, of all slots together; a frame has ``unit`` inputs."""
         self.head_frames = head_frames
         self._clips = batch
-        self._frames = frames
+        self._frames, self._unit = frames, unit
 
     @abstractmethod
     def seat(self, clip: T) -> S:
@@ -71,12 +75,12 @@ class WorkQueue(ABC, Generic[T, S, R]):
                 else:
                     number = free.pop()
                     given[number], seated[number] = clip, self.seat(clip)
-            frames = self._frames_for(len(seated))
+            most = self._most_frames(len(seated))
             parts: dict[int, Part] = {}
             ended: dict[int, R | Exception] = {}
             for number, seat in seated.items():
                 try:
-                    found: Part | R | Exception = self.look(number, seat, frames)
+                    found: Part | R | Exception = self.look(number, seat, most)
                 except Exception as error:  # noqa: BLE001 - whatever a file's reader raises is its own
                     found = error
                 if isinstance(found, Part):
@@ -90,12 +94,27 @@ class WorkQueue(ABC, Generic[T, S, R]):
             if not seated and not more:
                 return
             if not ended:
-                self.step(seated, parts, frames)
+                frames = self._frames_for(parts.values(), most)
+                some = frames * self._unit
+                cut = {
+                    at: replace(part, inputs=min(part.inputs, some)) for at, part in parts.items()
+                }
+                self.step(seated, cut, frames)
 
-    def _frames_for(self, clips: int) -> int:
+    def _most_frames(self, clips: int) -> int:
         """Fewer clips take more frames at once, so that a step costs about the same."""
         rows = self._clips.rows_for(clips) if clips else self._clips.slots
-        return max(2, self.head_frames, self._frames // rows)
+        return max(MIN_FRAMES, self.head_frames, self._frames // rows)
+
+    def _frames_for(self, parts: Iterable[Part], most: int) -> int:
+        """The ``most``, a half or a quarter of them: what wastes least on short clips."""
+        left = [-(-part.inputs // self._unit) for part in parts]
+        lowest = max(MIN_FRAMES, self.head_frames)
+        choices = [most, *(some for some in (most // 2, most // 4) if some >= lowest)]
+        return max(
+            choices,
+            key=lambda some: sum(min(some, each) for each in left) / (some + STEP_COSTS_FRAMES),
+        )
 
 
 _END: Any = object()

@@ -140,7 +140,7 @@ class Edit(Protocol):
     In a CUDA graph it is not called again, but what it launched is.
     """
 
-    def __call__(self, function: Callable[..., None], *args: object) -> None: ...
+    def __call__(self, function: Callable[..., None], /, *args: object) -> None: ...
 
 
 Work = Callable[["Ops", Tensor, Tensor], Tensor]
