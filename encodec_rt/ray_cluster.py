@@ -25,6 +25,9 @@ def start_ray(address: str, feature: str, *, niceness: int = 15) -> Any:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address == LOCAL:
         _make_token()
+        # Otherwise the address of the node, and what listens, is the machine's on its network, even
+        # where loopback is asked for. On other systems than Linux this is what Ray does by itself.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ.setdefault("RAY_worker_niceness", str(niceness))
     with needed_for(feature):
         import ray

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from benches.environment import ROOT
 
 RATE_HZ = 24_000
-SHORT_S = 0.1
+SHORT_S = 0.02
 _ASSETS = ROOT / "encodec_rt" / "assets"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Generic, Protocol, TypeVar
+from typing import Protocol, TypeVar, cast
 
 import numpy as np
 import torch
@@ -50,7 +50,7 @@ def clip_encoder(codec: Codec, bandwidth_kbps: float) -> ClipEncoder:
     return SlotQueue(codec, bandwidth_kbps)
 
 
-class SlotQueue(WorkQueue[T, "_Seat[T]", Coded]):
+class SlotQueue(WorkQueue[Iterable[Audio], "_Seat", Coded]):
     """Encodes clips of a model that streams by frames."""
 
     def __init__(
@@ -78,13 +78,14 @@ class SlotQueue(WorkQueue[T, "_Seat[T]", Coded]):
 
     def encode(self, clips: Iterable[T]) -> Iterator[tuple[T, Coded | Exception]]:
         """As ClipEncoder."""
-        return self.run(clips)
+        # Each comes out as what it went in as.
+        return cast("Iterator[tuple[T, Coded | Exception]]", self.run(clips))
 
-    def seat(self, clip: T) -> _Seat[T]:
+    def seat(self, clip: Iterable[Audio]) -> _Seat:
         """As WorkQueue."""
         return _Seat(clip, self._channels, self._hop)
 
-    def look(self, number: int, seat: _Seat[T], frames: int) -> Part | Coded:
+    def look(self, number: int, seat: _Seat, frames: int) -> Part | Coded:
         """As WorkQueue."""
         whole = frames * self._hop
         inputs = whole if seat.has(whole) else seat.held
@@ -95,14 +96,14 @@ class SlotQueue(WorkQueue[T, "_Seat[T]", Coded]):
             return Part(number, inputs, begins)
         return seat.coded()
 
-    def _finish(self, row: torch.Tensor | None, seat: _Seat[T]) -> None:
+    def _finish(self, row: torch.Tensor | None, seat: _Seat) -> None:
         """The end of a clip of which too little is left to be reflected within a step."""
         if seat.held:
             rest = torch.from_numpy(seat.take(seat.held))
             codes = self._edges.finish_encoder(row, rest[0] if len(rest) == 1 else rest)
             seat.codes.append(codes.cpu().numpy().astype(np.uint16))
 
-    def step(self, seated: Mapping[int, _Seat[T]], parts: Mapping[int, Part], frames: int) -> None:
+    def step(self, seated: Mapping[int, _Seat], parts: Mapping[int, Part], frames: int) -> None:
         """As WorkQueue."""
         pcm = np.zeros((len(parts), self._channels, frames * self._hop), np.float32)
         for row, (number, part) in zip(pcm, parts.items(), strict=True):
@@ -144,11 +145,10 @@ class SegmentQueue:
         return Coded(codes, encoder.samples_in, silence.frames, scales)
 
 
-class _Seat(Generic[T]):
+class _Seat:
     """A clip in a slot: what of it was read and waits, and its codes so far."""
 
-    def __init__(self, clip: T, channels: int, hop: int) -> None:
-        self.clip = clip
+    def __init__(self, clip: Iterable[Audio], channels: int, hop: int) -> None:
         self.codes: list[Codes] = []
         self.held = 0
         self._channels = channels

@@ -1,4 +1,4 @@
-"""Ray gives the same bytes as our own processes, and a plan that does not fit is named."""
+"""Ray gives the same bytes as our own processes, on loopback; a plan that does not fit is named."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 import tempfile
+import time
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -20,7 +22,7 @@ ROOT = Path(__file__).parents[2]
 OPTIONS = ["--format", "npz", "--shard-clips", "2", "-j", "2"]
 
 
-def test_a_local_cluster_gives_the_same_bytes_and_says_when_it_does_not_pay(
+def test_a_local_cluster_gives_the_same_bytes_on_loopback_and_says_when_it_does_not_pay(
     tmp_path: Path,
 ) -> None:
     pytest.importorskip("ray", reason="Ray is not installed: pip install 'encodec-rt[ray]'")
@@ -30,23 +32,49 @@ def test_a_local_cluster_gives_the_same_bytes_and_says_when_it_does_not_pay(
     tokenize([tmp_path / "in"], tmp_path / "own", sink="npz", jobs=1, unit_size=size)
     arguments = ["tokenize", str(tmp_path / "in"), "--out", str(tmp_path / "ray"), "--ray", "local"]
     # The paths of its sockets may have 107 bytes, and pytest's own folders are too deep for that.
-    with tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True) as sockets:
-        done = subprocess.run(
+    sockets_in = tempfile.TemporaryDirectory(prefix="ray-", ignore_cleanup_errors=True)
+    with sockets_in as sockets, (tmp_path / "said").open("w") as said:
+        run = subprocess.Popen(
             [sys.executable, "-m", "encodec_rt", *arguments, *OPTIONS],
             cwd=ROOT,
             # At Ray's own niceness its workers starve on a busy machine.
             env={**os.environ, "RAY_TMPDIR": sockets, "RAY_worker_niceness": "0"},
-            capture_output=True,
-            text=True,
-            timeout=280,
+            stdout=said,
+            stderr=said,
         )
-    assert done.returncode == 0, done.stderr
-    assert "were Ray's own" in done.stderr
+        addresses: set[str] = set()
+        ends = time.monotonic() + 280
+        while run.poll() is None and time.monotonic() < ends:
+            addresses |= listened_on(f"RAY_TMPDIR={sockets}".encode())
+            time.sleep(0.2)
+        run.kill()
+        assert run.wait() == 0, (tmp_path / "said").read_text()
+    assert "were Ray's own" in (tmp_path / "said").read_text()
+    assert addresses
+    assert all(each.endswith("0100007F") for each in addresses), addresses
     files = [path for path in sorted((tmp_path / "own").rglob("*")) if path.is_file()]
     assert len([path for path in files if path.suffix == ".npz"]) == 5
     for path in files:
         other = tmp_path / "ray" / path.relative_to(tmp_path / "own")
         assert path.name == "lock" or other.read_bytes() == path.read_bytes(), path
+
+
+def listened_on(variable: bytes) -> set[str]:
+    """The addresses, as the kernel writes them, on which processes with that variable listen."""
+    listening: dict[str, str] = {}
+    for table in (Path("/proc/net/tcp"), Path("/proc/net/tcp6")):
+        for line in table.read_text().splitlines()[1:]:
+            words = line.split()
+            if words[3] == "0A":
+                listening[f"socket:[{words[9]}]"] = words[1].partition(":")[0]
+    found = set()
+    for process in Path("/proc").glob("[0-9]*"):
+        # It may end, or be another user's.
+        with suppress(OSError):
+            if variable in (process / "environ").read_bytes().split(b"\0"):
+                links = [os.readlink(link) for link in (process / "fd").iterdir()]
+                found |= {listening[link] for link in links if link in listening}
+    return found
 
 
 def test_workers_never_reserve_more_than_the_cluster_has() -> None:
