@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 import pytest
 
-from encodec_rt.corpus import shards
+from encodec_rt.audio import AudioWriter
+from encodec_rt.corpus import shards, sinks
+from encodec_rt.corpus.detokenizing import detokenize
 from encodec_rt.corpus.manifest import STATE, OutputFolder
 from encodec_rt.corpus.pool import run_units
 from encodec_rt.corpus.sources import UnitSize
@@ -224,27 +226,65 @@ def test_an_output_inside_the_corpus_is_not_part_of_it(codec: Codec, clips: Path
     assert first.clips == again.clips
 
 
+@pytest.mark.parametrize(
+    ("sink", "writer"),
+    [
+        ("parquet", shards.ParquetWriter),
+        ("webdataset", shards.TarWriter),
+        ("npz", sinks.FileWriter),
+    ],
+)
 def test_a_full_disk_ends_the_run_and_leaves_nothing_half_written(
+    codec: Codec,
+    clips: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    sink: str,
+    writer: type[Any],
+) -> None:
+    whole = run([clips], tmp_path / "whole", codec, sink=sink)
+    with monkeypatch.context() as patch:
+        patch.setattr(writer, "write", full_after(4, writer.write))
+        with pytest.raises(OSError, match="No space left"):
+            run([clips], tmp_path / "out", codec, sink=sink)
+    files = [path for path in (tmp_path / "out/data").rglob("*") if path.is_file()]
+    assert files
+    for path in files:
+        assert (
+            path.read_bytes()
+            == (tmp_path / "whole" / path.relative_to(tmp_path / "out")).read_bytes()
+        )
+    assert run([clips], tmp_path / "out", codec, sink=sink).as_json() == whole.as_json()
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+
+
+def test_a_full_disk_ends_decoding_and_leaves_nothing_half_written(
     codec: Codec, clips: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    whole = run([clips], tmp_path / "whole", codec)
-    write = shards.ParquetWriter.write
-    left = 4
+    run([clips], tmp_path / "codes", codec)
+    codes = [tmp_path / "codes"]
+    whole = detokenize(codes, tmp_path / "whole", codec=codec, jobs=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(AudioWriter, "write", full_after(6, AudioWriter.write))
+        with pytest.raises(OSError, match="No space left"):
+            detokenize(codes, tmp_path / "out", codec=codec, jobs=1)
+    assert not list((tmp_path / "out").rglob("*.part"))
+    assert detokenize(codes, tmp_path / "out", codec=codec, jobs=1).as_json() == whole.as_json()
+    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
-    def fill(writer: shards.ParquetWriter, row: Any) -> None:
+
+def full_after(count: int, write: Any) -> Any:
+    """``write``, until the disk is full after so many calls."""
+    left = count
+
+    def fill(*arguments: Any) -> None:
         nonlocal left
         left -= 1
         if left < 0:
             raise OSError(errno.ENOSPC, "No space left on device", "data")
-        write(writer, row)
+        write(*arguments)
 
-    with monkeypatch.context() as patch:
-        patch.setattr(shards.ParquetWriter, "write", fill)
-        with pytest.raises(OSError, match="No space left"):
-            run([clips], tmp_path / "out", codec)
-    assert [path.name for path in (tmp_path / "out/data").iterdir()] == ["part-000000.parquet"]
-    assert run([clips], tmp_path / "out", codec).as_json() == whole.as_json()
-    assert contents(tmp_path / "out") == contents(tmp_path / "whole")
+    return fill
 
 
 def test_an_output_that_cannot_be_written_is_named(codec: Codec, clips: Path) -> None:

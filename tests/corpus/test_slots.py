@@ -43,8 +43,10 @@ class Pieces:
             at += size
 
 
-@pytest.fixture(scope="module", params=sorted(CONFIGS))
+@pytest.fixture(scope="module", params=[*sorted(CONFIGS), "torch"])
 def codec(request: pytest.FixtureRequest) -> Codec:
+    if request.param == "torch":
+        return Codec(random_model(tiny_config()), backend="torch")
     return Codec(random_model(tiny_config(**CONFIGS[request.param])), backend="cpu")
 
 
