@@ -16,8 +16,8 @@ from encodec_rt.streaming.clip_batch import ClipBatch, Part
 from encodec_rt.streaming.codec import Codec
 
 SLOTS, BLOCK_FRAMES = 8, 32
-"""On a CPU. Per frame 16 x 16 takes 2 to 8 % longer, 32 x 8 up to 14 %, 4 x 64 up to 4 %; short clips
-waste most of long steps."""
+"""On a CPU. Per frame 16 x 16 takes 2 to 8 % longer, 32 x 8 up to 14 %, 4 x 64 up to 4 %, and short
+clips waste most of long steps."""
 GPU_SLOTS, GPU_BLOCK_FRAMES = 64, 64
 """On a GPU. Not measured."""
 MIN_FRAMES = 2
