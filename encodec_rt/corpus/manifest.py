@@ -78,7 +78,7 @@ class OutputFolder:
     def keep_plan(self, units: Iterable[Unit]) -> int:
         """Write the plan, or compare it with the one that is there -> units.
 
-        Raises InputError where the corpus is not what it was.
+        Raises InputError where the corpus is not what it was, or holds nothing.
         """
         if self._plan.exists():
             return self._compare(units)
@@ -88,6 +88,8 @@ class OutputFolder:
             for unit in units:
                 file.write(unit.to_line() + "\n")
                 count += 1
+            if not count:
+                raise InputError("the inputs hold nothing that could be worked on; give others")
         return count
 
     def units(self) -> Iterator[Unit]:

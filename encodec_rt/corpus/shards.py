@@ -66,12 +66,14 @@ class ParquetWriter:
 
     def __exit__(self, *exception: Any) -> None:
         """Finish it, and give it its name."""
-        if exception[0] is None:
+        if exception[0] is not None:
+            self._stack.__exit__(*exception)
+            return
+        with self._stack, naming(self._path):
             self._flush()
             self._writer.close()
             self._file.flush()
             self.bytes_written = self._part.stat().st_size
-        self._stack.__exit__(*exception)
 
     def write(self, row: StoredClip) -> None:
         """As UnitWriter."""
@@ -123,10 +125,12 @@ class TarWriter:
 
     def __exit__(self, *exception: Any) -> None:
         """Finish it, and give it its name."""
-        if exception[0] is None:
+        if exception[0] is not None:
+            self._stack.__exit__(*exception)
+            return
+        with self._stack, naming(self._path):
             self._tar.close()
             self.bytes_written = self._part.stat().st_size
-        self._stack.__exit__(*exception)
 
     def write(self, row: StoredClip) -> None:
         """As UnitWriter."""

@@ -12,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,7 @@ from encodec_rt.corpus import shards, sinks
 from encodec_rt.corpus.detokenizing import detokenize
 from encodec_rt.corpus.manifest import STATE, OutputFolder
 from encodec_rt.corpus.pool import run_units
+from encodec_rt.corpus.rows import CodesInfo, SinkContext, StoredClip
 from encodec_rt.corpus.sources import UnitSize
 from encodec_rt.corpus.tokenizing import tokenize
 from encodec_rt.corpus.units import Unit
@@ -273,6 +275,25 @@ def test_a_full_disk_ends_decoding_and_leaves_nothing_half_written(
     assert contents(tmp_path / "out") == contents(tmp_path / "whole")
 
 
+@pytest.mark.parametrize(
+    ("writer", "inner"), [(shards.ParquetWriter, "_writer"), (shards.TarWriter, "_tar")]
+)
+def test_a_disk_that_is_full_at_the_end_of_a_shard_is_named(
+    codec: Codec, tmp_path: Path, writer: type[Any], inner: str
+) -> None:
+    info = CodesInfo.of(codec, codec.config.target_bandwidths[-1])
+    rows = writer(SinkContext(tmp_path, info, {}, codec), "part")
+    with rows:
+        rows.write(StoredClip("a", np.zeros((3, 4), np.uint16), 24))
+    whole = [path.read_bytes() for path in tmp_path.iterdir()]
+    rows = writer(SinkContext(tmp_path, info, {}, codec), "part").__enter__()
+    full = SimpleNamespace(close=full_after(0, None), write_table=lambda _: None)
+    setattr(rows, inner, full)
+    with pytest.raises(OSError, match="No space left.*part"):
+        rows.__exit__(None, None, None)
+    assert [path.read_bytes() for path in tmp_path.iterdir()] == whole
+
+
 def full_after(count: int, write: Any) -> Any:
     """``write``, until the disk is full after so many calls."""
     left = count
@@ -281,7 +302,7 @@ def full_after(count: int, write: Any) -> Any:
         nonlocal left
         left -= 1
         if left < 0:
-            raise OSError(errno.ENOSPC, "No space left on device", "data")
+            raise OSError(errno.ENOSPC, "No space left on device")
         write(*arguments)
 
     return fill

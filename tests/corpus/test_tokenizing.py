@@ -345,6 +345,17 @@ def test_clips_of_one_name_in_two_folders_stay_apart(codec: Codec, tmp_path: Pat
     assert set(rows_of(tmp_path / "globbed", codec)) == {"a/in/x.wav", "b/in/x.wav"}
 
 
+def test_a_folder_without_audio_is_refused_until_there_is_some(
+    codec: Codec, tmp_path: Path
+) -> None:
+    (tmp_path / "in").mkdir()
+    (tmp_path / "in/notes.txt").write_text("no audio")
+    with pytest.raises(InputError, match="nothing that could be worked on"):
+        run([tmp_path / "in"], tmp_path / "out", codec)
+    write_clip(tmp_path / "in/a.wav", 0.1)
+    assert run([tmp_path / "in"], tmp_path / "out", codec).clips == 1
+
+
 def test_settings_that_cannot_be_are_refused(codec: Codec, clips: Path, tmp_path: Path) -> None:
     for settings in (
         {"sink": "pickle"}, {"channels": "left"}, {"loudness_lufs": 3.0}, {"bandwidth_kbps": 5.0},
