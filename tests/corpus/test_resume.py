@@ -289,7 +289,7 @@ def test_a_disk_that_is_full_at_the_end_of_a_shard_is_named(
     rows = writer(SinkContext(tmp_path, info, {}, codec), "part").__enter__()
     full = SimpleNamespace(close=full_after(0, None), write_table=lambda _: None)
     setattr(rows, inner, full)
-    with pytest.raises(OSError, match="No space left.*part"):
+    with pytest.raises(OSError, match=r"No space left.*part"):
         rows.__exit__(None, None, None)
     assert [path.read_bytes() for path in tmp_path.iterdir()] == whole
 
