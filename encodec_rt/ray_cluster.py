@@ -13,11 +13,13 @@ LOCAL = "local"
 _OBJECT_STORE_BYTES = 100 * 2**20
 
 
-def start_ray(address: str, feature: str, *, niceness: int = 15) -> Any:
+def start_ray(address: str, feature: str, *, niceness: int = 15, loopback: bool = True) -> Any:
     """The module of Ray, connected to the cluster at ``address``.
 
-    "local" starts one on this machine that listens on the loopback interface and asks for a token,
-    with workers of that ``niceness``; Ray's own default leaves the machine to others first.
+    "local" starts one on this machine that asks for a token, with workers of that ``niceness``;
+    Ray's own default leaves the machine to others first. It listens on the loopback interface;
+    with ``loopback`` False the node has the machine's address, which others can reach, and so do
+    Ray's own ports. Ray reads that while it is first imported.
     Raises BackendUnavailable without Ray, or without a cluster at the address.
     """
     # Ray reads these while it is imported.
@@ -25,9 +27,10 @@ def start_ray(address: str, feature: str, *, niceness: int = 15) -> Any:
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     if address == LOCAL:
         _make_token()
-        # Otherwise the address of the node, and what listens, is the machine's on its network, even
-        # where loopback is asked for. On other systems than Linux this is what Ray does by itself.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        if loopback:
+            # Without it Ray takes the machine's address even where loopback is asked for. On other
+            # systems than Linux this is what it does by itself.
+            os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ.setdefault("RAY_worker_niceness", str(niceness))
     with needed_for(feature):
         import ray

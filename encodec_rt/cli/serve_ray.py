@@ -22,6 +22,7 @@ async def serve_on_ray(
 
     Raises BackendUnavailable without such a cluster, and LinkError and ConfigError.
     """
+    from encodec_rt.link.credentials import is_loopback
     from encodec_rt.ray_cluster import start_ray
     from encodec_rt.server.cluster import start_workers
     from encodec_rt.server.placer import Placer
@@ -31,7 +32,8 @@ async def serve_on_ray(
     if access.fingerprint is not None:
         say(f"the certificate's fingerprint is {access.fingerprint}")
     codec = CodecSettings(options.model, options.device, options.backend)
-    ray = start_ray(address, "a server on Ray", niceness=0)
+    loopback = is_loopback(settings.host)
+    ray = start_ray(address, "a server on Ray", niceness=0, loopback=loopback)
     try:
         handles = start_workers(ray, address, workers, codec, settings, say)
         placer = Placer(handles, access.token)
