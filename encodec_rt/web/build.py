@@ -14,7 +14,8 @@ SOURCE = Path(__file__).parent / "codec" / "codec.c"
 WASM = SOURCE.with_name("codec.wasm")
 FLAGS = (
     "-target", "wasm32-freestanding", "-mcpu=mvp+simd128+bulk_memory+sign_ext+nontrapping_fptoint",
-    "-std=c11", "-O3", "-fno-unroll-loops", "-ffp-contract=off", "-fno-exceptions", "-nostdlib",
+    "-std=c11", "-Os", "-fno-inline-functions", "-fno-unroll-loops", "-ffp-contract=off",
+    "-fno-exceptions", "-nostdlib",
     "-Wall", "-Wextra", "-Werror", "-Wno-unused-function",
     "-Wl,--no-entry", "-Wl,--strip-all", "-Wl,-z,stack-size=65536",
 )  # fmt: skip

@@ -106,7 +106,7 @@ static Tensor next_tensor(Reader *r, u64 count) {
   return tensor;
 }
 
-static inline float number(Tensor t, u64 i) {
+INLINE float number(Tensor t, u64 i) {
   if (!t.half) return ((const float *)t.data)[i];
   u32 bits = ((const uint16_t *)t.data)[i];
   // The exponent's bias changes from 15 to 127 by a product that is exact, subnormals included.

@@ -10,7 +10,7 @@ static u64 padded(u64 n) { return (n + PANEL - 1) / PANEL * PANEL; }
 static u64 packed_floats(u64 k, u64 n) { return padded(n <= NARROW ? n * k : padded(n) * k); }
 
 // Where element (k, n) of a [K, N] matrix lies when packed.
-static inline u64 packed_at(u64 K, u64 N, u64 k, u64 n) {
+INLINE u64 packed_at(u64 K, u64 N, u64 k, u64 n) {
   return N <= NARROW ? n * K + k : (n / PANEL * K + k) * PANEL + n % PANEL;
 }
 
@@ -27,7 +27,7 @@ static float dot(const float *p, const float *q, u32 K) {
 }
 
 // One row times one panel: sixteen sums, each in two halves so that additions overlap.
-static inline void panel1(const float *x, u32 K, const float *w, const float *b, float *y) {
+INLINE void panel1(const float *x, u32 K, const float *w, const float *b, float *y) {
   V a0 = load4(b), a1 = load4(b + 4), a2 = load4(b + 8), a3 = load4(b + 12);
   V b0 = splat(0.f), b1 = b0, b2 = b0, b3 = b0;
   u32 k = 0;
@@ -56,7 +56,7 @@ static inline void panel1(const float *x, u32 K, const float *w, const float *b,
 }
 
 // Four rows, xs floats apart, times half a panel: eight sums fill the registers of SSE and NEON.
-static inline void half_panel4(const float *x, u32 xs, u32 K, const float *w, const float *b,
+INLINE void half_panel4(const float *x, u32 xs, u32 K, const float *w, const float *b,
                                float *y, u32 ys) {
   const float *x1 = x + xs, *x2 = x1 + xs, *x3 = x2 + xs;
   V u = load4(b), v = load4(b + 4);
