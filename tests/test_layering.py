@@ -85,9 +85,9 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
     ),
     "link": (
         {"admission", "bandwidth", "credentials", "datagrams", "endpoints", "ice", "sdp"},
-        {"device_endpoints", "listening", "rtp", "whip"},
-        {"signalling"},
-        {"device_pair", "dialling", "rtp_transport"},
+        {"device_endpoints", "hardening", "listening", "peer_transport", "rtp_session", "whip"},
+        {"rtp", "signalling"},
+        {"channel_transport", "device_pair", "dialling", "rtp_transport"},
         {"call"},
         {"redial"},
     ),

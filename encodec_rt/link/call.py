@@ -7,8 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 
+from encodec_rt.link.channel_transport import ChannelTransport
+from encodec_rt.link.peer_transport import NegotiatedTransport
 from encodec_rt.link.rtp_transport import RtpTransport
-from encodec_rt.link.sdp import Format
+from encodec_rt.link.sdp import Format, is_for_channel
 from encodec_rt.sound.realtime import run_in_real_time
 from encodec_rt.streaming.codec import Codec, warm_up
 from encodec_rt.voice.call import VoiceCall, VoiceOptions
@@ -23,6 +25,8 @@ class CallOptions(VoiceOptions):
     """How a call is made; both sides choose their own."""
 
     ice_servers: Sequence[str] = field(default=())
+    channel: bool = False
+    """Whether to call over a data channel, as web pages do, and not over RTP."""
     real_time: bool = False
     """Whether the codec's thread has real-time scheduling."""
 
@@ -42,8 +46,8 @@ class Call(VoiceCall):
         self.options = options or CallOptions()
         kbps = self.options.bandwidth_kbps
         self._form = Format.of(codec, kbps)
-        self._first = self._new_transport()
-        self._renewal: RtpTransport | None = None
+        self._first = self._new_transport(self.options.channel)
+        self._renewal: NegotiatedTransport | None = None
         self._adopting: asyncio.Task[bool] | None = None
         super().__init__(
             codec.stream_encoder(kbps),
@@ -63,7 +67,12 @@ class Call(VoiceCall):
         return await self._first.offer()
 
     async def answer(self, offer: str) -> str:
-        """The SDP to send back for ``offer``. Raises LinkError for one that cannot be met."""
+        """The SDP to send back for ``offer``, which says whether the call goes over RTP or over a
+        data channel. Raises LinkError for one that cannot be met.
+        """
+        if is_for_channel(offer) is not isinstance(self._first, ChannelTransport):
+            self._first = self._new_transport(is_for_channel(offer))
+            self.line.begin_with(self._first)
         answer, codebooks = await self._first.answer(offer)
         self.prepare()
         self.limit(codebooks)
@@ -74,9 +83,9 @@ class Call(VoiceCall):
         self.limit(await self._first.accept(answer))
 
     @property
-    def transport(self) -> RtpTransport:
+    def transport(self) -> RtpTransport | ChannelTransport:
         """What carries the call now."""
-        assert isinstance(self.line.transport, RtpTransport)
+        assert isinstance(self.line.transport, (RtpTransport, ChannelTransport))
         return self.line.transport
 
     @property
@@ -86,7 +95,7 @@ class Call(VoiceCall):
 
     async def renewal_offer(self) -> str:
         """The SDP to send to the other side for a new path of this call."""
-        self._renewal = self._new_transport()
+        self._renewal = self._new_transport(self.options.channel)
         self.line.propose(self._renewal)
         return await self._renewal.offer()
 
@@ -100,7 +109,7 @@ class Call(VoiceCall):
 
         Raises LinkError for an offer that cannot be met.
         """
-        transport = self._renewal = self._new_transport()
+        transport = self._renewal = self._new_transport(is_for_channel(offer))
         self.line.propose(transport)
         answer, codebooks = await transport.answer(offer)
         adopting = self._adopt(transport, codebooks, self.options.handshake_s)
@@ -119,7 +128,7 @@ class Call(VoiceCall):
             self._adopting.cancel()
         await super().close()
 
-    async def _adopt(self, transport: RtpTransport, codebooks: int, seconds: float) -> bool:
+    async def _adopt(self, transport: NegotiatedTransport, codebooks: int, seconds: float) -> bool:
         try:
             connected = await asyncio.wait_for(transport.wait_connected(), seconds)
         except asyncio.TimeoutError:
@@ -130,5 +139,6 @@ class Call(VoiceCall):
         self.line.drop(transport)
         return False
 
-    def _new_transport(self) -> RtpTransport:
-        return RtpTransport(self._form, self.options.ice_servers)
+    def _new_transport(self, channel: bool) -> NegotiatedTransport:
+        make = ChannelTransport if channel else RtpTransport
+        return make(self._form, self.options.ice_servers)

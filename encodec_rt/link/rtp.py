@@ -1,16 +1,13 @@
-"""Our payload in aiortc's RTP: the one module that touches aiortc's and aioice's private names.
+"""Our payload in aiortc's RTP, which has no registry for codecs and no hook for a jitter buffer.
 
-aiortc has no registry for codecs and no hook for a jitter buffer, and aioice takes datagrams from
-anyone, so some of their attributes are replaced. They are checked for in each call, and both
-versions are pinned, since a new release may rename them.
+So some of its private attributes are replaced, here and in ``hardening``. They are checked for in
+each call, and the version is pinned, since a new release may rename them.
 """
 
 from __future__ import annotations
 
 import asyncio
-import logging
-import struct
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from typing import Any, NoReturn
 
 from aiortc import MediaStreamTrack, RTCPeerConnection, RTCRtpSender, RTCRtpTransceiver
@@ -22,36 +19,21 @@ from aiortc.rtcrtpparameters import (
     RTCRtpHeaderExtensionParameters,
 )
 
-from encodec_rt.errors import LinkError
 from encodec_rt.link.bandwidth import PathEstimator
-from encodec_rt.link.datagrams import admits
-from encodec_rt.link.sdp import MIME_TYPE, PARSER_ERRORS, PAYLOAD_TYPE, Format
+from encodec_rt.link.hardening import guard, require
+from encodec_rt.link.sdp import MIME_TYPE, PAYLOAD_TYPE, Format
 from encodec_rt.voice.packetizer import Outgoing
 from encodec_rt.voice.transport import Received, Report
-
-logger = logging.getLogger(__name__)
 
 SEND_TIME = "http://www.webrtc.org/experiments/rtp-hdrext/abs-send-time"
 SEND_TIME_ID = 3
 
 WAITING_PACKETS = 8
 """Packets that wait for the network before the oldest is dropped."""
-WAITING_DATAGRAMS = 256
-"""Datagrams that wait to be decrypted, more than a second's; what comes then is dropped."""
-MAX_SOURCES = 8
-"""SSRCs in one call: aiortc forgets none, and the other side needs one."""
-
-UNREADABLE = (struct.error, *PARSER_ERRORS)
 
 _ENCODER = "_RTCRtpSender__encoder"
 _JITTER_BUFFER = "_RTCRtpReceiver__jitter_buffer"
 _ESTIMATOR = "_RTCRtpReceiver__remote_bitrate_estimator"
-_RTP, _RTCP = "_handle_rtp_data", "_handle_rtcp_data"
-_ROLE = "_role"
-_ICE = "_connection"
-_SOCKETS = "_protocols"
-_CANDIDATES = "_remote_candidates"
-_WAITING = "_queue"
 
 
 class OutgoingTrack(MediaStreamTrack):
@@ -149,91 +131,13 @@ def attach(
     setattr(transceiver.sender, _ENCODER, _Packer(on_estimate))
     setattr(transceiver.receiver, _JITTER_BUFFER, _Tap(on_packet))
     setattr(transceiver.receiver, _ESTIMATOR, PathEstimator())
-    _guard(transceiver.receiver.transport)
-
-
-def _guard(dtls: Any) -> None:
-    """Let ``dtls`` take only what ``datagrams.admits``, and outlive what even the peer may send."""
-    for name, most in ((_RTP, MAX_SOURCES), (_RTCP, None)):
-        setattr(dtls, name, _forgiving(getattr(dtls, name), most))
-    ice = getattr(dtls.transport, _ICE)
-    gather = ice.gather_candidates
-
-    async def gathered() -> None:
-        await gather()
-        for each in getattr(ice, _SOCKETS):
-            each.datagram_received = _Guarded(each, ice, dtls)
-
-    ice.gather_candidates = gathered
-
-
-def _forgiving(
-    handle: Callable[..., Awaitable[None]], most_sources: int | None
-) -> Callable[..., Awaitable[None]]:
-    """``handle`` for decrypted packets, which ends no call because of one that cannot be read."""
-    sources: set[bytes] = set()
-
-    async def forgiving(data: bytes, **rest: object) -> None:
-        if most_sources is not None:
-            source = data[8:12]
-            if source not in sources and len(sources) >= most_sources:
-                return
-            sources.add(source)
-        try:
-            await handle(data, **rest)
-        except UNREADABLE as error:
-            logger.debug("a packet that cannot be read: %r", error)
-
-    return forgiving
-
-
-class _Guarded:
-    """In place of a socket's ``datagram_received``."""
-
-    def __init__(self, endpoint: Any, ice: Any, dtls: Any) -> None:
-        self._receive, self._transactions = endpoint.datagram_received, endpoint.transactions
-        self._ice, self._dtls = ice, dtls
-        self._name = f"{ice.local_username}:".encode()
-        self._candidates = 0
-        self._addresses: set[tuple[str, int]] = set()
-
-    def __call__(self, datagram: bytes, address: tuple[Any, ...]) -> None:
-        candidates = getattr(self._ice, _CANDIDATES)
-        if len(candidates) != self._candidates:
-            # aioice adds to them only.
-            self._candidates = len(candidates)
-            self._addresses = {(each._network_host, each.port) for each in candidates}
-        admitted = admits(
-            datagram,
-            known=address[:2] in self._addresses,
-            name=self._name,
-            transactions=self._transactions,
-            role=getattr(self._dtls, _ROLE),
-        )
-        if admitted and getattr(self._ice, _WAITING).qsize() < WAITING_DATAGRAMS:
-            try:
-                self._receive(datagram, address)
-            except UNREADABLE as error:
-                logger.debug("a check that cannot be read: %r", error)
+    guard(transceiver.receiver.transport)
 
 
 def check_private_names(transceiver: RTCRtpTransceiver) -> None:
     """Raise LinkError unless aiortc still has the attributes that ``attach`` replaces."""
-    sender, receiver = transceiver.sender, transceiver.receiver
-    dtls = getattr(receiver, "transport", None)
-    path = getattr(dtls, "transport", None)
-    ice = getattr(path, _ICE, None)
-    for owner, name in (
-        *((sender, _ENCODER), (receiver, _JITTER_BUFFER), (receiver, _ESTIMATOR)),
-        *((dtls, name) for name in (_RTP, _RTCP, _ROLE)),
-        (path, _ICE),
-        *((ice, name) for name in (_SOCKETS, _CANDIDATES, _WAITING, "gather_candidates")),
-    ):
-        if not hasattr(owner, name):
-            raise LinkError(
-                f"there is no {type(owner).__name__}.{name}; install aiortc>=1.16,<1.17 "
-                "and aioice>=0.13,<0.14"
-            )
+    require(transceiver.sender, _ENCODER)
+    require(transceiver.receiver, _JITTER_BUFFER, _ESTIMATOR)
 
 
 async def read_report(connection: RTCPeerConnection) -> Report | None:

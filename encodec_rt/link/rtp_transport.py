@@ -2,48 +2,27 @@
 
 from __future__ import annotations
 
-import asyncio
-import logging
 from collections.abc import Callable, Sequence
 
-from aiortc import RTCConfiguration, RTCIceServer, RTCPeerConnection, RTCSessionDescription
-
 from encodec_rt.link import rtp
-from encodec_rt.link.ice import parse_ice_server
+from encodec_rt.link.peer_transport import PeerTransport
 from encodec_rt.link.sdp import Format, refusing
 from encodec_rt.voice.packetizer import Outgoing
 from encodec_rt.voice.transport import Received, Report
 
-logger = logging.getLogger(__name__)
 
-
-class RtpTransport:
-    """A peer connection that carries our payload: ``offer`` or ``answer``, then wait for it."""
+class RtpTransport(PeerTransport):
+    """A peer connection that carries our payload in SRTP."""
 
     def __init__(self, form: Format, ice_servers: Sequence[str] = ()) -> None:
-        """To be made inside the event loop; no packet passes before ``open``.
-
-        ``ice_servers`` are as ``parse_ice_server`` takes them; it raises ConfigError for any other.
-        """
-        self.format = form
+        """As ``PeerTransport``."""
+        super().__init__(form, ice_servers)
         self._track = rtp.OutgoingTrack()
-        self._connected, self._ended = asyncio.Event(), asyncio.Event()
-        self._failed = False
-        known = map(parse_ice_server, ice_servers)
-        servers = [RTCIceServer(one.uri, one.username, one.credential) for one in known]
-        # Without a list aiortc would ask a public STUN server for this machine's address.
-        self._connection = RTCPeerConnection(RTCConfiguration(iceServers=servers))
-        self._connection.on("connectionstatechange", self._on_state)
 
     @property
     def dropped(self) -> int:
         """Packets that the network did not take in time."""
         return self._track.dropped
-
-    @property
-    def failed(self) -> bool:
-        """As ``Transport.failed``: no consent came from the other side any more (RFC 7675)."""
-        return self._failed
 
     def open(
         self, on_packet: Callable[[Received], None], on_estimate: Callable[[float], None]
@@ -58,38 +37,18 @@ class RtpTransport:
         )
 
     async def offer(self) -> str:
-        """The SDP to send to the other side."""
-        await self._connection.setLocalDescription(await self._connection.createOffer())
-        return self.format.describe(self._connection.localDescription.sdp)
+        """As ``NegotiatedTransport.offer``."""
+        return await self._offer(self.format.describe)
 
     async def answer(self, offer: str) -> tuple[str, int]:
-        """The SDP to send back for ``offer``, and how many codebooks the other side takes.
-
-        Raises LinkError for an offer that cannot be met.
-        """
+        """As ``NegotiatedTransport.answer``."""
         with refusing("offer"):
-            codebooks = await self._take(offer, "offer")
-            await self._connection.setLocalDescription(await self._connection.createAnswer())
-        return self.format.describe(self._connection.localDescription.sdp), codebooks
+            codebooks = await self._take(self.format.check_remote, offer, "offer")
+            return await self._answer(self.format.describe), codebooks
 
     async def accept(self, answer: str) -> int:
-        """Take the other side's SDP; how many codebooks it takes. Raises LinkError."""
-        with refusing("answer"):
-            return await self._take(answer, "answer")
-
-    async def wait_connected(self) -> bool:
-        """As ``Transport.wait_connected``."""
-        waits = [asyncio.ensure_future(each.wait()) for each in (self._connected, self._ended)]
-        try:
-            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for wait in waits:
-                wait.cancel()
-        return self._connected.is_set() and not self._ended.is_set()
-
-    async def wait_ended(self) -> None:
-        """As ``Transport.wait_ended``."""
-        await self._ended.wait()
+        """As ``NegotiatedTransport.accept``."""
+        return await self._take(self.format.check_remote, answer, "answer")
 
     def send(self, packet: Outgoing) -> None:
         """As ``Transport.send``."""
@@ -101,22 +60,5 @@ class RtpTransport:
 
     async def close(self) -> None:
         """As ``Transport.close``."""
-        self._ended.set()
         self._track.stop()
-        await self._connection.close()
-
-    async def _take(self, description: str, kind: str) -> int:
-        codebooks = self.format.check_remote(description)
-        await self._connection.setRemoteDescription(
-            RTCSessionDescription(sdp=description, type=kind)
-        )
-        return codebooks
-
-    def _on_state(self) -> None:
-        state = self._connection.connectionState
-        logger.info("connection %s", state)
-        if state == "connected":
-            self._connected.set()
-        elif state in ("failed", "closed"):
-            self._failed |= state == "failed"
-            self._ended.set()
+        await super().close()

@@ -17,6 +17,10 @@ from encodec_rt.streaming.codec import Codec
 MIME_TYPE = "audio/vnd.encodec-rt"
 """Not registered with IANA; the vendor tree is where such names live (RFC 6838)."""
 PAYLOAD_TYPE = 118
+PROTOCOL = "encodec_rt/1"
+"""What a data channel's protocol string begins with; the parameters of the format follow."""
+ATTRIBUTE = "encodec-rt"
+"""The attribute of a data channel's SDP that has the protocol string, of either side."""
 MAX_CANDIDATES = 64
 MAX_FINGERPRINTS = 8
 """aiortc sends three of the same key, by three digests."""
@@ -70,12 +74,44 @@ class Format:
         full = ";".join(f"{name}={value}" for name, value in self.parameters.items())
         return description.replace(short, f"a=fmtp:{PAYLOAD_TYPE} {full}")
 
+    @property
+    def protocol(self) -> str:
+        """The protocol string of a data channel in this format."""
+        parameters = (f"{name}={value}" for name, value in self.parameters.items())
+        return ";".join((PROTOCOL, *parameters))
+
+    def describe_channel(self, description: str) -> str:
+        """The SDP of a data channel with our parameters, which others ignore (RFC 8866, 5.13)."""
+        return f"{description}a={ATTRIBUTE}:{self.protocol}\r\n"
+
     def check_remote(self, description: str) -> int:
         """The most codebooks that the peer's SDP allows.
 
         Raises LinkError unless it offers one audio stream in this format, and nothing else.
         """
-        theirs = _read_parameters(description)
+        return self._check(_read_parameters(description))
+
+    def check_channel(self, description: str) -> int:
+        """``check_remote`` for the SDP of one data channel."""
+        _read_sections(description, "application")
+        lines = description.splitlines()
+        found = [line.strip() for line in lines if line.startswith(f"a={ATTRIBUTE}:")]
+        if len(found) != 1:
+            raise LinkError(
+                f"the other side's data channel is not one of {PROTOCOL}: its description has "
+                f"{len(found)} attributes a={ATTRIBUTE}, where 1 is needed"
+            )
+        return self.check_protocol(found[0].partition(":")[2])
+
+    def check_protocol(self, protocol: str) -> int:
+        """``check_remote`` for the protocol string of a data channel."""
+        name, *given = protocol.split(";")
+        if name != PROTOCOL:
+            raise LinkError(f"the other side speaks {name[:40]!r}; {PROTOCOL} is needed")
+        parts = (each.partition("=") for each in given)
+        return self._check({name: value for name, _, value in parts})
+
+    def _check(self, theirs: dict[str, Any]) -> int:
         for name in ("model", "rate", "hop", "bits"):
             ours = self.parameters[name]
             if theirs.get(name) != ours:
@@ -87,6 +123,11 @@ class Format:
         if not most.isdecimal() or not 1 <= int(most) <= 32:
             raise LinkError(f"the other side accepts maxcodebooks={most!r}; 1 to 32 are possible")
         return int(most)
+
+
+def is_for_channel(description: str) -> bool:
+    """Whether an SDP asks for a data channel, which ``check_channel`` then reads."""
+    return any(line.startswith("m=application ") for line in description.splitlines())
 
 
 @contextmanager
@@ -120,19 +161,26 @@ def fingerprints(description: str) -> frozenset[str]:
     return frozenset(found)
 
 
-def _read_parameters(description: str) -> dict[str, Any]:
-    """The fmtp parameters of our codec in an SDP."""
+def _read_sections(description: str, kind: str) -> list[Any]:
+    """The codecs of an SDP; raises LinkError unless it has one section, of ``kind``."""
     try:
         session = sdp.SessionDescription.parse(description)
         sections = [(media.kind, len(media.ice_candidates)) for media in session.media]
         codecs = [codec for media in session.media for codec in media.rtp.codecs]
     except PARSER_ERRORS as error:
         raise LinkError(f"not a session description: {type(error).__name__}") from None
-    if len(sections) != 1 or sections[0][0] != "audio" or sections[0][1] > MAX_CANDIDATES:
+    if len(sections) != 1 or sections[0][0] != kind or sections[0][1] > MAX_CANDIDATES:
+        one = "audio stream" if kind == "audio" else "data channel"
         raise LinkError(
-            f"a session description of {[kind for kind, _ in sections]}; one audio stream with at "
+            f"a session description of {[kind for kind, _ in sections]}; one {one} with at "
             f"most {MAX_CANDIDATES} candidates is accepted"
         )
+    return codecs
+
+
+def _read_parameters(description: str) -> dict[str, Any]:
+    """The fmtp parameters of our codec in an SDP."""
+    codecs = _read_sections(description, "audio")
     found = [codec for codec in codecs if codec.mimeType.lower() == MIME_TYPE]
     if not found:
         names = ", ".join(sorted({codec.mimeType for codec in codecs})) or "no codec"

@@ -10,6 +10,7 @@ import asyncio
 import ssl
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from aiohttp import web
 from aiohttp.typedefs import Handler
@@ -86,6 +87,13 @@ class SignallingServer:
             lingering_s=1.0,
         )
 
+    def add_to(self, application: web.Application) -> None:
+        """Take calls at a server of pages, from its own pages too, in place of ``start``.
+
+        That server checks hosts and origins; the rate of calls and the token are checked here.
+        """
+        self._whip.add_to(application, lambda handler: partial(self._admit, handler=handler))
+
     async def close(self) -> None:
         """Hang up every call and stop listening."""
         await self._whip.close()
@@ -94,12 +102,21 @@ class SignallingServer:
     @web.middleware
     async def _check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         """Raise the refusal of a request that may not come further, cheapest reason first."""
-        address = request.remote or ""
-        if not self._rate.allows(address, asyncio.get_running_loop().time()):
-            raise web.HTTPTooManyRequests
+        self._check_rate(request)
         origin = request.headers.get("Origin")
         if origin is not None and origin not in self._origins:
             raise web.HTTPForbidden
+        return await self._check_token(request, handler)
+
+    async def _admit(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        self._check_rate(request)
+        return await self._check_token(request, handler)
+
+    def _check_rate(self, request: web.Request) -> None:
+        if not self._rate.allows(request.remote or "", asyncio.get_running_loop().time()):
+            raise web.HTTPTooManyRequests
+
+    async def _check_token(self, request: web.Request, handler: Handler) -> web.StreamResponse:
         header = request.headers.get("Authorization")
         if self._token is not None and not is_authorized(header, self._token):
             raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"})

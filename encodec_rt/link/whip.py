@@ -89,10 +89,14 @@ class WhipEndpoint:
             ("DELETE", call, self._delete),
         )
 
-    def add_to(self, application: web.Application) -> None:
-        """Give ``application`` the addresses."""
-        for route in self.routes:
-            application.router.add_route(*route)
+    def add_to(
+        self,
+        application: web.Application,
+        admit: Callable[[Handler], Handler] = lambda handler: handler,
+    ) -> None:
+        """Give ``application`` the addresses, whose handlers ``admit`` may put a check before."""
+        for method, path, handler in self.routes:
+            application.router.add_route(method, path, admit(handler))
 
     async def close(self) -> None:
         """Hang up every call."""

@@ -44,6 +44,12 @@ class Line:
         now = (0, 0) if latest is None else (latest.packets_sent, latest.bytes_sent)
         return before[0] + now[0], before[1] + now[1], before[2] + self.transport.dropped
 
+    def begin_with(self, transport: Transport) -> None:
+        """Use ``transport`` in place of the first one, over which nothing has passed yet."""
+        before, self.transport = self.transport, transport
+        self._open(transport)
+        self._leave(before, 0.0)
+
     def propose(self, transport: Transport) -> None:
         """Listen on ``transport`` too: its first packet, or ``adopt``, makes it the line."""
         if self._pending is not None:

@@ -101,6 +101,11 @@ class ArrivalCounter:
         self.jitter_s = 0.0
 
     @property
+    def highest(self) -> int:
+        """The highest sequence number so far, counted on where it wraps."""
+        return self._highest
+
+    @property
     def lost(self) -> int:
         """Packets expected but not received; duplicates count against it, as in RTCP."""
         expected = self._highest - self._first + 1 if self._ssrc is not None else 0

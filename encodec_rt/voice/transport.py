@@ -59,7 +59,7 @@ class Transport(Protocol):
         """Wait until the path is closed, by either side."""
 
     def send(self, packet: Outgoing) -> None:
-        """Send a packet with its timestamp and marker, or drop the oldest that waits."""
+        """Send a packet with its timestamp and marker, or drop one that the path does not take."""
 
     async def report(self) -> Report | None:
         """What the other side last reported, or None before its first report."""

@@ -13,7 +13,7 @@ import pytest
 
 from encodec_rt.link.call import Call, CallOptions
 from encodec_rt.link.endpoints import NullSink, SilentSource
-from encodec_rt.link.rtp import MAX_SOURCES
+from encodec_rt.link.hardening import MAX_SOURCES
 from encodec_rt.streaming.codec import Codec
 from tests.support.models import random_model, tiny_config
 

@@ -97,6 +97,7 @@ class Scene:
 
     def cut(self) -> None:
         for call in self.calls:
+            assert isinstance(call.transport, RtpTransport)
             self.dead.add(call.transport)
 
     async def play(self, *, server_stays: bool = True) -> None:
