@@ -12,6 +12,7 @@ from encodec_rt.cli.interrupts import run_until_ended
 from encodec_rt.cli.link_call import CallCourse, answer_calls, dial, prepare, rehearse, require_link
 from encodec_rt.cli.link_options import LinkOptions, TokenOption
 from encodec_rt.cli.options import CodecOptions, PortOption, with_groups
+from encodec_rt.cli.web import model_for_browser, page_address
 
 
 @with_groups
@@ -21,6 +22,9 @@ def listen(
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: PortOption = 8443,
     once: Annotated[bool, typer.Option("--once", help="End after the first call.")] = False,
+    web: Annotated[
+        bool, typer.Option("--web", help="Serve a page, too, that calls from a browser.")
+    ] = False,
 ) -> None:
     """Wait for calls, one at a time.
 
@@ -38,6 +42,7 @@ def listen(
         if not certificate.is_file():
             credentials.make_certificate(certificate, key, [host])
         context = credentials.server_context(certificate, key)
+    page = model_for_browser(options.model) if web else None
     codec = prepare(options, link)
     recorder = recorder_for(codec, options, link)
     rehearse(codec, link, force=options.force)
@@ -48,6 +53,8 @@ def listen(
         pin = f" --fingerprint {fingerprint}" if fingerprint is not None else ""
         for url in credentials.urls(scheme, host, bound):
             report(f"listening; on the other machine: encodec-rt link call {url}{pin}")
+            if page is not None:
+                report(f"or open {page_address(url, token)} in a browser")
 
     calls = 0
 
@@ -63,8 +70,11 @@ def listen(
         )
 
     run_until_ended(
-        answer_calls(make, host, port, context=context, token=token, announce=announce, once=once)
-    )
+        answer_calls(
+            make, host, port,
+            context=context, token=token, announce=announce, once=once, page=page,
+        )
+    )  # fmt: skip
 
 
 @with_groups
@@ -77,8 +87,11 @@ def call(
     fingerprint: Annotated[
         str | None, typer.Option(help="SHA-256 of the other side's certificate, in hex.")
     ] = None,
+    channel: Annotated[
+        bool, typer.Option("--channel", help="Over a data channel, as a web page is called.")
+    ] = False,
 ) -> None:
-    """Call a listening machine.
+    """Call a listening machine, or a page of 'encodec-rt web' that waits for a call.
 
     The call lasts until the played file ends, Ctrl-C, or the other side hangs up.
     """
@@ -93,7 +106,7 @@ def call(
     hang_up_s = 1.0 if link.play is not None else None
 
     def make() -> CallCourse:
-        call = link.for_call(options.bandwidth, hang_up_s=hang_up_s)
+        call = link.for_call(options.bandwidth, hang_up_s=hang_up_s, channel=channel)
         return CallCourse(
             *(codec, link, call, status_console()), recorder=recorder, force=options.force
         )

@@ -252,9 +252,14 @@ async def answer_calls(
     token: str | None,
     announce: Callable[[int], None],
     once: bool,
+    page: bytes | None = None,
 ) -> None:
-    """Listen for calls until cancelled, or with ``once`` until the first has ended."""
+    """Listen for calls until cancelled, or with ``once`` until the first has ended.
+
+    With ``page``, a model's file for the browser, serve the page that calls, too.
+    """
     from encodec_rt.link.signalling import SignallingServer
+    from encodec_rt.web.server import PageServer
 
     ended = asyncio.Event()
 
@@ -287,7 +292,8 @@ async def answer_calls(
         async def close(self) -> None:
             await self._course.call.close()
 
-    server = SignallingServer(ListeningCall, token=token)
+    calls = SignallingServer(ListeningCall, token=token)
+    server = calls if page is None else PageServer(page, token=token, calls=calls)
     announce(await server.start(host, port, context))
     try:
         await ended.wait()

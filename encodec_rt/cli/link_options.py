@@ -90,7 +90,9 @@ class LinkOptions:
     stats_json: StatsOption = None
     token_file: TokenOption = None
 
-    def for_call(self, bandwidth_kbps: float, *, hang_up_s: float | None = None) -> CallOptions:
+    def for_call(
+        self, bandwidth_kbps: float, *, hang_up_s: float | None = None, channel: bool = False
+    ) -> CallOptions:
         """What of them the call itself needs. Raises ConfigError for an ICE server that is none."""
         from encodec_rt.link.call import CallOptions
         from encodec_rt.link.ice import parse_ice_server
@@ -105,6 +107,7 @@ class LinkOptions:
             hang_up_s,
             ice_servers=servers,
             reconnect_s=self.reconnect,
+            channel=channel,
             real_time=self.real_time,
         )
 

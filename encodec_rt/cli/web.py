@@ -27,13 +27,12 @@ def web(
 ) -> None:
     """Serve a page that runs the codec in the browser.
 
-    On it one hears oneself, and calls another browser. Beyond loopback this is over TLS and with a
+    On it one hears oneself, and calls another browser; 'link call --channel' calls one that waits.
+    Beyond loopback this is over TLS and with a
     token, and the browser has to accept the certificate once. Ends with Ctrl-C.
     """
     require_link()
-    from encodec_rt.export.blob import blob
     from encodec_rt.link import credentials
-    from encodec_rt.model.encodec import EncodecModel
     from encodec_rt.web.server import PageServer
 
     folder = credentials.state_folder()
@@ -44,7 +43,7 @@ def web(
         if not certificate.is_file():
             credentials.make_certificate(certificate, key, [host])
         context = credentials.server_context(certificate, key)
-    server = PageServer(blob(EncodecModel.from_pretrained(model)), token=token)
+    server = PageServer(model_for_browser(model), token=token)
     run_until_ended(_serve(server, host, port, context, token))
 
 
@@ -53,10 +52,21 @@ async def _serve(
 ) -> None:
     bound = await server.start(host, port, context)
     scheme = "http" if context is None else "https"
-    # Behind the #, which a browser keeps to itself.
-    secret = "" if token is None else f"#token={token}"
-    say(f"open {scheme}://{host}:{bound}/{secret} in a browser; Ctrl-C ends")
+    say(f"open {page_address(f'{scheme}://{host}:{bound}', token)} in a browser; Ctrl-C ends")
     try:
         await asyncio.Event().wait()
     finally:
         await server.close()
+
+
+def model_for_browser(model: str) -> bytes:
+    """The model's file for the page. Raises ConfigError for one that is not causal."""
+    from encodec_rt.export.blob import blob
+    from encodec_rt.model.encodec import EncodecModel
+
+    return blob(EncodecModel.from_pretrained(model))
+
+
+def page_address(url: str, token: str | None) -> str:
+    """Where the page at ``url`` is opened: the token stands behind the #, which is never sent."""
+    return f"{url}/" if token is None else f"{url}/#token={token}"

@@ -1,13 +1,19 @@
-"""Where two pages find each other: a WebSocket that hands one's messages to the other."""
+"""Where two pages find each other: a WebSocket that hands one's messages to the other.
+
+A caller without a page, such as ``link call``, can ring the one that waits.
+"""
 
 from __future__ import annotations
 
 import asyncio
 import json
+from typing import Protocol
 
 from aiohttp import WSMsgType, web
 
+from encodec_rt.errors import LinkError
 from encodec_rt.link.credentials import is_authorized
+from encodec_rt.link.sdp import is_for_channel
 
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_MESSAGES = 8
@@ -18,13 +24,46 @@ WAIT_S = 600.0
 BUSY, REFUSED = 4000, 4001
 
 
+class _Member(Protocol):
+    """Who is in the room, and can be told something."""
+
+    async def send_str(self, data: str, /) -> None: ...
+
+
+class _Caller:
+    """Someone who rings, and waits for the page's answer."""
+
+    def __init__(self) -> None:
+        self.answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    async def send_str(self, data: str, /) -> None:
+        """Take the page's description or refusal; whatever else it says is of no use here."""
+        try:
+            said = json.loads(data)
+            refused, description = said.get("refused"), said.get("description") or {}
+            answer = description.get("sdp")
+        except (ValueError, AttributeError, RecursionError):
+            return
+        if self.answer.done():
+            return
+        if isinstance(refused, str):
+            self.answer.set_exception(LinkError(refused[:300]))
+        elif isinstance(answer, str):
+            self.answer.set_result(answer)
+
+
 class Meeting:
     """One room of two. The second to come makes the offer; then both go away."""
 
     def __init__(self, token: str | None) -> None:
         """``token`` is asked for in the first message, as a browser can send no header here."""
         self._token = token
-        self._inside: list[web.WebSocketResponse] = []
+        self._inside: list[_Member] = []
+
+    @property
+    def waiting(self) -> bool:
+        """Whether one is inside, whom another could meet."""
+        return len(self._inside) == 1
 
     async def join(self, request: web.Request) -> web.WebSocketResponse:
         """Let a page in, and hand on what it says."""
@@ -42,7 +81,7 @@ class Meeting:
         try:
             if len(self._inside) == 2:
                 for role, member in zip(("answer", "offer"), self._inside, strict=True):
-                    await member.send_json({"role": role})
+                    await member.send_str(json.dumps({"role": role}))
             await asyncio.wait_for(self._hand_on(socket), WAIT_S)
         except (asyncio.TimeoutError, ConnectionError):
             pass
@@ -51,10 +90,36 @@ class Meeting:
         await socket.close()
         return socket
 
+    async def ring(self, offer: str) -> str:
+        """The answer to ``offer`` of the page that waits.
+
+        Raises LinkError if none waits, or none that can take it.
+        """
+        if not is_for_channel(offer):
+            raise LinkError("a page takes calls over a data channel only; call with --channel")
+        if not self.waiting:
+            raise LinkError(
+                "no page waits for a call; open it there and choose 'Call'"
+                if not self._inside
+                else "two others are in a call; try again later"
+            )
+        caller, page = _Caller(), self._inside[0]
+        self._inside.append(caller)
+        try:
+            await page.send_str(json.dumps({"role": "answer"}))
+            described = {"description": {"type": "offer", "sdp": offer}}
+            await page.send_str(json.dumps(described))
+            return await caller.answer
+        except ConnectionError:
+            raise LinkError("the page has gone away") from None
+        finally:
+            self._inside.remove(caller)
+
     async def close(self) -> None:
         """Send everybody away."""
-        for socket in list(self._inside):
-            await socket.close(message=b"the server ends")
+        for member in list(self._inside):
+            if isinstance(member, web.WebSocketResponse):
+                await member.close(message=b"the server ends")
 
     async def _is_admitted(self, socket: web.WebSocketResponse) -> bool:
         try:
@@ -72,3 +137,27 @@ class Meeting:
             for other in self._inside:
                 if other is not socket:
                     await other.send_str(message.data)
+
+
+class RungCall:
+    """The call of someone who rings a page, as signalling sees it: it goes on without us."""
+
+    is_lost = False
+
+    def __init__(self, meeting: Meeting) -> None:
+        """Of the page that waits in ``meeting``."""
+        self._meeting = meeting
+
+    async def answer(self, offer: str) -> str:
+        """The page's answer. Raises LinkError."""
+        return await self._meeting.ring(offer)
+
+    async def renew(self, offer: str) -> str:
+        """Raises LinkError: the page has left the room."""
+        raise LinkError("a page that was called takes no other path")
+
+    async def run(self) -> None:
+        """Nothing is left to do."""
+
+    async def close(self) -> None:
+        """Nothing is held."""

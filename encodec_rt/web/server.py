@@ -20,7 +20,8 @@ from aiohttp.typedefs import Handler
 from encodec_rt.link.admission import ConnectionLimits, RateLimit
 from encodec_rt.link.credentials import check_token, is_authorized
 from encodec_rt.link.listening import Listener
-from encodec_rt.web.meeting import Meeting
+from encodec_rt.link.signalling import SignallingServer
+from encodec_rt.web.meeting import Meeting, RungCall
 
 REQUESTS_PER_S = 10.0
 BURST = 60
@@ -71,36 +72,56 @@ class _File:
 class PageServer:
     """Serves the page to browsers; counts what it sent in ``bytes_sent``."""
 
-    def __init__(self, model: bytes, *, token: str | None = None) -> None:
+    def __init__(
+        self, model: bytes, *, token: str | None = None, calls: SignallingServer | None = None
+    ) -> None:
         """``model`` is the content of a model's file; a ``token`` is asked for before it is given.
 
-        Raises LinkError for a token that could be guessed.
+        The page calls who answers ``calls``, or, without it, another page. ``calls`` asks for the
+        same token, and is closed with the server. Raises LinkError for a token that could be
+        guessed.
         """
         if token is not None:
             check_token(token)
         self._token = token
-        self._files = _files(model)
-        self._meeting = Meeting(token)
+        self._files = _files(model, calls="pages" if calls is None else "listener")
+        self._meeting = Meeting(token) if calls is None else None
+        self._calls = calls or SignallingServer(self._ring, token=token)
         self._rate = RateLimit(REQUESTS_PER_S, BURST)
         self._listener = Listener()
         self.bytes_sent = 0
+
+    @property
+    def waiting(self) -> bool:
+        """Whether a page waits for a call."""
+        return self._meeting is not None and self._meeting.waiting
 
     async def start(self, host: str, port: int, context: ssl.SSLContext | None) -> int:
         """Listen; the port, which is chosen by the system for 0.
 
         Raises LinkError for an address beyond loopback without both TLS and a token.
         """
-        application = web.Application(client_max_size=0, middlewares=[self._check])
-        application.router.add_get("/meet", self._meeting.join)
+        application = web.Application(
+            client_max_size=self._calls.limits.body_bytes, middlewares=[self._check]
+        )
+        if self._meeting is not None:
+            application.router.add_get("/meet", self._meeting.join)
+        self._calls.add_to(application)
         application.router.add_get("/{path:.*}", self._get)
         return await self._listener.open(
             application, (host, port), LIMITS, context, has_token=self._token is not None
         )
 
     async def close(self) -> None:
-        """Stop serving."""
-        await self._meeting.close()
+        """Stop serving, and hang up."""
+        if self._meeting is not None:
+            await self._meeting.close()
+        await self._calls.close()
         await self._listener.close()
+
+    def _ring(self) -> RungCall:
+        assert self._meeting is not None
+        return RungCall(self._meeting)
 
     async def _get(self, request: web.Request) -> web.Response:
         file = self._files.get(request.path)
@@ -137,8 +158,8 @@ class PageServer:
         return response
 
 
-def _files(model: bytes) -> dict[str, _File]:
-    """All files by their paths; the page names the others."""
+def _files(model: bytes, *, calls: str) -> dict[str, _File]:
+    """All files by their paths; the page names the others, and whom it ``calls``."""
     root = Path(str(resources.files("encodec_rt")))
     parts = sorted((root / "web" / "page").glob("*.*"))
     parts.append(root / "web" / "codec" / "codec.wasm")
@@ -149,6 +170,7 @@ def _files(model: bytes) -> dict[str, _File]:
     places = {
         "FOLDER": folder,
         "MODEL": f"/model-{_digest(model)}.bin",
+        "CALLS": calls,
         "CLIP": f"/clip-{_digest(clip)}.flac",
     }
     for name, place in places.items():

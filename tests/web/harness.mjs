@@ -10,6 +10,11 @@ const { JitterBuffer } = await load("jitter");
 const { Codec } = await load("codec");
 const { Concealer } = await load("conceal");
 const { Resampler } = await load("resample");
+const { RateController } = await load("bitrate");
+const { Packetizer } = await load("packetizer");
+const { Reports } = await load("reports");
+const { Receiver } = await load("voice");
+const { agree, protocolOf } = await load("path");
 
 const bytes = (hex) => Uint8Array.from(Buffer.from(hex, "hex"));
 const hex = (array) => Buffer.from(array.buffer, array.byteOffset, array.byteLength).toString("hex");
@@ -52,6 +57,71 @@ const tasks = {
       if (!result.refused) taken += 1;
     }
     return { count, taken };
+  },
+  // The packets of a sender whose frames, times and reports are given.
+  send: ({ books, hop, bits, rateHz, events }) => {
+    const controller = new RateController({ books, bits, frameRateHz: rateHz / hop });
+    const packetizer = new Packetizer({ hop, bits });
+    return events.map(([kind, now, ...rest]) => {
+      if (kind === "report") return controller.onReport(...rest, now) ?? null;
+      const [codes, active] = rest;
+      const packets = packetizer.push(Uint16Array.from(codes), controller.plan(now), active);
+      return packets.map(({ payload, timestamp, marker }) => [hex(payload), timestamp, marker]);
+    });
+  },
+  // The reports of one side that sends and receives what is given.
+  report: ({ rateHz, ssrc, events }) => {
+    const reports = new Reports(rateHz, ssrc);
+    return events.map(([kind, now, message]) => {
+      if (kind === "sent") reports.onSent(bytes(message));
+      else if (kind === "packet") reports.onPacket(bytes(message), now);
+      else if (kind === "write") return hex(reports.write(now));
+      else {
+        reports.read(bytes(message), now);
+        return reports.latest && { ...reports.latest, roundTripS: reports.roundTripS };
+      }
+      return null;
+    });
+  },
+  // Damaged and random reports: nothing but a PacketError comes, and no wild round trip is believed.
+  hostile_reports: ({ count, seeds, ssrc }) => {
+    const reports = new Reports(24000, ssrc);
+    let state = 54321;
+    const random = (n) => {
+      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+      return Math.floor((state / 2 ** 32) * n);
+    };
+    let taken = 0;
+    for (let i = 0; i < count; i++) {
+      let message = i % 2 ? Uint8Array.from({ length: random(60) }, () => random(256)) : bytes(seeds[random(seeds.length)]);
+      if (i % 2 === 0) message[random(message.length)] = random(256);
+      if (i % 3 === 0) message = message.subarray(0, random(message.length + 1));
+      const result = refusable(() => reports.read(message, i / 100) ?? {});
+      if (!result.refused) taken += 1;
+    }
+    return { count, taken, roundTripS: reports.roundTripS, written: reports.write(count).length };
+  },
+  // What a receiver plays of the messages given, and what it counted.
+  hear: ({ wasm, model, books, events }) => {
+    const codec = new Codec(readFileSync(wasm), readFileSync(model));
+    const receiver = new Receiver(codec, books);
+    const heard = [];
+    for (const [kind, now, message] of events) {
+      if (kind === "put") receiver.receive(bytes(message), now);
+      else heard.push(...receiver.play(now));
+    }
+    return { heard: base64(Float32Array.from(heard)), counts: receiver.counts };
+  },
+  protocol: ({ about, books, others }) => {
+    const ours = protocolOf(about, books);
+    const taken = others.map((theirs) => {
+      try {
+        return agree(ours, theirs);
+      } catch (error) {
+        return error.message;
+      }
+    });
+    return { ours, taken };
   },
   jitter: ({ options, events }) => {
     const buffer = new JitterBuffer(options);

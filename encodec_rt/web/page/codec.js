@@ -27,15 +27,16 @@ export function isSupported() {
   return typeof WebAssembly === "object" && WebAssembly.validate(new Uint8Array(probe));
 }
 
-// What a model's file says of itself.
+// What a model's file says of itself, and its hop.
 export function describe(blob) {
   const bytes = new Uint8Array(blob.buffer ?? blob, blob.byteOffset ?? 0, blob.byteLength);
-  const length = new DataView(bytes.buffer, bytes.byteOffset).getUint32(8, true);
+  const header = new DataView(bytes.buffer, bytes.byteOffset);
+  const length = header.getUint32(8, true);
   let text = "";
   for (const byte of bytes.subarray(HEADER_BYTES, HEADER_BYTES + length)) {
     text += String.fromCharCode(byte);
   }
-  return JSON.parse(text);
+  return { ...JSON.parse(text), hop: header.getUint32(24, true) };
 }
 
 export class Codec {

@@ -1,8 +1,12 @@
-// A decoder that always plays: a lost frame is the last latent, held and then fading into
-// background noise (encodec_rt/voice/conceal.py, without its repair of late frames).
+// A decoder that always plays (encodec_rt/voice/conceal.py, which says why): a lost frame is the last
+// latent, held and then fading into background noise; a frame that comes just too late still puts
+// the state right. Golden traces of Python's test it.
 
 export const GAINS = [1, 1, 1, 1, 1, 0.67, 0.33];
+const REPAIR_FRAMES = 3;
 const NOISE_FRAMES = 16;
+const FADE_S = 0.005;
+const FADE_AFTER = 2;
 const MIN_FLOOR_DB = -65;
 const FLOOR_RISE_DB_PER_S = 3;
 const MARGIN_DB = 9;
@@ -46,27 +50,92 @@ export class Concealer {
     this.seed = 1;
     this.detector = new EnergyDetector(codec.hop / codec.about.sampling_rate);
     this.quiet = true;
+    // The last hops played: {index, codes, before}, where `before` is the state ahead of a lost one.
+    this.history = [];
+    this.fading = null;
+    this.fade = Math.round(FADE_S * codec.about.sampling_rate);
+    this.channels = codec.channels;
   }
 
-  // One hop of audio from the codes of a frame, or from null where there is none.
-  play(codes) {
-    if (codes) {
-      this.last = this.decoder.lookUp(codes);
-      this.lost = 0;
-      const audio = this.decoder.decodeLatent(this.last);
+  close() {
+    this.decoder.close();
+  }
+
+  // One hop of audio from the codes of frame `index`, or from null where there is none.
+  play(codes, index = null) {
+    const latent = codes && this.decoder.lookUp(codes);
+    if (codes && this.lost >= FADE_AFTER && !this.fading) {
+      // What the next hop would be, were its frame lost too.
+      const before = this.state();
+      this.fading = this.decoder.decodeLatent(this.advance(null));
+      this.goBack(before);
+    }
+    const audio = this.decoder.decodeLatent(this.next(codes, latent, index));
+    if (this.lost) {
+      this.quiet = this.lost > GAINS.length;
+    } else {
       this.quiet = !this.detector.isActive(audio);
       if (this.quiet) {
         this.noise.push(this.last);
         if (this.noise.length > NOISE_FRAMES) this.noise.shift();
       }
-      return audio;
+    }
+    return this.crossFade(audio);
+  }
+
+  // Puts the state right with frames [[index, codes]] that came too late; how many were of use.
+  repair(late) {
+    const come = new Map(late);
+    const hops = this.history;
+    const useful = hops.filter((hop) => hop.before && come.has(hop.index));
+    if (!useful.length) return 0;
+    const first = hops.indexOf(useful[0]);
+    this.fading = this.decoder.decodeLatent(this.advance(null));
+    this.goBack(useful[0].before);
+    this.history = hops.slice(0, first);
+    for (const { index, codes } of hops.slice(first)) {
+      const known = codes ?? come.get(index) ?? null;
+      this.decoder.decodeLatent(this.next(known, known && this.decoder.lookUp(known), index));
+    }
+    return useful.length;
+  }
+
+  next(codes, latent, index) {
+    this.history.push({ index, codes, before: codes ? null : this.state() });
+    if (this.history.length > REPAIR_FRAMES) this.history.shift();
+    return this.advance(latent);
+  }
+
+  // The next latent: that of the frame if it came, else a rung of the ladder.
+  advance(latent) {
+    if (latent) {
+      this.last = latent;
+      this.lost = 0;
+      return latent;
     }
     const gain = GAINS[this.lost] ?? 0;
     this.lost += 1;
     this.seed = (Math.imul(this.seed, 1664525) + 1013904223) >>> 0;
     const noise = this.noise[this.seed % this.noise.length];
-    const latent = this.last.map((x, i) => gain * x + (1 - gain) * noise[i]);
-    this.quiet = this.lost > GAINS.length;
-    return this.decoder.decodeLatent(latent);
+    return this.last.map((x, i) => gain * x + (1 - gain) * noise[i]);
+  }
+
+  state() {
+    return { decoder: this.decoder.state.slice(), last: this.last, lost: this.lost };
+  }
+
+  goBack({ decoder, last, lost }) {
+    this.decoder.state.set(decoder);
+    Object.assign(this, { last, lost });
+  }
+
+  crossFade(audio) {
+    if (!this.fading) return audio;
+    for (let i = 0; i < this.fade * this.channels; i++) {
+      const ramp = Math.floor(i / this.channels) / (this.fade - 1);
+      audio[i] = ramp * audio[i] + (1 - ramp) * this.fading[i];
+    }
+    this.fading = null;
+    return audio;
   }
 }

@@ -18,15 +18,21 @@ export class Engine {
   setBooks(books) {
     if (this.sender || books === this.books) return;
     this.encoder?.close();
-    this.concealer?.decoder.close();
+    this.concealer?.close();
     this.books = books;
     this.encoder = this.codec.encoder(books);
     this.concealer = new Concealer(this.codec, books);
   }
 
-  beginCall({ ssrc }) {
-    this.sender = new Sender(this.codec, this.books, ssrc);
+  // Streams begin anew for each path of a call, so that each decoder is where the encoder is; what
+  // was counted stays.
+  beginCall({ ssrc, limit }) {
+    const counts = this.receiver?.counts;
+    this.sender?.close();
+    this.receiver?.close();
+    this.sender = new Sender(this.codec, { books: this.books, limit, ssrc });
     this.receiver = new Receiver(this.codec, this.books);
+    if (counts) this.receiver.counts = counts;
   }
 
   get inCall() {
@@ -39,6 +45,7 @@ export class Engine {
     if (data.loss !== undefined) this.loss = data.loss;
     if (data.call) this.beginCall(data.call);
     if (data.packet) this.receiver?.receive(data.packet, nowS);
+    if (data.report) this.sender?.controller.onReport(data.report.fractionLost, data.report.roundTripS, nowS);
   }
 
   // One hop through the codec: {decoded, lost}.
@@ -49,15 +56,21 @@ export class Engine {
   }
 
   // One hop into the call.
-  say(samples) {
-    const packet = this.sender.push(samples);
-    if (packet) this.send(packet);
+  say(samples, nowS) {
+    for (const packet of this.sender.push(samples, nowS)) this.send(packet);
+  }
+
+  // Hops just before now that this machine had no time for: the call's clocks go on.
+  skip(count, nowS) {
+    this.sender.skip(count);
+    const hopS = this.codec.hop / this.codec.about.sampling_rate;
+    for (let ago = count; ago > 0; ago--) this.receiver.skip(nowS - ago * hopS);
   }
 
   // One hop out of the call: {decoded, lost, counts, held}.
   hear(nowS) {
     const decoded = this.receiver.play(nowS);
     const { buffer, counts } = this.receiver;
-    return { decoded, lost: false, counts: { ...counts }, held: Math.max(0, buffer.targetMs) / 1000 };
+    return { decoded, lost: false, counts: { ...counts }, held: buffer.targetMs / 1000 };
   }
 }

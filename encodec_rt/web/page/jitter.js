@@ -43,7 +43,7 @@ export class JitterBuffer {
 
   get targetMs() {
     if (!this.transits.count) return this.floorS * 1000;
-    return (this.goalS - this.transits.quantile(0.01)) * 1000;
+    return Math.max(0, this.goalS - this.transits.quantile(0.01)) * 1000;
   }
 
   get waiting() {

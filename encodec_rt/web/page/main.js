@@ -3,12 +3,15 @@ import { Call } from "./call.js";
 import { describe, isSupported } from "./codec.js";
 import { levelDb } from "./conceal.js";
 import { playCancellable } from "./echo.js";
+import { Listener, Room } from "./signalling.js";
 import { Spectrogram } from "./spectrogram.js";
+import { showRows } from "./table.js";
 import { wav } from "./wav.js";
 
-const KEPT_HOPS = 75 * 600;
+const KEPT_S = 600;
 const element = (id) => document.getElementById(id);
-const { folder, model: modelUrl, clip: clipUrl } = document.body.dataset;
+// `calls` is whom a call goes to: another of the "pages", or the "listener" that serves this one.
+const { folder, model: modelUrl, clip: clipUrl, calls } = document.body.dataset;
 
 // A model's file beyond this takes more of the audio thread's time than is safe.
 const MAX_INSIDE_BYTES = globalThis.encodecMaxInsideBytes ?? 16e6;
@@ -148,11 +151,16 @@ async function converse(connect) {
   if (!page.node) return;
   const books = Number(document.querySelector("input[name=kbps]:checked").value);
   const port = codecPort();
-  const receive = (packet) => port.postMessage({ packet }, [packet.buffer]);
-  const call = (page.call = new Call(page.about, books, receive, (why) => page.call === call && stop().then(() => say(why, true))));
-  say("Waiting for another browser to open this page and call…");
+  const call = (page.call = new Call(page.about, books, way(), {
+    begin: (streams) => port.postMessage({ call: streams }),
+    receive: (packet) => port.postMessage({ packet }, [packet.buffer]),
+    report: (report) => port.postMessage({ report }),
+    tell: (words) => page.call === call && say(words),
+    ended: (why) => page.call === call && stop().then(() => say(why, true)),
+  }));
+  say(calls === "listener" ? "Calling…" : "Waiting for another browser to open this page and call…");
   try {
-    await call.connect(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/meet`, token());
+    await call.connect();
   } catch (error) {
     if (page.call !== call) return;
     await stop();
@@ -160,8 +168,12 @@ async function converse(connect) {
     return;
   }
   page.saved = [];
-  port.postMessage({ call: { ssrc: crypto.getRandomValues(new Uint32Array(1))[0] } });
   say("In a call. Use headphones.");
+}
+
+function way() {
+  if (calls === "listener") return new Listener("/call", token());
+  return new Room(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/meet`, token());
 }
 
 // In a call a file takes the microphone's place.
@@ -212,8 +224,9 @@ const pictures = { said: new Spectrogram(element("said")), heard: new Spectrogra
 
 function draw(hop) {
   page.last = hop;
+  page.call?.tick();
   page.saved.push({ heard: hop.decoded, said: hop.original });
-  if (page.saved.length > KEPT_HOPS) page.saved.shift();
+  if (page.saved.length * page.frame > KEPT_S * page.about.sampling_rate) page.saved.shift();
   if (document.hidden) return;
   pictures.said.push(hop.original);
   pictures.heard.push(hop.decoded);
@@ -228,25 +241,13 @@ function latency(hop) {
   const rows = [
     ["Microphone, as the browser says", page.stream?.getAudioTracks()[0].getSettings().latency],
     ["One frame", page.frame / page.about.sampling_rate],
+    ["Network, half the round trip", page.call?.reports?.roundTripS / 2],
     ["Held against jitter", hop.held],
     ["Waiting to be played", hop.waiting],
     ["Browser's mixer", context.baseLatency],
     ["Device, as the browser says", context.outputLatency],
   ].filter(([, seconds]) => Number.isFinite(seconds));
-  page.latency = rows.reduce((sum, [, seconds]) => sum + seconds, 0);
-  rows.push(["Together, without the network", page.latency]);
-  const counted = hop.counts ? Object.entries(hop.counts) : [["Gaps so far", hop.underruns]];
-  rows.push(...counted);
-  element("latency").tBodies[0].replaceChildren(
-    ...rows.map(([name, value], i) => {
-      const row = document.createElement("tr");
-      const counts = i >= rows.length - counted.length;
-      if (i === rows.length - counted.length - 1) row.className = "total";
-      const text = counts ? String(value) : `${(1000 * value).toFixed(1)} ms`;
-      row.append(...[name, text].map((words) => Object.assign(document.createElement("td"), { textContent: words })));
-      return row;
-    }),
-  );
+  showRows(element("latency").tBodies[0], rows, hop.counts ? Object.entries(hop.counts) : [["Gaps so far", hop.underruns]]);
 }
 
 function listen() {
@@ -288,4 +289,5 @@ element("loss").addEventListener("input", ({ target }) => {
   codecPort()?.postMessage({ loss: target.value / 100 });
 });
 
+if (calls === "listener") element("call").textContent = "Call";
 load().catch((error) => say(error.message, true));

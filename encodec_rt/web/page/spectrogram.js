@@ -1,4 +1,4 @@
-// A spectrogram that scrolls: one column per hop, 0 to half the rate upwards, in decibels.
+// A spectrogram that scrolls: a column per hop, or more for a long one, 0 to half the rate upwards, in decibels.
 
 const SIZE = 512;
 const FLOOR_DB = -90;
@@ -14,9 +14,13 @@ export class Spectrogram {
   }
 
   push(hop) {
+    for (let at = 0; at < hop.length; at += SIZE) this.draw(hop.subarray(at, at + SIZE));
+  }
+
+  draw(piece) {
     const { samples } = this;
-    samples.copyWithin(0, hop.length);
-    samples.set(hop, SIZE - hop.length);
+    samples.copyWithin(0, piece.length);
+    samples.set(piece, SIZE - piece.length);
     const power = spectrum(samples, this.window);
     const { height } = this.canvas;
     for (let y = 0; y < height; y++) {

@@ -1,54 +1,49 @@
 // Both directions of a call without clock and network: samples in and packets out, packets in and
 // hops of samples out. The same wire as encodec_rt/voice; the worklet drives it.
+import { RateController } from "./bitrate.js";
 import { Concealer, EnergyDetector } from "./conceal.js";
 import { JitterBuffer } from "./jitter.js";
-import { encodePacket, encodeRtp, PacketError, parsePacket, parseRtp } from "./packet.js";
+import { encodeRtp, PacketError, parsePacket, parseRtp } from "./packet.js";
+import { Packetizer } from "./packetizer.js";
 
 export const PAYLOAD_TYPE = 118;
-const COPIES = 2;
-const COPY_BOOKS = 2;
 const HANGOVER_S = 0.16;
-const REFRESH_FRAMES = 30;
+const MAX_LATE = 8;
 
-// Frames of codes into RTP packets of one frame each, with copies of the two before; nothing but
-// an announcement every 400 ms where nobody speaks.
+// Samples into RTP packets, as reports let through; nothing but an announcement every 400 ms where
+// nobody speaks.
 export class Sender {
-  constructor(codec, books, ssrc) {
-    this.codec = codec;
+  // `books` are encoded, and at most `limit` of them sent, as the other side takes no more.
+  constructor(codec, { books, limit, ssrc }) {
+    const { codebook_bits: bits, sampling_rate: rateHz } = codec.about;
     this.encoder = codec.encoder(books);
-    this.detector = new EnergyDetector(codec.hop / codec.about.sampling_rate, HANGOVER_S);
+    this.detector = new EnergyDetector(codec.hop / rateHz, HANGOVER_S);
+    this.controller = new RateController({ books: limit, bits, frameRateHz: rateHz / codec.hop });
+    this.packetizer = new Packetizer({ hop: codec.hop, bits });
     this.ssrc = ssrc >>> 0;
     this.sequence = 0;
-    this.frames = 0;
-    this.earlier = [];
-    this.silent = 0;
-    this.marker = true;
   }
 
-  // The packet to send after one hop of samples, or null.
-  push(samples) {
+  close() {
+    this.encoder.close();
+  }
+
+  // The packets to send after one hop of samples, often none.
+  push(samples, nowS) {
+    const active = this.detector.isActive(samples);
     const codes = this.encoder.encode(samples);
-    const timestamp = (this.frames++ * this.codec.hop) >>> 0;
-    if (!this.detector.isActive(samples)) {
-      this.earlier = [];
-      this.marker = true;
-      return this.silent++ % REFRESH_FRAMES ? null : this.packet(new Uint8Array(0), timestamp, false);
-    }
-    this.silent = 0;
-    const copies = this.earlier.length;
-    const books = Math.min(COPY_BOOKS, codes.length);
-    const redundancy = copies && { back: copies, frames: copies, books, codes: this.earlier.flat() };
-    const content = { frames: 1, books: codes.length, codes, redundancy: redundancy || null };
-    const packet = this.packet(encodePacket(content, this.codec.about.codebook_bits), timestamp, this.marker);
-    this.earlier = [...this.earlier, [...codes.subarray(0, books)]].slice(-COPIES);
-    this.marker = false;
-    return packet;
+    return this.packetizer.push(codes, this.controller.plan(nowS), active).map(this.packet, this);
   }
 
-  packet(payload, timestamp, marker) {
-    const { ssrc } = this;
+  // Hops that were never encoded: timestamps go on.
+  skip(count) {
+    this.packetizer.skip(count);
+  }
+
+  packet({ payload, timestamp, marker }) {
     this.sequence = (this.sequence + 1) & 0xffff;
-    return encodeRtp({ payloadType: PAYLOAD_TYPE, marker, sequence: this.sequence, timestamp, ssrc, payload });
+    const { sequence, ssrc } = this;
+    return encodeRtp({ payloadType: PAYLOAD_TYPE, marker, sequence, timestamp, ssrc, payload });
   }
 }
 
@@ -58,7 +53,14 @@ export class Receiver {
     this.books = books;
     this.buffer = new JitterBuffer({ hop: codec.hop, rateHz: codec.about.sampling_rate });
     this.concealer = new Concealer(codec, books);
-    this.counts = { received: 0, refused: 0, late: 0, frames: 0, copies: 0, lost: 0, silent: 0, held: 0, skipped: 0 };
+    this.late = [];
+    this.counts = {
+      received: 0, refused: 0, late: 0, frames: 0, copies: 0, lost: 0, silent: 0, held: 0, skipped: 0, repaired: 0, missed: 0,
+    };
+  }
+
+  close() {
+    this.concealer.close();
   }
 
   // A message from the network; garbage is counted and does nothing else.
@@ -67,10 +69,11 @@ export class Receiver {
       const rtp = parseRtp(message);
       if (rtp.payloadType !== PAYLOAD_TYPE) throw new PacketError("another payload type");
       const packet = rtp.payload.length ? this.parse(rtp.payload) : null;
-      const receipt = this.buffer.put(packet, rtp, nowS);
-      if (!receipt.accepted) throw new PacketError("another source");
+      const { accepted, late } = this.buffer.put(packet, rtp, nowS);
+      if (!accepted) throw new PacketError("another source");
       this.counts.received += 1;
-      this.counts.late += receipt.late.length;
+      this.counts.late += late.length;
+      this.late = [...this.late, ...late].slice(-MAX_LATE);
     } catch (error) {
       if (!(error instanceof PacketError)) throw error;
       this.counts.refused += 1;
@@ -84,14 +87,23 @@ export class Receiver {
     return packet;
   }
 
+  // A hop that nobody plays.
+  skip(nowS) {
+    if (this.buffer.get(nowS, true).kind !== "idle") this.counts.missed += 1;
+  }
+
   // One hop of samples to play from now on.
   play(nowS) {
     const slot = this.buffer.get(nowS, this.concealer.quiet);
-    const { counts } = this;
+    const { counts, late } = this;
+    this.late = [];
     counts.skipped += slot.skipped;
+    // The decoder starts with the first frame, as the encoder did.
     if (slot.kind === "idle") return new Float32Array(this.codec.hop);
+    if (late.length) counts.repaired += this.concealer.repair(late);
     const counted = { frame: "frames", copy: "copies", lost: "lost", silence: "silent", hold: "held" };
     counts[counted[slot.kind]] += 1;
-    return this.concealer.play(slot.codes);
+    const known = ["frame", "copy", "lost"].includes(slot.kind);
+    return this.concealer.play(slot.codes, known ? slot.index : null);
   }
 }

@@ -8,10 +8,11 @@ let port = null;
 // network.
 let nowS = 0;
 
-function step({ hop, time }) {
+function step({ hop, time, missed }) {
   nowS = time;
+  if (missed && engine.inCall) engine.skip(missed, nowS);
   const original = hop.slice();
-  if (engine.inCall) engine.say(hop);
+  if (engine.inCall) engine.say(hop, nowS);
   const heard = engine.inCall ? engine.hear(nowS) : engine.loop(hop);
   port.postMessage({ original, ...heard }, [original.buffer, heard.decoded.buffer]);
 }

@@ -12,12 +12,17 @@ const QUANTUM = 128;
 const WORKER_S = 0.02;
 // So many frames more than wanted are a stall's remains, which only delay.
 const MAX_SURPLUS_FRAMES = 3;
+// So much may be with the worker. On a machine that is too slow, hops that follow are left out until
+// all are back: what waits would only grow, and a gap is better than shreds.
+const MAX_AWAY_S = 1;
 const QUEUE_SAMPLES = 1 << 15;
 
 class CodecProcessor extends AudioWorkletProcessor {
   constructor() {
     super();
     Object.assign(this, { engine: null, worker: null, ear: "codec", hops: 0, underruns: 0, playing: false });
+    // Hops that are with the worker, and those left out since.
+    Object.assign(this, { away: 0, missed: 0 });
     this.port.onmessage = ({ data }) => this.guarded(() => this.receive(data));
   }
 
@@ -40,7 +45,10 @@ class CodecProcessor extends AudioWorkletProcessor {
     } else if (data.worker) {
       this.begin(data.rate, data.frame, WORKER_S);
       this.worker = data.worker;
-      this.worker.onmessage = ({ data: hop }) => this.give(hop);
+      this.worker.onmessage = ({ data: hop }) => {
+        this.away -= 1;
+        this.give(hop);
+      };
       this.port.postMessage({ ready: { frame: data.frame } });
     }
     if (data.ear) this.ear = data.ear;
@@ -53,6 +61,7 @@ class CodecProcessor extends AudioWorkletProcessor {
     this.queues = { codec: new Fifo(QUEUE_SAMPLES), original: new Fifo(QUEUE_SAMPLES) };
     this.input = new Float32Array(frame);
     this.filled = 0;
+    this.maxAway = Math.ceil((MAX_AWAY_S * rate) / frame);
     this.frame = Math.ceil((frame * sampleRate) / rate);
     // A quantum may ask for samples just before a hop is complete.
     this.target = this.frame + QUANTUM + Math.round(spareS * sampleRate);
@@ -76,10 +85,20 @@ class CodecProcessor extends AudioWorkletProcessor {
       this.input[this.filled++] = sample;
       if (this.filled < this.input.length) continue;
       this.filled = 0;
-      if (this.worker) this.worker.postMessage({ hop: this.input, time: currentTime });
-      else if (this.engine.inCall) this.engine.say(this.input);
+      if (this.worker) this.ask();
+      else if (this.engine.inCall) this.engine.say(this.input, currentTime);
       else this.give({ original: this.input.slice(), ...this.engine.loop(this.input) });
     }
+  }
+
+  ask() {
+    if (this.away >= this.maxAway || (this.missed && this.away)) {
+      this.missed += 1;
+      return;
+    }
+    this.worker.postMessage({ hop: this.input, time: currentTime, missed: this.missed });
+    this.away += 1;
+    this.missed = 0;
   }
 
   give({ original, decoded, lost, counts, held }) {
