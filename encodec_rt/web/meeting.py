@@ -24,7 +24,7 @@ WAIT_S = 600.0
 BUSY, REFUSED = 4000, 4001
 
 
-class _Member(Protocol):
+class _Occupant(Protocol):
     """Who is in the room, and can be told something."""
 
     async def send_str(self, data: str, /) -> None: ...
@@ -58,7 +58,7 @@ class Meeting:
     def __init__(self, token: str | None) -> None:
         """``token`` is asked for in the first message, as a browser can send no header here."""
         self._token = token
-        self._inside: list[_Member] = []
+        self._inside: list[_Occupant] = []
 
     @property
     def waiting(self) -> bool:
