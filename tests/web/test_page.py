@@ -140,13 +140,16 @@ def test_a_browser_without_simd_is_told_so_in_one_sentence() -> None:
     on_page(work, before="WebAssembly.validate = () => false")
 
 
-def test_a_large_model_computes_in_a_worker_with_the_same_bits(microphone: str) -> None:
+def test_a_large_model_computes_in_a_worker_until_the_microphone_goes_away(microphone: str) -> None:
     async def work(page: Page, address: str, server: PageServer) -> None:
         await page.click("#microphone")
         await page.until(RUNNING)
         assert await page.run("encodec.worker !== null")
         assert_heard_is_what_python_makes(await page.run(RECORDED))
-        await page.click("#stop")
+        # The device goes away: everything is let go, and the page says what to do.
+        await page.run("encodec.stream.getAudioTracks()[0].dispatchEvent(new Event('ended'))")
+        said = await page.until("document.querySelector('.wrong')?.textContent")
+        assert said == "The microphone is gone. Plug it in and start again."
         await page.until("encodec.worker === null")
 
     on_page(work, microphone, before="globalThis.encodecMaxInsideBytes = 0")
