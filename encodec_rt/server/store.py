@@ -83,7 +83,11 @@ class SessionStore:
                 continue
 
     def _files(self, token: str) -> list[Path]:
-        return sorted(self._folder.glob(f"{_digest(token)}-*{_SUFFIX}"), reverse=True)
+        # Not by glob: it keeps a pattern for every token there ever was.
+        with os.scandir(self._folder) as entries:
+            names = [entry.name for entry in entries if entry.name.endswith(_SUFFIX)]
+        own = [name for name in names if name.startswith(_digest(token) + "-")]
+        return [self._folder / name for name in sorted(own, reverse=True)]
 
 
 def _read(path: Path) -> SessionState | None:
