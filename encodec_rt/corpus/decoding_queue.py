@@ -11,7 +11,7 @@ import torch
 
 from encodec_rt.corpus.work_queue import WorkQueue, table_size
 from encodec_rt.errors import InputError
-from encodec_rt.streaming.clip_batch import DecodingBatch, Part
+from encodec_rt.streaming.clip_batch import ClipPart, DecodingBatch
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.engine_work import ABSENT
 from encodec_rt.types import Audio, Codes
@@ -35,7 +35,7 @@ def decodes_in_slots(codec: Codec) -> bool:
     return not codec.segmented and not codec.packed.decoder_lag
 
 
-class DecodingQueue(WorkQueue[C, "_Seat[C]", int]):
+class DecodingQueue(WorkQueue[C, "_DecodingSeat[C]", int]):
     """Decodes clips, of any number of codebooks each."""
 
     def __init__(
@@ -56,11 +56,11 @@ class DecodingQueue(WorkQueue[C, "_Seat[C]", int]):
         """Whether a clip is long enough to begin in a slot."""
         return len(codes) >= self.head_frames
 
-    def seat(self, clip: C) -> _Seat[C]:
+    def seat(self, clip: C) -> _DecodingSeat[C]:
         """As WorkQueue."""
-        return _Seat(clip)
+        return _DecodingSeat(clip)
 
-    def look(self, number: int, seat: _Seat[C], frames: int) -> Part | int:
+    def look(self, number: int, seat: _DecodingSeat[C], frames: int) -> ClipPart | int:
         """As WorkQueue."""
         if seat.error is not None:
             raise seat.error
@@ -68,9 +68,11 @@ class DecodingQueue(WorkQueue[C, "_Seat[C]", int]):
         if not seat.at and codes.max() >= size:
             raise InputError(f"code {codes.max()}; the codes of this model are below {size}")
         inputs = min(frames, len(codes) - seat.at)
-        return Part(number, inputs, not seat.at) if inputs else seat.clip.samples
+        return ClipPart(number, inputs, not seat.at) if inputs else seat.clip.samples
 
-    def step(self, seated: Mapping[int, _Seat[C]], parts: Mapping[int, Part], frames: int) -> None:
+    def step(
+        self, seated: Mapping[int, _DecodingSeat[C]], parts: Mapping[int, ClipPart], frames: int
+    ) -> None:
         """As WorkQueue."""
         books = max(seated[number].clip.codes.shape[1] for number in parts)
         hop = self._config.hop_length
@@ -85,7 +87,7 @@ class DecodingQueue(WorkQueue[C, "_Seat[C]", int]):
 
 
 @dataclass
-class _Seat(Generic[C]):
+class _DecodingSeat(Generic[C]):
     """A clip in a slot: the frames of it that were decoded, and what went wrong."""
 
     clip: C

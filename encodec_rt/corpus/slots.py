@@ -13,7 +13,7 @@ import torch
 from encodec_rt.corpus.statistics import SilenceMeter
 from encodec_rt.corpus.work_queue import WorkQueue, table_size
 from encodec_rt.errors import InputError
-from encodec_rt.streaming.clip_batch import EncodingBatch, Part
+from encodec_rt.streaming.clip_batch import ClipPart, EncodingBatch
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.engine_edges import Edges
 from encodec_rt.streaming.segments import Segment
@@ -50,7 +50,7 @@ def clip_encoder(codec: Codec, bandwidth_kbps: float) -> ClipEncoder:
     return SlotQueue(codec, bandwidth_kbps)
 
 
-class SlotQueue(WorkQueue[Iterable[Audio], "_Seat", Coded]):
+class SlotQueue(WorkQueue[Iterable[Audio], "_EncodingSeat", Coded]):
     """Encodes clips of a model that streams by frames."""
 
     def __init__(
@@ -81,11 +81,11 @@ class SlotQueue(WorkQueue[Iterable[Audio], "_Seat", Coded]):
         # Each comes out as what it went in as.
         return cast("Iterator[tuple[T, Coded | Exception]]", self.run(clips))
 
-    def seat(self, clip: Iterable[Audio]) -> _Seat:
+    def seat(self, clip: Iterable[Audio]) -> _EncodingSeat:
         """As WorkQueue."""
-        return _Seat(clip, self._channels, self._hop)
+        return _EncodingSeat(clip, self._channels, self._hop)
 
-    def look(self, number: int, seat: _Seat, frames: int) -> Part | Coded:
+    def look(self, number: int, seat: _EncodingSeat, frames: int) -> ClipPart | Coded:
         """As WorkQueue."""
         whole = frames * self._hop
         inputs = whole if seat.has(whole) else seat.held
@@ -93,17 +93,19 @@ class SlotQueue(WorkQueue[Iterable[Audio], "_Seat", Coded]):
         if self._reflects and inputs < (self.head_frames if begins else 1) * self._hop:
             self._finish(None if begins else self._batch.row(number), seat)
         elif inputs:
-            return Part(number, inputs, begins)
+            return ClipPart(number, inputs, begins)
         return seat.coded()
 
-    def _finish(self, row: torch.Tensor | None, seat: _Seat) -> None:
+    def _finish(self, row: torch.Tensor | None, seat: _EncodingSeat) -> None:
         """The end of a clip of which too little is left to be reflected within a step."""
         if seat.held:
             rest = torch.from_numpy(seat.take(seat.held))
             codes = self._edges.finish_encoder(row, rest[0] if len(rest) == 1 else rest)
             seat.codes.append(codes.cpu().numpy().astype(np.uint16))
 
-    def step(self, seated: Mapping[int, _Seat], parts: Mapping[int, Part], frames: int) -> None:
+    def step(
+        self, seated: Mapping[int, _EncodingSeat], parts: Mapping[int, ClipPart], frames: int
+    ) -> None:
         """As WorkQueue."""
         pcm = np.zeros((len(parts), self._channels, frames * self._hop), np.float32)
         for row, (number, part) in zip(pcm, parts.items(), strict=True):
@@ -145,7 +147,7 @@ class SegmentQueue:
         return Coded(codes, encoder.samples_in, silence.frames, scales)
 
 
-class _Seat:
+class _EncodingSeat:
     """A clip in a slot: what of it was read and waits, and its codes so far."""
 
     def __init__(self, clip: Iterable[Audio], channels: int, hop: int) -> None:

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Generic, TypeVar
 
-from encodec_rt.streaming.clip_batch import ClipBatch, Part
+from encodec_rt.streaming.clip_batch import ClipBatch, ClipPart
 from encodec_rt.streaming.codec import Codec
 
 SLOTS, BLOCK_FRAMES = 8, 32
@@ -55,11 +55,11 @@ class WorkQueue(ABC, Generic[T, S, R]):
         """The clip at its begin."""
 
     @abstractmethod
-    def look(self, number: int, seat: S, frames: int) -> Part | R:
+    def look(self, number: int, seat: S, frames: int) -> ClipPart | R:
         """What a clip has for a step of ``frames``, or what became of it. May raise anything."""
 
     @abstractmethod
-    def step(self, seated: Mapping[int, S], parts: Mapping[int, Part], frames: int) -> None:
+    def step(self, seated: Mapping[int, S], parts: Mapping[int, ClipPart], frames: int) -> None:
         """Move the clips of ``parts``, by slot."""
 
     def run(self, clips: Iterable[T]) -> Iterator[tuple[T, R | Exception]]:
@@ -78,14 +78,14 @@ class WorkQueue(ABC, Generic[T, S, R]):
                     number = free.pop()
                     given[number], seated[number] = clip, self.seat(clip)
             most = self._most_frames(len(seated))
-            parts: dict[int, Part] = {}
+            parts: dict[int, ClipPart] = {}
             ended: dict[int, R | Exception] = {}
             for number, seat in seated.items():
                 try:
-                    found: Part | R | Exception = self.look(number, seat, most)
+                    found: ClipPart | R | Exception = self.look(number, seat, most)
                 except Exception as error:  # noqa: BLE001 - whatever a file's reader raises is its own
                     found = error
-                if isinstance(found, Part):
+                if isinstance(found, ClipPart):
                     parts[number] = found
                 else:
                     ended[number] = found
@@ -108,7 +108,7 @@ class WorkQueue(ABC, Generic[T, S, R]):
         rows = self._clips.rows_for(clips) if clips else self._clips.slots
         return max(MIN_FRAMES, self.head_frames, self._frames // rows)
 
-    def _frames_for(self, parts: Iterable[Part], most: int) -> int:
+    def _frames_for(self, parts: Iterable[ClipPart], most: int) -> int:
         """The ``most``, a half or a quarter of them: what wastes least on short clips."""
         left = [-(-part.inputs // self._unit) for part in parts]
         lowest = max(MIN_FRAMES, self.head_frames)

@@ -23,7 +23,7 @@ from encodec_rt.streaming.weights import CodecWeights
 
 
 @dataclass(frozen=True)
-class Part:
+class ClipPart:
     """What a step takes of the clip in ``slot``: so many inputs, samples or frames.
 
     Fewer of them than the step has are the clip's end. ``begins`` says that they are its first.
@@ -59,7 +59,7 @@ class ClipBatch:
         """The state [N] of a slot."""
         return self._state.arena[slot]
 
-    def _step(self, parts: Sequence[Part], make: MakeWork, x: Tensor) -> Tensor:
+    def _step(self, parts: Sequence[ClipPart], make: MakeWork, x: Tensor) -> Tensor:
         """Rows of ``x``, on the host, through the slots of ``parts``; valid until the next step."""
         size, arena = self.rows_for(len(parts)), self._state.arena
         key = (size, *x.shape[1:])
@@ -79,7 +79,7 @@ class EncodingBatch(ClipBatch):
 
     @torch.inference_mode()
     @without_autocast
-    def step(self, parts: Sequence[Part], pcm: Tensor) -> Tensor:
+    def step(self, parts: Sequence[ClipPart], pcm: Tensor) -> Tensor:
         """Audio [n, samples] or [n, channels, samples] of whole frames -> codes [n, frames, Q].
 
         What lies behind a clip's end must be finite. A row has as many frames as its samples fill,
@@ -99,7 +99,7 @@ class DecodingBatch(ClipBatch):
 
     @torch.inference_mode()
     @without_autocast
-    def step(self, parts: Sequence[Part], codes: Tensor) -> Tensor:
+    def step(self, parts: Sequence[ClipPart], codes: Tensor) -> Tensor:
         """Codes [n, frames, Q] -> audio [n, samples] or [n, channels, samples].
 
         -1 stands for an absent codebook.
@@ -135,7 +135,7 @@ class _Sized:
         self._batch = torch.zeros(like.shape, dtype=x.dtype, device="cpu")
         self._work: Step = net.ops.capture(net.ops, make(move, size), like, graph=None, live=live)
 
-    def step(self, arena: Tensor, index: Tensor, parts: Sequence[Part], x: Tensor) -> Tensor:
+    def step(self, arena: Tensor, index: Tensor, parts: Sequence[ClipPart], x: Tensor) -> Tensor:
         """Move the rows ``index`` of the arena, as ``parts`` say, by ``x``."""
         count, now = len(parts), self._runner.now.arena
         torch.index_select(arena, 0, index, out=now[:count])
