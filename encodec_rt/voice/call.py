@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -24,9 +23,16 @@ from encodec_rt.voice.packetizer import Outgoing
 from encodec_rt.voice.receiver import HopPlan, Receiver
 from encodec_rt.voice.recording import CallRecording
 from encodec_rt.voice.sender import Sender
-from encodec_rt.voice.statistics import latency_ms, percentiles
+from encodec_rt.voice.statistics import CodecTimes, latency_ms, percentiles
 from encodec_rt.voice.token_bucket import TokenBucket
-from encodec_rt.voice.transport import CallSink, CallSource, Received, Report, Transport
+from encodec_rt.voice.transport import (
+    CallSink,
+    CallSource,
+    Received,
+    Report,
+    Transport,
+    remote_statistics,
+)
 
 T = TypeVar("T")
 
@@ -93,8 +99,7 @@ class VoiceCall:
         self._renewed_s = -math.inf
         self._allowance = TokenBucket(MAX_PACKETS_PER_S, MAX_PACKETS_PER_S)
         self._report: Report | None = None
-        self._encode_ms: deque[float] = deque(maxlen=1000)
-        self._decode_ms: deque[float] = deque(maxlen=1000)
+        self._times = CodecTimes(self._hop_s)
         self.refused_packets = 0
         self.line = Line(transport, self._on_packet, self._on_estimate, self._on_renewed)
 
@@ -111,14 +116,8 @@ class VoiceCall:
 
     @property
     def codec_share(self) -> float:
-        """The time that the codec takes for both directions, as a share of the time it has.
-
-        0 for the first second, whose frames are slower than others.
-        """
-        if len(self._encode_ms) * self._hop_s < 1:
-            return 0.0
-        taken_ms = percentiles(self._encode_ms)["p50"] + percentiles(self._decode_ms)["p50"]
-        return taken_ms / (1000 * self._hop_s)
+        """As ``CodecTimes.share``."""
+        return self._times.share
 
     def prepare(self) -> None:
         """Begin to warm up; ``run`` does so at the latest."""
@@ -138,7 +137,7 @@ class VoiceCall:
         tasks: list[asyncio.Task[Any]] = []
         try:
             self.prepare()
-            await self._connect(self.voice.handshake_s)
+            await self.line.connect(self.voice.handshake_s)
             if self._warmed is not None:
                 await self._warmed
             self._heard_s = self._now_s()
@@ -173,16 +172,9 @@ class VoiceCall:
         report, controller = self._report, self._sender.controller
         plan = controller.plan(self._now_s())
         outbound: dict[str, object] = {"type": "outbound-rtp", "kind": "audio"}
-        remote: dict[str, object] = {"type": "remote-inbound-rtp", "kind": "audio"}
         packets, size, dropped = self.line.sent
         if report is not None or self.line.renewals:
             outbound |= {"packetsSent": packets, "bytesSent": size}
-        if report is not None:
-            remote |= {
-                "packetsLost": report.packets_lost,
-                "fractionLost": report.fraction_lost,
-                "roundTripTime": report.round_trip_s,
-            }
         own: dict[str, object] = {
             "framesPerPacket": plan.frames,
             "codebooks": plan.codebooks,
@@ -193,19 +185,21 @@ class VoiceCall:
             "secondsSincePacket": round(self.silent_s, 3),
             "reconnections": self.line.renewals,
             "codecShare": round(self.codec_share, 4),
-            "encodeMs": percentiles(self._encode_ms),
-            "decodeMs": percentiles(self._decode_ms),
+            "encodeMs": percentiles(self._times.encode_ms),
+            "decodeMs": percentiles(self._times.decode_ms),
             "latencyMs": latency_ms(
                 self.listener.statistics,
-                frame_ms=1000 * self._hop_s,
+                self._times,
                 frames_per_packet=plan.frames,
-                encode_ms=self._encode_ms,
-                decode_ms=self._decode_ms,
                 round_trip_s=report.round_trip_s if report is not None else None,
             ),
         }
-        inbound = self.listener.statistics.as_dict()
-        return {"inbound": inbound, "outbound": outbound, "remote": remote, "encodecRt": own}
+        return {
+            "inbound": self.listener.statistics.as_dict(),
+            "outbound": outbound,
+            "remote": remote_statistics(report),
+            "encodecRt": own,
+        }
 
     def _make_controller(self) -> RateController:
         return RateController(
@@ -222,7 +216,7 @@ class VoiceCall:
         while (audio := await self._source.read()) is not None:
             anew, self._anew = self._anew, False
             frames, active, taken_ms = await self._compute(self._encode, audio, anew)
-            self._encode_ms.append(taken_ms)
+            self._times.encode_ms.append(taken_ms)
             # What was encoded for a line that is no more would put the next one's decoder wrong.
             for codes in () if self._anew else frames:
                 self._sender.push(codes, self._now_s(), active=active)
@@ -267,7 +261,7 @@ class VoiceCall:
             wanted_s = await self._sink.ready()
             planned = self.listener.take(wanted_s, clock_s=self._now_s())
             audio, taken_ms = await self._compute(self._decode, planned)
-            self._decode_ms.append(taken_ms)
+            self._times.decode_ms.append(taken_ms)
             self._sink.write(audio)
 
     async def _watch(self) -> None:
@@ -281,19 +275,6 @@ class VoiceCall:
                 )
             if self.silent_s > (self.voice.reconnect_s or self.voice.idle_s):
                 raise LinkError(f"nothing came from the other side for {self.silent_s:.0f} s")
-
-    async def _connect(self, seconds: float) -> None:
-        try:
-            connected = await asyncio.wait_for(self.line.transport.wait_connected(), seconds)
-        except asyncio.TimeoutError:
-            reason = f"took more than {seconds:g} s"
-        else:
-            if connected:
-                return
-            reason = "failed"
-        raise LinkError(
-            f"connecting to the other side {reason}; is UDP between the two machines open?"
-        )
 
     async def _compute(self, work: Callable[..., T], *arguments: object) -> T:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work, *arguments)

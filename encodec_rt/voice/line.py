@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 
+from encodec_rt.errors import LinkError
 from encodec_rt.voice.transport import Received, Report, Transport
 
 FAREWELL_S = 1.0
@@ -49,6 +50,20 @@ class Line:
         before, self.transport = self.transport, transport
         self._open(transport)
         self._leave(before, 0.0)
+
+    async def connect(self, seconds: float) -> None:
+        """Wait until packets can pass. Raises LinkError if that takes longer or comes to nothing."""
+        try:
+            connected = await asyncio.wait_for(self.transport.wait_connected(), seconds)
+        except asyncio.TimeoutError:
+            reason = f"took more than {seconds:g} s"
+        else:
+            if connected:
+                return
+            reason = "failed"
+        raise LinkError(
+            f"connecting to the other side {reason}; is UDP between the two machines open?"
+        )
 
     def propose(self, transport: Transport) -> None:
         """Listen on ``transport`` too: its first packet, or ``adopt``, makes it the line."""

@@ -5,6 +5,7 @@ Times are seconds, as there. What the standard has no name for is in ``encodecRt
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 
@@ -61,13 +62,32 @@ def percentiles(samples_ms: Sequence[float]) -> dict[str, float]:
     return {"p50": round(float(p50), 3), "p99": round(float(p99), 3)}
 
 
+class CodecTimes:
+    """How long the codec took for the last frames, in ms, and of what time."""
+
+    def __init__(self, hop_s: float) -> None:
+        """``hop_s`` is how long a frame lasts."""
+        self.hop_s = hop_s
+        self.encode_ms: deque[float] = deque(maxlen=1000)
+        self.decode_ms: deque[float] = deque(maxlen=1000)
+
+    @property
+    def share(self) -> float:
+        """The time taken for both directions, as a share of the time there is.
+
+        0 for the first second, whose frames are slower than others.
+        """
+        if len(self.encode_ms) * self.hop_s < 1:
+            return 0.0
+        taken_ms = percentiles(self.encode_ms)["p50"] + percentiles(self.decode_ms)["p50"]
+        return taken_ms / (1000 * self.hop_s)
+
+
 def latency_ms(
     counts: InboundStatistics,
+    times: CodecTimes,
     *,
-    frame_ms: float,
     frames_per_packet: int,
-    encode_ms: Sequence[float],
-    decode_ms: Sequence[float],
     round_trip_s: float | None,
 ) -> dict[str, float]:
     """From the first sample of a frame at the far end's input to its playout, by term, and "sum".
@@ -75,13 +95,14 @@ def latency_ms(
     The far end's encoder is taken to be as fast as this one's, and the network to be as fast there
     as back.
     """
+    frame_ms = 1000 * times.hop_s
     terms = {
         "frame": frame_ms,
-        "encode": percentiles(encode_ms)["p50"],
+        "encode": percentiles(times.encode_ms)["p50"],
         "packet": (frames_per_packet - 1) * frame_ms,
         "network": 500 * (round_trip_s or 0.0),
         "jitterBuffer": 1000 * counts.jitterBufferDelay / max(1, counts.jitterBufferEmittedCount),
-        "decode": percentiles(decode_ms)["p50"],
+        "decode": percentiles(times.decode_ms)["p50"],
     }
     # A round trip that two clocks disagree about can come out below zero.
     known = {name: max(0.0, value) for name, value in terms.items()}

@@ -31,6 +31,18 @@ class Report:
     bytes_sent: int
 
 
+def remote_statistics(report: Report | None) -> dict[str, object]:
+    """RTCRemoteInboundRtpStreamStats of W3C's webrtc-stats, as far as was reported."""
+    known: dict[str, object] = {"type": "remote-inbound-rtp", "kind": "audio"}
+    if report is not None:
+        known |= {
+            "packetsLost": report.packets_lost,
+            "fractionLost": report.fraction_lost,
+            "roundTripTime": report.round_trip_s,
+        }
+    return known
+
+
 class Transport(Protocol):
     """A path to the other side that may lose, delay and reorder packets.
 
