@@ -52,7 +52,7 @@ class Line:
         self._leave(before, 0.0)
 
     async def connect(self, seconds: float) -> None:
-        """Wait until packets can pass. Raises LinkError if that takes longer or comes to nothing."""
+        """Wait until packets can pass. Raises LinkError if it takes longer or comes to nothing."""
         try:
             connected = await asyncio.wait_for(self.transport.wait_connected(), seconds)
         except asyncio.TimeoutError:
