@@ -6,10 +6,11 @@ from typing import Annotated
 
 import typer
 
+from encodec_rt.cli.call_endpoints import rehearse
 from encodec_rt.cli.codes_recording import recorder_for
 from encodec_rt.cli.console import put, report, say, status_console
 from encodec_rt.cli.interrupts import run_until_ended
-from encodec_rt.cli.link_call import CallCourse, answer_calls, dial, prepare, rehearse, require_link
+from encodec_rt.cli.link_call import CallCourse, answer_calls, dial, prepare, require_link
 from encodec_rt.cli.link_options import LinkOptions, TokenOption
 from encodec_rt.cli.options import CodecOptions, PortOption, with_groups
 from encodec_rt.cli.web import model_for_browser, page_address

@@ -1,4 +1,4 @@
-"""What 'link listen' and 'link call' share: the ends of a call, and its course."""
+"""What 'link listen' and 'link call' share: the course of a call."""
 
 from __future__ import annotations
 
@@ -7,12 +7,12 @@ import gc
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from encodec_rt.cli.call_endpoints import open_endpoints
 from encodec_rt.cli.codes_recording import CallRecorder, numbered
-from encodec_rt.cli.console import detail, device_choice, report, say, tell_of_abandoned, teller
+from encodec_rt.cli.console import report, say, tell_of_abandoned, teller
 from encodec_rt.extras import needed_for
 
 if TYPE_CHECKING:
@@ -23,22 +23,11 @@ if TYPE_CHECKING:
     from encodec_rt.cli.link_options import LinkOptions
     from encodec_rt.cli.options import CodecOptions
     from encodec_rt.link.call import Call, CallOptions
-    from encodec_rt.link.device_pair import DevicePair
     from encodec_rt.link.dialling import SignallingClient
     from encodec_rt.streaming.codec import Codec
-    from encodec_rt.voice.transport import CallSink, CallSource
 
 SHOW_EVERY_S = 0.2
 LOG_EVERY_S = 2.0
-
-
-@dataclass(frozen=True)
-class CallEnds:
-    """What a call hears and says, and the devices among it."""
-
-    source: CallSource
-    sink: CallSink
-    handset: DevicePair | None
 
 
 class CallCourse:
@@ -55,7 +44,7 @@ class CallCourse:
         number: int = 1,
         force: bool,
     ) -> None:
-        """Open the ends and make the call of that ``number``.
+        """Open what it hears and says, and make the call of that ``number``.
 
         Raises AudioDeviceError, InputError and ConfigError.
         """
@@ -64,12 +53,12 @@ class CallCourse:
 
         record = None if link.record is None else numbered(link.record, number)
         recording = None if recorder is None else recorder.open(number, teller(console))
-        ends = open_ends(codec, link, record, tell=teller(console), force=force)
+        endpoints = open_endpoints(codec, link, record, tell=teller(console), force=force)
         self._console = console
         self._began_s = self._ended_s = 0.0
         self._warned = False
-        self._handset = ends.handset
-        self._source, self._sink = MeteredSource(ends.source), MeteredSink(ends.sink)
+        self._devices = endpoints.devices
+        self._source, self._sink = MeteredSource(endpoints.source), MeteredSink(endpoints.sink)
         self._stats_json, self._recording = link.stats_json, recording
         self._recorded = [] if record is None else [record]
         self._recorded += [] if recorder is None else recorder.paths(number)
@@ -131,8 +120,8 @@ class CallCourse:
 
     def _statistics(self) -> dict[str, Any]:
         statistics = self.call.statistics()
-        if self._handset is not None:
-            statistics["devices"] = self._handset.statistics()
+        if self._devices is not None:
+            statistics["devices"] = self._devices.statistics()
         return statistics
 
 
@@ -173,74 +162,6 @@ def prepare(options: CodecOptions, link: LinkOptions) -> Codec:
     # Collecting garbage among all that was loaded takes a tenth of a second, as a call begins.
     gc.freeze()
     return codec
-
-
-def rehearse(codec: Codec, link: LinkOptions, *, force: bool) -> None:
-    """Open what a call needs, and close it: what is wrong with it is said now.
-
-    Raises AudioDeviceError, InputError and ConfigError.
-    """
-    ends = open_ends(codec, link, link.record, tell=detail, force=force)
-    ends.source.close()
-    ends.sink.close()
-
-
-def open_ends(
-    codec: Codec,
-    link: LinkOptions,
-    record: Path | None,
-    *,
-    tell: Callable[[str], None],
-    force: bool,
-) -> CallEnds:
-    """The microphone or ``--play``, and the speaker or ``record``; on an error none stays open."""
-    from encodec_rt.link.endpoints import FileSink, FileSource
-
-    config = codec.config
-    source: CallSource | None = FileSource(link.play, config) if link.play is not None else None
-    handset = sink = None
-    try:
-        if source is None or record is None:
-            handset = _open_handset(codec, link, speaker=record is None, tell=tell)
-        if record is not None:
-            sink = FileSink(record, config, force=force)
-    except BaseException:
-        for opened in (source, handset):
-            if opened is not None:
-                opened.close()
-        raise
-    if handset is not None:
-        return CallEnds(source or handset.source, sink or handset.sink, handset)
-    assert source is not None
-    assert sink is not None
-    return CallEnds(source, sink, None)
-
-
-def _open_handset(
-    codec: Codec, link: LinkOptions, *, speaker: bool, tell: Callable[[str], None]
-) -> DevicePair:
-    from encodec_rt.link.device_pair import DevicePair
-    from encodec_rt.sound.portaudio import PortAudio
-    from encodec_rt.sound.processing import BLOCKS_PER_S
-    from encodec_rt.sound.streams import BLOCK_S
-
-    rate_hz = codec.config.sampling_rate
-    voice = link.voice(rate_hz)
-    system = PortAudio(
-        rate_hz,
-        source=device_choice(link.source),
-        sink=device_choice(link.sink),
-        block_s=BLOCK_S if voice is None else 1 / BLOCKS_PER_S,
-    )
-    return DevicePair(
-        system,
-        codec.config,
-        microphone=link.play is None,
-        speaker=speaker,
-        voice=voice,
-        buffer_ms=link.buffer_ms,
-        tell=tell,
-    )
 
 
 async def answer_calls(

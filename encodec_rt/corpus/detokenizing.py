@@ -97,7 +97,7 @@ class Detokenizer:
     def __init__(self, settings: DecodeSettings, codec: Codec) -> None:
         self._settings, self._codec = settings, codec
         self._out = OutputFolder(settings.out)
-        self._queue = DecodingQueue[_StoredClip](codec) if decodes_in_slots(codec) else None
+        self._queue = DecodingQueue[_Item](codec) if decodes_in_slots(codec) else None
 
     def __call__(self, unit: Unit) -> Done:
         """Write the audio of a unit, and then its record."""
@@ -106,7 +106,7 @@ class Detokenizer:
         counts = CodeCounts(config.num_quantizers, config.codebook_size)
         failures: list[Failure] = []
         clips = frames = samples = silent = size = 0
-        opened: set[_StoredClip] = set()
+        opened: set[_Item] = set()
         try:
             for clip, outcome in self._decoded(self._clips(unit, failures, opened)):
                 opened.discard(clip)
@@ -134,15 +134,13 @@ class Detokenizer:
         self._out.finish(unit.index, asdict(record))
         return Done(record, time.perf_counter() - wall, time.process_time() - cpu)
 
-    def _decoded(
-        self, clips: Iterator[_StoredClip]
-    ) -> Iterator[tuple[_StoredClip, Exception | None]]:
+    def _decoded(self, clips: Iterator[_Item]) -> Iterator[tuple[_Item, Exception | None]]:
         """Each clip once all of its audio is written, or with what was wrong with it."""
         if self._queue is None:
             for clip in clips:
                 yield clip, self._decode_alone(clip)
             return
-        short: list[_StoredClip] = []
+        short: list[_Item] = []
         for clip, outcome in self._queue.decode(self._long_enough(clips, short)):
             yield clip, outcome if isinstance(outcome, Exception) else None
             while short:
@@ -150,9 +148,7 @@ class Detokenizer:
         while short:
             yield (clip := short.pop()), self._decode_alone(clip)
 
-    def _long_enough(
-        self, clips: Iterator[_StoredClip], short: list[_StoredClip]
-    ) -> Iterator[_StoredClip]:
+    def _long_enough(self, clips: Iterator[_Item], short: list[_Item]) -> Iterator[_Item]:
         assert self._queue is not None
         for clip in clips:
             if self._queue.takes(clip.codes):
@@ -160,7 +156,7 @@ class Detokenizer:
             else:
                 short.append(clip)
 
-    def _decode_alone(self, clip: _StoredClip) -> Exception | None:
+    def _decode_alone(self, clip: _Item) -> Exception | None:
         books = clip.codes.shape[1]
         try:
             for pcm in decode_blocks(self._codec, _blocks(clip.row, self._codec), codebooks=books):
@@ -169,9 +165,7 @@ class Detokenizer:
             return error
         return None
 
-    def _clips(
-        self, unit: Unit, failures: list[Failure], opened: set[_StoredClip]
-    ) -> Iterator[_StoredClip]:
+    def _clips(self, unit: Unit, failures: list[Failure], opened: set[_Item]) -> Iterator[_Item]:
         """The clips of a unit, which are ``opened`` now."""
         for label, row in self._rows(unit, failures):
             name = f"{label}/{row.id}" if label else row.id
@@ -179,7 +173,7 @@ class Detokenizer:
                 name, row.codes[:, : self._settings.codebooks], row.samples, row.scales
             )
             try:
-                clip = _StoredClip(given, self._codec, self._path(name))
+                clip = _Item(given, self._codec, self._path(name))
             except (CodecError, OSError) as error:
                 failures.append(Failure(name, unit.source, told(error), False, 0.0))
                 continue
@@ -210,7 +204,7 @@ class Detokenizer:
                 failures.append(Failure(entry.id, as_text(entry.path), told(error), False, 0.0))
 
 
-class _StoredClip:
+class _Item:
     """A row on its way to a file, which is there once it is finished.
 
     Raises InputError and PacketError for a row that cannot be decoded.
