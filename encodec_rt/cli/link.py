@@ -92,7 +92,7 @@ def call(
         bool, typer.Option("--channel", help="Over a data channel, as a web page is called.")
     ] = False,
 ) -> None:
-    """Call a listening machine, or a page of 'encodec-rt web' that waits for a call.
+    """Call a listening machine, or a page of 'encodec-rt web'.
 
     The call lasts until the played file ends, Ctrl-C, or the other side hangs up.
     """

@@ -113,6 +113,8 @@ class StreamClient:
 
     async def __aexit__(self, *args: object) -> None:
         """Hang up; what has not come is given up."""
+        # Before Python 3.12 wait_for can swallow a cancellation, so that alone is not enough.
+        self._ended = True
         if self._task is not None:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

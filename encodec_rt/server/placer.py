@@ -78,7 +78,7 @@ class Placer:
         self._rate = RateLimit(REQUESTS_PER_S, BURST)
         self._listener = Listener()
         self._tasks: list[asyncio.Task[None]] = []
-        self.is_draining = False
+        self.is_draining = self._closed = False
 
     async def start(self, host: str, port: int, context: ssl.SSLContext | None) -> int:
         """Listen, and ask the workers from now on; the port, which the system chooses for 0.
@@ -115,14 +115,15 @@ class Placer:
 
     async def close(self) -> None:
         """Stop asking and listening."""
-        self.is_draining = True
+        # Before Python 3.12 wait_for can swallow a cancellation, so that alone is not enough.
+        self.is_draining = self._closed = True
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await self._listener.close()
 
     async def _ask(self, worker: _Known) -> None:
-        while True:
+        while not self._closed:
             try:
                 status = await asyncio.wait_for(worker.handle.status(), ANSWER_S)
             except asyncio.CancelledError:

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 
 from encodec_rt.client import ServedFrame, StreamClient
+from encodec_rt.client.stream import KEEP_ALIVE_S
 from encodec_rt.errors import LinkError
 from encodec_rt.link import credentials
 from encodec_rt.pcm import to_int16
@@ -386,6 +387,35 @@ def test_a_client_that_lags_behind_finds_the_last_state_that_it_has_heard_of(
                 assert (await resumed.receive_json())["frame"] == heard
 
     asyncio.run(run())
+
+
+def test_a_client_ends_though_its_cancellation_is_swallowed(
+    codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wait_for, received = asyncio.wait_for, list[bool]()
+
+    async def swallowing(waiting: Any, seconds: float) -> Any:
+        """As Python before 3.12, where a message comes in the moment of the cancellation."""
+        received.extend([False] * (seconds == KEEP_ALIVE_S))
+        try:
+            return await wait_for(waiting, seconds)
+        except asyncio.CancelledError:
+            received.append(True)
+            return aiohttp.WSMessage(aiohttp.WSMsgType.TEXT, pack_event("Draining"), None)
+
+    async def run() -> None:
+        monkeypatch.setattr(asyncio, "wait_for", swallowing)
+        async with (
+            serving(codec, tmp_path) as (_, url),
+            StreamClient(url, bandwidth_kbps=0.404) as stream,
+        ):
+            while False not in received:
+                await asyncio.sleep(0.01)
+        assert stream._task is not None
+        assert stream._task.done()
+
+    asyncio.run(run())
+    assert received[received.index(True) :] == [True]
 
 
 async def snapshot(socket: aiohttp.ClientWebSocketResponse) -> int:
