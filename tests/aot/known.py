@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import platform
+from contextlib import suppress
 from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any
@@ -54,9 +55,11 @@ def save(folder: Path | None, key: str, one: Compiled) -> None:
     """Keep ``one`` under ``key``, if it broke no rule: what did is compiled and looked at again."""
     if folder is None or one.violations():
         return
-    folder.mkdir(parents=True, exist_ok=True)
     values = {field.name: getattr(one, field.name) for field in fields(one)}
     values["loop"] = asdict(one.loop)
     part = folder / f"{key}.{os.getpid()}.part"
-    part.write_text(json.dumps(values), encoding="utf-8")
-    part.replace(folder / f"{key}.json")
+    # A folder that cannot be written to costs time, and nothing else.
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+        part.write_text(json.dumps(values), encoding="utf-8")
+        part.replace(folder / f"{key}.json")
