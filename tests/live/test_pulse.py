@@ -212,6 +212,10 @@ def test_mouth_to_ear_is_measured_and_written_beside_its_terms(
         capture_output=True,
         text=True,
     )
+    if done.returncode and "playback starved" in done.stderr:
+        # A machine that stalls moves the delay while it is measured, and no two chirps agree.
+        assert done.stderr.rstrip().endswith("or join output and input with a cable")
+        return
     assert done.returncode == 0, done.stderr
     assert "measured, by microphone" in done.stdout
     statistics = json.loads(report.read_text())
