@@ -42,7 +42,7 @@ START_S = 15.0
 """For a part to import torch and find its device, before its own time; and to write its end."""
 GRACE_S = 5.0
 """For what is interrupted to write its last lines."""
-LEAST_S = 8.0
+MIN_S = 8.0
 """Below which a part would not get to its first figure, and is not begun."""
 MAX_PRINTED = 4000
 """Characters of the table at the end: what may come back of a long output."""
@@ -90,7 +90,7 @@ def parts_within(
     """
     for part in parts:
         seconds = min(scale * part.seconds, left() - start - GRACE_S)
-        begin = seconds >= min(scale * part.seconds, LEAST_S)
+        begin = seconds >= min(scale * part.seconds, MIN_S)
         yield replace(part, seconds=max(0.0, seconds)), seconds if begin else 0.0
 
 

@@ -47,7 +47,7 @@ async def look(end: FarEnd) -> dict[str, Json]:
     own: Any = end.call.statistics()["encodecRt"]
     found: dict[str, Json] = {**end.window.look(), "latency_ms": own["latencyMs"]}
     found |= {"encode_ms": own["encodeMs"], "decode_ms": own["decodeMs"]}
-    found |= {"packets_refused": end.call.refused_packets, "tasks": len(asyncio.all_tasks())}
+    found |= {"packets_refused": end.call.line.refused, "tasks": len(asyncio.all_tasks())}
     if end.server is not None:
         found["sessions"] = end.server.sessions
     return found

@@ -129,15 +129,10 @@ class Call(VoiceCall):
         await super().close()
 
     async def _adopt(self, transport: NegotiatedTransport, codebooks: int, seconds: float) -> bool:
-        try:
-            connected = await asyncio.wait_for(transport.wait_connected(), seconds)
-        except asyncio.TimeoutError:
-            connected = False
-        if connected and self.line.adopt(transport):
+        followed = await self.line.follow(transport, seconds)
+        if followed:
             self.limit(codebooks)
-            return True
-        self.line.drop(transport)
-        return False
+        return followed
 
     def _new_transport(self, channel: bool) -> NegotiatedTransport:
         make = ChannelTransport if channel else RtpTransport

@@ -8,7 +8,6 @@ from functools import partial
 from aiohttp import WSCloseCode
 from torch import Tensor
 
-from encodec_rt.errors import LinkError
 from encodec_rt.link.endpoints import Clock
 from encodec_rt.link.rtp_transport import RtpTransport
 from encodec_rt.link.sdp import Format
@@ -19,11 +18,10 @@ from encodec_rt.server.sessions import Sessions
 from encodec_rt.server.slot_stream import Output
 from encodec_rt.streaming.engine import Engine
 from encodec_rt.voice.bitrate import RateController
-from encodec_rt.voice.call import MAX_PACKETS_PER_S, REPORT_S
+from encodec_rt.voice.call import REPORT_S
 from encodec_rt.voice.line import Line
 from encodec_rt.voice.packetizer import Outgoing
 from encodec_rt.voice.sender import Sender
-from encodec_rt.voice.token_bucket import TokenBucket
 from encodec_rt.voice.transport import Received
 
 HANDSHAKE_S = 15.0
@@ -56,7 +54,6 @@ class ServedCall:
         waiting = sessions.limits.waiting_frames
         self._pcm, self._hops = FrameQueue(waiting), FrameQueue(waiting)
         self._room = asyncio.Semaphore(HOPS_AHEAD)
-        self._allowance = TokenBucket(MAX_PACKETS_PER_S, MAX_PACKETS_PER_S)
         self._codebooks = form.codebooks
         self._sender = self._new_sender()
         self._count = self._fresh_from = 0
@@ -97,10 +94,8 @@ class ServedCall:
             return
         self._running = True
         try:
-            if await asyncio.wait_for(self.line.transport.wait_connected(), HANDSHAKE_S):
-                await self._serve(self._slot)
-        except asyncio.TimeoutError:
-            raise LinkError("a caller took an answer and never came") from None
+            await self.line.connect(HANDSHAKE_S)
+            await self._serve(self._slot)
         finally:
             await self.line.close()
             self._give_back()
@@ -181,14 +176,8 @@ class ServedCall:
         await self.line.wait_ended(patient=True)
 
     async def _adopt(self, transport: RtpTransport, codebooks: int) -> None:
-        try:
-            connected = await asyncio.wait_for(transport.wait_connected(), HANDSHAKE_S)
-        except asyncio.TimeoutError:
-            connected = False
-        if connected and self.line.adopt(transport):
+        if await self.line.follow(transport, HANDSHAKE_S):
             self._limit(codebooks)
-        else:
-            self.line.drop(transport)
 
     def _limit(self, codebooks: int) -> None:
         """Send at most so many codebooks, as the caller takes no more."""
@@ -207,9 +196,9 @@ class ServedCall:
         self.line.transport.send(packet)
 
     def _on_packet(self, packet: Received) -> None:
-        now_s = self._now_s()
-        if self._stream is None or not self._allowance.allows(now_s):
+        if self._stream is None:
             return
+        now_s = self._now_s()
         self._stream.receiver.receive(
             packet.payload,
             sequence=packet.sequence,

@@ -24,7 +24,6 @@ from encodec_rt.voice.receiver import HopPlan, Receiver
 from encodec_rt.voice.recording import CallRecording
 from encodec_rt.voice.sender import Sender
 from encodec_rt.voice.statistics import CodecTimes, latency_ms, percentiles
-from encodec_rt.voice.token_bucket import TokenBucket
 from encodec_rt.voice.transport import (
     CallSink,
     CallSource,
@@ -37,8 +36,6 @@ from encodec_rt.voice.transport import (
 T = TypeVar("T")
 
 REPORT_S = 1.0
-MAX_PACKETS_PER_S = 400
-"""More than twice what a sender of one frame per packet, each doubled, would send."""
 
 
 @dataclass(frozen=True)
@@ -97,10 +94,8 @@ class VoiceCall:
         self._warmed: asyncio.Future[None] | None = None
         self._heard_s: float | None = None
         self._renewed_s = -math.inf
-        self._allowance = TokenBucket(MAX_PACKETS_PER_S, MAX_PACKETS_PER_S)
         self._report: Report | None = None
         self._times = CodecTimes(self._hop_s)
-        self.refused_packets = 0
         self.line = Line(transport, self._on_packet, self._on_estimate, self._on_renewed)
 
     @property
@@ -181,7 +176,7 @@ class VoiceCall:
             "redundantFrames": plan.copies,
             "estimatedBitrate": controller.estimate_bps,
             "packetsDroppedBeforeSending": dropped,
-            "packetsRefused": self.refused_packets,
+            "packetsRefused": self.line.refused,
             "secondsSincePacket": round(self.silent_s, 3),
             "reconnections": self.line.renewals,
             "codecShare": round(self.codec_share, 4),
@@ -280,13 +275,10 @@ class VoiceCall:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work, *arguments)
 
     def _on_packet(self, packet: Received) -> None:
-        now_s = self._now_s()
-        if not self._allowance.allows(now_s):
-            self.refused_packets += 1
-            return
         if self._heard_s is None:
             # Nobody listens yet, and what waits now would delay all that follows.
             return
+        now_s = self._now_s()
         self.listener.receive(
             packet.payload,
             sequence=packet.sequence,

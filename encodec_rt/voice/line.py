@@ -8,8 +8,11 @@ from contextlib import suppress
 from functools import partial
 
 from encodec_rt.errors import LinkError
+from encodec_rt.voice.token_bucket import TokenBucket
 from encodec_rt.voice.transport import Received, Report, Transport
 
+MAX_PACKETS_PER_S = 400
+"""More than twice what a sender of one frame per packet, each doubled, would send."""
 FAREWELL_S = 1.0
 """How long a transport outlives its successor, so that its end is not taken for a hang-up."""
 
@@ -27,6 +30,9 @@ class Line:
         """``on_renewed`` is called before the first packet of a transport that follows another."""
         self.transport = transport
         self.renewals = 0
+        self.refused = 0
+        """Packets beyond ``MAX_PACKETS_PER_S``, which are handed to nobody."""
+        self._allowance = TokenBucket(MAX_PACKETS_PER_S, MAX_PACKETS_PER_S)
         self._on_packet, self._on_estimate = on_packet, on_estimate
         self._on_renewed = on_renewed
         self._pending: Transport | None = None
@@ -87,6 +93,17 @@ class Line:
         self._leave(before, FAREWELL_S)
         return True
 
+    async def follow(self, transport: Transport, seconds: float) -> bool:
+        """Adopt a proposed transport that connects within ``seconds``, or drop it; which it was."""
+        try:
+            connected = await asyncio.wait_for(transport.wait_connected(), seconds)
+        except asyncio.TimeoutError:
+            connected = False
+        if connected and self.adopt(transport):
+            return True
+        self.drop(transport)
+        return False
+
     def drop(self, transport: Transport) -> None:
         """Give up a proposed transport that came to nothing."""
         if transport is self._pending:
@@ -129,8 +146,12 @@ class Line:
     def _receive(self, transport: Transport, packet: Received) -> None:
         if transport is self._pending:
             self.adopt(transport)
-        if transport is self.transport:
+        if transport is not self.transport:
+            return
+        if self._allowance.allows(asyncio.get_running_loop().time()):
             self._on_packet(packet)
+        else:
+            self.refused += 1
 
     def _estimate(self, transport: Transport, bitrate_bps: float) -> None:
         if transport is self.transport:

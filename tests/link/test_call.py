@@ -172,8 +172,8 @@ def test_more_packets_than_anyone_would_send_are_not_looked_at(codec: Codec, kbp
     async def main() -> None:
         call = Call(codec, SilentSource(codec.config), NullSink(codec.config), CallOptions(kbps))
         for index in range(5000):
-            call._on_packet(Received(b"x", index & 0xFFFF, 0, 1))
-        assert call.refused_packets > 3000
+            call.line._receive(call.transport, Received(b"x", index & 0xFFFF, 0, 1))
+        assert call.line.refused > 3000
         await call.close()
 
     asyncio.run(main())
