@@ -54,8 +54,10 @@ class ServedCall:
         waiting = sessions.limits.waiting_frames
         self._pcm, self._hops = FrameQueue(waiting), FrameQueue(waiting)
         self._room = asyncio.Semaphore(HOPS_AHEAD)
-        self._codebooks = form.codebooks
-        self._sender = self._new_sender()
+        controller = RateController(
+            codebooks=form.codebooks, bits=form.bits, frame_rate_hz=1 / self._hop_s
+        )
+        self._sender = Sender(sessions.config, controller, self._send)
         self._count = self._fresh_from = 0
         """Hops that were handed to the engine, and the first one after the last renewal."""
         self._adopting: asyncio.Task[None] | None = None
@@ -66,7 +68,7 @@ class ServedCall:
         transport = RtpTransport(self._form)
         self._line = Line(transport, self._on_packet, self._on_estimate, self._on_renewed)
         answer, codebooks = await transport.answer(offer)
-        self._limit(codebooks)
+        self._sender.limit(codebooks)
         return answer
 
     @property
@@ -177,20 +179,7 @@ class ServedCall:
 
     async def _adopt(self, transport: RtpTransport, codebooks: int) -> None:
         if await self.line.follow(transport, HANDSHAKE_S):
-            self._limit(codebooks)
-
-    def _limit(self, codebooks: int) -> None:
-        """Send at most so many codebooks, as the caller takes no more."""
-        self._codebooks = min(codebooks, self._form.codebooks)
-        self._sender.controller = self._new_controller()
-
-    def _new_controller(self) -> RateController:
-        return RateController(
-            codebooks=self._codebooks, bits=self._form.bits, frame_rate_hz=1 / self._hop_s
-        )
-
-    def _new_sender(self) -> Sender:
-        return Sender(self._sessions.config, self._new_controller(), self._send)
+            self._sender.limit(codebooks)
 
     def _send(self, packet: Outgoing, now_s: float) -> None:
         self.line.transport.send(packet)
@@ -210,7 +199,8 @@ class ServedCall:
 
     def _on_renewed(self) -> None:
         """Both sides begin anew, so that each decoder is where the other's encoder is."""
-        self._sender, self._fresh_from = self._new_sender(), self._count
+        self._sender.restart()
+        self._fresh_from = self._count
         if self._stream is not None:
             self._stream.receiver.restart()
             self._stream.renewed_at = self._count

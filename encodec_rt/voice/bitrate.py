@@ -75,7 +75,7 @@ class RateController:
         """``codebooks`` are the most to send. Raises ConfigError for fewer than one."""
         if codebooks < 1:
             raise ConfigError(f"codebooks={codebooks}; at least 1 is sent")
-        self._codebooks = codebooks
+        self.codebooks = codebooks
         self._bits = bits
         self._frame_rate_hz = frame_rate_hz
         self._redundancy = redundancy
@@ -90,6 +90,15 @@ class RateController:
         self._sent: deque[tuple[float, int]] = deque()
         self._raised_s = float("-inf")
         self._patience_s = RAISE_AFTER_S
+
+    def fresh(self, codebooks: int) -> RateController:
+        """One that has heard nothing yet, for at most so many codebooks."""
+        return RateController(
+            codebooks=codebooks,
+            bits=self._bits,
+            frame_rate_hz=self._frame_rate_hz,
+            redundancy=self._redundancy,
+        )
 
     def on_estimate(self, bitrate_bps: float, now_s: float) -> None:
         """The peer's estimate of the bandwidth towards it (REMB), headers included.
@@ -153,11 +162,11 @@ class RateController:
         return min(budget_bps, self._limit_bps)
 
     def _best(self, budget_bps: float) -> PacketPlan:
-        least = max(min(MIN_CODEBOOKS, self._codebooks), self._codebooks // 2)
-        full = PacketPlan(1, self._codebooks, *self._copies(1, loss=0.0))
+        least = max(min(MIN_CODEBOOKS, self.codebooks), self.codebooks // 2)
+        full = PacketPlan(1, self.codebooks, *self._copies(1, loss=0.0))
         lossy = [
             PacketPlan(1, codebooks, *self._copies(1, self.loss))
-            for codebooks in range(self._codebooks, least - 1, -1)
+            for codebooks in range(self.codebooks, least - 1, -1)
         ]
         fitting = [plan for plan in lossy if self._rate_bps(plan) <= self._rate_bps(full)]
         wanted = (fitting or lossy[-1:])[0].codebooks
@@ -176,7 +185,7 @@ class RateController:
             return 0, 0
         copies, codebooks = next(row[1:] for row in REDUNDANCY if loss >= row[0])
         # One lost packet takes all its frames with it.
-        return min(max(copies, frames), MAX_REDUNDANT_FRAMES), min(codebooks, self._codebooks)
+        return min(max(copies, frames), MAX_REDUNDANT_FRAMES), min(codebooks, self.codebooks)
 
     def _rate_bps(self, plan: PacketPlan) -> float:
         return plan.packet_bytes(self._bits) * 8 * self._frame_rate_hz / plan.frames

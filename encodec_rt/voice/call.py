@@ -81,13 +81,18 @@ class VoiceCall:
         config = encoder.config
         self._source, self._sink, self._recording = source, sink, recording
         self._hop_s = config.hop_length / config.sampling_rate
-        self._bits, self._codebooks = config.codebook_nbits, encoder.codebooks
+        self._codebooks = encoder.codebooks
         self.listener = Receiver(decoder)
         self._encoder, self._encoder_start = encoder, encoder.snapshot()
         self._anew = False
         self._detector = EnergyDetector(frame_s=self._hop_s)
-        self._limit = self._codebooks
-        self._sender = self._make_sender()
+        controller = RateController(
+            codebooks=encoder.codebooks,
+            bits=config.codebook_nbits,
+            frame_rate_hz=1 / self._hop_s,
+            redundancy=self.voice.redundancy,
+        )
+        self._sender = Sender(config, controller, self._hand_over)
         # One worker: a codec is used by one thread at a time.
         self._worker = ThreadPoolExecutor(1, "encodec-rt-call", in_worker)
         self._warm_up = warm_up
@@ -120,9 +125,8 @@ class VoiceCall:
             self._warmed = asyncio.ensure_future(self._compute(self._warm_up))
 
     def limit(self, codebooks: int) -> None:
-        """Send at most so many codebooks, as the other side takes no more."""
-        self._limit = min(codebooks, self._codebooks)
-        self._sender.controller = self._make_controller()
+        """As ``Sender.limit``."""
+        self._sender.limit(codebooks)
 
     async def run(self) -> None:
         """Talk and listen until one side hangs up.
@@ -195,17 +199,6 @@ class VoiceCall:
             "remote": remote_statistics(report),
             "encodecRt": own,
         }
-
-    def _make_controller(self) -> RateController:
-        return RateController(
-            codebooks=self._limit,
-            bits=self._bits,
-            frame_rate_hz=1 / self._hop_s,
-            redundancy=self.voice.redundancy,
-        )
-
-    def _make_sender(self) -> Sender:
-        return Sender(self._encoder.config, self._make_controller(), self._hand_over)
 
     async def _talk(self) -> None:
         while (audio := await self._source.read()) is not None:
@@ -290,7 +283,7 @@ class VoiceCall:
 
     def _on_renewed(self) -> None:
         """Both sides begin their streams anew, so that each decoder is where the encoder is."""
-        self._sender = self._make_sender()
+        self._sender.restart()
         self._anew = True
         self._renewed_s = self._now_s()
         self.listener.restart()

@@ -24,8 +24,18 @@ class Sender:
         """``send`` gets each packet and its time; ``on_plan`` hears when the plan changes."""
         self.controller = controller
         self._send, self._on_plan = send, on_plan
-        self._packetizer = Packetizer(hop=config.hop_length, bits=config.codebook_nbits)
+        self._config, self._most = config, controller.codebooks
+        self._packetizer = self._new_packetizer()
         self._plan: PacketPlan | None = None
+
+    def limit(self, codebooks: int) -> None:
+        """Send at most so many of the codebooks, as the other side takes no more."""
+        self.controller = self.controller.fresh(min(codebooks, self._most))
+
+    def restart(self) -> None:
+        """Begin anew, on another path."""
+        self.controller = self.controller.fresh(self.controller.codebooks)
+        self._packetizer, self._plan = self._new_packetizer(), None
 
     def push(self, codes: Codes, now_s: float, *, active: bool = True) -> None:
         """The next frame, ``codes`` uint16 [Q]; ``active`` False if nobody will miss it."""
@@ -36,3 +46,6 @@ class Sender:
         for packet in self._packetizer.push(codes, plan, active=active):
             self.controller.on_sent(len(packet.payload), now_s)
             self._send(packet, now_s)
+
+    def _new_packetizer(self) -> Packetizer:
+        return Packetizer(hop=self._config.hop_length, bits=self._config.codebook_nbits)
