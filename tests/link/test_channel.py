@@ -25,6 +25,7 @@ from encodec_rt.link.signalling import SignallingServer
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.types import Audio
 from encodec_rt.voice.packetizer import Outgoing
+from tests.support.damaged import damaged_sdp
 from tests.support.models import random_model, speech, tiny_config
 
 SECONDS = 3
@@ -307,18 +308,8 @@ def test_damaged_descriptions_are_refused_and_nothing_else_happens() -> None:
     async def attempt(offer: str) -> None:
         transport = ChannelTransport(FORM)
         transport.open(lambda packet: None, lambda _: None)
-        lines = offer.split("\r\n")
-        for _ in range(int(rng.integers(1, 4))):
-            at = int(rng.integers(len(lines)))
-            kind = rng.integers(3)
-            if kind == 0:
-                del lines[at]
-            elif kind == 1:
-                lines[at] = lines[at][: rng.integers(len(lines[at]) + 1)]
-            else:
-                lines.insert(at, lines[int(rng.integers(len(lines)))])
         try:
-            await asyncio.wait_for(transport.answer("\r\n".join(lines)), 5)
+            await asyncio.wait_for(transport.answer(damaged_sdp(offer, rng)), 5)
         except LinkError:
             pass
         finally:

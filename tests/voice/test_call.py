@@ -79,20 +79,24 @@ def test_a_call_runs_over_a_simulated_path_on_streams_or_on_slots(
     assert (nearest < 0.05 * np.abs(wanted).max()).mean() > 0.5
 
 
-def test_a_path_that_ends_before_it_connects_is_an_error(codec: Codec) -> None:
+def silent_call(codec: Codec, transport: SimulatedTransport) -> VoiceCall:
+    """A call in which nobody speaks and nobody listens."""
     kbps = codec.config.target_bandwidths[-1]
+    return VoiceCall(
+        codec.stream_encoder(kbps),
+        codec.stream_decoder(kbps),
+        SilentSource(codec.config),
+        NullSink(codec.config),
+        transport,
+        VoiceOptions(bandwidth_kbps=kbps),
+    )
 
+
+def test_a_path_that_ends_before_it_connects_is_an_error(codec: Codec) -> None:
     async def main() -> None:
         one, other = SimulatedTransport.pair(PathProfile(), PathProfile())
         await other.close()
-        call = VoiceCall(
-            codec.stream_encoder(kbps),
-            codec.stream_decoder(kbps),
-            SilentSource(codec.config),
-            NullSink(codec.config),
-            one,
-            VoiceOptions(bandwidth_kbps=kbps),
-        )
+        call = silent_call(codec, one)
         await call.run()
 
     with pytest.raises(LinkError, match="connecting to the other side failed"):
@@ -100,18 +104,9 @@ def test_a_path_that_ends_before_it_connects_is_an_error(codec: Codec) -> None:
 
 
 def test_a_path_that_follows_another_has_its_own_time_to_be_heard(codec: Codec) -> None:
-    kbps = codec.config.target_bandwidths[-1]
-
     async def main() -> tuple[float, float]:
         one, following = (SimulatedTransport.pair(PathProfile(), PathProfile())[0] for _ in "ab")
-        call = VoiceCall(
-            codec.stream_encoder(kbps),
-            codec.stream_decoder(kbps),
-            SilentSource(codec.config),
-            NullSink(codec.config),
-            one,
-            VoiceOptions(bandwidth_kbps=kbps),
-        )
+        call = silent_call(codec, one)
         running = asyncio.ensure_future(call.run())
         while call.path_silent_s < SILENT_S:
             await asyncio.sleep(0.01)

@@ -34,6 +34,24 @@ function refusable(work) {
   }
 }
 
+// Hostile messages by the hundred thousand, random ones and damaged ``seeds``: how many were read.
+// Nothing but a PacketError may come of any.
+function hostile(count, seeds, seed, read) {
+  let state = seed;
+  const random = (n) => {
+    state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
+    return Math.floor((state / 2 ** 32) * n);
+  };
+  let taken = 0;
+  for (let i = 0; i < count; i++) {
+    let message = i % 2 ? Uint8Array.from({ length: random(60) }, () => random(256)) : bytes(seeds[random(seeds.length)]);
+    if (i % 2 === 0) message[random(message.length)] = random(256);
+    if (i % 3 === 0) message = message.subarray(0, random(message.length + 1));
+    if (!refusable(() => read(message, i)).refused) taken += 1;
+  }
+  return taken;
+}
+
 const tasks = {
   parse: ({ payloads, bits, most }) => payloads.map((text) => refusable(() => plain(parsePacket(bytes(text), bits, most)))),
   encode: ({ packets, bits }) => packets.map((packet) => hex(encodePacket(packet, bits))),
@@ -41,21 +59,8 @@ const tasks = {
     const parsed = parseRtp(bytes(text));
     return { ...parsed, payload: hex(parsed.payload), again: hex(encodeRtp(parsed)) };
   })),
-  // Hostile messages by the hundred thousand: counted, and nothing but a PacketError comes.
   fuzz: ({ count, bits, seeds }) => {
-    let state = 12345;
-    const random = (n) => {
-      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-      return Math.floor((state / 2 ** 32) * n);
-    };
-    let taken = 0;
-    for (let i = 0; i < count; i++) {
-      let message = i % 2 ? Uint8Array.from({ length: random(60) }, () => random(256)) : bytes(seeds[random(seeds.length)]);
-      if (i % 2 === 0) message[random(message.length)] = random(256);
-      if (i % 3 === 0) message = message.subarray(0, random(message.length + 1));
-      const result = refusable(() => parsePacket(parseRtp(message).payload, bits, 8));
-      if (!result.refused) taken += 1;
-    }
+    const taken = hostile(count, seeds, 12345, (message) => parsePacket(parseRtp(message).payload, bits, 8));
     return { count, taken };
   },
   // The packets of a sender whose frames, times and reports are given.
@@ -86,19 +91,7 @@ const tasks = {
   // Damaged and random reports: nothing but a PacketError comes, and no wild round trip is believed.
   hostile_reports: ({ count, seeds, ssrc }) => {
     const reports = new Reports(24000, ssrc);
-    let state = 54321;
-    const random = (n) => {
-      state = (Math.imul(state, 1664525) + 1013904223) >>> 0;
-      return Math.floor((state / 2 ** 32) * n);
-    };
-    let taken = 0;
-    for (let i = 0; i < count; i++) {
-      let message = i % 2 ? Uint8Array.from({ length: random(60) }, () => random(256)) : bytes(seeds[random(seeds.length)]);
-      if (i % 2 === 0) message[random(message.length)] = random(256);
-      if (i % 3 === 0) message = message.subarray(0, random(message.length + 1));
-      const result = refusable(() => reports.read(message, i / 100) ?? {});
-      if (!result.refused) taken += 1;
-    }
+    const taken = hostile(count, seeds, 54321, (message, i) => reports.read(message, i / 100) ?? {});
     return { count, taken, roundTripS: reports.roundTripS, written: reports.write(count).length };
   },
   // What a receiver plays of the messages given, and what it counted.
