@@ -95,9 +95,8 @@ class StreamClient:
         self._flow = Flow(self.request)
         self._connected = asyncio.Event()
         self._repeating: asyncio.Task[None] | None = None
-        self._finishing = False
+        self._finishing = self._ended = False
         self._finalized = 0
-        self._ended = False
 
     async def __aenter__(self) -> StreamClient:
         """Connect. Raises LinkError."""

@@ -42,7 +42,7 @@ class ServedCall:
         """To be made inside the event loop. It gives ``slot`` back, whatever becomes of it."""
         self.key = sessions.new_key()
         self.token: str | None = None
-        self.answered = 0
+        self.saved = self.answered = 0
         self.blocked_since_s: float | None = None
         self.opened_s = self.heard_s = self._now_s()
         self.code: int | None = None

@@ -68,7 +68,7 @@ class Connection:
         self._order: deque[Kind | None] = deque()
         self._events: deque[Output] = deque()
         self._something = asyncio.Event()
-        self.answered = 0
+        self.saved = self.answered = 0
         self._ends_pending = 0
         self._closing = self._hanging_up = False
         self._hung_up = asyncio.Event()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections import Counter
 from collections.abc import Callable, Coroutine
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -15,7 +14,6 @@ from typing import Any, Protocol, TypeVar
 from aiohttp import WSCloseCode
 from torch import Tensor
 
-from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import ConfigError, StateError
 from encodec_rt.server.engine_loop import EngineLoop
 from encodec_rt.server.limits import SessionLimits
@@ -34,7 +32,7 @@ FRAMES_AT_ONCE = (1, 2, 4)
 
 
 class Client(Protocol):
-    """A session on the network's side, whatever carries it. All of it is the event loop's."""
+    """A session on the network's side, whatever carries it. The event loop's, but for ``saved``."""
 
     key: int
     token: str | None
@@ -45,6 +43,8 @@ class Client(Protocol):
     """Since when a message waits for being taken."""
     code: int | None
     """Why it was closed, once it is: a code of WebSockets."""
+    saved: int
+    """Snapshots of it, which the engine's thread counts."""
     answered: int
     """Snapshots that it says it has heard of."""
     ended: asyncio.Event
@@ -84,7 +84,7 @@ class Sessions:
         # What an exact stream begins with waits as a whole, beside what comes in meanwhile.
         waiting = limits.waiting_frames + (starts if starts > 1 else 0)
         self.limits = replace(limits, waiting_frames=waiting)
-        self._config, self._store, self._metrics = codec.config, store, metrics
+        self.config, self._store, self._metrics = codec.config, store, metrics
         self.slots, self.bandwidth_kbps = slots, bandwidth_kbps
         engine = codec.engine(slots, bandwidth_kbps, gather=codec.device.type == "cpu")
         engine.prewarm(FRAMES_AT_ONCE)
@@ -97,8 +97,6 @@ class Sessions:
         self._opened = 0
         self._saving: set[int] = set()
         """Clients whose state is on its way to the disk."""
-        self._saved: Counter[int] = Counter()
-        """Snapshots of each client; the engine's thread counts them."""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="encodec-rt-store")
         self._loop: asyncio.AbstractEventLoop | None = None
         self._tasks: set[asyncio.Task[None]] = set()
@@ -142,8 +140,8 @@ class Sessions:
 
     def check(self, wanted: StreamRequest) -> None:
         """Raise ConfigError for a bandwidth that is not served."""
-        books = self._config.codebooks_for(wanted.bandwidth_kbps)
-        if books > self._config.codebooks_for(self.bandwidth_kbps):
+        books = self.config.codebooks_for(wanted.bandwidth_kbps)
+        if books > self.config.codebooks_for(self.bandwidth_kbps):
             raise ConfigError(
                 f"bandwidth={wanted.bandwidth_kbps:g}; this server has up to "
                 f"{self.bandwidth_kbps:g} kbps"
@@ -169,11 +167,6 @@ class Sessions:
             raise StateError("there is no such session to resume; begin a new one")
         return found
 
-    @property
-    def config(self) -> EncodecConfig:
-        """The model's configuration."""
-        return self._config
-
     def new_key(self) -> int:
         """A name for one more client."""
         self._opened += 1
@@ -197,7 +190,6 @@ class Sessions:
     async def leave(self, client: Client) -> None:
         """End a session; keep what its client may come back for. Its slot is still reserved."""
         self._clients.pop(client.key, None)
-        self._saved.pop(client.key, None)
         now_s = asyncio.get_running_loop().time()
         self._metrics.session_seconds.observe(now_s - client.opened_s)
         self._metrics.closed.labels(str(client.code)).inc()
@@ -246,9 +238,9 @@ class Sessions:
         if client is None or client.token is None or key in self._saving:
             return
         # More would displace the last one that a client which lags behind can go on from.
-        if client.answered and self._saved[key] - client.answered >= MAX_UNANSWERED:
+        if client.answered and client.saved - client.answered >= MAX_UNANSWERED:
             return
-        self._saved[key] += 1
+        client.saved += 1
         self._saving.add(key)
         token, progress = client.token, state.progress
         fields = {"frame": progress.encoded, "decoded": progress.decoded}

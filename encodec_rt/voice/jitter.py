@@ -125,11 +125,6 @@ class JitterBuffer:
         return max(0.0, self._goal_s - self._transits.quantile(0.01)) * 1000
 
     @property
-    def source(self) -> int | None:
-        """The SSRC that plays, or None before the first packet."""
-        return self._ssrc
-
-    @property
     def waiting(self) -> int:
         """Frames that are here and have not been played."""
         return sum(index >= self._next for index in self._frames)
