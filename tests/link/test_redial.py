@@ -80,7 +80,10 @@ class Scene:
         self.codec, self.told = codec, list[str]()
         self.voices, self.ears = [Voice(codec), Voice(codec)], [Ear(codec), Ear(codec)]
         kbps = codec.config.target_bandwidths[-1]
-        self.options = CallOptions(kbps, dtx=False, reconnect_s=reconnect_s)
+        # The listener is the patient one, as its end would be the end of the call for both.
+        self.options = [
+            CallOptions(kbps, dtx=False, reconnect_s=seconds) for seconds in (60.0, reconnect_s)
+        ]
         self.dead: set[RtpTransport] = set()
         self.calls: list[Call] = []
         send = RtpTransport.send
@@ -92,7 +95,7 @@ class Scene:
         monkeypatch.setattr(RtpTransport, "send", send_unless_cut)
 
     def call(self, at: int) -> Call:
-        self.calls.append(Call(self.codec, self.voices[at], self.ears[at], self.options))
+        self.calls.append(Call(self.codec, self.voices[at], self.ears[at], self.options[at]))
         return self.calls[-1]
 
     def cut(self) -> None:
@@ -127,6 +130,7 @@ class Scene:
                 for task in (running, watching):
                     if task.done():
                         task.result()
+                assert not running.done(), "the call has ended, and nobody renews it"
             self.said = [len(voice.given) for voice in self.voices]
             self.received = self.received_so_far()
             await asyncio.sleep(1.5)
@@ -146,9 +150,9 @@ def test_a_dead_path_is_replaced_and_what_is_said_then_is_heard(
     assert scene.told[0].startswith("no packets for ")
     assert scene.told[1] == "connected again"
     for voice, ear, said in zip(scene.voices, reversed(scene.ears), scene.said, strict=True):
-        encoder = codec.stream_encoder(scene.options.bandwidth_kbps)
+        encoder = codec.stream_encoder(scene.options[0].bandwidth_kbps)
         codes = encoder.push(np.concatenate(voice.given[said : said + 60], axis=1)[0])
-        decoder = codec.stream_decoder(scene.options.bandwidth_kbps)
+        decoder = codec.stream_decoder(scene.options[0].bandwidth_kbps)
         wanted = decoder.push(codes).reshape(len(codes), -1)
         heard = np.stack([hop.reshape(-1) for hop in ear.hops])
         nearest = [np.abs(heard - hop).max(axis=1).min() for hop in wanted]
