@@ -98,7 +98,7 @@ def run(arguments: argparse.Namespace) -> None:
         churn(record, model, arguments.opened, arguments.churn_seconds)
     if "hostile" in parts:
         hostile(
-            record, codec, model, arguments.messages, arguments.handshakes,
+            record, codec, model, min(most or 4, 4), arguments.messages, arguments.handshakes,
             arguments.hostile_seconds,
         )  # fmt: skip
     path = record.write()

@@ -74,10 +74,13 @@ def churn(record: Record, model: str, opened: int, seconds: float) -> None:
 
 
 def hostile(
-    record: Record, codec: Codec, model: str, messages: int, handshakes: int, seconds: float
-) -> None:
-    """Four honest sessions beside clients that send garbage and one that knocks without end."""
-    spoken = clips(codec, 4, seconds)
+    record: Record, codec: Codec, model: str, honest: int, messages: int, handshakes: int,
+    seconds: float,
+) -> None:  # fmt: skip
+    """So many ``honest`` sessions and a slot that others fight for: clients that send garbage, and
+    one that knocks without end.
+    """
+    spoken = clips(codec, honest, seconds)
 
     async def attack(url: str) -> dict[str, Any]:
         running = await asyncio.create_subprocess_exec(
@@ -95,9 +98,9 @@ def hostile(
         return await talking, told
 
     with tempfile.TemporaryDirectory() as folder:
-        server = Server(model, 6, Path(folder) / "state", requests_per_s=NO_LIMIT)
+        server = Server(model, honest + 1, Path(folder) / "state", requests_per_s=NO_LIMIT)
         talks, told = asyncio.run(run(server.url))
         server.end()
-    case: dict[str, Json] = {"what": "hostile", **told}
+    case: dict[str, Json] = {"what": "hostile", "sessions": honest, **told}
     case["answers"] = json.dumps(told["answers"])
     add(record, case, codec, spoken, talks)

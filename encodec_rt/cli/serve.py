@@ -16,6 +16,7 @@ from encodec_rt.cli.console import say
 from encodec_rt.cli.interrupts import run_until_ended
 from encodec_rt.cli.link_options import TokenOption
 from encodec_rt.cli.options import CodecOptions, with_groups
+from encodec_rt.cli.web import model_for_browser, page_address
 from encodec_rt.errors import ConfigError, StateError
 from encodec_rt.extras import needed_for
 
@@ -53,6 +54,9 @@ def serve(
         int,
         typer.Option(help="Calls over WebRTC at once, of these sessions; none by default.", min=0),
     ] = 0,
+    web: Annotated[
+        bool, typer.Option("--web", help="Serve a page, too, from which a browser calls.")
+    ] = False,
     state: Annotated[
         Path | None, typer.Option(help="Folder that keeps sessions for a restart.")
     ] = None,
@@ -89,7 +93,8 @@ def serve(
     highest bandwidth that a session may ask for.
     """
     given: dict[str, Any] = {
-        "host": host, "port": port, "sessions": sessions, "calls": calls, "state": state,
+        "host": host, "port": port, "sessions": sessions, "calls": calls, "web": web,
+        "state": state,
         "origin": origin, "ray": ray, "workers": workers,
         "drain_s": drain_s, "requests_per_s": requests_per_s,
         "certificate": certificate, "key": key, "token_file": token_file,
@@ -114,6 +119,8 @@ def serve(
     logging.basicConfig(level=logging.INFO, handlers=[handler])
     settings, cluster = _settings(options, given), given["ray"]
     if cluster is not None:
+        if settings.page is not None:
+            raise ConfigError("--web is for one server; with --ray, sessions are placed on several")
         from encodec_rt.cli.serve_ray import serve_on_ray
 
         run_until_ended(serve_on_ray(options, settings, cluster, given["workers"]))
@@ -142,6 +149,8 @@ def _fill_in(given: dict[str, Any], context: typer.Context, path: Path) -> None:
 def _settings(options: CodecOptions, given: dict[str, Any]) -> ServeSettings:
     from encodec_rt.server.settings import ServeSettings
 
+    if given["web"] and not given["calls"]:
+        raise ConfigError("--web needs --calls: the page calls this server")
     paths = {
         name: None if given[name] is None else Path(given[name])
         for name in ("state", "certificate", "key", "token_file")
@@ -152,6 +161,7 @@ def _settings(options: CodecOptions, given: dict[str, Any]) -> ServeSettings:
         bandwidth_kbps=options.bandwidth,
         sessions=given["sessions"],
         calls=given["calls"],
+        page=model_for_browser(options.model) if given["web"] else None,
         origins=tuple(given["origin"] or ()),
         drain_s=given["drain_s"],
         requests_per_s=given["requests_per_s"],
@@ -173,6 +183,8 @@ async def _serve(options: CodecOptions, settings: ServeSettings) -> None:
     bound = await server.start(settings.host, settings.port, access.context)
     at = f"{access.scheme}://{settings.host}:{bound}"
     say(f"serving up to {server.sessions.slots} sessions on {at}; Ctrl-C ends")
+    if settings.page is not None:
+        say(f"open {page_address(at, access.token)} in a browser to call")
     await _until(ending, server)
 
 

@@ -11,6 +11,7 @@ from encodec_rt.link.channel_transport import ChannelTransport
 from encodec_rt.link.peer_transport import NegotiatedTransport
 from encodec_rt.link.rtp_transport import RtpTransport
 from encodec_rt.link.sdp import Format, is_for_channel
+from encodec_rt.link.transports import make_transport
 from encodec_rt.sound.realtime import run_in_real_time
 from encodec_rt.streaming.codec import Codec, warm_up
 from encodec_rt.voice.call import VoiceCall, VoiceOptions
@@ -135,5 +136,5 @@ class Call(VoiceCall):
         return followed
 
     def _new_transport(self, channel: bool) -> NegotiatedTransport:
-        make = ChannelTransport if channel else RtpTransport
-        return make(self._form, self.options.ice_servers)
+        servers = self.options.ice_servers
+        return make_transport(self._form, over_channel=channel, ice_servers=servers)

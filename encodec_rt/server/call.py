@@ -9,8 +9,9 @@ from aiohttp import WSCloseCode
 from torch import Tensor
 
 from encodec_rt.link.endpoints import Clock
-from encodec_rt.link.rtp_transport import RtpTransport
-from encodec_rt.link.sdp import Format
+from encodec_rt.link.peer_transport import NegotiatedTransport
+from encodec_rt.link.sdp import Format, is_for_channel
+from encodec_rt.link.transports import make_transport
 from encodec_rt.server.call_stream import CallStream, WaitingHop
 from encodec_rt.server.metrics import Metrics
 from encodec_rt.server.queues import FrameQueue
@@ -65,7 +66,7 @@ class ServedCall:
 
     async def answer(self, offer: str) -> str:
         """As ``SignalledCall.answer``."""
-        transport = RtpTransport(self._form)
+        transport = self._transport_for(offer)
         self._line = Line(transport, self._on_packet, self._on_estimate, self._on_renewed)
         answer, codebooks = await transport.answer(offer)
         self._sender.limit(codebooks)
@@ -78,7 +79,7 @@ class ServedCall:
 
     async def renew(self, offer: str) -> str:
         """As ``SignalledCall.renew``."""
-        transport = RtpTransport(self._form)
+        transport = self._transport_for(offer)
         self.line.propose(transport)
         answer, codebooks = await transport.answer(offer)
         self._adopting = asyncio.ensure_future(self._adopt(transport, codebooks))
@@ -177,9 +178,12 @@ class ServedCall:
     async def _wait_ended(self) -> None:
         await self.line.wait_ended(patient=True)
 
-    async def _adopt(self, transport: RtpTransport, codebooks: int) -> None:
+    async def _adopt(self, transport: NegotiatedTransport, codebooks: int) -> None:
         if await self.line.follow(transport, HANDSHAKE_S):
             self._sender.limit(codebooks)
+
+    def _transport_for(self, offer: str) -> NegotiatedTransport:
+        return make_transport(self._form, over_channel=is_for_channel(offer))
 
     def _send(self, packet: Outgoing, now_s: float) -> None:
         self.line.transport.send(packet)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from aiohttp import web
 from aiohttp.typedefs import Handler
 
-from encodec_rt.errors import CodecError, LinkError, StateError
+from encodec_rt.errors import CodecError, ConfigError, LinkError, StateError
 from encodec_rt.extras import needed_for
 from encodec_rt.link.admission import ConnectionLimits, RateLimit
 from encodec_rt.link.listening import Listener
@@ -39,10 +39,13 @@ from encodec_rt.version import __version__
 
 if TYPE_CHECKING:
     from encodec_rt.link.whip import WhipEndpoint
+    from encodec_rt.web.page_files import PageFiles
 
 MAX_BODY_BYTES = 64 * 1024
 ANSWER_S = 10.0
 """How long an offer of a call may take to arrive, and an answer to be made."""
+PAGE_S = 600.0
+"""How long a browser's connections are left alone, for a model of 12 MB on a slow line."""
 STALLED_S = 1.0
 """How long the engine's thread may stand still and the server still be called alive."""
 
@@ -60,6 +63,8 @@ class ServerOptions:
     request_burst: int = 400
     calls: int = 0
     """Calls over WebRTC at once, each on a slot; 0 offers none."""
+    page: bytes | None = None
+    """A model's file for browsers, to which a page is served that calls; it needs ``calls``."""
 
 
 class StreamServer:
@@ -75,8 +80,8 @@ class StreamServer:
     ) -> None:
         """Serve up to ``slots`` sessions of up to ``bandwidth_kbps``; make all that they need.
 
-        Raises LinkError for a token that could be guessed, ConfigError, and BackendUnavailable for
-        calls where the link's libraries are not installed.
+        Raises LinkError for a token that could be guessed, ConfigError (of a page without calls,
+        too), and BackendUnavailable for calls where the link's libraries are not installed.
         """
         self._codec, self._options = codec, options
         self.metrics = Metrics(1 / codec.config.frame_rate)
@@ -86,6 +91,7 @@ class StreamServer:
         self._rate = RateLimit(options.requests_per_s, options.request_burst)
         self._listener = Listener()
         self._calls = self._make_calls() if options.calls else None
+        self._page = None if options.page is None else self._make_page(options.page)
         self.is_draining = False
 
     async def start(self, host: str, port: int, context: ssl.SSLContext | None) -> int:
@@ -102,10 +108,13 @@ class StreamServer:
         application.router.add_get("/readyz", self._readyz)
         if self._calls is not None:
             self._calls.add_to(application)
+        if self._page is not None:
+            application.router.add_get("/{path:.*}", self._page.get)
         if self._options.origins:
             CrossOrigin(self._options.origins).add_to(application)
         most = 2 * self.sessions.slots + 64
-        limits = ConnectionLimits(connections=most, per_address=most, connection_s=15.0)
+        seconds = 15.0 if self._page is None else PAGE_S
+        limits = ConnectionLimits(connections=most, per_address=most, connection_s=seconds)
         has_token = self._options.token is not None
         self.sessions.start()
         try:
@@ -196,6 +205,13 @@ class StreamServer:
             open_line, sessions=self._options.calls, request_s=ANSWER_S, refused=self._refuse
         )
 
+    def _make_page(self, model: bytes) -> PageFiles:
+        from encodec_rt.web.page_files import PageFiles
+
+        if self._calls is None:
+            raise ConfigError("a page calls this server, so that it needs calls")
+        return PageFiles(model, calls="server", token=self._options.token)
+
     async def _serve(
         self, request: web.Request, wanted: StreamRequest, slot: int, token: str | None
     ) -> web.StreamResponse:
@@ -262,14 +278,21 @@ class StreamServer:
         if (hosts := self._listener.hosts) and request.host not in hosts:
             raise web.HTTPForbidden
         origin = request.headers.get("Origin")
-        if origin is not None and origin not in self._options.origins:
+        if origin is not None and not self._is_welcome(origin, request):
             self._refuse("origin")
             raise web.HTTPForbidden
         asked = request.method == "OPTIONS" and origin is not None
         public = asked or request.path in ("/livez", "/readyz", STREAM_PATH)
+        # What of the page is secret, it knows itself.
+        public |= self._page is not None and request.path in self._page
         if not public and not self._access.allows(request.headers.get("Authorization")):
             raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"})
         return await handler(request)
+
+    def _is_welcome(self, origin: str, request: web.Request) -> bool:
+        """Whether a web page may connect: one that was named, or the one that is served here."""
+        own = f"{request.scheme}://{request.host}"
+        return origin in self._options.origins or (self._page is not None and origin == own)
 
 
 def _refusal(kind: type[web.HTTPError], error: CodecError) -> web.HTTPError:

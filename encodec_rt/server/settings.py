@@ -43,6 +43,8 @@ class ServeSettings:
     sessions: int = 0
     """0 measures how many fit."""
     calls: int = 0
+    page: bytes | None = None
+    """As in ``ServerOptions``."""
     state: Path | None = None
     origins: tuple[str, ...] = ()
     drain_s: float = 30.0
@@ -95,6 +97,7 @@ class ServeSettings:
             frozenset(self.origins),
             SessionLimits(drain_s=self.drain_s),
             calls=self.calls,
+            page=self.page,
             requests_per_s=self.requests_per_s,
             request_burst=int(8 * self.requests_per_s),
         )

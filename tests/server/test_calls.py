@@ -13,8 +13,9 @@ import aiohttp
 import numpy as np
 import pytest
 
-from encodec_rt.errors import LinkError
+from encodec_rt.errors import ConfigError, LinkError
 from encodec_rt.link.call import Call, CallOptions
+from encodec_rt.link.channel_transport import ChannelTransport
 from encodec_rt.link.dialling import DialAnswer, SignallingClient
 from encodec_rt.link.endpoints import NullSink, SilentSource
 from encodec_rt.pcm import to_int16
@@ -76,10 +77,12 @@ class Caller:
 
 
 @asynccontextmanager
-async def calling(codec: Codec, url: str, token: str | None = None) -> AsyncIterator[Caller]:
+async def calling(
+    codec: Codec, url: str, token: str | None = None, *, channel: bool = False
+) -> AsyncIterator[Caller]:
     """A call to the server, hung up at the end."""
     heard = Listening(codec)
-    call = Call(codec, Speaking(codec), heard, OPTIONS)
+    call = Call(codec, Speaking(codec), heard, replace(OPTIONS, channel=channel))
     try:
         answer = await SignallingClient(url, token=token).dial(await call.offer())
         await call.accept(answer.answer)
@@ -227,11 +230,12 @@ def test_a_caller_of_whom_nothing_is_heard_is_hung_up_on(codec: Codec, tmp_path:
     asyncio.run(run())
 
 
-def test_a_call_goes_on_over_a_new_path(codec: Codec, tmp_path: Path) -> None:
+@pytest.mark.parametrize("channel", [False, True], ids=["RTP", "data channel"])
+def test_a_call_goes_on_over_a_new_path(codec: Codec, tmp_path: Path, channel: bool) -> None:
     async def run() -> None:
         async with (
             serving(codec, tmp_path, slots=1, calls=1) as (server, url),
-            calling(codec, url) as caller,
+            calling(codec, url, channel=channel) as caller,
         ):
             await until(lambda: caller.heard.sounding > 5)
             offer = await caller.call.renewal_offer()
@@ -241,6 +245,52 @@ def test_a_call_goes_on_over_a_new_path(codec: Codec, tmp_path: Path) -> None:
             heard = caller.heard.sounding
             await until(lambda: caller.heard.sounding > heard + 30)
             assert server.sessions.count == 1
+            assert isinstance(caller.call.transport, ChannelTransport) is channel
+
+    asyncio.run(run())
+
+
+def test_the_page_that_calls_comes_from_the_server_itself(codec: Codec, tmp_path: Path) -> None:
+    bearer = {"Authorization": f"Bearer {TOKEN}"}
+    sdp = {"Content-Type": "application/sdp", **bearer}
+
+    async def run() -> None:
+        async with (
+            serving(codec, tmp_path, calls=1, token=TOKEN, page=b"a model") as (_, url),
+            aiohttp.ClientSession() as http,
+        ):
+            async with http.get(url + "/") as answer:
+                text = await answer.text()
+                assert "default-src 'none'" in answer.headers["Content-Security-Policy"]
+            assert 'data-calls="server"' in text
+            script, model = (
+                text.split(f'{name}="')[1].split('"')[0] for name in ("src", "data-model")
+            )
+            async with http.get(url + script) as answer:
+                assert answer.content_type == "text/javascript"
+            async with http.get(url + model) as answer:
+                assert answer.status == 401
+            async with http.get(url + model, headers=bearer) as answer:
+                assert await answer.read() == b"a model"
+            async with http.get(url + "/other", headers=bearer) as answer:
+                assert answer.status == 404
+            # Refused for what it offers, and not for the page that it comes from.
+            own = {"Origin": url, **sdp}
+            async with http.post(url + "/call", data=UNMET, headers=own) as answer:
+                assert answer.status == 400
+            async with http.post(
+                url + "/call", data=UNMET, headers={**own, "Origin": "https://x.example"}
+            ) as answer:
+                assert answer.status == 403
+        async with (
+            serving(codec, tmp_path, calls=1, token=TOKEN) as (_, url),
+            aiohttp.ClientSession() as http,
+            http.post(url + "/call", data=UNMET, headers={"Origin": url, **sdp}) as answer,
+        ):
+            assert answer.status == 403
+        with pytest.raises(ConfigError, match="needs calls"):
+            async with serving(codec, tmp_path, page=b"a model"):
+                pass
 
     asyncio.run(run())
 

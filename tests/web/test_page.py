@@ -14,7 +14,8 @@ import pytest
 import soundfile
 
 from encodec_rt.portable import PortableCodec
-from encodec_rt.web.server import POLICY, PageServer
+from encodec_rt.web.page_files import POLICY
+from encodec_rt.web.server import PageServer
 from tests.support.chromium import Chromium, Page
 from tests.support.models import SPEECH, snr_db
 from tests.support.served import RECORDED, model
@@ -73,7 +74,7 @@ def test_a_microphone_is_heard_through_the_codec_as_python_computes_it(
     microphone: str, tmp_path: Path
 ) -> None:
     async def work(page: Page, address: str, server: PageServer) -> None:
-        assert server.bytes_sent < 13e6
+        assert server.files.bytes_sent < 13e6
         await page.click("#microphone")
         await page.until(RUNNING)
         assert await page.run("encodec.context.sampleRate") == 24_000

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import json
 import sys
 from functools import cache
@@ -23,6 +24,8 @@ from encodec_rt.link.dialling import SignallingClient
 from encodec_rt.link.endpoints import NullSink, SilentSource
 from encodec_rt.link.rtp_session import RtpSession
 from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.server.service import ServerOptions, StreamServer
+from encodec_rt.server.store import SessionStore
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.web.server import PageServer
 from tests.support.chromium import Chromium
@@ -34,6 +37,7 @@ from tests.support.heard import (
     until_heard,
 )
 from tests.support.models import SPEECH, random_model
+from tests.support.served import RECORDED
 from tests.support.tolerances import bound
 
 LOW_KBPS, HIGH_KBPS = 0.75, 1.5
@@ -48,6 +52,17 @@ SENT = """{
   };
 }"""
 """Remembers what a page sends."""
+RECEIVED = """{
+  globalThis.received = [];
+  const { createDataChannel } = RTCPeerConnection.prototype;
+  const hex = (bytes) => [...bytes].map((byte) => byte.toString(16).padStart(2, "0")).join("");
+  RTCPeerConnection.prototype.createDataChannel = function (...given) {
+    const channel = createDataChannel.apply(this, given);
+    channel.addEventListener("message", ({ data }) => received.push(hex(new Uint8Array(data))));
+    return channel;
+  };
+}"""
+"""Remembers what comes to a page that calls."""
 
 
 @cache
@@ -234,3 +249,35 @@ def test_a_page_that_waits_is_called_without_a_page() -> None:
     expected = bound("decoded elsewhere", "correlation")
     assert best_correlation(sent, heard, expected) > expected
     assert statistics["encodecRt"]["codebooks"] <= 3
+
+
+def test_a_page_calls_the_server_that_serves_it_and_plays_what_comes_back(tmp_path: Path) -> None:
+    async def run() -> tuple[list[str], np.ndarray]:
+        torch.set_num_threads(1)
+        options = ServerOptions(calls=1, page=blob(light_model()))
+        store = SessionStore(tmp_path)
+        server = StreamServer(Codec(light_model(), backend="cpu"), 1, HIGH_KBPS, store, options)
+        port = await server.start("127.0.0.1", 0, None)
+        try:
+            async with Chromium() as browser:
+                page = await browser.open(f"http://127.0.0.1:{port}/", before=RECEIVED)
+                await in_call(page, "#send-clip")
+                await page.until("encodec.last?.counts?.frames > 100", PATIENCE_S)
+                assert server.sessions.count == 1
+                received: list[str] = await page.run("received")
+                heard = np.frombuffer(base64.b64decode((await page.run(RECORDED))[1]), np.float32)
+                assert await page.run("encodec.last.counts.refused") == 0
+                await page.click("#stop")
+                for _ in range(6000):
+                    if not server.sessions.count:
+                        break
+                    await asyncio.sleep(0.01)
+                assert server.sessions.count == 0
+                assert browser.problems == []
+        finally:
+            await server.close()
+        return received, heard
+
+    received, heard = asyncio.run(run())
+    expected = bound("decoded elsewhere", "correlation")
+    assert best_correlation(sent_by(received, HIGH_KBPS), heard, expected) > expected

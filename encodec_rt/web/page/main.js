@@ -10,7 +10,8 @@ import { wav } from "./wav.js";
 
 const KEPT_S = 600;
 const element = (id) => document.getElementById(id);
-// `calls` is whom a call goes to: another of the "pages", or the "listener" that serves this one.
+// `calls` is whom a call goes to: another of the "pages", or who serves this one: a "listener", or a
+// "server" that sends back what it hears.
 const { folder, model: modelUrl, clip: clipUrl, calls } = document.body.dataset;
 
 // A model's file beyond this takes more of the audio thread's time than is safe.
@@ -158,7 +159,7 @@ async function converse(connect) {
     tell: (words) => page.call === call && say(words),
     ended: (why) => page.call === call && stop().then(() => say(why, true)),
   }));
-  say(calls === "listener" ? "Calling…" : "Waiting for another browser to open this page and call…");
+  say(calls === "pages" ? "Waiting for another browser to open this page and call…" : "Calling…");
   try {
     await call.connect();
   } catch (error) {
@@ -172,7 +173,7 @@ async function converse(connect) {
 }
 
 function way() {
-  if (calls === "listener") return new Listener("/call", token());
+  if (calls !== "pages") return new Listener("/call", token());
   return new Room(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/meet`, token());
 }
 
@@ -289,5 +290,5 @@ element("loss").addEventListener("input", ({ target }) => {
   codecPort()?.postMessage({ loss: target.value / 100 });
 });
 
-if (calls === "listener") element("call").textContent = "Call";
+element("call").textContent = { pages: "Call another browser", listener: "Call", server: "Call the server, which echoes" }[calls];
 load().catch((error) => say(error.message, true));

@@ -1,5 +1,5 @@
 // How the other side is found: another page in this server's room, or the program that serves this
-// page and waits for calls (encodec_rt/link/signalling.py).
+// page and takes calls (encodec_rt/link/whip.py).
 
 const OPEN_MS = 15_000;
 const ANSWER_MS = 10_000;
