@@ -75,10 +75,10 @@ class PretrainedSource:
                 f"{str(self.name)!r} is not a folder here, and models of the Hugging Face hub need "
                 "huggingface_hub: pip install 'encodec-rt[hub]', or pass a folder"
             ) from None
-        reason, look = "", self._download if self._online else self._cached
+        reason, find = "", self._download if self._online else self._cached
         for name in names:
             try:
-                return look(name)
+                return find(name)
             except Exception as error:  # noqa: BLE001 - the library's HTTP errors vary by version
                 reason = self._reason(error, names)
                 if not isinstance(error, huggingface_hub.errors.EntryNotFoundError):

@@ -196,7 +196,7 @@ def resident_mib() -> float:
 
 @dataclass
 class Window:
-    """What a listener counted from one look to the next."""
+    """What a listener counted from one poll to the next."""
 
     listener: Receiver
     hop: int
@@ -209,7 +209,7 @@ class Window:
         counts = vars(self.listener.statistics)
         return {name: float(value) for name, value in counts.items()}
 
-    def look(self) -> dict[str, Json]:
+    def poll(self) -> dict[str, Json]:
         """The differences: concealment, losses, and the delay of the jitter buffer."""
         now, seen = self._counts(), self._seen
         self._seen = now

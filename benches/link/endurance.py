@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from benches.environment import Json
 from benches.link.calls import ModelChoice, Window, add_arguments, speech
-from benches.link.far import Apart, look
+from benches.link.far import Apart, poll
 from benches.record import Record
 from encodec_rt.netsim.impairment import Channel, PathProfile
 from encodec_rt.netsim.simulate import Direction
@@ -37,7 +37,7 @@ async def talk(model: ModelChoice, *, minutes: int) -> list[dict[str, Json]]:
     for minute in range(minutes):
         await asyncio.sleep(60)
         for name, end in (("caller", call.caller), ("callee", call.callee)):
-            found.append({"minute": minute + 1, "end": name, **await end.do(look)})
+            found.append({"minute": minute + 1, "end": name, **await end.do(poll)})
             print(found[-1], flush=True)
     await call.end()
     return found
@@ -72,7 +72,7 @@ def hour(model: ModelChoice, *, hours: float, parts: int = 6) -> list[dict[str, 
             delay_ms = float(np.median(delays_ms))
             delays_ms.clear()
             found.append({"minute": round(hop.at_s / 60, 1), "delay_p50_ms": delay_ms})
-            found[-1] |= window.look() | {"frames_waiting": listener.buffer.waiting}
+            found[-1] |= window.poll() | {"frames_waiting": listener.buffer.waiting}
             print(found[-1], flush=True)
     return found
 

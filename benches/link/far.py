@@ -42,10 +42,10 @@ Work = Callable[[FarEnd], Awaitable[dict[str, Json]]]
 """What an end may be asked: a function of a module, or a partial one, as it is pickled."""
 
 
-async def look(end: FarEnd) -> dict[str, Json]:
-    """What the call was like since the last look, and its latency by term."""
+async def poll(end: FarEnd) -> dict[str, Json]:
+    """What the call was like since the last poll, and its latency by term."""
     own: Any = end.call.statistics()["encodecRt"]
-    found: dict[str, Json] = {**end.window.look(), "latency_ms": own["latencyMs"]}
+    found: dict[str, Json] = {**end.window.poll(), "latency_ms": own["latencyMs"]}
     found |= {"encode_ms": own["encodeMs"], "decode_ms": own["decodeMs"]}
     found |= {"packets_refused": end.call.line.refused, "tasks": len(asyncio.all_tasks())}
     if end.server is not None:

@@ -21,7 +21,7 @@ import numpy as np
 
 from benches.environment import Json
 from benches.link.calls import ModelChoice, add_arguments
-from benches.link.far import Apart, FarEnd, KnownCall, look
+from benches.link.far import Apart, FarEnd, KnownCall, poll
 from benches.record import Record
 from encodec_rt.bitstream.packet import Packet, encode_packet
 from encodec_rt.link.admission import ConnectionLimits
@@ -164,9 +164,9 @@ async def hostile(
     """A call alone, and the same call under attack; what the called end saw."""
     seconds = datagrams / per_s
     call = await Apart.begin(model, GENEROUS)
-    await call.callee.do(look)
+    await call.callee.do(poll)
     await asyncio.sleep(min(seconds, ALONE_S))
-    found = {"alone": await call.callee.do(look)}
+    found = {"alone": await call.callee.do(poll)}
     attack = Attack(call.dialled)
     started = perf_counter()
     parts = asyncio.gather(
@@ -177,9 +177,9 @@ async def hostile(
         ),
     )
     await asyncio.wait([parts], timeout=seconds / 4)
-    first = await call.callee.do(look)
+    first = await call.callee.do(poll)
     _, _, inside = await parts
-    rest = await call.callee.do(look)
+    rest = await call.callee.do(poll)
     found["under attack, first quarter"] = first
     found["under attack, the rest"] = {
         **rest,

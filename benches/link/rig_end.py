@@ -116,18 +116,18 @@ async def end(codec: Codec, side: str, kbps: float) -> None:
         error = None
         try:
             if is_caller:
-                _tell(await call.offer())
+                _send(await call.offer())
                 await call.accept((await told())["answer"])
             else:
-                _tell(await call.answer(order["offer"]))
+                _send(await call.answer(order["offer"]))
             await call.run()
         except LinkError as failure:
             error = str(failure)
         _save(Path(order["log"]), mouth, ear, recorder)
-        _tell({"error": error, "statistics": call.statistics()})
+        _send({"error": error, "statistics": call.statistics()})
 
 
-def _tell(what: object) -> None:
+def _send(what: object) -> None:
     print(json.dumps(what), flush=True)
 
 

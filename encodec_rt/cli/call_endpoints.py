@@ -30,7 +30,7 @@ def rehearse(codec: Codec, link: LinkOptions, *, force: bool) -> None:
 
     Raises AudioDeviceError, InputError and ConfigError.
     """
-    endpoints = open_endpoints(codec, link, link.record, tell=detail, force=force)
+    endpoints = open_endpoints(codec, link, link.record, on_event=detail, force=force)
     endpoints.source.close()
     endpoints.sink.close()
 
@@ -40,7 +40,7 @@ def open_endpoints(
     link: LinkOptions,
     record: Path | None,
     *,
-    tell: Callable[[str], None],
+    on_event: Callable[[str], None],
     force: bool,
 ) -> CallEndpoints:
     """The microphone or ``--play``, and the speaker or ``record``; on an error none stays open."""
@@ -51,7 +51,7 @@ def open_endpoints(
     devices = sink = None
     try:
         if source is None or record is None:
-            devices = _open_devices(codec, link, speaker=record is None, tell=tell)
+            devices = _open_devices(codec, link, speaker=record is None, on_event=on_event)
         if record is not None:
             sink = FileSink(record, config, force=force)
     except BaseException:
@@ -67,7 +67,7 @@ def open_endpoints(
 
 
 def _open_devices(
-    codec: Codec, link: LinkOptions, *, speaker: bool, tell: Callable[[str], None]
+    codec: Codec, link: LinkOptions, *, speaker: bool, on_event: Callable[[str], None]
 ) -> DevicePair:
     from encodec_rt.link.device_pair import DevicePair
     from encodec_rt.sound.portaudio import PortAudio
@@ -89,5 +89,5 @@ def _open_devices(
         speaker=speaker,
         voice=voice,
         buffer_ms=link.buffer_ms,
-        tell=tell,
+        on_event=on_event,
     )

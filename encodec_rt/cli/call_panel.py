@@ -43,7 +43,7 @@ class CallMeter:
         """The first look has nothing before it to compare with."""
         self._past: deque[tuple[float, Statistics]] = deque()
 
-    def look(
+    def update(
         self, statistics: Statistics, seconds: float, *, sent_db: float, heard_db: float
     ) -> CallStatus:
         """The status ``seconds`` after the call's beginning."""

@@ -74,7 +74,7 @@ def detail(text: str) -> None:
         say(text)
 
 
-def tell_of_abandoned(*recordings: Path | None) -> None:
+def report_abandoned(*recordings: Path | None) -> None:
     """Say where the recordings lie whose programs were killed, in the folders of ``recordings``."""
     from encodec_rt.atomic import abandoned_recordings
 
@@ -91,7 +91,7 @@ def status_console() -> Console:
     return Console(stderr=True, highlight=False, markup=False, soft_wrap=True, quiet=quiet)
 
 
-def teller(console: Console) -> Callable[[str], None]:
+def event_printer(console: Console) -> Callable[[str], None]:
     """Says what went wrong above what ``console`` shows, with --quiet too."""
     return say if console.quiet else console.print
 

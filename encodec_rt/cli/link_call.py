@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from encodec_rt.cli.call_endpoints import open_endpoints
 from encodec_rt.cli.codes_recording import CallRecorder, numbered
-from encodec_rt.cli.console import report, say, tell_of_abandoned, teller
+from encodec_rt.cli.console import event_printer, report, report_abandoned, say
 from encodec_rt.extras import needed_for
 
 if TYPE_CHECKING:
@@ -52,8 +52,10 @@ class CallCourse:
         from encodec_rt.link.endpoints import MeteredSink, MeteredSource
 
         record = None if link.record is None else numbered(link.record, number)
-        recording = None if recorder is None else recorder.open(number, teller(console))
-        endpoints = open_endpoints(codec, link, record, tell=teller(console), force=force)
+        recording = None if recorder is None else recorder.open(number, event_printer(console))
+        endpoints = open_endpoints(
+            codec, link, record, on_event=event_printer(console), force=force
+        )
         self._console = console
         self._began_s = self._ended_s = 0.0
         self._warned = False
@@ -108,9 +110,9 @@ class CallCourse:
                 statistics, seconds = self._statistics(), time.monotonic() - self._began_s
                 if statistics["encodecRt"]["codecShare"] > 1 and not self._warned:
                     self._warned = True
-                    teller(self._console)(f"warning: {overloaded(statistics)}")
+                    event_printer(self._console)(f"warning: {overloaded(statistics)}")
                 shown.show(
-                    meter.look(
+                    meter.update(
                         statistics,
                         seconds,
                         sent_db=self._source.level.rms_db,
@@ -153,7 +155,7 @@ def prepare(options: CodecOptions, link: LinkOptions) -> Codec:
         check_real_time()
     # One frame is too little work to share between cores.
     torch.set_num_threads(1)
-    tell_of_abandoned(link.record, link.save, link.save_sent)
+    report_abandoned(link.record, link.save, link.save_sent)
     link.for_call(options.bandwidth)
     codec = options.load()
     codec.config.codebooks_for(options.bandwidth)

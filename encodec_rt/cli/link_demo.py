@@ -233,8 +233,8 @@ def _table(statistics: dict[str, Any]) -> Table:
     for side in SIDES:
         table.add_column(side, justify="right")
 
-    def row(name: str, look: Any) -> None:
-        table.add_row(name, *(look(statistics[side]["inbound"]) for side in SIDES))
+    def row(name: str, read: Any) -> None:
+        table.add_row(name, *(read(statistics[side]["inbound"]) for side in SIDES))
 
     row("packets received", lambda s: str(s["packetsReceived"]))
     row("packets lost", lambda s: str(s["packetsLost"]))

@@ -17,13 +17,13 @@ import typer
 from encodec_rt.cli.codes_recording import CodesRecorder
 from encodec_rt.cli.console import (
     device_choice,
+    event_printer,
     output_console,
     put,
     report,
+    report_abandoned,
     say,
     status_console,
-    tell_of_abandoned,
-    teller,
 )
 from encodec_rt.cli.options import (
     BufferOption,
@@ -118,14 +118,14 @@ def live(
         playback=playback,
         keep_all=record is not None or save is not None,
         buffer_ms=buffer_ms,
-        tell=teller(console),
+        on_event=event_printer(console),
         choose=probe.choose if probe is not None else None,
     )
     wav = None
     if record is not None:
         wav = AudioRecording(record, rate_hz=rate_hz, force=options.force)
     codes = None if save is None else CodesRecorder(codec, loop.codebooks, options).open(save)
-    tell_of_abandoned(record, save)
+    report_abandoned(record, save)
     loop.record(wav=wav, codes=codes)
     duplex.open()
     _run(duplex, duration, probe, console, real_time=real_time)

@@ -30,15 +30,15 @@ class _JsonLines(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Time, level, where from, and what."""
-        told = {
+        fields = {
             "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
             "level": record.levelname,
             "logger": record.name,
             "message": record.getMessage(),
         }
         if record.exc_info:
-            told["exception"] = self.formatException(record.exc_info)
-        return json.dumps(told)
+            fields["exception"] = self.formatException(record.exc_info)
+        return json.dumps(fields)
 
 
 @with_groups
@@ -131,12 +131,12 @@ def serve(
 def _fill_in(given: dict[str, Any], context: typer.Context, path: Path) -> None:
     """Take from a JSON file what no flag says. Raises ConfigError."""
     try:
-        told = json.loads(path.read_text(encoding="utf-8"))
+        wanted = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise ConfigError(f"{path}: {error}") from error
-    if not isinstance(told, dict) or not told.keys() <= given.keys():
+    if not isinstance(wanted, dict) or not wanted.keys() <= given.keys():
         raise ConfigError(f"{path}: a JSON object with some of {', '.join(sorted(given))}")
-    for name, value in told.items():
+    for name, value in wanted.items():
         source = context.get_parameter_source(name)
         if source is not None and source.name == "DEFAULT":
             kind = type(given[name])

@@ -92,7 +92,7 @@ def _print(talks: list[Talk], differing: list[int | None]) -> None:
             table.add_row(str(number), "-", "-", "-", "-", talk.refused or "nothing came")
             continue
         middle, late = np.percentile(talk.round_trip_ms, (50, 99))
-        told = "not compared" if wrong is None else str(wrong)
-        row = (number, talk.sent, f"{middle:.1f}", f"{late:.1f}", talk.dropped, told)
+        compared = "not compared" if wrong is None else str(wrong)
+        row = (number, talk.sent, f"{middle:.1f}", f"{late:.1f}", talk.dropped, compared)
         table.add_row(*map(str, row))
     Console().print(table)

@@ -131,7 +131,7 @@ def tokenize_corpus(
             on_progress=show,
             on_remark=report,
         )
-    tell(summary, out, as_json)
+    show_summary(summary, out, as_json)
 
 
 def detokenize(
@@ -170,14 +170,14 @@ def detokenize(
             on_progress=show,
             on_remark=report,
         )
-    tell(summary, out, as_json)
+    show_summary(summary, out, as_json)
 
 
 tokenize = with_groups(tokenize_corpus)
 tokenize.__name__ = "tokenize"
 
 
-def tell(summary: Summary, out: Path, as_json: bool) -> None:
+def show_summary(summary: Summary, out: Path, as_json: bool) -> None:
     """Show the summary; exit with EXIT_ERRORS if there were any, or codes that differ."""
     if as_json:
         typer.echo(json.dumps(summary.as_json()))
@@ -242,12 +242,12 @@ def showing_progress() -> Iterator[Callable[[RunProgress], None]]:
 
 
 def _reporter() -> Callable[[RunProgress], None]:
-    told = time.monotonic()
+    reported_s = time.monotonic()
 
     def show(progress: RunProgress) -> None:
-        nonlocal told
-        if time.monotonic() - told >= REPORT_EVERY_S:
-            told = time.monotonic()
+        nonlocal reported_s
+        if time.monotonic() - reported_s >= REPORT_EVERY_S:
+            reported_s = time.monotonic()
             report(line_of(progress))
 
     return show

@@ -65,13 +65,13 @@ def lm(
 
     shown = -1
 
-    def tell(share: float, bits: float) -> None:
+    def on_progress(share: float, bits: float) -> None:
         nonlocal shown
         if int(20 * share) > shown:
             shown = int(20 * share)
             say(f"{100 * share:.0f} %: {bits:.3f} bits per code")
 
-    trained = train_lm(clips.train, shape, LmRecipe(minutes=minutes, steps=steps), tell)
+    trained = train_lm(clips.train, shape, LmRecipe(minutes=minutes, steps=steps), on_progress)
     found = trained.export(weights)
     found.save(run / "code_lm.safetensors")
     frames = round(RESTART_S * config.sampling_rate / config.hop_length)

@@ -93,10 +93,10 @@ async def ask_placer(
         ) as answer:
             if answer.status != 200:
                 raise Refused(answer.status)
-            told = await answer.json()
-            pin = told["fingerprint"]
+            place = await answer.json()
+            pin = place["fingerprint"]
             context = None if pin is None else aiohttp.Fingerprint(bytes.fromhex(pin))
-            return Place(str(told["url"]), context)
+            return Place(str(place["url"]), context)
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
         raise LinkError(f"{url} cannot be reached: {error}") from error
     except (ValueError, LookupError, TypeError) as error:

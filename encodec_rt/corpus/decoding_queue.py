@@ -60,7 +60,7 @@ class DecodingQueue(WorkQueue[C, "_DecodingSeat[C]", int]):
         """As WorkQueue."""
         return _DecodingSeat(clip)
 
-    def look(self, number: int, seat: _DecodingSeat[C], frames: int) -> ClipPart | int:
+    def poll(self, number: int, seat: _DecodingSeat[C], frames: int) -> ClipPart | int:
         """As WorkQueue."""
         if seat.error is not None:
             raise seat.error

@@ -21,7 +21,7 @@ from encodec_rt.corpus.statistics import CodeCounts, SilenceMeter
 from encodec_rt.corpus.stored import code_files, info_of, read_rows
 from encodec_rt.corpus.summary import Summary, summarise
 from encodec_rt.corpus.units import FileEntry, Unit, as_id, as_text, state_of
-from encodec_rt.corpus.work import OUTPUT_FAULTS, Done, Failure, UnitRecord, told
+from encodec_rt.corpus.work import OUTPUT_FAULTS, Done, Failure, UnitRecord, reason_of
 from encodec_rt.errors import CodecError, ConfigError, InputError
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.transcode import bandwidth_for, decode_blocks
@@ -118,7 +118,7 @@ class Detokenizer:
                     clip.drop()
                     if isinstance(error, OSError) and error.errno in OUTPUT_FAULTS:
                         raise
-                    failures.append(Failure(clip.name, unit.source, told(error), False, 0.0))
+                    failures.append(Failure(clip.name, unit.source, reason_of(error), False, 0.0))
                     continue
                 counts.add(clip.codes)
                 clips, frames = clips + 1, frames + len(clip.codes)
@@ -175,7 +175,7 @@ class Detokenizer:
             try:
                 clip = _Item(given, self._codec, self._path(name))
             except (CodecError, OSError) as error:
-                failures.append(Failure(name, unit.source, told(error), False, 0.0))
+                failures.append(Failure(name, unit.source, reason_of(error), False, 0.0))
                 continue
             opened.add(clip)
             yield clip
@@ -201,7 +201,9 @@ class Detokenizer:
                     # A file of one clip is called what its name says.
                     yield ("", _renamed(row, entry.id)) if unit.files else (entry.id, row)
             except Exception as error:  # noqa: BLE001 - whatever a file's reader raises is its own
-                failures.append(Failure(entry.id, as_text(entry.path), told(error), False, 0.0))
+                failures.append(
+                    Failure(entry.id, as_text(entry.path), reason_of(error), False, 0.0)
+                )
 
 
 class _Item:

@@ -85,7 +85,7 @@ class SlotQueue(WorkQueue[Iterable[Audio], "_EncodingSeat", Coded]):
         """As WorkQueue."""
         return _EncodingSeat(clip, self._channels, self._hop)
 
-    def look(self, number: int, seat: _EncodingSeat, frames: int) -> ClipPart | Coded:
+    def poll(self, number: int, seat: _EncodingSeat, frames: int) -> ClipPart | Coded:
         """As WorkQueue."""
         whole = frames * self._hop
         inputs = whole if seat.has(whole) else seat.held

@@ -138,7 +138,7 @@ class Tokenizer:
                 opened = feeds(clip, self._settings.treatment, self._codec.config)
             except Exception as error:  # noqa: BLE001 - whatever a file's decoder raises is its own
                 tally.failures.append(
-                    Failure(clip.id, as_text(clip.source), told(error), False, 0.0)
+                    Failure(clip.id, as_text(clip.source), reason_of(error), False, 0.0)
                 )
                 continue
             for feed in opened:
@@ -178,7 +178,7 @@ class _Tally:
             self.failures.append(_failure(feed, "; ".join(feed.warnings), kept=True))
 
     def failed(self, feed: Feed, error: Exception) -> None:
-        self.failures.append(_failure(feed, told(error), kept=False))
+        self.failures.append(_failure(feed, reason_of(error), kept=False))
 
     def record(self, unit: Unit, size: int) -> UnitRecord:
         return UnitRecord(
@@ -200,7 +200,7 @@ def _failure(feed: Feed, reason: str, *, kept: bool) -> Failure:
     )
 
 
-def told(error: Exception) -> str:
+def reason_of(error: Exception) -> str:
     """Why a clip failed, in one sentence."""
     if isinstance(error, CodecError):
         return as_text(str(error))

@@ -55,7 +55,7 @@ class WorkQueue(ABC, Generic[T, S, R]):
         """The clip at its begin."""
 
     @abstractmethod
-    def look(self, number: int, seat: S, frames: int) -> ClipPart | R:
+    def poll(self, number: int, seat: S, frames: int) -> ClipPart | R:
         """What a clip has for a step of ``frames``, or what became of it. May raise anything."""
 
     @abstractmethod
@@ -82,7 +82,7 @@ class WorkQueue(ABC, Generic[T, S, R]):
             ended: dict[int, R | Exception] = {}
             for number, seat in seated.items():
                 try:
-                    found: ClipPart | R | Exception = self.look(number, seat, most)
+                    found: ClipPart | R | Exception = self.poll(number, seat, most)
                 except Exception as error:  # noqa: BLE001 - whatever a file's reader raises is its own
                     found = error
                 if isinstance(found, ClipPart):

@@ -28,7 +28,7 @@ class DeviceSource:
         watched: Watched[AudioSource],
         config: EncodecConfig,
         *,
-        look: Callable[[], None],
+        poll: Callable[[], None],
         close: Callable[[], None],
         voice: VoiceProcessor | None = None,
         ahead_ms: Callable[[], float] = float,
@@ -39,7 +39,7 @@ class DeviceSource:
         what the speaker plays.
         """
         self.watched = watched
-        self._look, self._close = look, close
+        self._poll, self._close = poll, close
         self._voice = voice
         self._ahead_ms = ahead_ms
         self._hop = config.hop_length
@@ -56,7 +56,7 @@ class DeviceSource:
     async def read(self) -> Audio | None:
         """The next hop, silence while the device is away."""
         while len(self._rest) < self._hop:
-            self._look()
+            self._poll()
             stream = self._now_open()
             if stream is None:
                 await self._clock.tick()
@@ -77,8 +77,8 @@ class DeviceSource:
         """Take note of what waits, and of the device's clock."""
         stream = self._stream
         if stream is not None:
-            self._device_clock.look(stream.counts.samples, now_s)
-            self._queue.look(self._waiting_ms(stream), now_s)
+            self._device_clock.update(stream.counts.samples, now_s)
+            self._queue.update(self._waiting_ms(stream), now_s)
 
     def statistics(self) -> dict[str, object]:
         """What became of what the microphone heard."""
@@ -132,7 +132,7 @@ class DeviceSink:
         watched: Watched[AudioSink],
         config: EncodecConfig,
         *,
-        look: Callable[[], None],
+        poll: Callable[[], None],
         close: Callable[[], None],
         voice: VoiceProcessor | None = None,
         buffer_ms: float = START_MS,
@@ -140,7 +140,7 @@ class DeviceSink:
         """``look`` is called often, ``close`` gives the device back; ``voice`` hears all."""
         self._target_ms = buffer_ms
         self.watched = watched
-        self._look, self._close = look, close
+        self._poll, self._close = poll, close
         self._voice = voice
         self._rate_hz = config.sampling_rate
         self._hop_s = config.hop_length / config.sampling_rate
@@ -156,7 +156,7 @@ class DeviceSink:
         """Wait for room in the queue, or for the next hop's time while the device is away."""
         loop = asyncio.get_running_loop()
         while True:
-            self._look()
+            self._poll()
             now_s = loop.time()
             due_s = now_s if self._tick_s is None else self._tick_s + self._hop_s
             if self._wants_audio(now_s, due_s):
@@ -183,8 +183,8 @@ class DeviceSink:
     def measure(self, now_s: float) -> None:
         """Take note of what waits, and of the device's clock."""
         if self._stream is not None and self._playout is not None:
-            self._device_clock.look(self._stream.counts.samples, now_s)
-            self._queue.look(self._playout.fill_ms, now_s)
+            self._device_clock.update(self._stream.counts.samples, now_s)
+            self._queue.update(self._playout.fill_ms, now_s)
 
     def ahead_ms(self) -> float:
         """How long until what is written now is heard."""

@@ -33,9 +33,9 @@ class DevicePair:
         speaker: bool = True,
         voice: VoiceProcessor | None = None,
         buffer_ms: float = START_MS,
-        tell: Callable[[str], None],
+        on_event: Callable[[str], None],
     ) -> None:
-        """Open the devices; ``tell`` hears of losses, from another thread.
+        """Open the devices; ``on_event`` hears of losses, from another thread.
 
         ``buffer_ms`` of audio are kept queued for the speaker, more after it ran empty.
 
@@ -52,23 +52,23 @@ class DevicePair:
                 "echo cancellation compares the microphone with the speaker; use both, or leave it "
                 "off"
             )
-        self._system, self._tell = system, tell
+        self._system, self._on_event = system, on_event
         self._lock = threading.Lock()
         self._closed = False
         self._next_s = 0.0
         self._check: asyncio.Future[None] | None = None
         self.sink = DeviceSink(
-            Watched("speaker", system.open_sink, tell),
+            Watched("speaker", system.open_sink, on_event),
             config,
-            look=self._look,
+            poll=self._poll,
             close=self.close,
             voice=voice,
             buffer_ms=buffer_ms,
         )
         self.source = DeviceSource(
-            Watched("microphone", system.open_source, tell),
+            Watched("microphone", system.open_source, on_event),
             config,
-            look=self._look,
+            poll=self._poll,
             close=self.close,
             voice=voice,
             ahead_ms=self.sink.ahead_ms,
@@ -94,7 +94,7 @@ class DevicePair:
                     end.close()
                 except AudioDeviceError as error:
                     # A call that ends has more to release, and a recording to finish.
-                    self._tell(str(error))
+                    self._on_event(str(error))
 
     def statistics(self) -> dict[str, object]:
         """Both devices' counters, clocks against this machine's, and their share of the latency."""
@@ -109,7 +109,7 @@ class DevicePair:
         latency = {name: round(value, 2) for name, value in terms.items()}
         return statistics | {"latencyMs": latency | {"sum": round(sum(terms.values()), 2)}}
 
-    def _look(self) -> None:
+    def _poll(self) -> None:
         """See now and then whether a device was lost; what that takes is done in a thread."""
         now_s = self._system.now()
         if now_s < self._next_s:

@@ -32,10 +32,10 @@ class Duplex:
         playback: bool = True,
         keep_all: bool = False,
         buffer_ms: float = START_MS,
-        tell: Callable[[str], None],
+        on_event: Callable[[str], None],
         choose: Callable[[Audio, Audio], Audio] | None = None,
     ) -> None:
-        """Run ``loop`` between the ends of ``system``; ``tell`` hears of lost devices.
+        """Run ``loop`` between the ends of ``system``; ``on_event`` hears of lost devices.
 
         With ``keep_all`` a stall costs delay rather than input, for the sake of a recording.
         ``choose`` gets each captured piece and the frames it completed, and gives what is played.
@@ -45,8 +45,8 @@ class Duplex:
         self._keep_all = keep_all
         self._buffer_ms = buffer_ms
         self._began_s = system.now()
-        self._source = Watched("microphone", system.open_source, tell)
-        self._sink = Watched("speaker", system.open_sink, tell) if playback else None
+        self._source = Watched("microphone", system.open_source, on_event)
+        self._sink = Watched("speaker", system.open_sink, on_event) if playback else None
         self._playout: Playout | None = None
         self._converter = Converter()
         self._input_level, self._output_level = Level(), Level()
@@ -66,7 +66,7 @@ class Duplex:
         except BaseException:
             self.close()
             raise
-        self._look_at_ends()
+        self._poll_ends()
         self._began_s = self._system.now()
 
     def close(self) -> None:
@@ -198,9 +198,9 @@ class Duplex:
             if self._sink is not None:
                 ends.insert(0, self._sink)
             reopen(self._system, ends, kept=self._source if self._keep_all else None)
-            self._look_at_ends()
+            self._poll_ends()
 
-    def _look_at_ends(self) -> None:
+    def _poll_ends(self) -> None:
         """Take note of streams that were opened anew."""
         source = self._source.end
         if source is not None:
@@ -218,9 +218,9 @@ class Duplex:
         now_s = self._system.now()
         source = self._source.end
         if source is not None:
-            self._input_queue.look(self._waiting_ms(source), now_s)
+            self._input_queue.update(self._waiting_ms(source), now_s)
         if self._playout is not None:
-            self._playback_queue.look(self._playout.fill_ms, now_s)
+            self._playback_queue.update(self._playout.fill_ms, now_s)
 
     def _waiting_ms(self, source: AudioSource) -> float:
         """What was captured and is not encoded yet."""

@@ -159,9 +159,10 @@ def train_lm(
     clips: Sequence[Codes],
     config: LmConfig,
     recipe: LmRecipe,
-    tell: Callable[[float, float], None] = lambda share, bits: None,
+    on_progress: Callable[[float, float], None] = lambda share, bits: None,
 ) -> TrainableLm:
-    """Train on ``clips``, codes [frames, Q] each; ``tell`` hears the share done and bits per code.
+    """Train on ``clips``, codes [frames, Q] each; ``on_progress`` hears the share done
+    and bits per code.
 
     Raises InputError where the clips hold too little.
     """
@@ -198,7 +199,7 @@ def train_lm(
         step += 1
         latest = bits.item()
         smooth = latest if math.isnan(smooth) else 0.95 * smooth + 0.05 * latest
-        tell(done, smooth)
+        on_progress(done, smooth)
 
 
 def bits_per_code(model: IntegerLm, clips: Sequence[Codes], frames: int) -> NDArray[np.float64]:

@@ -116,7 +116,7 @@ class ServedCall:
     def cut(self) -> None:
         """Never called: nothing of a call waits for being taken."""
 
-    def tell(self, name: str, **fields: object) -> None:
+    def send_event(self, name: str, **fields: object) -> None:
         """A call has no way for events."""
 
     def deliver(self, output: Output) -> None:

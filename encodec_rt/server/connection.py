@@ -105,7 +105,7 @@ class Connection:
                     if not self._errors.allows(now_s):
                         await self.close(CloseCode.MALFORMED, "too many errors")
                         break
-                    self.tell("Error", error=type(error).__name__, message=str(error))
+                    self.send_event("Error", error=type(error).__name__, message=str(error))
         finally:
             if self._hanging_up:
                 # Who returns to aiohttp earlier cuts off the client's answer.
@@ -130,7 +130,7 @@ class Connection:
         """End the connection at once."""
         self._transport.abort()
 
-    def tell(self, name: str, **fields: object) -> None:
+    def send_event(self, name: str, **fields: object) -> None:
         """Send an event when those before it are sent."""
         self.deliver(Output(self.key, event=name, fields=fields))
 
@@ -169,7 +169,7 @@ class Connection:
             if fields["first"] + fields["count"] == loss.first:
                 fields["count"] += loss.count
                 return
-        self.tell("Dropped", where=where, first=loss.first, count=loss.count)
+        self.send_event("Dropped", where=where, first=loss.first, count=loss.count)
 
     async def _send(self) -> None:
         loop = asyncio.get_running_loop()

@@ -155,11 +155,11 @@ class Placer:
         return _answer(best.status)
 
     async def _list(self, request: web.Request) -> web.Response:
-        told = [
+        workers = [
             {"restarts": each.restarts, **(asdict(each.status) if each.status else {})}
             for each in self._workers
         ]
-        return web.json_response({"workers": told, "draining": self.is_draining})
+        return web.json_response({"workers": workers, "draining": self.is_draining})
 
     async def _livez(self, request: web.Request) -> web.Response:
         return web.Response(text="ok")

@@ -296,5 +296,5 @@ class StreamServer:
 
 
 def _refusal(kind: type[web.HTTPError], error: CodecError) -> web.HTTPError:
-    told = {"error": type(error).__name__, "message": str(error)}
-    return kind(text=json.dumps(told), content_type="application/json")
+    content = {"error": type(error).__name__, "message": str(error)}
+    return kind(text=json.dumps(content), content_type="application/json")

@@ -42,8 +42,8 @@ class SessionState:
 
     def to_bytes(self) -> bytes:
         """Magic, version, length of the header, JSON header, and the slot's snapshot."""
-        told = {"request": asdict(self.request), "progress": asdict(self.progress)}
-        header = json.dumps(told).encode()
+        content = {"request": asdict(self.request), "progress": asdict(self.progress)}
+        header = json.dumps(content).encode()
         sizes = VERSION.to_bytes(4, "little") + len(header).to_bytes(4, "little")
         return _MAGIC + sizes + header + self.slot.to_bytes()
 
@@ -54,9 +54,9 @@ class SessionState:
             raise PacketError(f"{len(data)} bytes that are not a session of version {VERSION}")
         end = 16 + int.from_bytes(data[12:16], "little")
         try:
-            told = json.loads(data[16:end])
-            request = StreamRequest(**told["request"])
-            progress = Progress(**told["progress"])
+            content = json.loads(data[16:end])
+            request = StreamRequest(**content["request"])
+            progress = Progress(**content["progress"])
         except (ValueError, LookupError, TypeError, RecursionError):
             raise PacketError("a session whose header cannot be read") from None
         for name, default in asdict(Progress()).items():

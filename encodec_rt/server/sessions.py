@@ -53,7 +53,7 @@ class Client(Protocol):
     def deliver(self, output: Output) -> None:
         """Send ``output``."""
 
-    def tell(self, name: str, **fields: object) -> None:
+    def send_event(self, name: str, **fields: object) -> None:
         """Send an event, where there is a way for one."""
 
     async def close(self, code: int, reason: str) -> None:
@@ -129,7 +129,7 @@ class Sessions:
         loop, seconds = asyncio.get_running_loop(), self.limits.drain_s
         logger.info("draining %d sessions for up to %g s", self.count, seconds)
         for client in list(self._clients.values()):
-            client.tell("Draining", seconds=seconds)
+            client.send_event("Draining", seconds=seconds)
         until_s = loop.time() + seconds
         while self._clients and loop.time() < until_s:
             await asyncio.sleep(0.05)
@@ -244,14 +244,14 @@ class Sessions:
         self._saving.add(key)
         token, progress = client.token, state.progress
         fields = {"frame": progress.encoded, "decoded": progress.decoded}
-        told = Output(key, event="Snapshot", fields=fields)
+        output = Output(key, event="Snapshot", fields=fields)
 
         def save() -> None:
             try:
                 self._store.save(token, state)
             finally:
                 self._saving.discard(key)
-            self._hand_over([told])
+            self._hand_over([output])
 
         self._writer.submit(save)
 

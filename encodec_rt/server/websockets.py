@@ -63,7 +63,7 @@ async def serve_websocket(
     try:
         await response.prepare(request)
         _limit_buffers(transport)
-        connection.tell("Welcome", **_welcome(connection, stream, weights))
+        connection.send_event("Welcome", **_welcome(connection, stream, weights))
         await connection.run()
     finally:
         await sessions.leave(connection)

@@ -58,7 +58,7 @@ class Worker:
             logger.error("the engine's thread has ended, and so does this process")
             # Ray starts again what ends like this, and only that.
             os._exit(1)
-        told = WorkerStatus(
+        status = WorkerStatus(
             self._url,
             self._fingerprint,
             os.getpid(),
@@ -66,7 +66,7 @@ class Worker:
             server.sessions.count,
             server.is_draining,
         )
-        return asdict(told)
+        return asdict(status)
 
     async def drain(self) -> None:
         """Let the sessions end in their time, and keep the rest."""

@@ -69,7 +69,7 @@ class QueueTime:
         self.ms = 0.0
         self._seen_s: float | None = None
 
-    def look(self, fill_ms: float, now_s: float) -> None:
+    def update(self, fill_ms: float, now_s: float) -> None:
         """Take in the fill at this moment."""
         elapsed = 0.0 if self._seen_s is None else now_s - self._seen_s
         self._seen_s = now_s
@@ -93,7 +93,7 @@ class ClockRate:
         self._count = 0
         self._span_s = 0.0
 
-    def look(self, samples: int, now_s: float) -> None:
+    def update(self, samples: int, now_s: float) -> None:
         """Take in how many samples had been moved at this moment."""
         if self._began is None:
             self._began = now_s, samples
@@ -139,7 +139,7 @@ class LatencyBudget:
 
 @dataclass(frozen=True)
 class Status:
-    """One look at a running session."""
+    """A running session at one moment."""
 
     seconds: float
     input_name: str

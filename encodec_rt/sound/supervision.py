@@ -19,20 +19,22 @@ End = TypeVar("End", AudioSource, AudioSink)
 class Watched(Generic[End]):
     """One end of the session: the open stream, or none while its device is away."""
 
-    def __init__(self, word: str, open_end: Callable[[], End], tell: Callable[[str], None]) -> None:
-        """``open_end`` opens the device that people call ``word``; ``tell`` hears of losses."""
+    def __init__(
+        self, word: str, open_end: Callable[[], End], on_event: Callable[[str], None]
+    ) -> None:
+        """``open_end`` opens the device that people call ``word``; ``on_event`` hears of losses."""
         self.end: End | None = None
         self.losses = 0
         self.attempts = 0
         self._word = word
         self._open: Callable[[], End] = open_end
-        self._tell = tell
+        self._on_event = on_event
         self._past = StreamCounts()
         self._callbacks = 0
         self._moved_s = 0.0
         self._retry_s = 0.0
         self._away = False
-        self._told = ""
+        self._last_event = ""
 
     @property
     def counts(self) -> StreamCounts:
@@ -63,7 +65,7 @@ class Watched(Generic[End]):
         silent_s = now_s - self._moved_s
         if self.end.active and silent_s < LOST_AFTER_S:
             return False
-        self._tell(f"the {self._word} {self.end.name!r} was lost; waiting for it to come back")
+        self._on_event(f"the {self._word} {self.end.name!r} was lost; waiting for it to come back")
         self.losses += 1
         self.attempts = 0
         self._away = True
@@ -71,7 +73,7 @@ class Watched(Generic[End]):
         try:
             self.close()
         except AudioDeviceError as error:
-            self._tell(str(error))
+            self._on_event(str(error))
         return True
 
     def due(self, now_s: float) -> bool:
@@ -86,17 +88,17 @@ class Watched(Generic[End]):
             self.put_off(now_s, error)
             return False
         if self._away:
-            self._tell(f"the {self._word} is back")
-        self._away, self._told, self.attempts = False, "", 0
+            self._on_event(f"the {self._word} is back")
+        self._away, self._last_event, self.attempts = False, "", 0
         return True
 
     def put_off(self, now_s: float, error: AudioDeviceError) -> None:
         """The device cannot be opened now; wait twice as long as before."""
         self._retry_s = now_s + min(MAX_WAIT_S, FIRST_WAIT_S * 2**self.attempts)
         self.attempts += 1
-        if str(error) != self._told:
-            self._told = str(error)
-            self._tell(self._told)
+        if str(error) != self._last_event:
+            self._last_event = str(error)
+            self._on_event(self._last_event)
 
 
 def total(one: StreamCounts, other: StreamCounts) -> StreamCounts:

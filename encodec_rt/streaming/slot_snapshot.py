@@ -60,18 +60,20 @@ class SlotSnapshot:
     def to_bytes(self) -> bytes:
         """The snapshot as a safetensors file, which runs no code when it is read."""
         rows = {"encoder": self.encoder.numpy(), "decoder": self.decoder.numpy()}
-        told = {"version": VERSION, **asdict(self.origin)}
-        return safetensors.numpy.save(rows, {"encodec_rt.slot": json.dumps(told)})
+        content = {"version": VERSION, **asdict(self.origin)}
+        return safetensors.numpy.save(rows, {"encodec_rt.slot": json.dumps(content)})
 
     @staticmethod
     def from_bytes(data: bytes) -> SlotSnapshot:
         """What ``to_bytes`` made. Raises PacketError for anything else."""
         try:
             length = int.from_bytes(data[:8], "little")
-            told = json.loads(json.loads(data[8 : 8 + length])["__metadata__"]["encodec_rt.slot"])
-            version = told.pop("version")
+            content = json.loads(
+                json.loads(data[8 : 8 + length])["__metadata__"]["encodec_rt.slot"]
+            )
+            version = content.pop("version")
             rows = safetensors.numpy.load(data)
-            origin = SlotOrigin(**told)
+            origin = SlotOrigin(**content)
             encoder, decoder = (rows[name] for name in ("encoder", "decoder"))
         except (SafetensorError, ValueError, LookupError, TypeError, AttributeError) as error:
             raise PacketError(f"{len(data)} bytes that are not a slot's snapshot") from error

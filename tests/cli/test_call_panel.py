@@ -61,7 +61,7 @@ def statistics(
 def status(*, devices: bool = True, silent_s: float = 0.02, **changes: int) -> CallStatus:
     meter = CallMeter()
     for second in range(10):
-        last = meter.look(
+        last = meter.update(
             statistics(second, devices=devices, silent_s=silent_s, **changes),
             float(second),
             sent_db=-20.0,
@@ -85,7 +85,7 @@ def test_rates_and_the_delay_of_the_buffer_are_those_of_the_last_seconds() -> No
     for second in range(20):
         fast = statistics(second)
         fast["outbound"]["bytesSent"] += max(0, second - 10) * 750
-        last = meter.look(fast, float(second), sent_db=-20.0, heard_db=-26.0)
+        last = meter.update(fast, float(second), sent_db=-20.0, heard_db=-26.0)
     assert last.sent_kbps == pytest.approx(12.0)
     assert last.received_kbps == pytest.approx(3.0)
     assert last.buffer_ms == pytest.approx(25.0)
@@ -160,7 +160,7 @@ def test_a_call_between_files_has_no_devices_to_show() -> None:
 
 
 def test_a_call_that_has_not_begun_is_shown_without_dividing_by_zero() -> None:
-    first = CallMeter().look(
+    first = CallMeter().update(
         statistics(devices=False) | {"remote": {}, "outbound": {}},
         0.0,
         sent_db=-90.0,

@@ -153,8 +153,8 @@ class FakeSystem:
     def sleep(self, seconds: float) -> None:
         time.sleep(seconds)
 
-    def handset(self, config: EncodecConfig, **options: Any) -> DevicePair:
-        return DevicePair(self, config, tell=self.told.append, **options)
+    def pair(self, config: EncodecConfig, **options: Any) -> DevicePair:
+        return DevicePair(self, config, on_event=self.told.append, **options)
 
 
 @pytest.fixture(autouse=True)
@@ -175,15 +175,15 @@ def test_a_microphone_that_is_lost_is_silent_until_it_is_back(config: EncodecCon
             pass
 
     async def main() -> dict[str, Any]:
-        handset = system.handset(config, speaker=False)
-        hops = [present(await handset.source.read()) for _ in range(8)]
+        pair = system.pair(config, speaker=False)
+        hops = [present(await pair.source.read()) for _ in range(8)]
         assert all(hop.shape == (1, HOP) and hop.any() for hop in hops)
         streams[0].active = False
-        await until(handset.source, lambda hop: not hop.any())
+        await until(pair.source, lambda hop: not hop.any())
         system.sources.append(streams[1])
-        await until(handset.source, lambda hop: hop.any())
-        statistics = handset.statistics()
-        handset.source.close()
+        await until(pair.source, lambda hop: hop.any())
+        statistics = pair.statistics()
+        pair.source.close()
         return statistics
 
     statistics = asyncio.run(asyncio.wait_for(main(), 20))
@@ -203,10 +203,10 @@ def test_input_from_before_a_stall_is_let_go(config: EncodecConfig) -> None:
     system = FakeSystem(sources=[FakeStream(piled)])
 
     async def main() -> dict[str, Any]:
-        handset = system.handset(config, speaker=False)
-        await handset.source.read()
-        handset.close()
-        return handset.statistics()
+        pair = system.pair(config, speaker=False)
+        await pair.source.read()
+        pair.close()
+        return pair.statistics()
 
     shed = asyncio.run(main())["microphone"]["samplesShed"]
     assert shed == len(piled) - round(MAX_BACKLOG_S * config.sampling_rate)
@@ -219,8 +219,8 @@ def test_a_speaker_asks_for_audio_while_its_queue_is_low_and_keeps_the_pace_whil
     system = FakeSystem(sinks=streams[:1])
 
     async def main() -> dict[str, Any]:
-        handset = system.handset(config, microphone=False)
-        sink, times = handset.sink, []
+        pair = system.pair(config, microphone=False)
+        sink, times = pair.sink, []
 
         async def play() -> None:
             times.append(await sink.ready())
@@ -244,8 +244,8 @@ def test_a_speaker_asks_for_audio_while_its_queue_is_low_and_keeps_the_pace_whil
         system.sinks.append(streams[1])
         while not streams[1].fill:
             await play()
-        statistics = handset.statistics()
-        handset.sink.close()
+        statistics = pair.statistics()
+        pair.sink.close()
         return statistics
 
     statistics = asyncio.run(asyncio.wait_for(main(), 20))["speaker"]
@@ -265,11 +265,11 @@ def test_what_the_speaker_plays_is_taken_out_of_what_the_microphone_hears() -> N
     heard: list[Audio] = []
 
     async def main() -> dict[str, Any]:
-        handset = system.handset(config, voice=VoiceProcessor(24_000))
+        pair = system.pair(config, voice=VoiceProcessor(24_000))
         delay = [np.zeros(hop, np.float32)] * 4
         for piece in far.reshape(-1, hop):
-            await handset.sink.ready()
-            handset.sink.write(piece)
+            await pair.sink.ready()
+            pair.sink.write(piece)
             played = np.concatenate([np.zeros(0, np.int16), *speaker.queued])[-hop:]
             speaker.queued.clear()
             delay.append(np.float32(0.3 / 32768) * played.astype(np.float32))
@@ -278,9 +278,9 @@ def test_what_the_speaker_plays_is_taken_out_of_what_the_microphone_hears() -> N
             microphone.captured = np.concatenate([microphone.captured, echo])
             # The resampler and the canceller's blocks hold back less than a hop.
             if len(echoes) > 1:
-                heard.append(present(await handset.source.read()))
-        handset.close()
-        return handset.statistics()
+                heard.append(present(await pair.source.read()))
+        pair.close()
+        return pair.statistics()
 
     statistics = asyncio.run(main())
     assert statistics["latencyMs"]["voiceProcessing"] > 5
@@ -294,16 +294,16 @@ def test_echo_cancellation_is_for_both_devices(config: EncodecConfig) -> None:
     voice = VoiceProcessor(24_000)
     for missing in ("microphone", "speaker"):
         with pytest.raises(ConfigError, match="use both, or leave it off"):
-            FakeSystem().handset(config, voice=voice, **{missing: False})
+            FakeSystem().pair(config, voice=voice, **{missing: False})
 
 
 def test_a_device_that_cannot_be_opened_leaves_none_open(config: EncodecConfig) -> None:
     speaker = FakeStream()
     with pytest.raises(AudioDeviceError, match="nothing is plugged in"):
-        FakeSystem(sinks=[speaker]).handset(config)
+        FakeSystem(sinks=[speaker]).pair(config)
     assert speaker.closed
 
 
 def test_devices_are_for_mono_models() -> None:
     with pytest.raises(ConfigError, match="mono"):
-        FakeSystem().handset(tiny_config(audio_channels=2))
+        FakeSystem().pair(tiny_config(audio_channels=2))

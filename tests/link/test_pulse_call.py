@@ -67,28 +67,28 @@ class Side:
         self.captured: list[Audio] = []
         self.heard: list[Audio] = []
         system = PortAudio(RATE, source=f"rt_mic{end}", sink=f"rt_spk{end}")
-        self.handset = DevicePair(system, codec.config, buffer_ms=BUFFER_MS, tell=self.told.append)
+        self.pair = DevicePair(system, codec.config, buffer_ms=BUFFER_MS, on_event=self.told.append)
         options = CallOptions(codec.config.target_bandwidths[-1], dtx=False, idle_s=PATIENCE_S)
         self.call = Call(codec, self, self, options)
 
     async def read(self) -> Audio:
-        hop = present(await self.handset.source.read())
+        hop = present(await self.pair.source.read())
         self.captured.append(hop[0])
         return hop
 
     async def ready(self) -> float:
-        return await self.handset.sink.ready()
+        return await self.pair.sink.ready()
 
     def write(self, audio: Audio) -> None:
         self.heard.append(audio.reshape(-1))
-        self.handset.sink.write(audio)
+        self.pair.sink.write(audio)
 
     def close(self) -> None:
-        self.handset.close()
+        self.pair.close()
 
     @property
     def devices(self) -> dict[str, Any]:
-        return self.handset.statistics()
+        return self.pair.statistics()
 
 
 async def until(reached: Callable[[], bool], sides: list[Side]) -> None:
@@ -166,7 +166,7 @@ def test_both_sides_of_a_call_hear_what_the_other_said_into_its_microphone(
         captured = np.concatenate(side.captured)
         pieces = shares(said[index] / 32768, captured, 0.05)
         check_order(pieces, bound("captured", "correlation"), counts)
-        microphone, speaker = side.handset.source.watched.counts, counts["speaker"]
+        microphone, speaker = side.pair.source.watched.counts, counts["speaker"]
         dropped = counts["microphone"]["samplesShed"] + microphone.lost_samples
         assert 0 <= microphone.samples - dropped - len(captured) < FIFO_S * RATE
         spoken = voiced(side.heard, begun[index])

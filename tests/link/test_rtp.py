@@ -26,13 +26,13 @@ def ignore(value: object) -> None:
     """What nobody in the test wants to know."""
 
 
-def with_offer(look: Callable[[str], None], form: Format = FORM) -> None:
-    """Let ``look`` see the SDP of an offer in ``form``."""
+def with_offer(check: Callable[[str], None], form: Format = FORM) -> None:
+    """Let ``check`` see the SDP of an offer in ``form``."""
 
     async def main() -> None:
         peer = connection()
         rtp.attach(peer, form, rtp.OutgoingTrack(), on_packet=ignore, on_estimate=ignore)
-        look(form.describe((await peer.createOffer()).sdp))
+        check(form.describe((await peer.createOffer()).sdp))
         await peer.close()
 
     asyncio.run(main())
@@ -54,7 +54,7 @@ def test_a_library_without_them_is_refused_by_name() -> None:
 
 
 def test_an_offer_has_our_payload_and_no_other() -> None:
-    def look(sdp: str) -> None:
+    def check(sdp: str) -> None:
         assert "UDP/TLS/RTP/SAVPF 118\r\n" in sdp
         assert "a=rtpmap:118 vnd.encodec-rt/24000" in sdp
         assert "a=fmtp:118 rate=24000;model=0123456789abcdef;hop=320;bits=10;maxcodebooks=8" in sdp
@@ -62,7 +62,7 @@ def test_an_offer_has_our_payload_and_no_other() -> None:
         assert rtp.SEND_TIME in sdp
         assert FORM.check_remote(sdp) == 8
 
-    with_offer(look)
+    with_offer(check)
 
 
 @pytest.mark.parametrize(
@@ -77,27 +77,27 @@ def test_an_offer_has_our_payload_and_no_other() -> None:
     ],
 )
 def test_another_format_is_refused(old: str, new: str, told: str) -> None:
-    def look(sdp: str) -> None:
+    def check(sdp: str) -> None:
         assert old in sdp
         with pytest.raises(LinkError, match=told):
             FORM.check_remote(sdp.replace(old, new))
 
-    with_offer(look)
+    with_offer(check)
 
 
 def test_two_streams_are_refused() -> None:
-    def look(sdp: str) -> None:
+    def check(sdp: str) -> None:
         media = sdp[sdp.index("m=audio") :]
         with pytest.raises(LinkError, match="one audio stream"):
             FORM.check_remote(sdp + media)
 
-    with_offer(look)
+    with_offer(check)
 
 
 def test_any_text_is_a_description_or_refused() -> None:
     rng = np.random.default_rng(0)
 
-    def look(sdp: str) -> None:
+    def check(sdp: str) -> None:
         for _ in range(1500):
             text = bytearray(sdp.encode())
             for _ in range(int(rng.integers(1, 6))):
@@ -114,7 +114,7 @@ def test_any_text_is_a_description_or_refused() -> None:
             except LinkError:
                 continue
 
-    with_offer(look)
+    with_offer(check)
 
 
 def converse(talk: Callable[[rtp.OutgoingTrack], Coroutine[Any, Any, None]]) -> list[Received]:

@@ -71,7 +71,7 @@ class Session:
         self.duplex = Duplex(
             self.loop,
             VirtualSystem(card),
-            tell=self.told.append,
+            on_event=self.told.append,
             choose=self._choose,
             **options,
         )

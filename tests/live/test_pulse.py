@@ -81,7 +81,7 @@ class Session:
             PortAudio(RATE, source="rt_mic", sink="rt_spk"),
             keep_all=True,
             buffer_ms=BUFFER_MS,
-            tell=self.told.append,
+            on_event=self.told.append,
             choose=self._choose,
         )
         self.duplex.open()

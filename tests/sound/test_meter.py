@@ -98,7 +98,7 @@ def test_the_time_in_a_queue_is_that_of_what_passes_through_it() -> None:
             for arrival in np.arange(max(0, now_ms // block - 4), now_ms / block) * block
             if arrival <= now_ms < arrival + 30
         )
-        queue.look(inside, now_ms / 1000)
+        queue.update(inside, now_ms / 1000)
     assert queue.ms == pytest.approx(30, abs=1)
 
 
@@ -107,10 +107,10 @@ def test_the_rate_of_a_clock_is_found_under_the_comings_and_goings_of_blocks(ppm
     clock, rate = ClockRate(24_000), 24_000 * (1 + 1e-6 * ppm)
     moments = np.cumsum(np.random.default_rng(0).uniform(0.2, 0.3, 1200))
     for now_s in moments[:60]:
-        clock.look(int(now_s * rate) // 320 * 320, now_s)
+        clock.update(int(now_s * rate) // 320 * 320, now_s)
     assert clock.ppm is None
     for now_s in moments[60:]:
-        clock.look(int(now_s * rate) // 320 * 320, now_s)
+        clock.update(int(now_s * rate) // 320 * 320, now_s)
     assert clock.ppm == pytest.approx(ppm, abs=bound("clock", "ppm"))
 
 
