@@ -21,7 +21,7 @@ import torch
 
 from benches.record import RESULTS, Record
 from benches.server.abuse import churn, hostile
-from benches.server.cases import holds, overload, restart, sessions
+from benches.server.cases import engine_alone, holds, overload, restart, sessions
 from benches.server.picture import draw
 from encodec_rt.config import EncodecConfig
 from encodec_rt.model.encodec import EncodecModel
@@ -82,6 +82,8 @@ def run(arguments: argparse.Namespace) -> None:
     record = Record("server", folder=arguments.out)
     seconds, most = arguments.seconds, arguments.long_sessions
     if "sessions" in parts:
+        with torch.inference_mode():
+            engine_alone(record, codec, arguments.counts)
         found = most_sessions(record, codec, model, arguments.counts, seconds, "sessions")
         most = most or found
     if "long" in parts:

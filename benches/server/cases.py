@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import signal
 import tempfile
+import time
 from collections.abc import Sequence
 from importlib import resources
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from benches.environment import Json
 from benches.record import Case, Record
@@ -82,6 +84,26 @@ def holds(case: Case) -> bool:
     trips, values = case.ms["round_trip"], case.values
     late = float(str(trips["p99"])) >= 20.0
     return not (late or values["dropped"] or values["missing"] or values["refused"])
+
+
+def engine_alone(record: Record, codec: Codec, counts: Sequence[int], passes: int = 150) -> None:
+    """What a pass over so many slots takes without any server, one after the other.
+
+    A frame that comes while a pass runs waits for its end, so round trips are about two passes.
+    """
+    hop = codec.config.hop_length
+    for count in counts:
+        engine = codec.engine(count, KBPS, gather=True)
+        slots, taken = list(range(count)), []
+        audio = torch.from_numpy(np.stack([clip[: 40 * hop] for clip in clips(codec, count, 1.0)]))
+        for at in range(passes):
+            begun = time.perf_counter()
+            frame = at % 40 * hop
+            codes = engine.encode_slots(slots, audio[:, frame : frame + hop]).rows
+            engine.decode_slots(slots, engine.dequantize(codes).rows)
+            taken.append(1e3 * (time.perf_counter() - begun))
+        record.add({"what": "engine alone", "slots": count}, {"pass": taken[passes // 5 :]})
+        print(record.table(record.cases[-1:]), flush=True)
 
 
 def sessions(

@@ -1,0 +1,105 @@
+"""Two pages in a browser call each other, on this machine: what of the audio arrives, and when.
+
+    python -m benches.web_call [--seconds 60]
+
+The embedded model runs in both pages' audio threads; one sends a clip, the other a microphone's
+file. Of the packets sent, those that did not arrive are the network's loss; frames that were late,
+skipped or never played are the pages'. No device plays, so that its delay is not in the sum.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import soundfile
+
+from benches.environment import Json
+from benches.record import RESULTS, Record
+from encodec_rt.export.blob import blob
+from encodec_rt.model.encodec import EncodecModel
+from encodec_rt.web.server import PageServer
+from tests.support.chromium import Chromium, Page
+from tests.support.heard import in_call, until_a_page_waits
+from tests.support.models import SPEECH
+
+COUNTING = """{
+  globalThis.sentPackets = 0;
+  const { send } = RTCDataChannel.prototype;
+  RTCDataChannel.prototype.send = function (message) {
+    // Receiver reports are no audio.
+    const { buffer, byteOffset = 0 } = message.buffer ? message : { buffer: message };
+    const kind = new Uint8Array(buffer, byteOffset)[1];
+    if (kind < 200 || kind > 206) sentPackets += 1;
+    send.call(this, message);
+  };
+}"""
+FIGURES = """({
+  counts: encodec.last.counts, hops: encodec.last.hops, sent: sentPackets,
+  dropped: encodec.call.path.dropped, ready_ms: encodec.ready,
+  round_trip_ms: 1000 * encodec.call.reports.roundTripS, held_ms: 1000 * encodec.last.held,
+  waiting_ms: 1000 * encodec.last.waiting, frame_ms: 1000 * encodec.frame / 24000,
+})"""
+
+
+async def _call(seconds: float) -> tuple[list[list[dict[str, Any]]], list[str]]:
+    """The figures of both pages at the begin and at the end of ``seconds`` of a call."""
+    server = PageServer(blob(EncodecModel.from_pretrained("default")))
+    port = await server.start("127.0.0.1", 0, None)
+    with tempfile.TemporaryDirectory() as folder:
+        clip = Path(folder) / "clip.wav"
+        samples, rate = soundfile.read(SPEECH, dtype="float32")
+        soundfile.write(clip, samples, rate)
+        try:
+            async with Chromium(f"--use-file-for-fake-audio-capture={clip}") as browser:
+                address = f"http://127.0.0.1:{port}/"
+                pages: list[Page] = [await browser.open(address, before=COUNTING) for _ in range(2)]
+                await in_call(pages[0], "#call")
+                await until_a_page_waits(server)
+                await in_call(pages[1], "#send-clip")
+                for page in pages:
+                    await page.until("encodec.call?.reports?.roundTripS && encodec.last?.counts")
+                # The first seconds have the connection and the buffers' first guesses in them.
+                await asyncio.sleep(5)
+                before = [await page.run(FIGURES) for page in pages]
+                await asyncio.sleep(seconds)
+                after = [await page.run(FIGURES) for page in pages]
+                return [before, after], browser.problems
+        finally:
+            await server.close()
+
+
+def main() -> None:
+    """Call, and write the record."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--seconds", type=float, default=60.0)
+    parser.add_argument("--out", default=RESULTS, help="another folder than benches/results")
+    options = parser.parse_args()
+    record = Record("web-call", folder=options.out)
+    (before, after), problems = asyncio.run(_call(options.seconds))
+    if problems:
+        raise SystemExit(f"the pages had problems: {problems}")
+    for at, name in enumerate(("microphone", "clip")):
+        first, last, other = before[at], after[at], 1 - at
+        values: dict[str, Json] = {
+            f"{key} frames" if key != "received" else "packets received": count
+            - first["counts"][key]
+            for key, count in last["counts"].items()
+            if key
+            in ("received", "frames", "lost", "late", "skipped", "repaired", "missed", "silent")
+        }
+        values["packets sent by the other"] = after[other]["sent"] - before[other]["sent"]
+        values["hops played"] = last["hops"] - first["hops"]
+        values |= {key: round(last[key], 2) for key in last if key.endswith("_ms")}
+        loop = last["frame_ms"] + last["round_trip_ms"] / 2 + last["held_ms"] + last["waiting_ms"]
+        values["without devices_ms"] = round(loop, 1)
+        record.add({"page": name, "seconds": options.seconds}, values=values)
+    print(record.table())
+    print(record.write().name)
+
+
+if __name__ == "__main__":
+    main()
