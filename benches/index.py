@@ -82,6 +82,9 @@ HEADLINES = {
         ("delay_more_than_the_path_ms", "longest_gap_ms", "concealed_share"), ("condition",)
     ),
     "link-rig": Headline(("network_pesq_wb", "delay_p50_ms", "concealed_share"), ("condition",)),
+    "web-call": Headline(
+        ("packets received", "lost frames", "skipped frames", "without devices_ms"), ("page",)
+    ),
     "gpu-smoke": Headline((*WALL, "codes_differ"), ("row",)),
     "gpu-latency": Headline(
         (*WALL, "encode device p50", "decode device p50"), ("row", "paced", "cold")
