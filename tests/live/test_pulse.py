@@ -212,7 +212,8 @@ def test_mouth_to_ear_is_measured_and_written_beside_its_terms(
         capture_output=True,
         text=True,
     )
-    if done.returncode and "playback starved" in done.stderr:
+    statuses = [line for line in done.stderr.splitlines() if " latency " in line]
+    if done.returncode and not all(line.endswith("no faults") for line in statuses):
         # A machine that stalls moves the delay while it is measured, and no two chirps agree.
         assert done.stderr.rstrip().endswith("or join output and input with a cable")
         return
