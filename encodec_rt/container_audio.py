@@ -32,6 +32,7 @@ from encodec_rt.errors import ConfigError, InputError, PacketError, WeightsError
 from encodec_rt.lm.coding import LmCoder
 from encodec_rt.lm.files import lm_by_hash, lm_for_model
 from encodec_rt.lm.integer import IntegerLm
+from encodec_rt.pcm import sample_at
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.streams import StreamDecoder
 from encodec_rt.streaming.weights import Start
@@ -129,8 +130,8 @@ class ContainerAudio:
         self._salvage = salvage
         self._folder = folder
         self._lm = lm
-        self._begin = round(begin_s * rate)
-        self._end = None if end_s is None else round(end_s * rate)
+        self._begin = sample_at(begin_s, rate)
+        self._end = None if end_s is None else sample_at(end_s, rate)
         self.lost = 0
         self.unfinished = False
         self.reader = PacketReader(file, salvage=salvage)

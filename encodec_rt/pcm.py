@@ -1,14 +1,27 @@
-"""Samples as integers, the one way that every file, device and processor has them."""
+"""Samples as integers, the one way that every file, device and processor has them; and counted."""
 
 from __future__ import annotations
 
 import numpy as np
 from numpy.typing import NDArray
 
+from encodec_rt.errors import InputError
 from encodec_rt.types import Audio
+
+MAX_SAMPLES = 2**62
+"""No file counts further."""
 
 
 def to_int16(audio: Audio) -> NDArray[np.int16]:
     """``audio`` times 32768, rounded to even and clipped to 16 bits."""
     samples: NDArray[np.int16] = np.clip(np.rint(audio * 32768.0), -32768, 32767).astype(np.int16)
     return samples
+
+
+def sample_at(seconds: float, rate_hz: int) -> int:
+    """The number of the sample at a time. Raises InputError for a time that no file has."""
+    if not 0 <= seconds * rate_hz <= MAX_SAMPLES:
+        raise InputError(
+            f"a time of {seconds:g} s; accepted: 0 to {MAX_SAMPLES / rate_hz:.2g} s at {rate_hz} Hz"
+        )
+    return round(seconds * rate_hz)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable
 
+from encodec_rt.pcm import sample_at
 from encodec_rt.types import Audio
 
 
@@ -14,8 +15,8 @@ def excerpt(
 
     Nothing beyond is read. Returns how many samples were read.
     """
-    first = round(begin_s * rate_hz)
-    last = None if end_s is None else round(end_s * rate_hz)
+    first = sample_at(begin_s, rate_hz)
+    last = None if end_s is None else sample_at(end_s, rate_hz)
     at = 0
     for block in blocks:
         size = block.shape[1]

@@ -15,6 +15,7 @@ from encodec_rt.bitstream.container_reader import Gap, Located, PacketReader, sk
 from encodec_rt.bitstream.container_writer import FILE_PAGE_S, PacketWriter
 from encodec_rt.bitstream.ogg import ByteSink
 from encodec_rt.errors import InputError, PacketError
+from encodec_rt.pcm import sample_at
 
 
 def scale(source: BinaryIO, target: ByteSink, bandwidth_kbps: float) -> int:
@@ -57,9 +58,9 @@ def cut(source: BinaryIO, target: ByteSink, begin_s: float, end_s: float | None)
     reader = PacketReader(source)
     header = reader.header
     rate, skipped = header.sampling_rate, header.pre_skip
-    begin = skipped + round(begin_s * rate)
-    end = None if end_s is None else skipped + round(end_s * rate)
-    if begin < skipped or (end is not None and end <= begin):
+    begin = skipped + sample_at(begin_s, rate)
+    end = None if end_s is None else skipped + sample_at(end_s, rate)
+    if end is not None and end <= begin:
         raise InputError(f"from {begin_s} s to {end_s} s; the second has to be after the first")
     kept = _whole(skip_to(iter(reader), max(0, begin - header.pre_roll)))
     first = next(kept, None)

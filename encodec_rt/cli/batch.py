@@ -49,7 +49,9 @@ class Naming:
         return Path(path).suffix.lower() in self.outputs
 
     def default(self, source: Path) -> Path:
-        """The output beside ``source``."""
+        """The output beside ``source``. Raises InputError for what is not the name of a file."""
+        if not source.name:
+            raise InputError(f"{str(source)!r} is not the name of a file; give one, or a folder")
         return source.with_name(source.stem + self.ending)
 
 

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from encodec_rt.cli.console import say
+from encodec_rt.cli.console import report
 from encodec_rt.cli.options import ForceOption
 from encodec_rt.errors import ConfigError, InputError
 
@@ -31,7 +31,7 @@ def fetch(folder: FolderArgument, sources: SourcesOption = "") -> None:
     wanted = by_name(sources.split(",")) if sources else PACKAGES
     for source in wanted:
         fetch_package(source, folder)
-        say(f"{source.name} {source.version}: {source.licence}, {source.authors}")
+        report(f"{source.name} {source.version}: {source.licence}, {source.authors}")
 
 
 def index(
@@ -79,7 +79,7 @@ def index(
             "your own with --speech or --music"
         )
     name = "packed" if (rate, channels) == (24_000, 1) else f"packed-{rate}x{channels}"
-    index_sources(pairs, folder / name, sampling_rate=rate, channels=channels, report=say)
+    index_sources(pairs, folder / name, sampling_rate=rate, channels=channels, report=report)
 
 
 def shard(
@@ -98,7 +98,7 @@ def shard(
     from encodec_rt.training.shards import write_shards
 
     for path in write_shards(packed, shards, kbps=kbps, shard_mib=mib, most=most):
-        say(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
+        report(f"{path}: {path.stat().st_size / 2**20:.1f} MiB")
 
 
 def unshard(
@@ -111,7 +111,7 @@ def unshard(
     from encodec_rt.training.shards import read_shards
 
     for source in read_shards(shards, packed):
-        say(f"{source.name}: {source.hours('train'):.2f} h to train on")
+        report(f"{source.name}: {source.hours('train'):.2f} h to train on")
 
 
 def split(
@@ -122,7 +122,7 @@ def split(
     """Split a large file, such as a checkpoint, into parts."""
     from encodec_rt.training.parts import split_file
 
-    say(f"{parts}: {split_file(file, parts, part_mib=mib)} parts")
+    report(f"{parts}: {split_file(file, parts, part_mib=mib)} parts")
 
 
 def join(
@@ -134,4 +134,4 @@ def join(
     from encodec_rt.training.parts import join_file
 
     join_file(parts, file, force=force)
-    say(f"{file}: {file.stat().st_size / 2**20:.1f} MiB")
+    report(f"{file}: {file.stat().st_size / 2**20:.1f} MiB")

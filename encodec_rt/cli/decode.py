@@ -34,6 +34,7 @@ from encodec_rt.cli.options import (
     StartOption,
 )
 from encodec_rt.errors import PacketError
+from encodec_rt.pcm import sample_at
 from encodec_rt.suffixes import AUDIO_SUFFIXES
 
 if TYPE_CHECKING:
@@ -178,8 +179,8 @@ def warn_of_damage(sound: ContainerAudio, rate_hz: int) -> None:
 
 
 def _samples_between(samples: int, rate_hz: int, begin_s: float, end_s: float | None) -> int:
-    last = samples if end_s is None else min(samples, round(end_s * rate_hz))
-    return max(0, last - round(begin_s * rate_hz))
+    last = samples if end_s is None else min(samples, sample_at(end_s, rate_hz))
+    return max(0, last - sample_at(begin_s, rate_hz))
 
 
 decode = several(NAMING)(decode_file)

@@ -8,7 +8,7 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from encodec_rt.cli.console import check_output, open_input, say
+from encodec_rt.cli.console import check_output, open_input, report
 from encodec_rt.cli.file_options import FromOption, ToOption, open_output
 from encodec_rt.cli.options import ForceOption
 
@@ -66,4 +66,4 @@ def _write(target: str, force: bool, edit: Callable[[BinaryIO], int]) -> None:
     check_output(target, suffix=SUFFIX, force=force)
     with open_output(target, force=force) as out:
         size = edit(out)
-    say(f"{size} bytes")
+    report(f"{size} bytes")

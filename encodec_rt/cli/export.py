@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from encodec_rt.cli.console import say
+from encodec_rt.cli.console import report
 
 SourceArgument = Annotated[
     str,
@@ -35,7 +35,7 @@ def web(
 
     check_target(target, force=force)
     size = write_blob(EncodecModel.from_pretrained(source), target, half=half, force=force)
-    say(f"{target}: {size / 1e6:.1f} MB")
+    report(f"{target}: {size / 1e6:.1f} MB")
 
 
 def onnx(
@@ -59,8 +59,8 @@ def onnx(
 
     model = EncodecModel.from_pretrained(source)
     reports = export_onnx(model, folder, bandwidth_kbps=bandwidth, half=half, force=force)
-    for report in reports:
-        say(
-            f"{report.graphs} in onnxruntime: {report.different} of {report.codes} codes differ, "
-            f"audio {report.audio_db:.0f} dB"
+    for found in reports:
+        report(
+            f"{found.graphs} in onnxruntime: {found.different} of {found.codes} codes differ, "
+            f"audio {found.audio_db:.0f} dB"
         )

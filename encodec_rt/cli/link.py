@@ -8,7 +8,7 @@ import typer
 
 from encodec_rt.cli.call_endpoints import rehearse
 from encodec_rt.cli.codes_recording import recorder_for
-from encodec_rt.cli.console import put, report, say, status_console
+from encodec_rt.cli.console import put, report, status_console
 from encodec_rt.cli.interrupts import run_until_ended
 from encodec_rt.cli.link_call import CallCourse, answer_calls, dial, prepare, require_link
 from encodec_rt.cli.link_options import LinkOptions, TokenOption
@@ -131,8 +131,8 @@ def token(
         given = typer.prompt("token", hide_input=True, err=True).strip()
         credentials.check_token(given)
         credentials.write_secret(path, given.encode() + b"\n")
-        say(f"wrote {path}")
+        report(f"wrote {path}")
         return
     exists = path.is_file() and not new
     put(credentials.read_token(path) if exists else credentials.make_token(path))
-    say("on the other machine: encodec-rt link token --import")
+    report("on the other machine: encodec-rt link token --import")

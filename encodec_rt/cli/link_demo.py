@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from encodec_rt.cli.console import output_console, printable, say
+from encodec_rt.cli.console import output_console, printable, report, say
 from encodec_rt.cli.options import BackendOption, BandwidthOption, DeviceOption, ModelOption
 from encodec_rt.errors import LinkError
 
@@ -84,10 +84,10 @@ def demo(
     folder.mkdir(parents=True, exist_ok=True)
     reason = "--in-process was given" if in_process else why_unavailable()
     if reason is None:
-        say("two network namespaces, one process in each; the call takes as long as the speech")
+        report("two network namespaces, one process in each; the call takes as long as the speech")
         statistics = _call(codec, network, seed, folder, bandwidth, device, backend)
     else:
-        say(f"in one process, on a virtual clock: {reason}")
+        report(f"in one process, on a virtual clock: {reason}")
         statistics = _simulate(codec, network, seed, folder, bandwidth)
     for side, values in statistics.items():
         path = folder / f"statistics-{side}.json"

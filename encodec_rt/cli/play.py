@@ -17,7 +17,7 @@ from encodec_rt.cli.console import (
     look_at,
     model_folder,
     open_input,
-    say,
+    report,
 )
 from encodec_rt.cli.decode import warn_of_damage
 from encodec_rt.cli.file_options import FromOption, ToOption, between
@@ -79,6 +79,6 @@ def play(
         audio = Meter(blocks, label="playing", rate_hz=rate_hz, total_s=None)
         system = PortAudio(rate_hz, sink=device_choice(sink))
         play_blocks(system, audio, rate_hz)
-    say(f"{audio.seconds:.2f} s played")
+    report(f"{audio.seconds:.2f} s played")
     if sound is not None:
         warn_of_damage(sound, rate_hz)

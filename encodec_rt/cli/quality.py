@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encodec_rt.cli.console import check_device, put, say
+from encodec_rt.cli.console import check_device, put, report
 from encodec_rt.cli.options import DeviceOption, ModelOption
 from encodec_rt.errors import InputError
 
@@ -48,7 +48,7 @@ def quality(
         rate = codec.config.sampling_rate
         audio = _read(original, rate)
         for kbps in codec.config.target_bandwidths:
-            say(f"coding at {kbps:g} kbps")
+            report(f"coding at {kbps:g} kbps")
             ours = _through(codec, audio, kbps)
             rows.append((f"{kbps:g} kbps", score(audio, ours, rate, kind=kind, visqol=visqol)))
     names = [name for name, value in rows[0][1].as_dict().items() if value is not None]

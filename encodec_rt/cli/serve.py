@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import logging
+import math
 import signal
 import sys
 from pathlib import Path
@@ -67,7 +68,7 @@ def serve(
         float, typer.Option(help="Seconds that SIGTERM gives sessions to end.", min=0.0)
     ] = 30.0,
     requests_per_s: Annotated[
-        float, typer.Option(help="Requests that one address may send.", min=1.0)
+        float, typer.Option(help="Requests that one address may send.", min=1.0, max=1e6)
     ] = 50.0,
     certificate: Annotated[Path | None, typer.Option(help="TLS certificate, PEM.")] = None,
     key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
@@ -131,19 +132,45 @@ def serve(
 def _fill_in(given: dict[str, Any], context: typer.Context, path: Path) -> None:
     """Take from a JSON file what no flag says. Raises ConfigError."""
     try:
-        wanted = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        wanted = json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise ConfigError(f"{path}: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(wanted, dict) or not wanted.keys() <= given.keys():
         raise ConfigError(f"{path}: a JSON object with some of {', '.join(sorted(given))}")
-    for name, value in wanted.items():
-        source = context.get_parameter_source(name)
+    for option in context.command.params:
+        if option.name not in wanted:
+            continue
+        try:
+            value = _as_given(option, wanted[option.name], context)
+        except (typer.BadParameter, TypeError) as error:
+            told = getattr(error, "message", "of another type than the option takes")
+            shown = json.dumps(wanted[option.name])[:80]
+            raise ConfigError(f"{path}: {option.name} {shown}: {told}") from None
+        source = context.get_parameter_source(option.name)
         if source is not None and source.name == "DEFAULT":
-            kind = type(given[name])
-            wanted = (int, float) if kind is float else (str, list) if given[name] is None else kind
-            if not isinstance(value, wanted):
-                raise ConfigError(f"{path}: {name}={value!r} is not what --{name} takes")
-            given[name] = value
+            given[option.name] = value
+
+
+def _as_given(option: Any, value: Any, context: typer.Context) -> Any:
+    """A value of JSON as the command line would give it; null is an option that is left away.
+
+    Raises TypeError for another type, BadParameter for a value that the option refuses.
+    """
+    if value is None:
+        return option.get_default(context)
+    if option.multiple:
+        if not isinstance(value, list) or not all(isinstance(one, str) for one in value):
+            raise TypeError
+        return value
+    kind = type(option.get_default(context))
+    kinds = (int, float) if kind is float else kind if kind in (bool, int) else str
+    if not isinstance(value, kinds) or (isinstance(value, bool) and kind is not bool):
+        raise TypeError
+    if isinstance(value, float) and not math.isfinite(value):
+        raise typer.BadParameter("a finite number is needed")
+    return option.type.convert(value, option, context)
 
 
 def _settings(options: CodecOptions, given: dict[str, Any]) -> ServeSettings:
@@ -156,7 +183,7 @@ def _settings(options: CodecOptions, given: dict[str, Any]) -> ServeSettings:
         for name in ("state", "certificate", "key", "token_file")
     }
     return ServeSettings(
-        host=given["host"],
+        host=given["host"].strip("[]"),
         port=given["port"],
         bandwidth_kbps=options.bandwidth,
         sessions=given["sessions"],
@@ -172,6 +199,8 @@ def _settings(options: CodecOptions, given: dict[str, Any]) -> ServeSettings:
 async def _serve(options: CodecOptions, settings: ServeSettings) -> None:
     import torch
 
+    from encodec_rt.link.credentials import urls
+
     # Two threads of torch beside any other busy process make single frames late.
     torch.set_num_threads(1)
     access = settings.access()
@@ -181,10 +210,12 @@ async def _serve(options: CodecOptions, settings: ServeSettings) -> None:
     ending = asyncio.Event()
     asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, ending.set)
     bound = await server.start(settings.host, settings.port, access.context)
-    at = f"{access.scheme}://{settings.host}:{bound}"
+    found = urls(access.scheme, settings.host, bound)
+    at = " and ".join(found)
     say(f"serving up to {server.sessions.slots} sessions on {at}; Ctrl-C ends")
     if settings.page is not None:
-        say(f"open {page_address(at, access.token)} in a browser to call")
+        for url in found:
+            say(f"open {page_address(url, access.token)} in a browser to call")
     await _until(ending, server)
 
 

@@ -22,7 +22,7 @@ async def serve_on_ray(
 
     Raises BackendUnavailable without such a cluster, and LinkError and ConfigError.
     """
-    from encodec_rt.link.credentials import is_loopback
+    from encodec_rt.link.credentials import is_loopback, urls
     from encodec_rt.ray_cluster import start_ray
     from encodec_rt.server.cluster import start_workers
     from encodec_rt.server.placer import Placer
@@ -43,7 +43,7 @@ async def serve_on_ray(
         try:
             ended = asyncio.create_task(ending.wait())
             if await _ready_before(ended, placer):
-                at = f"{access.scheme}://{settings.host}:{bound}"
+                at = " and ".join(urls(access.scheme, settings.host, bound))
                 say(f"placing sessions on {workers} workers from {at}; Ctrl-C ends")
                 await ended
                 await placer.drain()

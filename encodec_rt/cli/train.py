@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encodec_rt.cli.console import check_device, say
+from encodec_rt.cli.console import check_device, report
 from encodec_rt.cli.options import DeviceOption, ThreadsOption
 from encodec_rt.errors import ConfigError
 
@@ -83,11 +83,11 @@ def train(
     console = Console(stderr=True)
     with Progress(*columns, console=console, disable=not console.is_terminal) as bar:
         task = bar.add_task("training", total=1.0)
-        session.train(say, lambda progress: bar.update(task, completed=progress))
+        session.train(report, lambda progress: bar.update(task, completed=progress))
     plot_curves(run / "curves.csv", run / "curves.png")
     if export is not None:
         export_weights(session.trainer.average, export)
-        say(f"{export} holds the model")
+        report(f"{export} holds the model")
 
 
 def _for_this_machine(config: TrainingConfig, device: str) -> TrainingConfig:
@@ -95,7 +95,7 @@ def _for_this_machine(config: TrainingConfig, device: str) -> TrainingConfig:
     from encodec_rt.training.recipe import computes_bfloat16
 
     if config.precision == "bfloat16" and not computes_bfloat16(device):
-        say(f"{device} has no bfloat16 arithmetic: training in float32")
+        report(f"{device} has no bfloat16 arithmetic: training in float32")
         return replace(config, precision="float32")
     return config
 

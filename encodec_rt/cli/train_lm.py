@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encodec_rt.cli.console import say
+from encodec_rt.cli.console import report
 from encodec_rt.cli.options import ModelOption, ThreadsOption
 from encodec_rt.errors import ConfigError
 
@@ -59,7 +59,7 @@ def lm(
         config, config.num_quantizers, start="exact", codes_sha256=weights
     )
     shape = lm_config(header.layers, config.codebook_size, _numbers(widths))
-    clips = coded_clips(codec, data, run, hours=hours, report=say)
+    clips = coded_clips(codec, data, run, hours=hours, report=report)
     tables = CodeTables.from_codes(np.concatenate(clips.train), config.codebook_size, weights)
     tables.save(run / "code_tables.safetensors")
 
@@ -69,25 +69,25 @@ def lm(
         nonlocal shown
         if int(20 * share) > shown:
             shown = int(20 * share)
-            say(f"{100 * share:.0f} %: {bits:.3f} bits per code")
+            report(f"{100 * share:.0f} %: {bits:.3f} bits per code")
 
     trained = train_lm(clips.train, shape, LmRecipe(minutes=minutes, steps=steps), on_progress)
     found = trained.export(weights)
     found.save(run / "code_lm.safetensors")
     frames = round(RESTART_S * config.sampling_rate / config.hop_length)
     bits = bits_per_code(found, clips.held_out, frames)
-    report = {
+    measured = {
         "model": codec.name,
         "lm_sha256": found.sha256.hex(),
         "bytes": (run / "code_lm.safetensors").stat().st_size,
         "bits_per_code": [round(float(value), 4) for value in bits],
         "table_bits_per_code": [round(value, 4) for value in _table_bits(tables, clips.held_out)],
     }
-    (run / "report.json").write_text(json.dumps(report, indent=1) + "\n")
+    (run / "report.json").write_text(json.dumps(measured, indent=1) + "\n")
     ends = np.cumsum(header.layers)
     for end in ends:
         share = 1 - bits[:end].mean() / header.bits
-        say(f"{header.kbps(int(end)):g} kbps: {100 * share:.1f} % smaller")
+        report(f"{header.kbps(int(end)):g} kbps: {100 * share:.1f} % smaller")
 
 
 def _numbers(text: str | None) -> tuple[int, ...] | None:

@@ -35,6 +35,7 @@ def web(
     from encodec_rt.link import credentials
     from encodec_rt.web.server import PageServer
 
+    host = host.strip("[]")
     folder = credentials.state_folder()
     token, context = None, None
     if not credentials.is_loopback(host):
@@ -50,9 +51,11 @@ def web(
 async def _serve(
     server: PageServer, host: str, port: int, context: ssl.SSLContext | None, token: str | None
 ) -> None:
+    from encodec_rt.link.credentials import urls
+
     bound = await server.start(host, port, context)
-    scheme = "http" if context is None else "https"
-    say(f"open {page_address(f'{scheme}://{host}:{bound}', token)} in a browser; Ctrl-C ends")
+    for url in urls("http" if context is None else "https", host, bound):
+        say(f"open {page_address(url, token)} in a browser; Ctrl-C ends")
     try:
         await asyncio.Event().wait()
     finally:

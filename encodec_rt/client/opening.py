@@ -8,17 +8,26 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Literal
+from urllib.parse import urlsplit
 
 import aiohttp
 import numpy as np
 
-from encodec_rt.bitstream.packet import parse_packet
+from encodec_rt.arrays import check_codes
+from encodec_rt.bitstream.packet import (
+    MAX_BITS,
+    MAX_CODEBOOKS,
+    Packet,
+    encode_packet,
+    parse_packet,
+)
 from encodec_rt.errors import LinkError, PacketError
 from encodec_rt.server.protocol import (
     MAX_INDEX,
     MAX_MESSAGE_BYTES,
     PLACE_PATH,
     STREAM_PATH,
+    SUBPROTOCOL,
     CloseCode,
     Kind,
     StreamRequest,
@@ -47,8 +56,10 @@ def unpack_frame(kind: Kind, index: int, payload: bytes, welcome: Mapping[str, A
     """What a binary message holds, as the ``welcome`` said it would. Raises PacketError."""
     if kind == Kind.CODES:
         return ServedFrame(index, codes=parse_packet(payload, bits=welcome["bits"]).codes[0])
-    samples = np.frombuffer(payload, "<i2").astype(np.float32) / 32768.0
     channels = welcome["channels"]
+    if len(payload) % (2 * channels):
+        raise PacketError(f"{len(payload)} bytes of audio; {2 * channels} for each sample")
+    samples = np.frombuffer(payload, "<i2").astype(np.float32) / 32768.0
     audio = samples if channels == 1 else samples.reshape(-1, channels).T
     return ServedFrame(index, audio=audio)
 
@@ -60,6 +71,18 @@ class Dropped:
     where: Literal["in", "out"]
     first: int
     count: int
+
+
+def dropped_by(event: Mapping[str, Any]) -> Dropped:
+    """What a Dropped event says. Raises PacketError."""
+    where: Literal["in", "out"] = "in" if event.get("where") == "in" else "out"
+    return Dropped(where, whole_number(event, "first"), whole_number(event, "count"))
+
+
+def pack_codes(codes: Codes, welcome: Mapping[str, Any]) -> bytes:
+    """The payload of a frame's codes [Q]. Raises InputError for anything else."""
+    frames = check_codes(np.asarray(codes)[None], 1 << welcome["bits"], MAX_CODEBOOKS)
+    return encode_packet(Packet(frames.astype(np.uint16)), bits=welcome["bits"])
 
 
 class Refused(LinkError):
@@ -76,6 +99,18 @@ class Place:
 
     url: str
     context: ssl.SSLContext | aiohttp.Fingerprint | None
+
+
+def place_of(url: str, context: ssl.SSLContext | aiohttp.Fingerprint | None) -> Place:
+    """The server at ``url``. Raises LinkError for what is not an address of one."""
+    try:
+        parts = urlsplit(url)
+        good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        good = False
+    if not good or "@" in parts.netloc:
+        raise LinkError(f"{url!r} is not an address of a server; give one such as http://HOST:PORT")
+    return Place(url.rstrip("/"), context)
 
 
 async def ask_placer(
@@ -97,6 +132,8 @@ async def ask_placer(
             pin = place["fingerprint"]
             context = None if pin is None else aiohttp.Fingerprint(bytes.fromhex(pin))
             return Place(str(place["url"]), context)
+    except (aiohttp.ContentTypeError, aiohttp.InvalidURL) as error:
+        raise LinkError(f"{url} is not a placer's address") from error
     except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
         raise LinkError(f"{url} cannot be reached: {error}") from error
     except (ValueError, LookupError, TypeError) as error:
@@ -110,12 +147,24 @@ async def send_if_open(socket: aiohttp.ClientWebSocketResponse | None, data: byt
             await (socket.send_bytes(data) if isinstance(data, bytes) else socket.send_str(data))
 
 
-def whole_number(welcome: Mapping[str, Any], name: str) -> int:
-    """A number of the welcome. Raises PacketError."""
-    value = welcome.get(name)
-    if type(value) is not int or not 0 <= value <= MAX_INDEX:
-        raise PacketError(f"a welcome with {name}={value!r}")
+def whole_number(event: Mapping[str, Any], name: str, least: int = 0) -> int:
+    """A number of an event. Raises PacketError."""
+    value = event.get(name)
+    if type(value) is not int or not least <= value <= MAX_INDEX:
+        raise PacketError(f"a {event['type'][:20]} with {name}={str(value)[:20]}")
     return value
+
+
+def check_welcome(event: Mapping[str, Any]) -> None:
+    """Raise PacketError unless a server of this protocol says so first."""
+    if event["type"] != "Welcome":
+        raise PacketError(f"a {event['type'][:20]} where the server's welcome was due")
+    for name in ("hop", "channels", "bits", "rate"):
+        whole_number(event, name, least=1)
+    for name in ("frame", "decoded", "encoder_start_frames", "decoder_start_frames"):
+        whole_number(event, name)
+    if event["bits"] > MAX_BITS or not isinstance(event.get("resume"), str):
+        raise PacketError("a Welcome without a token to resume by, or with codes of too many bits")
 
 
 async def open_socket(
@@ -127,6 +176,7 @@ async def open_socket(
 ) -> tuple[aiohttp.ClientWebSocketResponse, dict[str, Any]]:
     """A WebSocket and its welcome. Raises LinkError, and Refused where the server said so."""
     url, context = place.url + STREAM_PATH, place.context
+    socket = None
     try:
         socket = await session.ws_connect(
             url,
@@ -139,11 +189,28 @@ async def open_socket(
             max_msg_size=2 * MAX_MESSAGE_BYTES,
             timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
         )
+        if socket.protocol != SUBPROTOCOL:
+            raise LinkError(f"{url} does not speak {SUBPROTOCOL}; it is another server, or newer")
         first = await asyncio.wait_for(socket.receive(), WELCOME_S)
+        if first.type != aiohttp.WSMsgType.TEXT:
+            raise LinkError(f"{url} closed the stream at once")
+        welcome = parse_event(first.data)
+        check_welcome(welcome)
+        opened, socket = (socket, welcome), None
+        return opened
     except aiohttp.WSServerHandshakeError as error:
+        if error.status in (101, 200):
+            raise LinkError(f"{url} answers, but not as encodec-rt serve does") from error
         raise Refused(error.status) from error
-    except (aiohttp.ClientError, asyncio.TimeoutError, OSError) as error:
+    except PacketError as error:
+        raise LinkError(f"{url} answers, but not as encodec-rt serve does: {error}") from error
+    except LinkError:
+        raise
+    except asyncio.TimeoutError as error:
+        raise LinkError(f"{url} did not answer within {WELCOME_S:g} s") from error
+    except (aiohttp.ClientError, OSError, ValueError) as error:
+        # A name that cannot be one raises ValueError.
         raise LinkError(f"{url} cannot be reached: {error}") from error
-    if first.type != aiohttp.WSMsgType.TEXT:
-        raise LinkError(f"{url} closed the stream at once")
-    return socket, parse_event(first.data)
+    finally:
+        if socket is not None:
+            await socket.close()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from collections import deque
 
-from encodec_rt.types import Codes
-
 
 class SentAudio:
     """Audio that was sent, in frames, as long as the server may ask for it again."""
@@ -44,22 +42,22 @@ class SentAudio:
 
 
 class SentCodes:
-    """The same for codes; a lost frame is None."""
+    """The same for codes, as payloads of packets; a lost frame is None."""
 
     def __init__(self) -> None:
         """Nothing was sent."""
         self.index = 0
-        self._frames: deque[tuple[int, Codes | None]] = deque()
+        self._frames: deque[tuple[int, bytes | None]] = deque()
         self.has_all = True
         """Whether nothing was forgotten."""
 
-    def add(self, codes: Codes | None) -> int:
+    def add(self, payload: bytes | None) -> int:
         """Take a frame; its number."""
-        self._frames.append((self.index, codes))
+        self._frames.append((self.index, payload))
         self.index += 1
         return self.index - 1
 
-    def since(self, index: int) -> list[tuple[int, Codes | None]]:
+    def since(self, index: int) -> list[tuple[int, bytes | None]]:
         """Everything from frame ``index`` on."""
         return [each for each in self._frames if each[0] >= index]
 

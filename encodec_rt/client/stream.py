@@ -16,20 +16,21 @@ import asyncio
 import ssl
 from collections.abc import AsyncIterator
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import aiohttp
 import numpy as np
 
-from encodec_rt.bitstream.packet import Packet, encode_packet
+from encodec_rt.arrays import check_audio
 from encodec_rt.client.connector import Connector
 from encodec_rt.client.flow import Flow
 from encodec_rt.client.opening import (
     ENDS,
     Dropped,
-    Place,
     ServedFrame,
+    dropped_by,
+    pack_codes,
+    place_of,
     send_if_open,
     unpack_frame,
     whole_number,
@@ -68,8 +69,8 @@ class StreamClient:
         live: bool = False,
         retry_s: float = 30.0,
     ) -> None:
-        """``url`` is http(s)://HOST:PORT. With ``live``, sending waits for nothing but a
-        lost connection, and frames may be dropped.
+        """``url`` is http(s)://HOST:PORT; anything else raises LinkError. With ``live``, sending
+        waits for nothing but a lost connection, and frames may be dropped.
 
         With ``placed``, ``url`` is a placer's, which names a server whenever one is needed.
         A lost connection is tried again for ``retry_s``; a full server too.
@@ -82,9 +83,8 @@ class StreamClient:
         """How often the stream was resumed."""
         self.welcome: dict[str, Any] = {}
         self._live = live
-        place = Place(url.rstrip("/"), context)
         self._connector = Connector(
-            place, placed=placed, token=token, ticket=ticket, retry_s=retry_s
+            place_of(url, context), placed=placed, token=token, ticket=ticket, retry_s=retry_s
         )
         self._socket: aiohttp.ClientWebSocketResponse | None = None
         self._received: asyncio.Queue[ServedFrame | Exception | None] = asyncio.Queue()
@@ -122,11 +122,12 @@ class StreamClient:
         await self._connector.close()
 
     async def send_audio(self, audio: Audio) -> None:
-        """Samples float32 [n] or [channels, n]. Raises StateError after ``finish``."""
+        """Samples float32 [n] or [channels, n]. Raises InputError, and StateError when finished."""
         self._check_open()
         if not self.request.encodes:
             raise InputError(f"audio for a stream of mode {self.request.mode}; it takes codes")
-        pcm = np.ascontiguousarray(to_int16(np.atleast_2d(audio)).T).astype("<i2").tobytes()
+        checked = check_audio(audio, self.welcome["channels"])
+        pcm = np.ascontiguousarray(to_int16(checked).T).astype("<i2").tobytes()
         step = 2 * self._pcm.frame_samples
         for at in range(0, len(pcm), step):
             await self._room()
@@ -134,14 +135,15 @@ class StreamClient:
             await self._send(Kind.PCM, index, message)
 
     async def send_codes(self, codes: Codes | None) -> None:
-        """A frame's codes uint16 [Q], or None for a frame that is lost."""
+        """A frame's codes uint16 [Q], None for a lost one. Raises as ``send_audio`` does."""
         self._check_open()
         if not self.request.decodes:
             raise InputError(f"codes for a stream of mode {self.request.mode}; it takes audio")
+        payload = None if codes is None else pack_codes(codes, self.welcome)
         await self._room()
-        index = self._codes.add(codes)
-        if codes is not None:
-            await self._send(Kind.CODES, index, self._payload(codes))
+        index = self._codes.add(payload)
+        if payload is not None:
+            await self._send(Kind.CODES, index, payload)
 
     async def finish(self) -> None:
         """Say that nothing more comes; what is left follows, and then the stream ends."""
@@ -182,17 +184,13 @@ class StreamClient:
     async def _send_event(self, name: str) -> None:
         await send_if_open(self._socket, pack_event(name))
 
-    def _payload(self, codes: Codes) -> bytes:
-        return encode_packet(Packet(codes[None]), bits=self.welcome["bits"])
-
     async def _connect(self) -> None:
         """Open the WebSocket and take the welcome. Raises LinkError."""
         opened = await self._connector.connect(self._wanted, self._begin_again)
         self._socket, self.welcome = opened
-        whole = partial(whole_number, self.welcome)
-        self._pcm.frame_samples = whole("hop") * whole("channels")
+        self._pcm.frame_samples = self.welcome["hop"] * self.welcome["channels"]
         names = ("frame", "decoded", "encoder_start_frames", "decoder_start_frames")
-        self._flow.begin(*map(whole, names))
+        self._flow.begin(*(self.welcome[name] for name in names))
 
     def _wanted(self) -> tuple[StreamRequest, str | None]:
         token = self.welcome.get("resume")
@@ -213,10 +211,10 @@ class StreamClient:
         for index, message in self._pcm.since(self.welcome["frame"]):
             await self._room_again()
             await self._send(Kind.PCM, index, message)
-        for index, codes in self._codes.since(self.welcome["decoded"]):
+        for index, payload in self._codes.since(self.welcome["decoded"]):
             await self._room_again()
-            if codes is not None:
-                await self._send(Kind.CODES, index, self._payload(codes))
+            if payload is not None:
+                await self._send(Kind.CODES, index, payload)
         self._connected.set()
         if self._finishing:
             await self._send_event("CloseStream")
@@ -242,7 +240,9 @@ class StreamClient:
                 await self._connect()
                 self.resumed += 1
                 self._repeating = asyncio.create_task(self._repeat())
-        except (LinkError, PacketError) as error:
+        except PacketError as error:
+            self._received.put_nowait(LinkError(f"the server sent what nobody can read: {error}"))
+        except Exception as error:  # noqa: BLE001 - whoever iterates has to hear of the end
             self._received.put_nowait(error)
         finally:
             self._ended = True
@@ -286,15 +286,16 @@ class StreamClient:
 
     def _hear(self, event: dict[str, Any]) -> None:
         if event["type"] == "Snapshot":
-            self._pcm.forget(event["frame"])
-            self._codes.forget(event["decoded"])
+            self._pcm.forget(whole_number(event, "frame"))
+            self._codes.forget(whole_number(event, "decoded"))
         elif event["type"] == "Dropped":
-            self.dropped.append(Dropped(event["where"], event["first"], event["count"]))
-            self._flow.pass_over(event["first"] + event["count"])
+            dropped = dropped_by(event)
+            self.dropped.append(dropped)
+            self._flow.pass_over(dropped.first + dropped.count)
             self._moved.set()
         elif event["type"] == "Finalized":
             self._finalized += 1
             both = self.request.mode == "duplex"
             self._ended = self._ended or (self._finishing and self._finalized > both)
         elif event["type"] == "Error":
-            self.errors.append(f"{event['error']}: {event['message']}")
+            self.errors.append(f"{event.get('error')}: {event.get('message')}")

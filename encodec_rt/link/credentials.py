@@ -9,6 +9,7 @@ import ipaddress
 import os
 import secrets
 import ssl
+from contextlib import suppress
 from pathlib import Path
 
 from cryptography import x509
@@ -24,8 +25,16 @@ FINGERPRINT_BYTES = 32
 
 
 def state_folder() -> Path:
-    """Where token and certificate live by default: the user's configuration folder (XDG)."""
-    base = os.environ.get("XDG_CONFIG_HOME") or str(Path.home() / ".config")
+    """Where token and certificate live by default: the user's configuration folder (XDG).
+
+    Raises LinkError for a user without a home, as in a container with a user of its own.
+    """
+    base = os.environ.get("XDG_CONFIG_HOME")
+    if not base:
+        try:
+            base = str(Path.home() / ".config")
+        except RuntimeError:
+            raise LinkError("this user has no home; set HOME or XDG_CONFIG_HOME") from None
     return Path(base) / "encodec-rt"
 
 
@@ -56,11 +65,17 @@ def make_token(path: Path) -> str:
 
 def read_token(path: Path) -> str:
     """The token in ``path``. Raises LinkError if it is missing, short, or others can read it."""
-    if not path.is_file():
+    if path.exists() and not path.is_file():
+        raise LinkError(f"{path} is not a file; name the file that holds the token")
+    if not path.exists():
         raise LinkError(f"{path} does not exist; 'encodec-rt link token' makes one, or imports one")
     if path.stat().st_mode & 0o077:
         raise LinkError(f"{path} can be read by others; run 'chmod 600 {path}'")
-    token = path.read_text(encoding="utf-8").strip()
+    try:
+        # Editors of Windows put a mark before the text, and may write it as UTF-16.
+        token = path.read_text(encoding="utf-8-sig").strip()
+    except UnicodeDecodeError:
+        raise LinkError(f"{path} is not plain text; write the token into it as UTF-8") from None
     check_token(token)
     return token
 
@@ -114,7 +129,10 @@ def _own_addresses(version: int) -> list[ipaddress.IPv4Address | ipaddress.IPv6A
 
 
 def make_certificate(certificate: Path, key: Path, names: list[str]) -> None:
-    """Write a self-signed certificate for ``names`` and its key, which only the owner can read."""
+    """Write a self-signed certificate for ``names`` and its key, which only the owner can read.
+
+    Raises LinkError for what is not the name of a machine.
+    """
     private = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "encodec-rt link")])
     now = datetime.datetime.now(datetime.timezone.utc)
@@ -157,18 +175,38 @@ def parse_fingerprint(text: str) -> bytes:
 
 
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
-    """TLS 1.2 or later with this certificate. Raises LinkError if the two do not fit."""
+    """TLS 1.2 or later with this certificate.
+
+    Raises LinkError if the two do not fit, and for a key with a passphrase: nobody is there to ask.
+    """
+    locked = False
+
+    def no_passphrase() -> str:
+        nonlocal locked
+        locked = True
+        return ""
+
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = ssl.TLSVersion.TLSv1_2
     try:
-        context.load_cert_chain(certificate, key)
-    except (OSError, ssl.SSLError) as error:
-        raise LinkError(f"certificate {certificate} with key {key}: {error}") from error
+        context.load_cert_chain(certificate, key, no_passphrase)
+    except (OSError, ValueError) as error:
+        reason = "the key has a passphrase; give one without" if locked else _tls_reason(error)
+        raise LinkError(f"certificate {certificate} with key {key}: {reason}") from error
     return context
 
 
+def _tls_reason(error: Exception) -> str:
+    if not isinstance(error, ssl.SSLError):
+        return getattr(error, "strerror", None) or str(error)
+    reasons = {"KEY_VALUES_MISMATCH": "the key is another certificate's"}
+    return reasons.get(error.reason or "", "one of them is not a file of that kind in PEM")
+
+
 def _general_name(name: str) -> x509.GeneralName:
-    try:
+    with suppress(ValueError):
         return x509.IPAddress(ipaddress.ip_address(name))
-    except ValueError:
-        return x509.DNSName(name)
+    try:
+        return x509.DNSName(name.encode("idna").decode())
+    except UnicodeError:
+        raise LinkError(f"{name!r} is not the name of a machine; give a name or address") from None

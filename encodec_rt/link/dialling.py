@@ -30,11 +30,16 @@ class SignallingClient:
 
         Raises LinkError for a URL that is none, or that would send the token in the clear.
         """
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        try:
+            parts = urlsplit(url)
+            good = parts.scheme in ("http", "https") and parts.hostname and parts.port != 0
+        except ValueError:
+            good = None
+        if not good or "@" in parts.netloc:
             raise LinkError(
                 f"{url!r} is not an address to call; give one such as https://HOST:PORT"
             )
+        assert parts.hostname is not None
         if parts.scheme == "http" and not is_loopback(parts.hostname):
             raise LinkError(f"{url}: http is for this machine only; use https")
         self._base = f"{parts.scheme}://{parts.netloc}"
@@ -85,7 +90,8 @@ class SignallingClient:
             number = error.os_error.errno or 0
             reason = os.strerror(number) if number > 0 else error.os_error.strerror
             raise LinkError(f"{self._base} cannot be reached: {reason}") from error
-        except (aiohttp.ClientError, UnicodeDecodeError) as error:
+        # A name that cannot be one raises ValueError, and so do bytes that are not text.
+        except (aiohttp.ClientError, ValueError) as error:
             raise LinkError(f"{self._base} cannot be reached: {error}") from error
 
     async def hang_up(self, location: str, *, timeout_s: float = 3.0) -> None:

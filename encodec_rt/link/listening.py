@@ -55,13 +55,17 @@ class Listener:
         self.admission = Admission(self._runner.server, limits, context)
         try:
             bound = await self.admission.open(host, port)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             await self.close()
-            raise LinkError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+            reason = error.strerror if isinstance(error, OSError) else "not the name of a machine"
+            raise LinkError(f"cannot listen on {host} port {port}: {reason}") from error
         if is_loopback(host):
             # Else a page of another name that resolves to this machine could read along.
             names = ("localhost", "127.0.0.1", "[::1]", host)
             self.hosts = frozenset(f"{name}:{bound}" for name in names)
+            if bound == (80 if context is None else 443):
+                # Of the usual port nothing is said.
+                self.hosts |= frozenset(names)
         return bound
 
     def let_stay(self, transport: asyncio.BaseTransport) -> None:

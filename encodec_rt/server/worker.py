@@ -9,6 +9,7 @@ import sys
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from encodec_rt.link.credentials import urls
 from encodec_rt.server.settings import SWITCH_S, ServeSettings
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,8 @@ class Worker:
         self._server = settings.make_server(codec, access)
         port = await self._server.start(host, 0, access.context)
         self._fingerprint = access.fingerprint
-        self._url = f"{access.scheme}://{host}:{port}"
+        # Of an address of IPv6 the brackets belong to the URL.
+        self._url = urls(access.scheme, host, port)[0]
 
 
 def _node_address() -> str:

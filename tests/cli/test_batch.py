@@ -215,3 +215,9 @@ def test_a_shell_can_complete_commands_and_options() -> None:
 
     assert completed("encodec-rt rou", 1) == ["roundtrip"]
     assert completed("encodec-rt encode --st", 2) == ["--start", "--strict"]
+
+
+def test_an_empty_name_is_refused(tmp_path: Path) -> None:
+    for given in ([""], ["", str(tmp_path)]):
+        with pytest.raises(InputError, match="not the name of a file"):
+            plan(given, ENCODE)

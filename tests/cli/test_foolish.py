@@ -22,7 +22,7 @@ from encodec_rt.training.run import Run
 from tests.support.models import SPEECH, random_model, tiny_config
 from tests.support.virtual_audio import VirtualCard, VirtualSystem, install
 
-NUMBERS = ("nan", "-1", "inf", "0", "99999", "9" * 20, "seven")
+NUMBERS = ("nan", "-1", "inf", "0", "99999", "9" * 20, "1e305", "seven")
 TEXTS = ("\udcff", "", "/dev/null/none", "n" * 300, "meta")
 LASTING = {"live --duration", "train model --steps", "train lm --steps"}
 LASTING |= {"train lm --minutes", "serve --sessions"}
@@ -155,7 +155,7 @@ def test_a_foolish_value_is_taken_or_refused_in_a_sentence(
         values = NUMBERS if is_number else TEXTS
         # What many commands share is tried in full with the first of them.
         for value in values if name == FIRST[option] else values[:2]:
-            if f"{name} {option}" in LASTING and value in ("0", "99999", "9" * 20):
+            if f"{name} {option}" in LASTING and value in ("0", "99999", "9" * 20, "1e305"):
                 continue
             given = (f"{option}={value}",) if option.startswith("--") else (option, value)
             result = run(*name.split(), *base, *given)
@@ -183,3 +183,14 @@ def test_a_foolish_argument_is_refused_in_a_sentence(
             if not expected or result.exit_code not in (0, 2) or "Traceback" in result.stderr:
                 wrong.append((at, value, result.exit_code, result.exception))
     assert wrong == []
+
+
+@pytest.mark.parametrize("name", sorted(set(COMMANDS) - {"web", "serve"}))
+def test_quiet_commands_say_nothing_that_is_not_wrong(
+    name: str, places: dict[str, Path], tmp_path: Path
+) -> None:
+    """Those that serve a page or sessions say where, without which they are of no use."""
+    result = run(*name.split(), *COMMANDS[name].format(out=tmp_path, **places).split(), "--quiet")
+    wrong = ("encodec-rt: ", "warning: ", "Error: ", "note: ")
+    told = [line for line in result.stderr.splitlines() if line.strip()]
+    assert [line for line in told if result.exit_code == 0 and not line.startswith(wrong)] == []

@@ -66,10 +66,24 @@ def test_what_it_cannot_serve_it_refuses_in_a_sentence(
     assert "Traceback" not in done.output
 
 
-@pytest.mark.parametrize("content", ["[]", "{", '{"prot": 1}', '{"port": "a"}'])
+WRONG = {
+    "port": ("a", 99_999, -1, True, 1.5),
+    "sessions": (-1, "2", [1]),
+    "requests_per_s": (0, 1e308, "fast"),
+    "drain_s": (-1, "x", True),
+    "origin": ("https://a.example", [1]),
+    "state": (["a"], 3),
+    "web": (1, "yes"),
+}
+CONTENTS = [json.dumps({name: one}) for name, values in WRONG.items() for one in values]
+
+
+@pytest.mark.parametrize(
+    "content", ["[]", "{", '{"prot": 1}', '{"drain_s": NaN}', "[" * 100_000, "\udcff", *CONTENTS]
+)
 def test_a_config_file_that_is_not_right_is_named(tmp_path: Path, content: str) -> None:
     path = tmp_path / "serve.json"
-    path.write_text(content, encoding="utf-8")
+    path.write_text(content, encoding="utf-8", errors="surrogateescape")
     done = CliRunner().invoke(app, ["serve", "--config", str(path)])
-    assert done.exit_code == 2
+    assert done.exit_code == 2, done.exception
     assert "serve.json" in done.output

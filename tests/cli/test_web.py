@@ -20,15 +20,19 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "model"
 
 
-def test_the_page_is_served_where_it_says_and_ctrl_c_ends_it(folder: Path) -> None:
+@pytest.mark.parametrize(
+    ("host", "shown"), [("127.0.0.1", r"127\.0\.0\.1"), ("::1", r"\[::1\]"), ("[::1]", r"\[::1\]")]
+)
+def test_the_page_is_served_where_it_says_and_ctrl_c_ends_it(
+    folder: Path, host: str, shown: str
+) -> None:
     command = [sys.executable, "-m", "encodec_rt", "web", "--model", str(folder), "--port", "0"]
+    command += ["--host", host]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
         try:
             assert running.stderr is not None
             line = running.stderr.readline()
-            found = re.fullmatch(
-                r"open (http://127\.0\.0\.1:\d+/) in a browser; Ctrl-C ends\n", line
-            )
+            found = re.fullmatch(rf"open (http://{shown}:\d+/) in a browser; Ctrl-C ends\n", line)
             assert found is not None, line
             with urllib.request.urlopen(found[1], timeout=10) as page:
                 text = page.read().decode()

@@ -4,6 +4,7 @@ import stat
 from pathlib import Path
 
 import pytest
+from cryptography.hazmat.primitives import serialization
 
 from encodec_rt.errors import LinkError
 from encodec_rt.link import credentials
@@ -80,3 +81,57 @@ def test_a_certificate_with_another_key_is_refused(tmp_path: Path) -> None:
 def test_what_is_no_fingerprint_is_refused(text: str) -> None:
     with pytest.raises(LinkError, match="fingerprint"):
         credentials.parse_fingerprint(text)
+
+
+def test_a_token_is_read_as_an_editor_saved_it(tmp_path: Path) -> None:
+    path, token = tmp_path / "token", "t" * 40
+    credentials.write_secret(path, b"\xef\xbb\xbf" + token.encode() + b"\r\n")
+    assert credentials.read_token(path) == token
+    credentials.write_secret(path, token.encode("utf-16"))
+    with pytest.raises(LinkError, match="write the token into it as UTF-8"):
+        credentials.read_token(path)
+    with pytest.raises(LinkError, match="is not a file"):
+        credentials.read_token(tmp_path)
+
+
+def test_a_user_without_a_home_is_told_what_to_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    def homeless() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.delenv("XDG_CONFIG_HOME", raising=False)
+    monkeypatch.setattr(Path, "home", homeless)
+    with pytest.raises(LinkError, match="HOME or XDG_CONFIG_HOME"):
+        credentials.state_folder()
+
+
+def test_certificates_are_made_for_names_of_any_script_and_refused_for_others(
+    tmp_path: Path,
+) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    credentials.make_certificate(certificate, key, ["bücher.example", "192.0.2.1"])
+    credentials.server_context(certificate, key)
+    for name in ("x" * 70, "a..b"):
+        with pytest.raises(LinkError, match="not the name of a machine"):
+            credentials.make_certificate(certificate, key, [name])
+
+
+def test_a_key_that_does_not_fit_is_refused_for_its_reason(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        credentials.make_certificate(tmp_path / f"{name}.pem", tmp_path / f"{name}.key", ["h"])
+    private = serialization.load_pem_private_key((tmp_path / "one.key").read_bytes(), None)
+    locked = private.private_bytes(
+        serialization.Encoding.PEM,
+        serialization.PrivateFormat.PKCS8,
+        serialization.BestAvailableEncryption(b"secret"),
+    )
+    (tmp_path / "locked.key").write_bytes(locked)
+    (tmp_path / "text.key").write_text("none")
+    reasons = {
+        "two.key": "another certificate's",
+        "locked.key": "has a passphrase; give one without",
+        "text.key": "in PEM",
+        "none.key": "No such file",
+    }
+    for key, reason in reasons.items():
+        with pytest.raises(LinkError, match=reason):
+            credentials.server_context(tmp_path / "one.pem", tmp_path / key)

@@ -15,8 +15,9 @@ from aiohttp import web
 
 from encodec_rt.errors import AudioDeviceError, CodecError, InputError, LinkError
 from encodec_rt.link import credentials
-from encodec_rt.link.admission import MAX_ADDRESSES, ConnectionLimits, RateLimit
+from encodec_rt.link.admission import MAX_ADDRESSES, Admission, ConnectionLimits, RateLimit
 from encodec_rt.link.dialling import SessionEnded, SignallingClient
+from encodec_rt.link.listening import Listener
 from encodec_rt.link.signalling import Limits, SignallingServer
 from encodec_rt.link.whip import REMEMBERED, SDP_TYPE
 
@@ -452,7 +453,49 @@ def test_a_server_that_is_not_there_is_named() -> None:
     asyncio.run(main())
 
 
-@pytest.mark.parametrize("url", ["", "host:8443", "ftp://host", "https://"])
+NO_ADDRESSES = ("", "host:8443", "ftp://host", "https://", "http://[::1", "https://h:99999")
+
+
+@pytest.mark.parametrize("url", [*NO_ADDRESSES, "https://user:word@h", "https://h:x"])
 def test_what_is_no_address_is_refused(url: str) -> None:
     with pytest.raises(LinkError, match="address to call"):
         SignallingClient(url, token=None)
+
+
+@pytest.mark.parametrize(("port", "secure"), [(80, False), (443, True), (8443, True)])
+def test_of_its_usual_port_a_browser_says_nothing(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, port: int, secure: bool
+) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    credentials.make_certificate(certificate, key, ["localhost"])
+    context = credentials.server_context(certificate, key) if secure else None
+
+    async def opened(*_: object) -> int:
+        return port
+
+    monkeypatch.setattr(Admission, "open", opened)
+
+    async def main() -> None:
+        listener = Listener()
+        limits = ConnectionLimits()
+        await listener.open(web.Application(), ("127.0.0.1", port), limits, context, has_token=True)
+        assert f"localhost:{port}" in listener.hosts
+        assert ("localhost" in listener.hosts) is (port != 8443)
+        await listener.close()
+
+    asyncio.run(main())
+
+
+@pytest.mark.parametrize("host", ["x" * 70, "no-such.invalid"])
+def test_a_host_that_cannot_be_listened_on_is_named(tmp_path: Path, host: str) -> None:
+    certificate, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    credentials.make_certificate(certificate, key, ["localhost"])
+    context = credentials.server_context(certificate, key)
+
+    async def main() -> None:
+        with pytest.raises(LinkError, match=f"^cannot listen on {host} port 0: "):
+            await Listener().open(
+                web.Application(), (host, 0), ConnectionLimits(), context, has_token=True
+            )
+
+    asyncio.run(main())
