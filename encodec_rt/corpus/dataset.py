@@ -86,6 +86,10 @@ class CodesDataset(Dataset[dict[str, Any]]):
         if path.suffix != ".parquet":
             raise InputError(f"{path}: CodesDataset reads .parquet, .npz and .npy")
         file = open_parquet(str(path))
+        for name in self.columns:
+            if name not in file.schema_arrow.names:
+                there = ", ".join(file.schema_arrow.names)
+                raise ConfigError(f"{path} has no column {name!r}; it has {there}")
         for group in range(file.metadata.num_row_groups):
             frames = file.read_row_group(group, ["frames"]).column("frames").to_numpy()
             self._add(path, group, frames, least)
@@ -98,6 +102,9 @@ class CodesDataset(Dataset[dict[str, Any]]):
         path, number = self._groups[group]
         if path.suffix != ".parquet":
             found = next(iter(read_rows(path)))
+            missing = [name for name in self.columns if name not in found.meta]
+            if missing:
+                raise ConfigError(f"{path} has no {', '.join(missing)}; leave that out of columns")
             return found.id, found.codes, {name: found.meta[name] for name in self.columns}
         if group not in self._held:
             wanted = ["id", "codes", "frames", "codebooks", "samples", *self.columns]

@@ -14,6 +14,7 @@ from encodec_rt.audio import OUTPUT_FORMATS, AudioWriter
 from encodec_rt.bitstream.ecdc import Block, segments
 from encodec_rt.corpus.decoding_queue import DecodingQueue, decodes_in_slots
 from encodec_rt.corpus.job import JobRunner, RunProgress, begin, environment, keep_summary
+from encodec_rt.corpus.lists import Seen
 from encodec_rt.corpus.manifest import OutputFolder
 from encodec_rt.corpus.rows import CodesInfo, StoredClip
 from encodec_rt.corpus.sources import UnitSize, expanded, labelled
@@ -174,7 +175,7 @@ class Detokenizer:
             )
             try:
                 clip = _Item(given, self._codec, self._path(name))
-            except (CodecError, OSError) as error:
+            except Exception as error:  # noqa: BLE001 - whatever is wrong with a row is its own
                 failures.append(Failure(name, unit.source, reason_of(error), False, 0.0))
                 continue
             opened.add(clip)
@@ -183,8 +184,8 @@ class Detokenizer:
     def _path(self, name: str) -> Path:
         """Where a clip's audio goes. Raises InputError for an id that is no name."""
         parts = PurePosixPath(name).parts
-        if PurePosixPath(name).is_absolute() or ".." in parts or not parts:
-            raise InputError(f"the id {name!r} leads out of the folder")
+        if PurePosixPath(name).is_absolute() or ".." in parts or not parts or "\0" in name:
+            raise InputError(f"the id {name!r} leads out of the folder, or is no name")
         suffix = self._settings.suffix
         return self._out.data / (name if name.endswith(suffix) else name + suffix)
 
@@ -276,7 +277,7 @@ def _blocks(row: StoredClip, codec: Codec) -> Iterator[Block]:
 
 def _planned(paths: Sequence[tuple[str, str]], size: UnitSize) -> Iterator[Unit]:
     """A unit for each shard, and for some files of a clip each."""
-    index, entries = 0, list[FileEntry]()
+    index, entries, seen = 0, list[FileEntry](), Seen()
     for path, label in paths:
         for file in code_files(path):
             base = _base(Path(path))
@@ -288,7 +289,9 @@ def _planned(paths: Sequence[tuple[str, str]], size: UnitSize) -> Iterator[Unit]
                 yield Unit(index, "codes", str(file), stem, size=state[0], mtime_ns=state[1])
                 index += 1
                 continue
-            entries.append(FileEntry(name.removesuffix(file.suffix), str(file), *state))
+            stem = name.removesuffix(file.suffix)
+            # Of two kinds of one name, the second keeps its suffix.
+            entries.append(FileEntry(stem if seen.add(stem) else name, str(file), *state))
             if len(entries) >= size.clips:
                 yield Unit(index, "codes", files=tuple(entries))
                 index, entries = index + 1, []

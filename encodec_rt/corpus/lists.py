@@ -50,8 +50,12 @@ def columns_of(path: str) -> list[str]:
         return []
     if path.endswith((".json", ".jsonl")):
         return [META]
-    with open(path, encoding="utf-8-sig", newline="") as file:
-        names = next(csv.reader(file, delimiter=_delimiter(path)), [])
+    try:
+        with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
+            names = next(csv.reader(file, delimiter=_delimiter(path)), [])
+    except csv.Error as error:
+        raise InputError(f"{path} is not a list of files: {error}") from error
+    names = [_readable(name) for name in names]
     return [name for name in names if name not in (*_PATH, *_BEGIN, *_END, "id")]
 
 
@@ -99,7 +103,7 @@ def _rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
                     continue
                 text = line.rstrip("\r\n")
                 yield number, {"path": text} if path.endswith(".txt") else json.loads(text)
-    except (csv.Error, ValueError) as error:
+    except (csv.Error, ValueError, RecursionError) as error:
         if isinstance(error, InputError):
             raise
         raise InputError(f"{path} is not a list of files: {error}") from error
@@ -118,7 +122,9 @@ def _entry(place: str, folder: str, row: Mapping[str, Any], *, table: bool) -> F
     begin = begin or 0.0
     if end is not None and not end > begin:
         raise InputError(f"{place}: from {begin:g} s to {end:g} s; the end comes after the begin")
-    path = os.path.join(folder, found)
+    if "\0" in found:
+        raise InputError(f"{place}: a path with a zero byte")
+    path = os.path.join(folder, _path(place, found))
     part = "" if not begin and end is None else f"@{begin:g}-{'' if end is None else f'{end:g}'}"
     name = row.get("id")
     given = str(name) if name not in (None, "") else as_id(os.path.normpath(found)) + part
@@ -129,8 +135,22 @@ def _meta(row: Mapping[str, Any], table: bool) -> dict[str, str]:
     used = {*_PATH, *_BEGIN, *_END, "id"}
     rest = {name: value for name, value in row.items() if name not in used}
     if table:
-        return {name: str(value) for name, value in rest.items()}
-    return {META: json.dumps(rest, sort_keys=True, ensure_ascii=False)} if rest else {}
+        return {_readable(name): _readable(str(value)) for name, value in rest.items()}
+    return {META: _readable(json.dumps(rest, sort_keys=True, ensure_ascii=False))} if rest else {}
+
+
+def _path(place: str, text: str) -> str:
+    """``text`` unless no file can be called so: JSON has halves of characters."""
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise InputError(f"{place}: {text!r} is not a path") from None
+    return text
+
+
+def _readable(text: str) -> str:
+    """Text of a list in Latin-1 or with half a character, its other bytes escaped."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _safe(place: str, name: str) -> str:
@@ -138,9 +158,11 @@ def _safe(place: str, name: str) -> str:
     inside = name.lstrip("/")
     while inside.startswith("../"):
         inside = inside[3:]
-    if ".." in Path(inside).parts or not inside:
+    if ".." in Path(inside).parts or not inside or "\0" in inside:
         raise InputError(f"{place}: the id {name!r} leads out of the folder; give another")
-    return as_id(inside) if any("\ud800" <= one <= "\udfff" for one in inside) else inside
+    if not any("\ud800" <= one <= "\udfff" for one in inside):
+        return inside
+    return as_id(_path(place, inside))
 
 
 def _seconds(place: str, row: Mapping[str, Any], names: tuple[str, ...]) -> float | None:

@@ -41,9 +41,11 @@ class OutputFolder:
 
         What a killed run left half written is removed.
         """
-        if self.path.is_dir() and not (self.path / MANIFEST).exists():
-            others = [name for name in os.listdir(self.path) if name != STATE]
-            if others:
+        if self.path.is_dir():
+            names = set(os.listdir(self.path))
+            # Another program's folder may have a manifest.json, too.
+            ours = {STATE, MANIFEST} <= names or names <= {STATE, self.data.name}
+            if not ours or names == {self.data.name}:
                 raise InputError(f"{self.path} is not empty and holds no corpus; give a new folder")
         for folder in (self.data, self._units):
             folder.mkdir(parents=True, exist_ok=True)
@@ -114,6 +116,16 @@ class OutputFolder:
     def is_finished(self, index: int) -> bool:
         """Whether a unit is."""
         return self._record(index).exists()
+
+    def forget_lost(self, count: int, suffix: str) -> int:
+        """Have those of ``count`` units done again whose shard somebody took away -> how many."""
+        lost = 0
+        for index in range(count):
+            shard = self.data / f"{Unit(index, 'files').name}{suffix}"
+            if self.is_finished(index) and not shard.exists():
+                self._record(index).unlink()
+                lost += 1
+        return lost
 
     def finish(self, index: int, record: Mapping[str, Any]) -> None:
         """Note a unit as finished; its output must be on the disk."""

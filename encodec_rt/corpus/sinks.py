@@ -147,6 +147,10 @@ SINKS: Mapping[str, Callable[[SinkContext, str], UnitWriter]] = {
 }
 
 
+SHARDS = ("parquet", "webdataset")
+"""Those that write a file for each unit, whatever became of its clips."""
+
+
 def pieces(row: StoredClip, codec: Codec) -> list[tuple[Any, float | None]]:
     """(codes, scale) of each segment of a row, or of all of it."""
     if not codec.segmented:

@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import json
 import os
+import tarfile
+import zipfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 
@@ -18,12 +21,19 @@ from encodec_rt.config import EncodecConfig
 from encodec_rt.corpus.rows import INFO_KEY, OWN_COLUMNS, CodesInfo, StoredClip
 from encodec_rt.corpus.tables import open_parquet
 from encodec_rt.corpus.tars import samples
-from encodec_rt.errors import InputError, PacketError
+from encodec_rt.errors import CodecError, InputError, PacketError
+from encodec_rt.extras import needed_for
 from encodec_rt.types import Codes
+
+with needed_for("a corpus"):
+    import pyarrow as pa
 
 CODE_SUFFIXES = (".parquet", ".tar", ".npz", ".npy", ".ecdc", ".encodec")
 MANIFEST = "manifest.json"
 _ROWS_AT_ONCE = 64
+_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError)
+_DAMAGE += (zipfile.BadZipFile, tarfile.TarError, zlib.error, pa.ArrowException)
+"""What the libraries below raise for bytes that are not theirs."""
 
 
 def code_files(path: str | Path) -> Iterator[Path]:
@@ -34,7 +44,7 @@ def code_files(path: str | Path) -> Iterator[Path]:
         return
     if not root.is_dir():
         raise InputError(f"{path} does not exist; give a folder or a file of codes")
-    data = root / "data" if (root / MANIFEST).is_file() else root
+    data = root / "data" if manifest_of(root) is not None else root
     for folder, names, files in os.walk(data):
         names.sort()
         for name in sorted(files):
@@ -49,11 +59,19 @@ def info_of(path: Path) -> CodesInfo | None:
         if described is not None:
             return CodesInfo.from_json(described, str(path))
     for folder in path.resolve().parents:
-        manifest = folder / MANIFEST
-        if manifest.is_file():
-            held = json.loads(manifest.read_text(encoding="utf-8"))
-            return CodesInfo.from_json(json.dumps(held.get("codes")), str(manifest))
+        held = manifest_of(folder)
+        if held is not None:
+            return CodesInfo.from_json(json.dumps(held["codes"]), str(folder / MANIFEST))
     return None
+
+
+def manifest_of(folder: Path) -> dict[str, Any] | None:
+    """The manifest of a corpus of codes in ``folder``; other programs have files of that name."""
+    try:
+        held = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return None
+    return held if isinstance(held, dict) and isinstance(held.get("codes"), dict) else None
 
 
 def read_rows(path: Path, config: EncodecConfig | None = None) -> Iterator[StoredClip]:
@@ -61,6 +79,15 @@ def read_rows(path: Path, config: EncodecConfig | None = None) -> Iterator[Store
 
     ``config`` is the model's, which .ecdc needs.
     """
+    try:
+        yield from _rows(path, config)
+    except (CodecError, OSError):
+        raise
+    except _DAMAGE as error:
+        raise PacketError(f"{path} cannot be read: {error or type(error).__name__}") from error
+
+
+def _rows(path: Path, config: EncodecConfig | None) -> Iterator[StoredClip]:
     readers = {".parquet": _parquet, ".tar": _tar, ".npz": _npz, ".npy": _npy}
     if path.suffix in readers:
         yield from readers[path.suffix](path)
@@ -74,7 +101,10 @@ def read_rows(path: Path, config: EncodecConfig | None = None) -> Iterator[Store
 
 def row_from_parquet(batch: Any, index: int, *, meta: bool = True) -> StoredClip:
     """Row ``index`` of a record batch."""
-    flat = batch.column("codes")[index].values.to_numpy(zero_copy_only=False)
+    cell = batch.column("codes")[index].values
+    if cell is None:
+        raise PacketError(f"row {index} has no codes")
+    flat = cell.to_numpy(zero_copy_only=False)
     frames = batch.column("frames")[index].as_py()
     scales = batch.column("scales")[index].as_py() if "scales" in batch.schema.names else ()
     own = {name for name in batch.schema.names if name in OWN_COLUMNS} if meta else None
@@ -113,17 +143,21 @@ def _tar(path: Path) -> Iterator[StoredClip]:
 
 
 def _npz(path: Path) -> Iterator[StoredClip]:
-    with _opened(path) as held:
-        yield _row(path.stem, _as_codes(held["codes"], path), json.loads(str(held["json"])))
+    with path.open("rb") as file, _opened(file, path) as held:
+        rest = json.loads(str(held["json"])) if "json" in held else {}
+        yield _row(path.stem, _as_codes(held["codes"], path), rest)
 
 
 def _npy(path: Path) -> Iterator[StoredClip]:
-    yield StoredClip(path.stem, _as_codes(_opened(path), path), None)
+    with path.open("rb") as file:
+        codes = _as_codes(_opened(file, path), path)
+    yield StoredClip(path.stem, codes, None)
 
 
-def _opened(path: Path) -> Any:
+def _opened(file: BinaryIO, path: Path) -> Any:
+    # By name it would stay open where it is not an archive.
     try:
-        return np.load(path, allow_pickle=False)
+        return np.load(file, allow_pickle=False)
     except (ValueError, EOFError) as error:
         raise PacketError(f"{path} is not a file of arrays: {error}") from error
 
@@ -131,14 +165,16 @@ def _opened(path: Path) -> Any:
 def _row(key: str, codes: Codes, rest: dict[str, Any]) -> StoredClip:
     known = ("id", "samples", "sampling_rate", "scales", "encodec_rt")
     meta = {name: value for name, value in rest.items() if name not in known}
-    samples_ = rest.get("samples")
-    return StoredClip(
-        str(rest.get("id", key)), codes, samples_, tuple(rest.get("scales", ())), meta
-    )
+    count, scales = rest.get("samples"), rest.get("scales") or ()
+    if count is not None and (not isinstance(count, int) or count < 0):
+        raise PacketError(f"{key}: {str(count)[:40]} is not a number of samples")
+    if not all(isinstance(scale, (int, float)) for scale in scales):
+        raise PacketError(f"{key}: a scale that is not a number")
+    return StoredClip(str(rest.get("id", key)), codes, count, tuple(scales), meta)
 
 
 def _as_codes(array: Any, path: Path) -> Codes:
-    if array.ndim != 2 or array.dtype != np.uint16:
+    if array.ndim != 2 or array.dtype != np.uint16 or not array.shape[1]:
         raise PacketError(
             f"{path} holds {array.dtype} {array.shape}; codes are uint16 [frames, codebooks]"
         )
@@ -150,6 +186,8 @@ def _ecdc(path: Path, config: EncodecConfig) -> StoredClip:
     with path.open("rb") as file:
         header = read_header(file)
         blocks = list(EcdcReader(file, header, config))
+    if not blocks:
+        raise PacketError(f"{path} has no frames")
     codes = np.concatenate([block.codes for block in blocks])
     scales = tuple(block.scale for block in blocks if block.scale is not None)
     return StoredClip(path.stem, codes, header.samples, scales)

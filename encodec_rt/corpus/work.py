@@ -25,6 +25,8 @@ with needed_for("a corpus"):
 
 OUTPUT_FAULTS = frozenset((28, 30, 122))
 """ENOSPC, EROFS, EDQUOT: no later clip would fare better."""
+NAME_FAULTS = frozenset((17, 20, 21))
+"""EEXIST, ENOTDIR, EISDIR."""
 
 
 @dataclass(frozen=True)
@@ -152,9 +154,10 @@ def _put(writer: UnitWriter, feed: Feed, coded: Coded, tally: _Tally) -> None:
     try:
         writer.write(StoredClip(feed.id, coded.codes, coded.samples, coded.scales, meta))
     except OSError as error:
-        if error.errno in OUTPUT_FAULTS or len(feed.id.encode()) < 200:
+        long = len(feed.id.encode()) >= 200
+        if error.errno in OUTPUT_FAULTS or not (long or error.errno in NAME_FAULTS):
             raise
-        # A name that the output's file system does not take.
+        # A name that the output's file system does not take, or that is another clip's folder.
         tally.failed(feed, error)
         return
     tally.add(feed, coded)

@@ -11,7 +11,8 @@ import torch
 from torch.utils.data import DataLoader
 
 from encodec_rt.corpus import CodesDataset, shards
-from encodec_rt.errors import ConfigError, InputError
+from encodec_rt.corpus.stored import read_rows
+from encodec_rt.errors import ConfigError, InputError, PacketError
 from encodec_rt.streaming.codec import Codec
 from tests.corpus.conftest import SECONDS
 from tests.corpus.test_tokenizing import rows_of, run
@@ -60,6 +61,21 @@ def test_a_loader_makes_batches_in_processes_of_its_own(
     missing = (short["codes"] == -1).all(dim=1)
     assert missing.any()
     assert not (short["codes"] == -1)[~missing].any()
+
+
+def test_damaged_files_are_refused_as_what_they_are(
+    codec: Codec, clips: Path, tmp_path: Path
+) -> None:
+    run([clips], tmp_path / "out", codec, sink="npz")
+    first = next((tmp_path / "out/data").rglob("*.npz"))
+    content = first.read_bytes()
+    for damaged in (b"", b"PK", content[:40], content[: len(content) // 2], b"x" * 99):
+        first.write_bytes(damaged)
+        with pytest.raises(PacketError, match=first.name):
+            list(read_rows(first))
+    run([clips], tmp_path / "table", codec)
+    with pytest.raises(ConfigError, match="no column 'none'"):
+        CodesDataset(tmp_path / "table", columns=["none"])
 
 
 def test_what_is_no_corpus_is_refused(codec: Codec, clips: Path, tmp_path: Path) -> None:

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import io
+import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -81,6 +84,49 @@ def test_codes_that_cannot_be_decoded_are_named(codec: Codec, clips: Path, tmp_p
     assert len(errors) == summary.errors == 6
     assert "float64 (3, 4)" in errors["floats"]["reason"]
     assert summary.clips == len(SECONDS) - 1
+
+
+DESCRIPTIONS = (
+    {"samples": "3200"},
+    {"samples": 24.0},
+    {"samples": -1},
+    {"samples": [1]},
+    {"samples": 24, "id": "a\0b"},
+    {"samples": 24, "scales": ["x"]},
+)
+
+
+@pytest.mark.parametrize("told", DESCRIPTIONS, ids=str)
+def test_a_description_that_cannot_be_is_that_clips_error(
+    codec: Codec, tmp_path: Path, told: object
+) -> None:
+    codes, folder = np.zeros((3, 4), np.uint16), tmp_path / "codes"
+    folder.mkdir()
+    with tarfile.open(folder / "one.tar", "w") as tar:
+        for key, rest in (("a", told), ("b", {"samples": 3 * codec.config.hop_length, "id": "b"})):
+            file = io.BytesIO()
+            np.save(file, codes)
+            data = {"codes.npy": file.getvalue(), "json": json.dumps(rest).encode()}
+            for suffix, content in data.items():
+                member = tarfile.TarInfo(f"{key}.{suffix}")
+                member.size = len(content)
+                tar.addfile(member, io.BytesIO(content))
+    summary = detokenize([folder], tmp_path / "out", codec=codec, jobs=1)
+    assert summary.errors == 1
+    reasons = [row["reason"] for row in errors_of(tmp_path / "out").values()]
+    assert not any(reason.startswith(("TypeError", "ValueError")) for reason in reasons)
+
+
+def test_files_of_one_name_and_two_kinds_do_not_replace_each_other(
+    codec: Codec, tmp_path: Path
+) -> None:
+    codes, folder = np.zeros((3, 4), np.uint16), tmp_path / "codes"
+    folder.mkdir()
+    np.save(folder / "a.npy", codes)
+    np.savez(folder / "a.npz", codes=codes[:2])
+    assert detokenize([folder], tmp_path / "out", codec=codec, jobs=1).clips == 2
+    names = sorted(path.name for path in (tmp_path / "out/data").iterdir())
+    assert names == ["a.npz.wav", "a.wav"]
 
 
 def test_codes_of_other_weights_and_ids_that_lead_out_are_refused(

@@ -222,6 +222,36 @@ def test_a_folder_of_other_things_is_left_alone(codec: Codec, clips: Path, tmp_p
     assert os.listdir(tmp_path / "out") == ["thesis.tex"]
 
 
+@pytest.mark.parametrize("manifest", ['{"name": "a web page"}', '{"a": 1}\n{"a": 2}\n'])
+def test_a_manifest_of_another_program_is_no_corpus(
+    codec: Codec, clips: Path, tmp_path: Path, manifest: str
+) -> None:
+    other = tmp_path / "other"
+    (other / "codes").mkdir(parents=True)
+    (other / "manifest.json").write_text(manifest)
+    (other / ".download.part").write_text("half of something")
+    with pytest.raises(InputError, match="is not empty and holds no corpus"):
+        run([clips], other, codec)
+    assert sorted(os.listdir(other)) == [".download.part", "codes", "manifest.json"]
+    np.save(other / "codes/one.npy", np.zeros((3, 4), np.uint16))
+    for number, given in enumerate((other, other / "codes")):
+        out = tmp_path / f"audio{number}"
+        assert detokenize([given], out, codec=codec, jobs=1).clips == 1
+
+
+@pytest.mark.parametrize("sink", ["parquet", "webdataset"])
+def test_a_shard_that_was_taken_away_is_made_again(
+    codec: Codec, clips: Path, tmp_path: Path, sink: str
+) -> None:
+    size, said = UnitSize(clips=3), list[str]()
+    run([clips], tmp_path / "out", codec, sink=sink, unit_size=size)
+    before = contents(tmp_path / "out")
+    next((tmp_path / "out/data").glob("part-000001.*")).unlink()
+    run([clips], tmp_path / "out", codec, sink=sink, unit_size=size, on_remark=said.append)
+    assert contents(tmp_path / "out") == before
+    assert "1 shards are no longer in" in said[0]
+
+
 def test_an_output_inside_the_corpus_is_not_part_of_it(codec: Codec, clips: Path) -> None:
     first = run([clips], clips / "codes", codec, sink="webdataset")
     again = run([clips], clips / "codes", codec, sink="webdataset")

@@ -131,6 +131,7 @@ def test_lines_of_json_have_an_offset_a_duration_and_anything_else(
         ("path,text\nx.wav\n", "as many fields as the header has"),
         ("path,id\nx.wav,../../up\n", None),
         ("path,id\nx.wav,a/../../up\n", "leads out of the folder"),
+        ("path,id\nx.wav,a\0b\n", "leads out of the folder|is not a list"),
     ],
 )
 def test_a_line_that_makes_no_sense_is_named(
@@ -143,6 +144,51 @@ def test_a_line_that_makes_no_sense_is_named(
         return
     with pytest.raises(InputError, match=said):
         run([tmp_path / "list.csv"], tmp_path / "out", codec)
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ('{"path": "a\\u0000b"}', "a path with a zero byte"),
+        ('{"path": "a.wav", "id": "a\\u0000b"}', "leads out"),
+        ('{"path": "\\ud800"}', "is not a path"),
+        ('{"path": "a.wav", "id": "\\ud800"}', "is not a path"),
+        ("[" * 100_000, "is not a list of files"),
+    ],
+    ids=["zero path", "zero id", "half path", "half id", "deep"],
+)
+def test_a_line_of_json_that_makes_no_sense_is_named(
+    codec: Codec, tmp_path: Path, line: str, said: str
+) -> None:
+    (tmp_path / "list.jsonl").write_text(line + "\n")
+    with pytest.raises(InputError, match=said):
+        run([tmp_path / "list.jsonl"], tmp_path / "out", codec)
+
+
+def test_lists_that_are_not_utf_8_keep_their_bytes_escaped(
+    codec: Codec, clips: Path, tmp_path: Path
+) -> None:
+    name = "clips/speaker0/clip1.flac"
+    (tmp_path / "list.csv").write_bytes(f"path,t\xe9xt\n{name},caf\xe9\n".encode("latin-1"))
+    (tmp_path / "list.jsonl").write_bytes(
+        f'{{"path": "{name}", "id": "1", "text": "caf\xe9"}}\n'.encode("latin-1")
+        + f'{{"path": "{name}", "id": "2", "text": "\\ud800"}}\n'.encode()
+    )
+    for at, (kind, clips_of_it) in enumerate({"csv": 1, "jsonl": 2}.items()):
+        out = tmp_path / f"out{at}"
+        assert run([tmp_path / f"list.{kind}"], out, codec).clips == clips_of_it
+    (row,) = rows_of(tmp_path / "out0", codec).values()
+    assert row.meta["t\\udce9xt"] == "caf\\udce9"
+
+
+def test_a_clip_whose_name_is_another_clips_folder_is_that_clips_error(
+    codec: Codec, clips: Path, tmp_path: Path
+) -> None:
+    name = "clips/speaker0/clip1.flac"
+    lines = [f'{{"path": "{name}", "id": "{id_}"}}\n' for id_ in ("x", "x.npz/y", "z")]
+    (tmp_path / "list.jsonl").write_text("".join(lines))
+    summary = run([tmp_path / "list.jsonl"], tmp_path / "out", codec, sink="npz")
+    assert (summary.clips, list(errors_of(tmp_path / "out"))) == (2, ["x.npz/y"])
 
 
 def test_a_tar_gives_its_samples_with_their_texts(
