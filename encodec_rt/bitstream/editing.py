@@ -38,14 +38,27 @@ def join(sources: Sequence[BinaryIO], target: ByteSink) -> int:
 
     Each is decoded by itself, so that the sound is that of the parts. Raises PacketError.
     """
-    size, serials = 0, set[int]()
+    joiner = Joiner(target)
     for source in sources:
+        joiner.add(source)
+    return joiner.bytes_written
+
+
+class Joiner:
+    """Appends streams to ``target``, as ``join`` does."""
+
+    def __init__(self, target: ByteSink) -> None:
+        self.bytes_written = 0
+        self._target, self._serials = target, set[int]()
+
+    def add(self, source: BinaryIO) -> None:
+        """Append all streams of ``source``. Raises PacketError."""
         reader = PacketReader(source)
         while True:
-            size += _copy(reader, _writer(target, reader.header, reader, serials))
+            writer = _writer(self._target, reader.header, reader, self._serials)
+            self.bytes_written += _copy(reader, writer)
             if not reader.next_link():
-                break
-    return size
+                return
 
 
 def cut(source: BinaryIO, target: ByteSink, begin_s: float, end_s: float | None) -> int:

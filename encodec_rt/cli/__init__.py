@@ -14,7 +14,7 @@ from typing import Any
 import typer
 from typer.core import TyperGroup
 
-from encodec_rt.cli.console import say
+from encodec_rt.cli.console import one_line, say
 from encodec_rt.cli.data import fetch, index, join, shard, split, unshard
 from encodec_rt.cli.decode import decode
 from encodec_rt.cli.demo import demo
@@ -56,7 +56,7 @@ def _errors_in_a_sentence() -> Iterator[None]:
     except KeyboardInterrupt:
         raise typer.Exit(exit_status()) from None
     except CodecError as error:
-        say(f"encodec-rt: {error}")
+        say(f"encodec-rt: {one_line(error)}")
     except ImportError as error:
         if received():
             # An import that was interrupted fails with whatever was half imported.
@@ -70,7 +70,7 @@ def _errors_in_a_sentence() -> Iterator[None]:
         raise
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
-        say(f"encodec-rt: {name}{error.strerror or error}")
+        say(f"encodec-rt: {one_line(name)}{error.strerror or error}")
     raise typer.Exit(EXIT_ERROR)
 
 

@@ -15,7 +15,8 @@ from typing import Annotated, Any, get_type_hints
 
 import typer
 
-from encodec_rt.cli.console import PIPE, keeping_codecs, report, say
+from encodec_rt.cli.console import PIPE, keeping_codecs, one_line, report, say
+from encodec_rt.cli.file_options import about
 from encodec_rt.cli.habits import VERBOSITY, Verbosity
 from encodec_rt.cli.interrupts import InterruptedWork, deaf_children, ended_by_parent
 from encodec_rt.errors import CodecError, InputError
@@ -71,7 +72,8 @@ def several(naming: Naming) -> Callable[[Callable[..., None]], Callable[..., Non
         def run(paths: list[str], jobs: int, **options: Any) -> None:
             pairs = plan(paths, naming)
             if len(pairs) == 1:
-                command(*pairs[0], **options)
+                with about(pairs[0][0]):
+                    command(*pairs[0], **options)
             else:
                 _run_all(command, pairs, jobs, options)
 
@@ -188,11 +190,11 @@ def _attempt(
         command(source, target, **options)
     except CodecError as error:
         text = str(error)
-        say(f"encodec-rt: {text if source in text else f'{source}: {text}'}")
+        say(f"encodec-rt: {one_line(text if source in text else f'{source}: {text}')}")
     except BrokenPipeError:
         raise
     except OSError as error:
-        say(f"encodec-rt: {error.filename or source}: {error.strerror or error}")
+        say(f"encodec-rt: {one_line(error.filename or source)}: {error.strerror or error}")
     else:
         return True
     return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -25,19 +26,29 @@ if TYPE_CHECKING:
     from encodec_rt.types import Audio
 
 PIPE = "-"
+_CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 
 
 def say(text: str) -> None:
     """One line on standard error, which is where everything but the output itself goes.
 
-    A name that is not UTF-8 is shown with its bytes escaped.
+    A name that is not UTF-8 is shown with its bytes escaped, and so is what steers a terminal.
     """
     typer.echo(printable(text), err=True)
 
 
 def printable(text: str) -> str:
-    """``text`` with the bytes of a name that is not UTF-8 escaped, as any stream can take it."""
-    return text.encode("utf-8", "backslashreplace").decode()
+    """``text`` as any stream can take it, and as no file can steer a terminal by its tags or name.
+
+    Escaped are the bytes of a name that is not UTF-8, and all control characters but a line's end.
+    """
+    shown = text.encode("utf-8", "backslashreplace").decode()
+    return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", shown)
+
+
+def one_line(text: object) -> str:
+    """``text`` without its line ends, which a file's name or tag may have to look like more."""
+    return str(text).replace("\n", "\\n")
 
 
 def put(text: str) -> None:

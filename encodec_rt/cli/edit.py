@@ -9,7 +9,7 @@ from typing import Annotated, BinaryIO
 import typer
 
 from encodec_rt.cli.console import check_output, open_input, report
-from encodec_rt.cli.file_options import FromOption, ToOption, open_output
+from encodec_rt.cli.file_options import FromOption, ToOption, about, open_output
 from encodec_rt.cli.options import ForceOption
 
 SUFFIX = ".encodec"
@@ -29,7 +29,7 @@ def scale(
     """Drop the codebooks above a bandwidth, without decoding."""
     from encodec_rt.bitstream import editing
 
-    with open_input(source) as file:
+    with about(source), open_input(source) as file:
         _write(target, force, lambda out: editing.scale(file, out, bandwidth))
 
 
@@ -43,7 +43,7 @@ def cut(
     """Keep the part between two times, without decoding."""
     from encodec_rt.bitstream import editing
 
-    with open_input(source) as file:
+    with about(source), open_input(source) as file:
         _write(target, force, lambda out: editing.cut(file, out, begin, end))
 
 
@@ -59,7 +59,15 @@ def cat(
 
     with ExitStack() as stack:
         files = [stack.enter_context(open_input(source)) for source in sources]
-        _write(target, force, lambda out: editing.join(files, out))
+
+        def join(out: BinaryIO) -> int:
+            writer = editing.Joiner(out)
+            for source, file in zip(sources, files, strict=True):
+                with about(source):
+                    writer.add(file)
+            return writer.bytes_written
+
+        _write(target, force, join)
 
 
 def _write(target: str, force: bool, edit: Callable[[BinaryIO], int]) -> None:

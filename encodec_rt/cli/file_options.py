@@ -12,7 +12,7 @@ import typer
 
 from encodec_rt.audio.excerpt import excerpt
 from encodec_rt.cli.console import PIPE, say
-from encodec_rt.errors import ConfigError, InputError
+from encodec_rt.errors import ConfigError, InputError, PacketError
 
 if TYPE_CHECKING:
     from encodec_rt.audio import AudioReader, RawFormat
@@ -70,6 +70,18 @@ def open_output(target: str, *, force: bool) -> Iterator[BinaryIO]:
         return
     with replacing(target, force=force) as path, path.open("wb", buffering=0) as file:
         yield cast("BinaryIO", WholeWrites(file, target))
+
+
+@contextmanager
+def about(source: str) -> Iterator[None]:
+    """Let a PacketError of the block that names no file name the input ``source``."""
+    try:
+        yield
+    except PacketError as error:
+        if source != PIPE and source in str(error):
+            raise
+        name = "standard input" if source == PIPE else source
+        raise PacketError(f"{name}: {error}") from error
 
 
 def between(

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Annotated, BinaryIO, NamedTuple, TypeAlias
 
 import typer
 
-from encodec_rt.cli.console import PIPE, put
+from encodec_rt.cli.console import PIPE, one_line, put
 from encodec_rt.cli.container_info import container_facts
-from encodec_rt.cli.file_options import warn
+from encodec_rt.cli.file_options import about, warn
 from encodec_rt.cli.options import ModelOption
 from encodec_rt.errors import InputError, PacketError, WeightsError
 
@@ -57,6 +57,19 @@ def info(
     its length. --model is the model that
     an .ecdc file was made by, if that is not one of the paper's.
     """
+    with about(source):
+        facts = _facts(source, model)
+    if as_json:
+        put(json.dumps(dict(map(_json_pair, facts.items()))))
+    else:
+        width = max(map(len, facts))
+        for name, value in facts.items():
+            put(f"{name:<{width}}  {one_line(value)}")
+    if str(facts.get("state", COMPLETE)).startswith("damaged"):
+        raise typer.Exit(2)
+
+
+def _facts(source: str, model: str) -> Facts:
     path = Path(source)
     if source == PIPE:
         facts = _audio_facts(source)
@@ -72,14 +85,7 @@ def info(
             facts = _audio_facts(source)
     else:
         raise InputError(f"{source} does not exist")
-    if as_json:
-        put(json.dumps(dict(map(_json_pair, facts.items()))))
-    else:
-        width = max(map(len, facts))
-        for name, value in facts.items():
-            put(f"{name:<{width}}  {value}")
-    if str(facts.get("state", COMPLETE)).startswith("damaged"):
-        raise typer.Exit(2)
+    return facts
 
 
 def _json_pair(fact: tuple[str, Fact]) -> tuple[str, str | float]:

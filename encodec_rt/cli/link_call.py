@@ -148,6 +148,7 @@ def prepare(options: CodecOptions, link: LinkOptions) -> Codec:
     """The codec, warm. Raises now what ``link`` asks for and cannot have, not at the first call."""
     import torch
 
+    from encodec_rt.atomic import check_target
     from encodec_rt.sound.realtime import check_real_time
     from encodec_rt.streaming.codec import warm_up
 
@@ -157,6 +158,8 @@ def prepare(options: CodecOptions, link: LinkOptions) -> Codec:
     torch.set_num_threads(1)
     report_abandoned(link.record, link.save, link.save_sent)
     link.for_call(options.bandwidth)
+    if link.stats_json is not None:
+        check_target(link.stats_json, force=True)
     codec = options.load()
     codec.config.codebooks_for(options.bandwidth)
     link.voice(codec.config.sampling_rate)
@@ -208,9 +211,14 @@ async def answer_calls(
             try:
                 await self._course.run()
             finally:
-                self._course.report()
-                if once:
-                    ended.set()
+                try:
+                    self._course.report()
+                except OSError as error:
+                    # What could not be written must not keep the next call away.
+                    say(f"warning: {error.filename or 'a file'}: {error.strerror}")
+                finally:
+                    if once:
+                        ended.set()
 
         async def close(self) -> None:
             await self._course.call.close()

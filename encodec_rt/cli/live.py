@@ -91,6 +91,7 @@ def live(
     """Hear the microphone through the codec, until Ctrl-C."""
     import torch
 
+    from encodec_rt.atomic import check_target
     from encodec_rt.audio import AudioRecording
     from encodec_rt.cli.live_panel import plain_line
     from encodec_rt.live.duplex import Duplex
@@ -101,6 +102,8 @@ def live(
 
     if measure and (record or save or not playback):
         raise ConfigError("--measure plays chirps, so it needs playback and excludes recording")
+    if stats_json is not None:
+        check_target(stats_json, force=True)
     if real_time:
         check_real_time()
     # One frame is too little work to share, and the other cores are needed for the callbacks.

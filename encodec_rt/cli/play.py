@@ -20,7 +20,7 @@ from encodec_rt.cli.console import (
     report,
 )
 from encodec_rt.cli.decode import warn_of_damage
-from encodec_rt.cli.file_options import FromOption, ToOption, between
+from encodec_rt.cli.file_options import FromOption, ToOption, about, between
 from encodec_rt.cli.options import BackendOption, DeviceOption, LmOption, ModelOption, OutputOption
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def play(
 
     sound: ContainerAudio | None = None
     with ExitStack() as stack:
+        stack.enter_context(about(source))
         head, file = look_at(stack.enter_context(open_input(source)))
         codec = load_codec(model, device, backend)
         blocks: Iterable[Audio]

@@ -170,7 +170,7 @@ def _as_given(option: Any, value: Any, context: typer.Context) -> Any:
         raise TypeError
     if isinstance(value, float) and not math.isfinite(value):
         raise typer.BadParameter("a finite number is needed")
-    return option.type.convert(value, option, context)
+    return value if kind is bool else option.process_value(context, str(value))
 
 
 def _settings(options: CodecOptions, given: dict[str, Any]) -> ServeSettings:

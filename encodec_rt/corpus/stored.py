@@ -31,8 +31,10 @@ with needed_for("a corpus"):
 CODE_SUFFIXES = (".parquet", ".tar", ".npz", ".npy", ".ecdc", ".encodec")
 MANIFEST = "manifest.json"
 _ROWS_AT_ONCE = 64
-_DAMAGE = (ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError)
-_DAMAGE += (zipfile.BadZipFile, tarfile.TarError, zlib.error, pa.ArrowException)
+_DAMAGE: tuple[type[Exception], ...] = (
+    *(ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError),
+    *(zipfile.BadZipFile, tarfile.TarError, zlib.error, pa.ArrowException),
+)
 """What the libraries below raise for bytes that are not theirs."""
 
 

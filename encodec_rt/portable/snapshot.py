@@ -64,7 +64,8 @@ class PortableSnapshot:
             raise StateError(f"{len(content)} bytes are not a snapshot of a stream")
         (magic, version, direction, flags, start, codebooks, state, waiting, width, drop, lost,
          consumed, produced, sha256) = _HEADER.unpack_from(content)  # fmt: skip
-        if magic != _MAGIC or version != _VERSION or max(direction, start // 2, flags // 2) > 1:
+        known = direction < len(_DIRECTIONS) and start < len(STARTS) and flags < 4
+        if magic != _MAGIC or version != _VERSION or not known:
             raise StateError("these bytes are not a snapshot of a stream, or of another version")
         floats = state + waiting * width + (width if direction else 0)
         if len(content) != _HEADER.size + 4 * floats:
@@ -100,11 +101,14 @@ class PortableSnapshot:
         weights_sha256: str,
         state: int,
         width: int,
+        most: int,
     ) -> None:
-        """Raise StateError unless the snapshot is of such a stream."""
+        """Raise StateError unless it is of such a stream, and fewer than ``most`` wait."""
         given = (self.direction, self.weights_sha256, len(self.state), self.waiting.shape[1])
         if given != (direction, weights_sha256, state, width):
             raise StateError("this snapshot is of another model or of the other direction")
+        if not (len(self.waiting) < most and len(self.last_latent) in (0, width)):
+            raise StateError(f"a snapshot in which {len(self.waiting)} wait; fewer than {most} do")
         if (self.start, self.codebooks) != (start, codebooks):
             raise StateError(
                 f"this snapshot is of start={self.start!r} and {self.codebooks} codebooks, and "

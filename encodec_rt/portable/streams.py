@@ -77,6 +77,10 @@ class _Stream:
     def _width(self) -> int:
         raise NotImplementedError
 
+    def _most_waiting(self, begun: bool) -> int:
+        """So many are never held back, once the stream has begun or before."""
+        raise NotImplementedError
+
     def _check_open(self) -> None:
         if self.closed:
             raise StateError("this stream was flushed; open a new one")
@@ -98,7 +102,12 @@ class _Stream:
     def _set(self, snapshot: PortableSnapshot) -> None:
         state = self._module.state(self._handle)
         sha256 = self._module.describes.weights_sha256
-        snapshot.check(self.direction, self.start, self.codebooks, sha256, len(state), self._width)
+        if not isinstance(snapshot, PortableSnapshot):
+            raise StateError("not a snapshot; PortableSnapshot.from_bytes reads one from bytes")
+        snapshot.check(
+            *(self.direction, self.start, self.codebooks, sha256, len(state), self._width),
+            most=self._most_waiting(snapshot.begun),
+        )
         state[:] = snapshot.state
         self._waiting = snapshot.waiting.copy()
         self._begun, self.closed = snapshot.begun, snapshot.closed
@@ -160,6 +169,10 @@ class PortableEncoder(_Stream):
     @property
     def _width(self) -> int:
         return self._module.describes.audio_channels
+
+    def _most_waiting(self, begun: bool) -> int:
+        about = self._module.describes
+        return about.hop_length * (1 if begun else about.encoder_start_frames)
 
     def _encode(self, samples: Audio, edge: int) -> Codes:
         self._module.pcm(len(samples))[:] = samples
@@ -243,6 +256,9 @@ class PortableDecoder(_Stream):
     @property
     def _width(self) -> int:
         return self._module.describes.hidden_size
+
+    def _most_waiting(self, begun: bool) -> int:
+        return 1 if begun else self._module.describes.decoder_start_frames
 
     def _look_up(self, codes: Codes) -> Audio:
         self._module.codes(1, len(codes))[:] = codes

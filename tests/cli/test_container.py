@@ -404,3 +404,39 @@ def test_a_pipe_is_told_the_length_of_what_a_container_holds(
         command[5] = target
         subprocess.run([*map(str, command), *map(str, part)], capture_output=True, check=True)
         assert piped == target.read_bytes()
+
+
+def test_what_is_wrong_names_the_file_that_it_is_in(
+    stream: Path, model: Path, tmp_path: Path
+) -> None:
+    bad, new = tmp_path / "bad.encodec", tmp_path / "new.encodec"
+    bad.write_bytes(stream.read_bytes()[:-20])
+    ways: list[tuple[object, ...]] = [
+        ("decode", bad, tmp_path / "new.wav", "--model", model),
+        ("scale", bad, new, "-b", 1),
+        ("cut", bad, new, "--to", 99),
+        ("cat", stream, bad, stream, "-o", new),
+    ]
+    for way in ways:
+        result = run(*way)
+        assert result.exit_code == 2
+        assert result.stderr.startswith(f"encodec-rt: {bad}: "), way
+    assert run("cat", stream, stream, "-o", new).exit_code == 0
+
+
+def test_no_tag_and_no_name_of_a_file_steers_the_terminal(
+    clip: Path, model: Path, tmp_path: Path
+) -> None:
+    samples, rate_hz = soundfile.read(clip)
+    tagged, coded = tmp_path / "tagged.flac", tmp_path / "a.encodec"
+    with soundfile.SoundFile(tagged, "w", rate_hz, 1) as file:
+        file.title = "red \x1b[31m, bell \a\nstate  complete"
+        file.write(samples)
+    assert run("encode", tagged, coded, "-b", 2, "--model", model).exit_code == 0
+    for shown in (run("info", tagged).stdout, run("info", coded).stdout):
+        assert "\\x1b[31m" in shown
+        assert not set(shown) & {"\x1b", "\a"}
+        assert sum(line.startswith("state ") for line in shown.splitlines()) == 1
+    missing = run("info", tmp_path / "\x1b[2J\nencodec-rt: all is well")
+    assert len(missing.stderr.splitlines()) == 1
+    assert "\x1b" not in missing.stderr

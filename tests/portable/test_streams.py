@@ -6,6 +6,7 @@ import hashlib
 import math
 import subprocess
 import sys
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -165,6 +166,25 @@ def test_a_restored_snapshot_gives_the_same_bits_again() -> None:
     assert all(
         map(np.array_equal, first, [decoder.push(codes), decoder.push(None), decoder.flush()])
     )
+
+
+def test_a_snapshot_cannot_hold_back_more_than_a_stream_does() -> None:
+    _, codec = pair("plain" if "plain" in CONFIGS else next(iter(CONFIGS)))
+    about = codec.config
+    encoder, decoder = codec.stream_encoder(0.808), codec.stream_decoder(0.808, start="exact")
+    for stream, width in ((encoder, about.audio_channels), (decoder, about.hidden_size)):
+        taken = stream.snapshot()
+        for rows in (about.hop_length * about.encoder_start_frames + 1, 50_000):
+            waiting = np.zeros((rows, width), np.float32)
+            many = PortableSnapshot.from_bytes(replace(taken, waiting=waiting).to_bytes())
+            with pytest.raises(StateError, match="wait"):
+                stream.restore(many)  # type: ignore[attr-defined]
+        with pytest.raises(StateError, match="not a snapshot"):
+            stream.restore(taken.to_bytes())  # type: ignore[attr-defined]
+    raw = bytearray(encoder.snapshot().to_bytes())
+    raw[7] = 3  # a fourth way to begin
+    with pytest.raises(StateError, match="another version"):
+        PortableSnapshot.from_bytes(bytes(raw))
 
 
 def test_snapshots_of_other_streams_and_damaged_ones_are_refused() -> None:
