@@ -45,6 +45,7 @@ from encodec_rt.errors import CodecError
 from encodec_rt.extras import missing
 
 EXIT_ERROR = 2
+_NO_MEMORY = ("out of memory", "allocate memory")
 
 
 @contextmanager
@@ -61,10 +62,16 @@ def _errors_in_a_sentence() -> Iterator[None]:
         if received():
             # An import that was interrupted fails with whatever was half imported.
             raise typer.Exit(exit_status()) from None
-        refusal = missing(error, "this command")
-        if refusal is None:
+        refusal: Exception | None = missing(error, "this command")
+        if refusal is None and (error.name or "").startswith("encodec_rt"):
             raise
-        say(f"encodec-rt: {refusal}")
+        # A library that is there and cannot be loaded, for want of memory, say.
+        say(f"encodec-rt: {one_line(refusal or error)}")
+    except (MemoryError, RuntimeError) as error:
+        # torch says so with a RuntimeError.
+        if isinstance(error, RuntimeError) and not any(words in str(error) for words in _NO_MEMORY):
+            raise
+        say("encodec-rt: there is not enough memory for this")
     except BrokenPipeError:
         # Whoever read our output has seen enough; typer ends quietly, with status 1.
         raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, BinaryIO, NamedTuple, TypeAlias
@@ -72,8 +73,8 @@ def info(
 def _facts(source: str, model: str) -> Facts:
     path = Path(source)
     if source == PIPE:
-        facts = _audio_facts(source)
-    elif source == DEFAULT or path.is_dir() or path.suffix in CHECKPOINT_SUFFIXES:
+        return _piped_facts(model)
+    if source == DEFAULT or path.is_dir() or path.suffix in CHECKPOINT_SUFFIXES:
         facts = _checkpoint_facts(path)
     elif path.exists():
         magic = _magic(path) if path.is_file() else b""
@@ -97,6 +98,30 @@ def _json_pair(fact: tuple[str, Fact]) -> tuple[str, str | float]:
 def _magic(path: Path) -> bytes:
     with path.open("rb") as file:
         return file.read(64)
+
+
+def _piped_facts(model: str) -> Facts:
+    """Those of standard input: of codes as of a file, for which they are kept a while."""
+    import shutil
+    import tempfile
+
+    from encodec_rt.audio.source import standard_input
+
+    given = standard_input()
+    if isinstance(given, io.BufferedReader):
+        head = given.peek(64)[:64]
+    else:
+        head = b""
+        if given.seekable():
+            head = given.read(64)
+            given.seek(-len(head), io.SEEK_CUR)
+    if not head.startswith((b"OggS", b"ECDC")) or (head[:1] == b"O" and b"EnCdHead" not in head):
+        return _audio_facts(PIPE)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "standard-input"
+        with path.open("wb") as file:
+            shutil.copyfileobj(given, file)
+        return _facts(str(path), model)
 
 
 def _audio_facts(source: str) -> Facts:

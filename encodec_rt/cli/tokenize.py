@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, cast
 
 import typer
 
-from encodec_rt.cli.console import load_codec, report, say, status_console
+from encodec_rt.cli.console import load_codec, put, report, say, status_console
 from encodec_rt.cli.habits import VERBOSITY, Verbosity
 from encodec_rt.cli.options import (
     BackendOption,
@@ -180,7 +180,7 @@ tokenize.__name__ = "tokenize"
 def show_summary(summary: Summary, out: Path, as_json: bool) -> None:
     """Show the summary; exit with EXIT_ERRORS if there were any, or codes that differ."""
     if as_json:
-        typer.echo(json.dumps(summary.as_json()))
+        put(json.dumps(summary.as_json()))
     elif VERBOSITY.get() >= Verbosity.NORMAL:
         show_table(summary)
     if summary.left_out:

@@ -16,7 +16,7 @@ from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import ConfigError
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.model.identity import identify
-from encodec_rt.streaming.backends.select import select
+from encodec_rt.streaming.backends.select import device_of, select
 from encodec_rt.streaming.engine import Engine
 from encodec_rt.streaming.ops import Precision, Tuning
 from encodec_rt.streaming.segments import SegmentDecoder, SegmentEncoder
@@ -59,7 +59,7 @@ class Codec:
                 f"codes, so a codebook has at most {MAX_CODEBOOK_SIZE} entries"
             )
         self.config: EncodecConfig = model.config
-        self.device = torch.device(device)
+        self.device = device_of(device)
         self.ops = select(backend, self.device, precision, tuned_for)
         self.segmented = not model.config.is_framewise
         self.model = model

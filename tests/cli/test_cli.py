@@ -417,3 +417,35 @@ def test_output_keeps_the_permissions_of_the_file_that_it_replaces(
     target.touch(0o600)
     assert run("encode", clip, target, "-b", 2, "--model", model, "--force").exit_code == 0
     assert target.stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        (MemoryError(), "not enough memory"),
+        (
+            RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"),
+            "enough memory",
+        ),
+        (ImportError("libtorch_cpu.so: failed to map segment"), "libtorch_cpu.so"),
+    ],
+    ids=["python", "torch", "library"],
+)
+def test_a_machine_that_is_too_small_is_told_so_in_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, error: Exception, told: str
+) -> None:
+    def failing(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(sys.modules["encodec_rt.cli.info"], "_facts", failing)
+    result = run("info", "default")
+    assert result.exit_code == 2
+    assert told in sentence(result)
+
+
+def test_codes_on_standard_input_are_described_as_codes(clip: Path, model: Path) -> None:
+    for kind in ("encodec", "ecdc"):
+        coded = run("encode", clip, "-", "--format", kind, "-b", 2, "--model", model)
+        told = run("info", "-", "--model", model, stdin=coded.stdout_bytes)
+        assert told.exit_code == 0, told.output
+        assert f".{kind}, version" in told.stdout

@@ -11,8 +11,11 @@ import pytest
 from typer.testing import CliRunner
 
 from encodec_rt.cli import app
-from encodec_rt.cli.tokenize import line_of
+from encodec_rt.cli.tokenize import line_of, show_summary
 from encodec_rt.corpus.job import RunProgress
+from encodec_rt.corpus.rows import CodesInfo
+from encodec_rt.corpus.summary import Summary
+from encodec_rt.errors import InputError
 from encodec_rt.streaming.codec import Codec
 from tests.corpus.conftest import SECONDS
 
@@ -92,3 +95,11 @@ def test_progress_says_hours_pace_and_what_is_left() -> None:
     progress.in_this_run = 4
     assert line_of(progress).startswith("4 of 10 shards, 2.000 h, ")
     assert " left, 3 errors" in line_of(progress)
+
+
+def test_a_summary_that_nobody_gets_is_an_error(
+    codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "stdout", None)
+    with pytest.raises(InputError, match="standard output is closed"):
+        show_summary(Summary(CodesInfo.of(codec, 0.404)), tmp_path, as_json=True)

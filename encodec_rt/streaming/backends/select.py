@@ -17,6 +17,16 @@ from encodec_rt.streaming.ops import Ops, Precision, Tuning
 BackendName = Literal["auto", "torch", "cpu", "triton"]
 
 
+def device_of(name: str | torch.device) -> torch.device:
+    """The device of that name. Raises BackendUnavailable for what torch has none for."""
+    try:
+        return torch.device(name)
+    except (RuntimeError, TypeError):
+        raise BackendUnavailable(
+            f"device {name!r}; accepted: 'cpu', 'cuda' or 'cuda:N', or a torch.device"
+        ) from None
+
+
 def select(
     name: str,
     device: torch.device,

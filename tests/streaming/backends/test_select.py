@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -14,7 +15,7 @@ import triton
 from encodec_rt.errors import BackendUnavailable
 from encodec_rt.streaming import cuda_graph
 from encodec_rt.streaming.backends.cpu.ops import CPU
-from encodec_rt.streaming.backends.select import select
+from encodec_rt.streaming.backends.select import device_of, select
 from encodec_rt.streaming.backends.torch import TORCH
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.cuda_graph import Tick
@@ -190,3 +191,9 @@ def test_torch_on_a_gpu_is_refused_while_it_would_round_to_tf32(
         assert chosen == replace(TORCH, capture=cuda_graph.capture_graph)
     finally:
         torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("device", ["foo", "cuda:x", None, "", "cpu cpu"])
+def test_a_device_that_torch_does_not_know_is_refused(device: Any) -> None:
+    with pytest.raises(BackendUnavailable, match="accepted: 'cpu'"):
+        device_of(device)
