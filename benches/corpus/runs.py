@@ -139,7 +139,7 @@ def ray(record: Record, folder: Path, options: argparse.Namespace) -> None:
     """Ray beside our own processes on the same corpus, all of it and start-up included."""
     cut_clips(folder / "ray", options.ray_clips, seed=3)
     # Workers on Ray are nice to others as a rule, and would be the slower ones beside any.
-    os.environ["RAY_worker_niceness"] = "0"
+    os.environ.setdefault("RAY_worker_niceness", "0")
     size = UnitSize(clips=64)
     taken: dict[str, float] = {}
     codes: dict[str, dict[str, Codes]] = {}

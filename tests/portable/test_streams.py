@@ -178,9 +178,9 @@ def test_a_snapshot_cannot_hold_back_more_than_a_stream_does() -> None:
             waiting = np.zeros((rows, width), np.float32)
             many = PortableSnapshot.from_bytes(replace(taken, waiting=waiting).to_bytes())
             with pytest.raises(StateError, match="wait"):
-                stream.restore(many)  # type: ignore[attr-defined]
+                stream.restore(many)
         with pytest.raises(StateError, match="not a snapshot"):
-            stream.restore(taken.to_bytes())  # type: ignore[attr-defined]
+            stream.restore(taken.to_bytes())  # type: ignore[arg-type]
     raw = bytearray(encoder.snapshot().to_bytes())
     raw[7] = 3  # a fourth way to begin
     with pytest.raises(StateError, match="another version"):
