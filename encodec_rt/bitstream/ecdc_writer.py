@@ -158,19 +158,25 @@ class GrowingEcdc:
 
     def write(self, codes: Codes) -> None:
         """Append ``codes`` uint16 [frames, codebooks]."""
-        self._file.write(self._packer.push(codes))
+        self._put(self._packer.push(codes))
         self._frames += len(codes)
         unwritten = -(-self._packer.waiting // self._codebooks)
         self._write_header((self._frames - unwritten) * self._config.hop_length)
 
     def finish(self, samples: int | None = None) -> None:
         """End the stream after ``samples`` per channel, or after all its frames."""
-        self._file.write(self._packer.flush())
+        self._put(self._packer.flush())
         whole = self._frames * self._config.hop_length
         self._write_header(whole if samples is None else samples)
 
     def _write_header(self, samples: int) -> None:
         header = EcdcHeader(self._model, samples, self._codebooks)
         self._file.seek(0)
-        self._file.write(header.to_bytes(text_size=self._text_size))
+        self._put(header.to_bytes(text_size=self._text_size))
         self._file.seek(0, os.SEEK_END)
+
+    def _put(self, data: bytes) -> None:
+        """All of ``data``: an unbuffered file takes a part where the disk becomes full."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self._file.write(rest) or 0 :]

@@ -1,16 +1,19 @@
 """Recordings of codes: files that are valid while they grow, so that nothing recorded is lost.
 
 As those of audio (``audio/recording.py``) they are written under a temporary name and get their own
-when they end, however they end. A program that was killed leaves a whole file up to the last frame.
+when they end, however they end. A program that was killed leaves a whole file up to the last frame,
+and so does a disk that was full: nothing is written after the first error, and what was stays.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
-from encodec_rt.atomic import GrowingFile
+from encodec_rt.atomic import GrowingFile, WholeWrites, naming
 from encodec_rt.bitstream.coding import CodeCoder
 from encodec_rt.bitstream.container import StreamHeader
 from encodec_rt.bitstream.container_writer import LIVE_PAGE_S, ContainerWriter
@@ -39,21 +42,40 @@ class ContainerRecording:
         self._fields = fields
         self._file = _growing(path, ".encodec", force=force)
         self._writer: ContainerWriter | None = None
+        self._failed = False
 
     def write(self, codes: Codes) -> None:
-        """Append ``codes`` uint16 [frames, codebooks]."""
-        if self._writer is None:
-            self._writer = ContainerWriter(
-                self._file.raw, self._header, self._coder, fields=self._fields, page_s=LIVE_PAGE_S
-            )
-        self._writer.write(codes)
-        self.frames += len(codes)
+        """Append ``codes`` uint16 [frames, codebooks]. Raises OSError, which names the file."""
+        if self._failed:
+            return
+        with self._keeping():
+            if self._writer is None:
+                out = WholeWrites(self._file.raw, str(self._file.target))
+                self._writer = ContainerWriter(
+                    out, self._header, self._coder, fields=self._fields, page_s=LIVE_PAGE_S
+                )
+            self._writer.write(codes)
+            self.frames += len(codes)
 
     def finish(self, samples: int | None = None) -> None:
         """End the recording of ``samples``, or of all its frames, and give it its name."""
-        if self._writer is not None:
-            self._writer.finish(self.frames * self._header.hop if samples is None else samples)
-        self._file.finish()
+        try:
+            if self._writer is not None and not self._failed:
+                end = self.frames * self._header.hop if samples is None else samples
+                with self._keeping():
+                    self._writer.finish(end)
+        finally:
+            self._file.finish()
+
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Where the block cannot write, keep the pages that are whole, and write no more."""
+        try:
+            yield
+        except OSError:
+            self._failed = True
+            self._file.raw.truncate(0 if self._writer is None else self._writer.bytes_written)
+            raise
 
 
 class EcdcRecording:
@@ -73,19 +95,38 @@ class EcdcRecording:
         self._file = _growing(path, ".ecdc", force=force)
         self._open = partial(GrowingEcdc, config=config, model=model, codebooks=codebooks)
         self._writer: GrowingEcdc | None = None
+        self._failed = False
 
     def write(self, codes: Codes) -> None:
-        """Append ``codes`` uint16 [frames, codebooks]."""
-        if self._writer is None:
-            self._writer = self._open(self._file.raw)
-        self._writer.write(codes)
-        self.frames += len(codes)
+        """Append ``codes`` uint16 [frames, codebooks]. Raises OSError, which names the file."""
+        if self._failed:
+            return
+        with self._keeping():
+            if self._writer is None:
+                self._writer = self._open(self._file.raw)
+            self._writer.write(codes)
+            self.frames += len(codes)
 
     def finish(self, samples: int | None = None) -> None:
         """End the recording of ``samples``, or of all its frames, and give it its name."""
-        if self._writer is not None:
-            self._writer.finish(samples)
-        self._file.finish()
+        try:
+            if self._writer is not None and not self._failed:
+                with self._keeping():
+                    self._writer.finish(samples)
+        finally:
+            self._file.finish()
+
+    @contextmanager
+    def _keeping(self) -> Iterator[None]:
+        """Where the block cannot write, keep what the header tells of, and write no more."""
+        size = self._file.raw.seek(0, os.SEEK_END)
+        try:
+            with naming(self._file.target):
+                yield
+        except OSError:
+            self._failed = True
+            self._file.raw.truncate(size)
+            raise
 
 
 def _growing(path: str | Path, suffix: str, *, force: bool) -> GrowingFile:

@@ -134,4 +134,6 @@ class CallRecording:
             first = self.error is None
             self.error = self.error or error
         if first:
-            self._on_error(f"warning: {error}; the call is not recorded from here on")
+            told = isinstance(error, OSError) and error.strerror and error.filename
+            reason = f"{error.filename}: {error.strerror}" if told else str(error)  # type: ignore[union-attr]
+            self._on_error(f"warning: {reason}; the call is not recorded from here on")

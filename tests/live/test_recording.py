@@ -1,7 +1,10 @@
 from __future__ import annotations
 
+import resource
 import struct
 import wave
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +12,15 @@ import pytest
 from numpy.typing import NDArray
 
 from encodec_rt.audio import AudioRecording
+from encodec_rt.bitstream.coding import RawCoder
+from encodec_rt.bitstream.container_reader import CodeBlock, PacketReader, read_codes
 from encodec_rt.bitstream.ecdc import EcdcHeader, EcdcReader, read_header
+from encodec_rt.container_audio import header_for
 from encodec_rt.errors import InputError
-from encodec_rt.live.recording import EcdcRecording
+from encodec_rt.live.recording import ContainerRecording, EcdcRecording
+from encodec_rt.streaming.codec import Codec
 from encodec_rt.types import Codes
-from tests.support.models import tiny_config
+from tests.support.models import random_model, tiny_config
 from tests.support.upstream import encodec
 
 CONFIG = tiny_config()
@@ -149,3 +156,53 @@ def test_another_kind_of_name_is_refused(tmp_path: Path, kind: str, name: str) -
     with pytest.raises(InputError, match=f"is named .{kind}"):
         make(kind, tmp_path / name)
     assert not list(tmp_path.iterdir())
+
+
+@contextmanager
+def files_end_at(size: int) -> Iterator[None]:
+    """Within the block, the disk is full for every file of so many bytes."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def write_all(recording: EcdcRecording | ContainerRecording, codes: Codes) -> None:
+    for frame in codes:
+        recording.write(frame[None])
+
+
+@pytest.mark.parametrize("size", [0, 100, 1_500, 1_501, 2_047])
+@pytest.mark.parametrize("kind", ["encodec", "ecdc"])
+def test_a_full_disk_ends_a_recording_with_what_it_took(
+    tmp_path: Path, kind: str, size: int
+) -> None:
+    path, codec = tmp_path / f"out.{kind}", Codec(random_model(CONFIG), backend="cpu")
+    recording: EcdcRecording | ContainerRecording
+    if kind == "ecdc":
+        recording = EcdcRecording(path, CONFIG, "model", CONFIG.num_quantizers)
+    else:
+        header = header_for(codec, CONFIG.num_quantizers, start="primed")
+        recording = ContainerRecording(path, header, RawCoder(CONFIG.codebook_size))
+    given = random_codes(4_000, CONFIG.num_quantizers)
+    with files_end_at(size):
+        with pytest.raises(OSError, match=f"out.{kind}"):
+            write_all(recording, given)
+        recording.write(given[:1])
+        recording.finish()
+    assert only_file(tmp_path) == path
+    if kind == "ecdc" and size > 100:
+        codes = ecdc_codes(path)[1]
+    elif size > 100:
+        with path.open("rb") as file:
+            reader = PacketReader(file)
+            blocks = list(
+                read_codes(reader, reader.header, RawCoder(CONFIG.codebook_size), salvage=False)
+            )
+        codes = np.concatenate([block.codes for block in blocks if isinstance(block, CodeBlock)])
+    else:
+        return
+    assert len(codes) > 100
+    assert np.array_equal(codes, given[: len(codes)])
