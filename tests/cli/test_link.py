@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import stat
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -12,6 +14,8 @@ import soundfile
 from typer.testing import CliRunner, Result
 
 from encodec_rt.cli import app
+from encodec_rt.cli.link_call import answer_calls
+from encodec_rt.errors import InputError
 from encodec_rt.link import credentials
 from encodec_rt.link.dialling import SignallingClient
 from encodec_rt.sound import processing
@@ -208,3 +212,43 @@ def test_of_all_interfaces_each_address_is_printed_and_none_that_nobody_reaches(
     assert not any("0.0.0.0" in url for url in found)
     for url in found:
         SignallingClient(url, token=None)
+
+
+@pytest.mark.parametrize(
+    "error", [OSError(28, "No space left on device", "x.json"), InputError("no")]
+)
+def test_a_listener_of_one_call_ends_whatever_its_report_cannot_write(
+    monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    class Course:
+        async def run(self) -> None:
+            return
+
+        def report(self) -> None:
+            raise error
+
+    class Server:
+        """Takes a call at once."""
+
+        def __init__(self, open_line: Any, *, token: str | None) -> None:
+            self._line = open_line()
+
+        async def start(self, *_: object) -> int:
+            self._call = asyncio.create_task(self._line.run())
+            return 1
+
+        async def close(self) -> None:
+            await asyncio.gather(self._call, return_exceptions=True)
+
+    monkeypatch.setattr("encodec_rt.link.signalling.SignallingServer", Server)
+
+    async def listen() -> None:
+        announced: list[int] = []
+        made: Any = Course
+        answering = answer_calls(
+            made, "h", 1, context=None, token=None, announce=announced.append, once=True
+        )
+        await asyncio.wait_for(answering, 60.0)
+        assert announced == [1]
+
+    asyncio.run(listen())
