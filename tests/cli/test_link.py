@@ -159,6 +159,10 @@ def test_cleaning_a_voice_needs_its_extra(model: Path, monkeypatch: pytest.Monke
         (("--play", "{clip}", "--record", "x.wav", "--save", "x.wav"), ".encodec or .ecdc"),
         (("--play", "{clip}", "--save", "x.ecdc", "--save-sent", "x.ecdc"), "a file of its own"),
         (("--play", "{clip}", "--save", "none/x.encodec"), "does not exist"),
+        (
+            ("--play", "{clip}", "--record", "x.wav", "--stats-json", "none/x.json"),
+            "does not exist",
+        ),
         (("--play", "{clip}", "--input", "0", "--output", "9"), "sound|speaker|PortAudio"),
     ],
 )
