@@ -82,8 +82,8 @@ class SignallingClient:
             raise LinkError(f"{self._base} did not answer within {timeout_s:g} s") from None
         except aiohttp.ClientConnectorCertificateError as error:
             raise LinkError(
-                f"the certificate of {self._base} is not signed by an authority that this machine "
-                "trusts; pin it with --fingerprint, which 'encodec-rt link listen' prints there"
+                f"the certificate of {self._base} {certificate_problem(error.certificate_error)}; "
+                "pin it with --fingerprint, which 'encodec-rt link listen' prints there"
             ) from error
         except aiohttp.ClientConnectorError as error:
             # Its own words show an address in memory.
@@ -114,6 +114,18 @@ class SignallingClient:
 
 class SessionEnded(LinkError):
     """A call that was to go on over a new path is over."""
+
+
+def certificate_problem(error: Exception) -> str:
+    """Why a certificate was not accepted, by OpenSSL's number of it (X509_V_ERR_...)."""
+    problems = {
+        9: "is not valid yet: look at both clocks",
+        10: "has expired",
+        62: "is for another name",
+        64: "is for another address",
+    }
+    number = getattr(error, "verify_code", None)
+    return problems.get(number or 0, "is not signed by an authority that this machine trusts")
 
 
 def _refusal(status: int, text: str) -> str:

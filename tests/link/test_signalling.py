@@ -16,7 +16,7 @@ from aiohttp import web
 from encodec_rt.errors import AudioDeviceError, CodecError, InputError, LinkError
 from encodec_rt.link import credentials
 from encodec_rt.link.admission import MAX_ADDRESSES, Admission, ConnectionLimits, RateLimit
-from encodec_rt.link.dialling import SessionEnded, SignallingClient
+from encodec_rt.link.dialling import SessionEnded, SignallingClient, certificate_problem
 from encodec_rt.link.listening import Listener
 from encodec_rt.link.signalling import Limits, SignallingServer
 from encodec_rt.link.whip import REMEMBERED, SDP_TYPE
@@ -499,3 +499,12 @@ def test_a_host_that_cannot_be_listened_on_is_named(tmp_path: Path, host: str) -
             )
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    ("number", "told"), [(10, "has expired"), (62, "another name"), (18, "not signed by")]
+)
+def test_a_certificate_is_refused_for_its_own_reason(number: int, told: str) -> None:
+    error = ssl.SSLCertVerificationError("certificate verify failed")
+    error.verify_code = number
+    assert told in certificate_problem(error)
