@@ -6,7 +6,7 @@ import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path, PurePosixPath
 
 from encodec_rt.atomic import naming
@@ -19,7 +19,7 @@ from encodec_rt.corpus.manifest import OutputFolder
 from encodec_rt.corpus.rows import CodesInfo, StoredClip
 from encodec_rt.corpus.sources import UnitSize, expanded, labelled
 from encodec_rt.corpus.statistics import CodeCounts, SilenceMeter
-from encodec_rt.corpus.stored import code_files, info_of, read_rows
+from encodec_rt.corpus.stored import code_files, info_of, manifest_of, read_rows
 from encodec_rt.corpus.summary import Summary, summarise
 from encodec_rt.corpus.units import FileEntry, Unit, as_id, as_text, state_of
 from encodec_rt.corpus.work import OUTPUT_FAULTS, Done, Failure, UnitRecord, reason_of
@@ -200,7 +200,7 @@ class Detokenizer:
                     info.check(self._codec)
                 for row in read_rows(Path(entry.path), self._codec.config):
                     # A file of one clip is called what its name says.
-                    yield ("", _renamed(row, entry.id)) if unit.files else (entry.id, row)
+                    yield ("", replace(row, id=entry.id)) if unit.files else (entry.id, row)
             except Exception as error:  # noqa: BLE001 - whatever a file's reader raises is its own
                 failures.append(
                     Failure(entry.id, as_text(entry.path), reason_of(error), False, 0.0)
@@ -253,10 +253,6 @@ class _Item:
                 writer.__exit__(InputError, InputError("dropped"), None)
 
 
-def _renamed(row: StoredClip, name: str) -> StoredClip:
-    return StoredClip(name, row.codes, row.samples, row.scales)
-
-
 def _blocks(row: StoredClip, codec: Codec) -> Iterator[Block]:
     """A row as its segments, or as one block."""
     config = codec.config
@@ -301,4 +297,4 @@ def _planned(paths: Sequence[tuple[str, str]], size: UnitSize) -> Iterator[Unit]
 
 def _base(path: Path) -> Path:
     """The folder that names are relative to: a corpus has its codes in one of its own."""
-    return path / "data" if (path / "data").is_dir() else path
+    return path / "data" if manifest_of(path) is not None else path

@@ -129,6 +129,14 @@ def test_files_of_one_name_and_two_kinds_do_not_replace_each_other(
     assert names == ["a.npz.wav", "a.wav"]
 
 
+def test_a_folder_with_a_folder_called_data_is_read_whole(codec: Codec, tmp_path: Path) -> None:
+    (tmp_path / "codes/data").mkdir(parents=True)
+    for name in ("one.npy", "data/two.npy"):
+        np.save(tmp_path / "codes" / name, np.zeros((3, 4), np.uint16))
+    assert detokenize([tmp_path / "codes"], tmp_path / "out", codec=codec, jobs=1).clips == 2
+    assert (tmp_path / "out/data/data/two.wav").exists()
+
+
 def test_codes_of_other_weights_and_ids_that_lead_out_are_refused(
     codec: Codec, clips: Path, tmp_path: Path
 ) -> None:
