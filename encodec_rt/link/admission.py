@@ -34,6 +34,51 @@ class ConnectionLimits:
     """From the end of that, whatever has been sent by then."""
 
 
+class Acceptor:
+    """Accepts connections, and hands each to ``take`` with the address it is from."""
+
+    def __init__(self, take: Callable[[socket.socket, str], None]) -> None:
+        """``take`` has the connection from then on."""
+        self._take = take
+        self._listening: list[socket.socket] = []
+        self._tasks: list[asyncio.Task[None]] = []
+
+    async def open(self, host: str, port: int) -> int:
+        """Listen on all addresses of ``host``; the port, which the system chooses for 0.
+
+        Raises OSError.
+        """
+        loop = asyncio.get_running_loop()
+        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+        for family, address in dict.fromkeys((family, address) for family, *_, address in found):
+            place = (address[0], port, *address[2:])
+            listening = socket.create_server(place, family=family, backlog=BACKLOG)
+            listening.setblocking(False)
+            self._listening.append(listening)
+            port = listening.getsockname()[1]
+            self._tasks.append(asyncio.create_task(self._watch(listening)))
+        return port
+
+    async def close(self) -> None:
+        """Accept nobody any more."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        for listening in self._listening:
+            listening.close()
+
+    async def _watch(self, listening: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        while True:
+            try:
+                connection, address = await loop.sock_accept(listening)
+            except OSError as error:
+                logger.warning("a connection could not be taken: %s", error.strerror)
+                await asyncio.sleep(REST_S)
+                continue
+            self._take(connection, address[0])
+
+
 class Admission:
     """Lets connections in to the protocols that ``make`` makes.
 
@@ -49,7 +94,7 @@ class Admission:
     ) -> None:
         """``context``: for TLS, or None without."""
         self._make, self._limits, self._context = make, limits, context
-        self._listening: list[socket.socket] = []
+        self._acceptor = Acceptor(self.take)
         self._inside: dict[socket.socket, tuple[str, asyncio.TimerHandle | None]] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
@@ -60,20 +105,18 @@ class Admission:
         return len(self._inside)
 
     async def open(self, host: str, port: int) -> int:
-        """Listen on all addresses of ``host``; the port, which the system chooses for 0.
+        """As ``Acceptor.open``."""
+        return await self._acceptor.open(host, port)
 
-        Raises OSError.
-        """
-        loop = asyncio.get_running_loop()
-        found = await loop.getaddrinfo(host, port, type=socket.SOCK_STREAM)
-        for family, address in dict.fromkeys((family, address) for family, *_, address in found):
-            place = (address[0], port, *address[2:])
-            listening = socket.create_server(place, family=family, backlog=BACKLOG)
-            listening.setblocking(False)
-            self._listening.append(listening)
-            port = listening.getsockname()[1]
-            self._begin(self._watch(listening))
-        return port
+    def take(self, connection: socket.socket, host: str) -> None:
+        """Let in a connection from ``host`` that was accepted, or close it."""
+        self._forget_closed()
+        from_host = sum(other == host for other, _ in self._inside.values())
+        if len(self._inside) >= self._limits.connections or (from_host >= self._limits.per_address):
+            connection.close()
+            return
+        self._inside[connection] = host, None
+        self._begin(self._let_in(connection, host))
 
     def let_stay(self, transport: asyncio.BaseTransport) -> None:
         """Do not hang up on this connection by time: its session has limits of its own."""
@@ -85,35 +128,14 @@ class Admission:
 
     async def close(self) -> None:
         """Let nobody in any more; who is inside stays."""
+        await self._acceptor.close()
         tasks = list(self._tasks)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
-        for listening in self._listening:
-            listening.close()
         for _, handle in self._inside.values():
             if handle is not None:
                 handle.cancel()
-
-    async def _watch(self, listening: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                connection, address = await loop.sock_accept(listening)
-            except OSError as error:
-                logger.warning("a connection could not be taken: %s", error.strerror)
-                await asyncio.sleep(REST_S)
-                continue
-            self._forget_closed()
-            host = address[0]
-            from_host = sum(other == host for other, _ in self._inside.values())
-            if len(self._inside) >= self._limits.connections or (
-                from_host >= self._limits.per_address
-            ):
-                connection.close()
-                continue
-            self._inside[connection] = host, None
-            self._begin(self._let_in(connection, host))
 
     async def _let_in(self, connection: socket.socket, host: str) -> None:
         loop = asyncio.get_running_loop()

@@ -32,9 +32,12 @@ class Listener:
         has_token: bool,
         keepalive_s: float = 15.0,
         lingering_s: float = 10.0,
+        listens: bool = True,
     ) -> int:
         """Listen at ``place`` (host, port); the port, which the system chooses for 0.
 
+        Without ``listens`` connections come from ``admission.take`` alone, which another process
+        accepted at ``place``.
         Raises LinkError where it cannot, and beyond loopback without both TLS and a token.
         """
         host, port = place
@@ -54,7 +57,7 @@ class Listener:
         assert self._runner.server is not None
         self.admission = Admission(self._runner.server, limits, context)
         try:
-            bound = await self.admission.open(host, port)
+            bound = await self.admission.open(host, port) if listens else port
         except (OSError, UnicodeError) as error:
             await self.close()
             reason = error.strerror if isinstance(error, OSError) else "not the name of a machine"

@@ -14,9 +14,8 @@ from encodec_rt.link.sdp import Format, is_for_channel
 from encodec_rt.link.transports import make_transport
 from encodec_rt.server.call_stream import CallStream, WaitingHop
 from encodec_rt.server.metrics import Metrics
-from encodec_rt.server.queues import FrameQueue
+from encodec_rt.server.queues import FrameQueue, Output
 from encodec_rt.server.sessions import Sessions
-from encodec_rt.server.slot_stream import Output
 from encodec_rt.streaming.engine import Engine
 from encodec_rt.voice.bitrate import RateController
 from encodec_rt.voice.call import REPORT_S
@@ -43,7 +42,6 @@ class ServedCall:
         """To be made inside the event loop. It gives ``slot`` back, whatever becomes of it."""
         self.key = sessions.new_key()
         self.token: str | None = None
-        self.saved = self.answered = 0
         self.blocked_since_s: float | None = None
         self.opened_s = self.heard_s = self._now_s()
         self.code: int | None = None

@@ -9,8 +9,8 @@ from torch import Tensor
 
 from encodec_rt.pcm import to_int16
 from encodec_rt.server.protocol import StreamRequest
-from encodec_rt.server.queues import FrameQueue, WaitingFrame
-from encodec_rt.server.slot_stream import EngineDecoder, Output, SlotStream
+from encodec_rt.server.queues import FrameQueue, Output, WaitingFrame
+from encodec_rt.server.slot_stream import EngineDecoder, SlotStream
 from encodec_rt.streaming.engine import Engine
 from encodec_rt.types import Audio, Codes
 from encodec_rt.voice.activity import EnergyDetector

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Callable
 
 import numpy as np
 from aiohttp import WSCloseCode, WSMsgType, web
@@ -13,9 +12,11 @@ from aiohttp import WSCloseCode, WSMsgType, web
 from encodec_rt.bitstream.packet import Packet, parse_packet
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import CodecError, InputError, PacketError
+from encodec_rt.server.host import Intake
 from encodec_rt.server.limits import SessionLimits
 from encodec_rt.server.metrics import Metrics
 from encodec_rt.server.protocol import (
+    MAX_FRAME,
     CloseCode,
     Kind,
     StreamRequest,
@@ -23,8 +24,14 @@ from encodec_rt.server.protocol import (
     parse_event,
     parse_message,
 )
-from encodec_rt.server.queues import ClipEnd, FrameQueue, Loss, PcmFramer, WaitingFrame
-from encodec_rt.server.slot_stream import Output, Progress
+from encodec_rt.server.queues import (
+    ClipEnd,
+    Loss,
+    Output,
+    PcmFramer,
+    Progress,
+    WaitingFrame,
+)
 from encodec_rt.types import Codes
 from encodec_rt.voice.token_bucket import TokenBucket
 
@@ -47,20 +54,19 @@ class Connection:
         config: EncodecConfig,
         limits: SessionLimits,
         metrics: Metrics,
-        wake: Callable[[], None],
+        intake: Intake,
         now_s: float,
     ) -> None:
-        """``token`` resumes the session; ``wake`` tells the engine that something waits."""
+        """``token`` resumes the session; ``intake`` takes its frames to the engine."""
         self.key, self.request = key, request
         self.token: str | None = token
-        self.pcm, self.codes = (FrameQueue(limits.waiting_frames) for _ in range(2))
         self.opened_s = self.heard_s = now_s
         self.blocked_since_s: float | None = None
         self.code: int | None = None
         """Why it was closed, once it is."""
         self._transport = transport
         self._socket, self._config, self._limits, self._metrics = socket, config, limits, metrics
-        self._wake = wake
+        self._intake = intake
         self._books = config.codebooks_for(request.bandwidth_kbps)
         self._framer = PcmFramer(config.hop_length, config.audio_channels)
         self._next_codes = 0
@@ -68,7 +74,6 @@ class Connection:
         self._order: deque[Kind | None] = deque()
         self._events: deque[Output] = deque()
         self._something = asyncio.Event()
-        self.saved = self.answered = 0
         self._ends_pending = 0
         self._closing = self._hanging_up = False
         self._hung_up = asyncio.Event()
@@ -142,7 +147,7 @@ class Connection:
             kind = Kind(output.data[0])
             waiting = self._out[kind]
             if len(waiting) >= self._limits.waiting_frames:
-                self._lost("out", Loss(waiting.popleft().index, 1))
+                self.lose("out", Loss(waiting.popleft().index, 1))
                 self._order.remove(kind)
             waiting.append(output)
             self._order.append(kind)
@@ -158,7 +163,7 @@ class Connection:
         self._events.append(output)
         self._order.append(None)
 
-    def _lost(self, where: str, loss: Loss | None) -> None:
+    def lose(self, where: str, loss: Loss | None) -> None:
         """Report frames that were dropped, as one event where they follow one another."""
         if loss is None:
             return
@@ -205,7 +210,7 @@ class Connection:
             self._end_clip()
             self._closing = self._closing or name == "CloseStream"
         elif name == "Kept":
-            self.answered += 1
+            self._intake.kept()
         elif name != "KeepAlive":
             raise PacketError(
                 "an event of another type than KeepAlive, Kept, Finalize, CloseStream"
@@ -215,13 +220,13 @@ class Connection:
         if self._closing:
             raise PacketError("the stream was closed")
         if self.request.encodes:
-            self._lost("in", self.pcm.put(self._framer.finish()))
+            self.lose("in", self._intake.pcm.put(self._framer.finish()))
             self._ends_pending += 1
         if self.request.decodes:
             rest = np.zeros((self._config.audio_channels, 0), np.int16)
-            self._lost("in", self.codes.put(ClipEnd(self._next_codes, rest)))
+            self.lose("in", self._intake.codes.put(ClipEnd(self._next_codes, rest)))
             self._ends_pending += 1
-        self._wake()
+        self._intake.wake()
 
     def _take(self, data: bytes, now_s: float) -> None:
         if self._closing:
@@ -231,7 +236,7 @@ class Connection:
             self._take_pcm(index, payload, now_s)
         else:
             self._take_codes(index, payload, now_s)
-        self._wake()
+        self._intake.wake()
 
     def _take_pcm(self, index: int, payload: bytes, now_s: float) -> None:
         if not self.request.encodes:
@@ -239,19 +244,21 @@ class Connection:
         whole = 2 * self._config.audio_channels
         if len(payload) % whole:
             raise InputError(f"{len(payload)} bytes of audio; a sample takes {whole}")
+        _check_last(index + len(payload) // (whole * self._config.hop_length) + 1)
         if index < self._framer.index:
             raise InputError(f"audio of frame {index}; frame {self._framer.index} comes next")
         if index > self._framer.index:
             self._framer.skip_to(index)
         for frame in self._framer.push(payload, now_s):
             self._metrics.frames.labels("in").inc()
-            self._lost("in", self.pcm.put(frame))
+            self.lose("in", self._intake.pcm.put(frame))
 
     def _take_codes(self, index: int, payload: bytes, now_s: float) -> None:
         if not self.request.decodes:
             raise InputError(f"codes for a stream of mode {self.request.mode}, which takes audio")
         bits = self._config.codebook_nbits
         packet = parse_packet(payload, bits=bits, max_codebooks=self._books)
+        _check_last(index + len(packet.codes))
         if index + len(packet.codes) <= self._next_codes:
             raise InputError(f"codes of frame {index}; frame {self._next_codes} comes next")
         # Of a longer gap only the end could be played.
@@ -259,8 +266,13 @@ class Connection:
         first = max(self._next_codes, index - self._limits.waiting_frames)
         for at in range(first, index + len(packet.codes)):
             self._metrics.frames.labels("in").inc()
-            self._lost("in", self.codes.put(WaitingFrame(at, known.get(at), now_s)))
+            self.lose("in", self._intake.codes.put(WaitingFrame(at, known.get(at), now_s)))
         self._next_codes = index + len(packet.codes)
+
+
+def _check_last(index: int) -> None:
+    if index > MAX_FRAME:
+        raise InputError(f"frame {index} of a stream, which has {MAX_FRAME} at most; open another")
 
 
 def _by_index(packet: Packet, index: int) -> dict[int, Codes]:

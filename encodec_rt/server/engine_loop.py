@@ -17,8 +17,9 @@ import torch
 
 from encodec_rt.errors import StateError
 from encodec_rt.server.metrics import Metrics
+from encodec_rt.server.queues import Output
 from encodec_rt.server.session_state import SessionState
-from encodec_rt.server.slot_stream import Output, SlotStream
+from encodec_rt.server.slot_stream import SlotStream
 from encodec_rt.server.stepper import Stepper
 from encodec_rt.streaming.engine import Engine
 

@@ -1,4 +1,4 @@
-"""What waits between the network and the engine: whole frames, a few of them, the oldest dropped.
+"""What goes between the network and the engine: whole frames, a few of which wait, and their results.
 
 The network's thread puts in and the engine's takes out; a deque does both at once safely.
 """
@@ -6,7 +6,8 @@ The network's thread puts in and the engine's takes out; a deque does both at on
 from __future__ import annotations
 
 from collections import deque
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -39,6 +40,46 @@ class Loss:
 
     first: int
     count: int
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Output:
+    """Something for a session's client: a binary message, a frame of a call, or an event."""
+
+    key: int
+    data: bytes | None = None
+    codes: Codes | None = None
+    """A frame [Q] for a call, which has packets of its own."""
+    active: bool = True
+    """Whether anybody would miss ``codes``."""
+    event: str = ""
+    fields: dict[str, Any] = field(default_factory=dict)
+    index: int = 0
+    arrived_s: float | None = None
+    """When what it was made of came in, to measure by."""
+
+
+@dataclass
+class Progress:
+    """How far a session has come; with its slot's state, all that a restart needs."""
+
+    encoded: int = 0
+    """The next frame to encode."""
+    decoded: int = 0
+    """The next frame to decode."""
+    encoder_begun: bool = True
+    decoder_begun: bool = True
+    to_drop: int = 0
+    """Samples before the clip's first that the decoder still gives."""
+    resumed: int = 0
+    """How often the session was resumed, by which its last server's states are known."""
+
+
+class FrameSink(Protocol):
+    """Where frames of one direction go on their way to the engine."""
+
+    def put(self, item: WaitingFrame | ClipEnd) -> Loss | None:
+        """Take ``item``; what was dropped for it, if anything was."""
 
 
 class FrameQueue:

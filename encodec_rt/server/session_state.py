@@ -7,7 +7,8 @@ from dataclasses import asdict, dataclass
 
 from encodec_rt.errors import PacketError
 from encodec_rt.server.protocol import MAX_INDEX, StreamRequest
-from encodec_rt.server.slot_stream import Progress, SlotStream
+from encodec_rt.server.queues import Progress
+from encodec_rt.server.slot_stream import SlotStream
 from encodec_rt.streaming.engine import Engine
 from encodec_rt.streaming.slot_snapshot import SlotSnapshot
 

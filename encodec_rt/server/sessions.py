@@ -5,22 +5,32 @@ from __future__ import annotations
 import asyncio
 import logging
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import TypeVar
 
 from aiohttp import WSCloseCode
 from torch import Tensor
 
-from encodec_rt.errors import ConfigError, StateError
+from encodec_rt.errors import StateError
 from encodec_rt.server.engine_loop import EngineLoop
+from encodec_rt.server.host import (
+    Client,
+    Joined,
+    MakeClient,
+    Opened,
+    ServerFacts,
+    Supervisor,
+    UnavailableError,
+)
 from encodec_rt.server.limits import SessionLimits
 from encodec_rt.server.metrics import Metrics
 from encodec_rt.server.protocol import CloseCode, StreamRequest
+from encodec_rt.server.queues import FrameQueue, Output
 from encodec_rt.server.session_state import SessionState
-from encodec_rt.server.slot_stream import Output, SlotStream
+from encodec_rt.server.slot_stream import SlotStream
 from encodec_rt.server.store import MAX_UNANSWERED, SessionStore
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.engine import Engine
@@ -31,39 +41,26 @@ EXPIRE_EVERY_S = 60.0
 FRAMES_AT_ONCE = (1, 2, 4)
 
 
-class Client(Protocol):
-    """A session on the network's side, whatever carries it. The event loop's, but for ``saved``."""
-
-    key: int
-    token: str | None
-    """What resumes it, or None where nothing does."""
-    opened_s: float
-    heard_s: float
-    blocked_since_s: float | None
-    """Since when a message waits for being taken."""
-    code: int | None
-    """Why it was closed, once it is: a code of WebSockets."""
-    saved: int
-    """Snapshots of it, which the engine's thread counts."""
-    answered: int
-    """Snapshots that it says it has heard of."""
-    ended: asyncio.Event
-    """Set when its slot is free and its state is kept."""
-
-    def deliver(self, output: Output) -> None:
-        """Send ``output``."""
-
-    def send_event(self, name: str, **fields: object) -> None:
-        """Send an event, where there is a way for one."""
-
-    async def close(self, code: int, reason: str) -> None:
-        """Hang up."""
-
-    def cut(self) -> None:
-        """End the connection at once."""
-
-
 Made = TypeVar("Made", bound=SlotStream)
+
+
+class QueuedIntake:
+    """Takes a session's frames to an engine of this process."""
+
+    def __init__(self, waiting_frames: int, wake: Callable[[], None]) -> None:
+        """So many frames may wait in each direction."""
+        self.pcm, self.codes = FrameQueue(waiting_frames), FrameQueue(waiting_frames)
+        self.saved = self.answered = 0
+        """Snapshots, which the engine's thread counts, and those that the client has heard of."""
+        self._wake = wake
+
+    def wake(self) -> None:
+        """As ``Intake.wake``."""
+        self._wake()
+
+    def kept(self) -> None:
+        """As ``Intake.kept``."""
+        self.answered += 1
 
 
 class Sessions:
@@ -86,6 +83,11 @@ class Sessions:
         self.limits = replace(limits, waiting_frames=waiting)
         self.config, self._store, self._metrics = codec.config, store, metrics
         self.slots, self.bandwidth_kbps = slots, bandwidth_kbps
+        self.facts = ServerFacts(
+            codec.name, codec.weights_sha256, codec.config, packed.encoder_start_frames,
+            packed.decoder_start_frames, slots, bandwidth_kbps, self.limits,
+        )  # fmt: skip
+        self.is_draining = False
         engine = codec.engine(slots, bandwidth_kbps, gather=codec.device.type == "cpu")
         engine.prewarm(FRAMES_AT_ONCE)
         self._silence = codec.stream_decoder(bandwidth_kbps).silence_latent()
@@ -94,13 +96,15 @@ class Sessions:
         )
         self._free = list(range(slots))
         self._clients: dict[int, Client] = {}
+        self._taken: dict[int, int] = {}
+        """The slots of sessions that were opened, by their keys."""
+        self._intakes: dict[int, QueuedIntake] = {}
         self._opened = 0
         self._saving: set[int] = set()
         """Clients whose state is on its way to the disk."""
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="encodec-rt-store")
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._watching: asyncio.Task[None] | None = None
+        self._watching: list[asyncio.Task[None]] = []
 
     @property
     def count(self) -> int:
@@ -111,12 +115,14 @@ class Sessions:
         """Step the engine from now on."""
         self._loop = asyncio.get_running_loop()
         self.engine_loop.start()
-        self._watching = asyncio.create_task(self._watch())
+        watching = Supervisor(self._clients, self.limits).run(), self._expire()
+        self._watching = [asyncio.create_task(each) for each in watching]
 
     async def close(self) -> None:
         """End all sessions; they can be resumed."""
-        if self._watching is not None:
-            self._watching.cancel()
+        self.is_draining = True
+        for each in self._watching:
+            each.cancel()
         for client in list(self._clients.values()):
             await client.close(WSCloseCode.GOING_AWAY, "the server ends")
         while self.count:
@@ -126,6 +132,7 @@ class Sessions:
 
     async def drain(self) -> None:
         """Let the sessions end in their time, and close those that are left, to be resumed."""
+        self.is_draining = True
         loop, seconds = asyncio.get_running_loop(), self.limits.drain_s
         logger.info("draining %d sessions for up to %g s", self.count, seconds)
         for client in list(self._clients.values()):
@@ -138,19 +145,15 @@ class Sessions:
             await client.close(WSCloseCode.SERVICE_RESTART, "the server restarts; resume")
             await asyncio.sleep(self.limits.close_over_s / len(left))
 
-    def check(self, wanted: StreamRequest) -> None:
-        """Raise ConfigError for a bandwidth that is not served."""
-        books = self.config.codebooks_for(wanted.bandwidth_kbps)
-        if books > self.config.codebooks_for(self.bandwidth_kbps):
-            raise ConfigError(
-                f"bandwidth={wanted.bandwidth_kbps:g}; this server has up to "
-                f"{self.bandwidth_kbps:g} kbps"
-            )
+    def reserve(self) -> int:
+        """A slot that is nobody else's until ``release``. It waits for nothing.
 
-    def reserve(self) -> int | None:
-        """A slot that is nobody else's until ``release``, or None. It waits for nothing."""
+        Raises UnavailableError.
+        """
+        if self.is_draining or not self.engine_loop.is_alive:
+            raise UnavailableError("draining")
         if not self._free:
-            return None
+            raise UnavailableError("full")
         slot = self._free.pop()
         self._metrics.sessions.set(self.count)
         return slot
@@ -160,7 +163,46 @@ class Sessions:
         self._free.append(slot)
         self._metrics.sessions.set(self.count)
 
-    async def load(self, token: str, wanted: StreamRequest) -> SessionState:
+    async def open(
+        self, wanted: StreamRequest, resume: str | None, make: MakeClient[Joined]
+    ) -> tuple[Joined, Opened]:
+        """As ``SessionHost.open``."""
+        if resume is not None:
+            await self._supersede(resume)
+        slot = self.reserve()
+        try:
+            state = None if resume is None else await self._load(resume, wanted)
+            key, token = self.new_key(), resume or secrets.token_urlsafe(24)
+            intake = QueuedIntake(self.limits.waiting_frames, self.engine_loop.wake)
+            client = make(key, token, intake)
+
+            def make_stream(silence: Tensor, engine: Engine) -> SlotStream:
+                stream = SlotStream(key, slot, wanted, intake.pcm, intake.codes, engine, silence)
+                if state is not None:
+                    stream.resume(state.slot, state.progress)
+                return stream
+
+            self._intakes[key] = intake
+            try:
+                stream = await self.join(client, make_stream)
+            except BaseException:
+                del self._intakes[key]
+                raise
+        except BaseException:
+            self.release(slot)
+            raise
+        self._taken[key] = slot
+        return client, Opened(stream.progress, stream.books)
+
+    async def end(self, client: Client) -> None:
+        """As ``SessionHost.end``."""
+        try:
+            await self.leave(client)
+        finally:
+            self._intakes.pop(client.key, None)
+            self.release(self._taken.pop(client.key))
+
+    async def _load(self, token: str, wanted: StreamRequest) -> SessionState:
         """The newest state after which the client lacks nothing. Raises StateError."""
         found = await asyncio.wrap_future(self._writer.submit(self._store.find, token, wanted))
         if found is None:
@@ -209,7 +251,7 @@ class Sessions:
             await asyncio.wrap_future(future)
         client.ended.set()
 
-    async def supersede(self, token: str) -> None:
+    async def _supersede(self, token: str) -> None:
         """Close a session that is still open and whose client has come back."""
         for client in list(self._clients.values()):
             own = (client.token or "").encode()
@@ -233,14 +275,14 @@ class Sessions:
 
     def _save(self, key: int, state: SessionState) -> None:
         """Called on the engine's thread; the client hears of it when it is on disk."""
-        client = self._clients.get(key)
+        client, intake = self._clients.get(key), self._intakes.get(key)
         # On a disk that lags behind, the states that are not even begun are left out.
-        if client is None or client.token is None or key in self._saving:
+        if client is None or client.token is None or intake is None or key in self._saving:
             return
         # More would displace the last one that a client which lags behind can go on from.
-        if client.answered and client.saved - client.answered >= MAX_UNANSWERED:
+        if intake.answered and intake.saved - intake.answered >= MAX_UNANSWERED:
             return
-        client.saved += 1
+        intake.saved += 1
         self._saving.add(key)
         token, progress = client.token, state.progress
         fields = {"frame": progress.encoded, "decoded": progress.decoded}
@@ -255,27 +297,7 @@ class Sessions:
 
         self._writer.submit(save)
 
-    async def _watch(self) -> None:
-        """Once in a while: who is silent, who does not read, who has been here too long."""
-        loop = asyncio.get_running_loop()
-        expired_s = loop.time()
+    async def _expire(self) -> None:
         while True:
-            await asyncio.sleep(min(0.25, self.limits.silent_s / 4))
-            now_s = loop.time()
-            for client in list(self._clients.values()):
-                since_s = client.blocked_since_s
-                if since_s is not None and now_s - since_s > self.limits.slow_s:
-                    client.code = CloseCode.SLOW
-                    client.cut()
-                elif now_s - client.heard_s > self.limits.silent_s:
-                    self._begin(client.close(CloseCode.SILENT, "nothing was heard"))
-                elif now_s - client.opened_s > self.limits.session_s:
-                    self._begin(client.close(CloseCode.TOO_LONG, "the time is up"))
-            if now_s - expired_s > EXPIRE_EVERY_S:
-                expired_s = now_s
-                self._writer.submit(self._store.expire)
-
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
-        task = asyncio.create_task(work)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+            await asyncio.sleep(EXPIRE_EVERY_S)
+            self._writer.submit(self._store.expire)

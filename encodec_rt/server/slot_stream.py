@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from encodec_rt.bitstream.packet import Packet, encode_packet
 from encodec_rt.pcm import to_int16
 from encodec_rt.server.protocol import Kind, StreamRequest, pack_message
-from encodec_rt.server.queues import FrameQueue, WaitingFrame
+from encodec_rt.server.queues import FrameQueue, Output, Progress, WaitingFrame
 from encodec_rt.streaming.arrays import to_audio
 from encodec_rt.streaming.engine import Engine
 from encodec_rt.streaming.engine_work import ABSENT
@@ -25,23 +25,6 @@ from encodec_rt.voice.conceal import Concealer
 
 MAX_OWED_FRAMES = 16.0
 """How far behind a stream may be, by its clock, and still catch up by several frames a step."""
-
-
-@dataclass(frozen=True, eq=False, slots=True)
-class Output:
-    """Something for a session's client: a binary message, a frame of a call, or an event."""
-
-    key: int
-    data: bytes | None = None
-    codes: Codes | None = None
-    """A frame [Q] for a call, which has packets of its own."""
-    active: bool = True
-    """Whether anybody would miss ``codes``."""
-    event: str = ""
-    fields: dict[str, Any] = field(default_factory=dict)
-    index: int = 0
-    arrived_s: float | None = None
-    """When what it was made of came in, to measure by."""
 
 
 class EngineDecoder:
@@ -76,22 +59,6 @@ class EngineDecoder:
     def restore(self, snapshot: Snapshot) -> None:
         """Continue from ``snapshot``."""
         self._engine.load_state(self._slot, (None, snapshot.row))
-
-
-@dataclass
-class Progress:
-    """How far a session has come; with its slot's state, all that a restart needs."""
-
-    encoded: int = 0
-    """The next frame to encode."""
-    decoded: int = 0
-    """The next frame to decode."""
-    encoder_begun: bool = True
-    decoder_begun: bool = True
-    to_drop: int = 0
-    """Samples before the clip's first that the decoder still gives."""
-    resumed: int = 0
-    """How often the session was resumed, by which its last server's states are known."""
 
 
 class SlotStream:

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encodec_rt.server.queues import ClipEnd, WaitingFrame
-from encodec_rt.server.slot_stream import Output, SlotStream
+from encodec_rt.server.queues import ClipEnd, Output, WaitingFrame
+from encodec_rt.server.slot_stream import SlotStream
 from encodec_rt.streaming.engine import Engine
 
 MAX_FRAMES = 4

@@ -168,7 +168,7 @@ def test_a_call_is_admitted_as_any_session_is(codec: Codec, tmp_path: Path) -> N
                 await until(lambda: caller.heard.sounding > 5)
                 full = await post(url, headers=bearer)
                 assert (full.status, full.headers["Retry-After"]) == (503, "2")
-                server.is_draining = True
+                server.sessions.is_draining = True
                 with pytest.raises(LinkError, match="503"):
                     async with calling(codec, url, TOKEN):
                         pass

@@ -13,10 +13,13 @@ import aiohttp
 import numpy as np
 import pytest
 
+from encodec_rt.bitstream.packet import Packet, encode_packet
 from encodec_rt.client import StreamClient
 from encodec_rt.errors import LinkError
 from encodec_rt.server.connection import Connection
 from encodec_rt.server.protocol import (
+    MAX_FRAME,
+    MAX_INDEX,
     MAX_MESSAGE_BYTES,
     STREAM_PATH,
     SUBPROTOCOL,
@@ -234,6 +237,25 @@ def test_garbage_is_refused_by_name_and_then_hung_up_on(codec: Codec, tmp_path: 
         assert {event["type"] for event in await events(socket, 3)} == {"Error"}
         await socket.send_bytes(bytes(MAX_MESSAGE_BYTES + 1))
         assert await closed_with(socket) == aiohttp.WSCloseCode.MESSAGE_TOO_BIG
+
+    beside_a_neighbour(codec, tmp_path, misbehave)
+
+
+def test_a_number_beyond_those_of_messages_is_refused(codec: Codec, tmp_path: Path) -> None:
+    """What came of such a frame had no number that a message holds, which ended the engine."""
+    hop = codec.config.hop_length
+
+    async def misbehave(session: aiohttp.ClientSession, url: str) -> None:
+        duplex = QUERY | {"mode": "duplex"}
+        one = codec.encode(said(1, codec), KBPS)
+        packet = encode_packet(Packet(np.repeat(one, 2, axis=0)), bits=codec.config.codebook_nbits)
+        for last in (MAX_INDEX, MAX_INDEX - 1, MAX_FRAME):
+            socket = await raw(session, url, query=duplex)
+            await socket.send_bytes(pack_message(Kind.PCM, last, bytes(2 * hop * 2)))
+            await socket.send_bytes(pack_message(Kind.CODES, last, packet))
+            named = [event["error"] for event in await events(socket, 2)]
+            assert named == ["InputError", "InputError"]
+            await socket.close()
 
     beside_a_neighbour(codec, tmp_path, misbehave)
 
