@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import logging
 import math
 import signal
 import sys
@@ -22,24 +21,9 @@ from encodec_rt.errors import ConfigError, StateError
 from encodec_rt.extras import needed_for
 
 if TYPE_CHECKING:
+    from encodec_rt.server.fronts import FrontedServer
     from encodec_rt.server.service import StreamServer
     from encodec_rt.server.settings import ServeSettings
-
-
-class _JsonLines(logging.Formatter):
-    """A log record as a line of JSON."""
-
-    def format(self, record: logging.LogRecord) -> str:
-        """Time, level, where from, and what."""
-        fields = {
-            "time": self.formatTime(record, "%Y-%m-%dT%H:%M:%S%z"),
-            "level": record.levelname,
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if record.exc_info:
-            fields["exception"] = self.formatException(record.exc_info)
-        return json.dumps(fields)
 
 
 @with_groups
@@ -54,6 +38,13 @@ def serve(
     calls: Annotated[
         int,
         typer.Option(help="Calls over WebRTC at once, of these sessions; none by default.", min=0),
+    ] = 0,
+    fronts: Annotated[
+        int,
+        typer.Option(
+            help="Processes that carry the WebSockets for this one's engine; 0 has it carry them.",
+            min=0,
+        ),
     ] = 0,
     web: Annotated[
         bool, typer.Option("--web", help="Serve a page, too, from which a browser calls.")
@@ -95,7 +86,7 @@ def serve(
     """
     given: dict[str, Any] = {
         "host": host, "port": port, "sessions": sessions, "calls": calls, "web": web,
-        "state": state,
+        "fronts": fronts, "state": state,
         "origin": origin, "ray": ray, "workers": workers,
         "drain_s": drain_s, "requests_per_s": requests_per_s,
         "certificate": certificate, "key": key, "token_file": token_file,
@@ -112,12 +103,11 @@ def serve(
         arguments = ["--model", options.model, "-b", f"{options.bandwidth:g}"]
         serve_demo.demo(options.load(), options.bandwidth, arguments)
         return
+    from encodec_rt.server.logs import log_as_json
     from encodec_rt.server.settings import SWITCH_S
 
     sys.setswitchinterval(SWITCH_S)
-    handler = logging.StreamHandler()
-    handler.setFormatter(_JsonLines())
-    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    log_as_json()
     settings, cluster = _settings(options, given), given["ray"]
     if cluster is not None:
         if settings.page is not None:
@@ -176,6 +166,10 @@ def _as_given(option: Any, value: Any, context: typer.Context) -> Any:
 def _settings(options: CodecOptions, given: dict[str, Any]) -> ServeSettings:
     from encodec_rt.server.settings import ServeSettings
 
+    if given["fronts"] and (given["calls"] or given["web"] or given["ray"] is not None):
+        raise ConfigError(
+            "--fronts carry WebSockets on one machine; leave out --calls, --web, --ray"
+        )
     if given["web"] and not given["calls"]:
         raise ConfigError("--web needs --calls: the page calls this server")
     paths = {
@@ -188,6 +182,7 @@ def _settings(options: CodecOptions, given: dict[str, Any]) -> ServeSettings:
         bandwidth_kbps=options.bandwidth,
         sessions=given["sessions"],
         calls=given["calls"],
+        fronts=given["fronts"],
         page=model_for_browser(options.model) if given["web"] else None,
         origins=tuple(given["origin"] or ()),
         drain_s=given["drain_s"],
@@ -219,7 +214,7 @@ async def _serve(options: CodecOptions, settings: ServeSettings) -> None:
     await _until(ending, server)
 
 
-async def _until(ending: asyncio.Event, server: StreamServer) -> None:
+async def _until(ending: asyncio.Event, server: StreamServer | FrontedServer) -> None:
     """Serve until told to end; a server whose engine has died ends too, to be started again."""
     try:
         while not ending.is_set():

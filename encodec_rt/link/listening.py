@@ -12,6 +12,12 @@ from encodec_rt.link.admission import Admission, ConnectionLimits
 from encodec_rt.link.credentials import is_loopback
 
 
+def check_place(host: str, context: ssl.SSLContext | None, *, has_token: bool) -> None:
+    """Raise LinkError for an address beyond loopback without both TLS and a token."""
+    if not is_loopback(host) and (context is None or not has_token):
+        raise LinkError(f"listening on {host} needs TLS and a token; use 127.0.0.1, or give both")
+
+
 class Listener:
     """Where a web application is reached. Once opened, it listens until it is closed."""
 
@@ -41,10 +47,7 @@ class Listener:
         Raises LinkError where it cannot, and beyond loopback without both TLS and a token.
         """
         host, port = place
-        if not is_loopback(host) and (context is None or not has_token):
-            raise LinkError(
-                f"listening on {host} needs TLS and a token; use 127.0.0.1, or give both"
-            )
+        check_place(host, context, has_token=has_token)
         self._runner = web.AppRunner(
             application,
             access_log=None,

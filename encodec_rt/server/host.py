@@ -68,13 +68,16 @@ class Client(Protocol):
     token: str | None
     """What resumes it, or None where nothing does."""
     opened_s: float
-    heard_s: float
     blocked_since_s: float | None
     """Since when a message waits for being taken."""
     code: int | None
     """Why it was closed, once it is: a code of WebSockets."""
     ended: asyncio.Event
     """Set when its slot is free and its state is kept."""
+
+    @property
+    def heard_s(self) -> float:
+        """When anything came from it."""
 
     def deliver(self, output: Output) -> None:
         """Send ``output``."""

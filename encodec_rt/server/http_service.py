@@ -140,8 +140,6 @@ class HttpService:
             return await serve_websocket(
                 self._host, self._metrics, request, transport, wanted, resume
             )
-        except UnavailableError as error:
-            raise self.unavailable(error) from None
         except StateError as error:
             self.refuse("resume" if resume is not None else "malformed")
             raise _refusal(web.HTTPConflict, error) from None
@@ -186,6 +184,13 @@ class HttpService:
 
     @web.middleware
     async def _check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
+        try:
+            await self._admit(request)
+            return await handler(request)
+        except UnavailableError as error:
+            raise self.unavailable(error) from None
+
+    async def _admit(self, request: web.Request) -> None:
         """Raise the refusal of a request that may not come further, cheapest reason first."""
         address, now_s = request.remote or "", asyncio.get_running_loop().time()
         if not (self._rate.allows(address, now_s) and await self._host.allows(address)):
@@ -203,7 +208,6 @@ class HttpService:
         public |= self.page is not None and request.path in self.page
         if not public and not self._is_authorized(request):
             raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"})
-        return await handler(request)
 
     def _is_authorized(self, request: web.Request) -> bool:
         token = self._options.token

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from encodec_rt.errors import PacketError
 
 _LATENCY_S = (0.001, 0.002, 0.004, 0.0067, 0.01, 0.0133, 0.02, 0.0267, 0.04, 0.08, 0.2)
 _STEP_S = (0.0005, 0.001, 0.002, 0.004, 0.0067, 0.01, 0.0133, 0.02, 0.04)
@@ -61,6 +63,25 @@ class Metrics:
             "encodec_rt_snapshot_seconds", "Copying all sessions' states.", buckets=_STEP_S,
             registry=registry,
         )  # fmt: skip
+
+    def counted(self) -> Iterator[tuple[str, str, float]]:
+        """What the network's side counts: a figure's name, its label, and how many."""
+        for name, counter in self._network_side():
+            for metric in counter.collect():
+                for sample in metric.samples:
+                    if sample.name.endswith("_total"):
+                        (label,) = sample.labels.values()
+                        yield name, label, sample.value
+
+    def count(self, name: str, label: str, more: float) -> None:
+        """Add what a front has counted. Raises PacketError for what none counts."""
+        counter = dict(self._network_side()).get(name)
+        if counter is None or not more > 0:
+            raise PacketError(f"the figure {name[:20]!r}, which has grown by {more}")
+        counter.labels(label).inc(more)
+
+    def _network_side(self) -> tuple[tuple[str, Counter], ...]:
+        return ("refused", self.refused), ("frames", self.frames), ("dropped", self.dropped)
 
     def stepped(self, seconds: float, batches: Iterable[int]) -> None:
         """A pass took ``seconds``, with steps of so many slots."""

@@ -26,7 +26,7 @@ MAX_MESSAGE_BYTES = 64 * 1024
 MAX_EVENT_BYTES = 1024
 MAX_INDEX = (1 << 32) - 1
 MAX_FRAME = MAX_INDEX - (1 << 16)
-"""The last frame that a client may send; what comes of it, and of a clip's end, has a number too."""
+"""The last frame that a client may send: what comes of a clip's end has a number, too."""
 _HEADER = struct.Struct("<BI")
 
 Mode = Literal["encode", "decode", "duplex", "echo"]

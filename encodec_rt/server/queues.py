@@ -1,4 +1,4 @@
-"""What goes between the network and the engine: whole frames, a few of which wait, and their results.
+"""What goes between the network and the engine: whole frames, some of which wait, and results.
 
 The network's thread puts in and the engine's takes out; a deque does both at once safely.
 """

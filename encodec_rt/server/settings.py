@@ -9,6 +9,7 @@ from pathlib import Path
 from encodec_rt.errors import ConfigError
 from encodec_rt.link import credentials
 from encodec_rt.server.capacity import measure_capacity
+from encodec_rt.server.fronts import FrontedServer
 from encodec_rt.server.limits import SessionLimits
 from encodec_rt.server.service import ServerOptions, StreamServer
 from encodec_rt.server.store import SessionStore
@@ -26,6 +27,8 @@ class Entrance:
     context: ssl.SSLContext | None = None
     fingerprint: str | None = None
     """Of the certificate, by which a client pins it."""
+    certificate: tuple[Path, Path] | None = None
+    """Where it and its key are, for fronts, which make a context of their own."""
 
     @property
     def scheme(self) -> str:
@@ -43,6 +46,8 @@ class ServeSettings:
     sessions: int = 0
     """0 measures how many fit."""
     calls: int = 0
+    fronts: int = 0
+    """Processes that carry the WebSockets; 0 has this one carry them."""
     page: bytes | None = None
     """As in ``ServerOptions``."""
     state: Path | None = None
@@ -72,7 +77,8 @@ class ServeSettings:
             if not certificate.is_file():
                 credentials.make_certificate(certificate, key, [self.host])
         context = credentials.server_context(certificate, key)
-        return Entrance(token, context, credentials.read_fingerprint(certificate))
+        fingerprint = credentials.read_fingerprint(certificate)
+        return Entrance(token, context, fingerprint, (certificate, key))
 
     def slots(self, codec: Codec) -> int:
         """How many sessions there will be. Raises ConfigError where that is not even one."""
@@ -90,7 +96,7 @@ class ServeSettings:
             )
         return fits
 
-    def make_server(self, codec: Codec, access: Entrance) -> StreamServer:
+    def make_server(self, codec: Codec, access: Entrance) -> StreamServer | FrontedServer:
         """A server to be started on ``host`` and ``port``. Raises ConfigError."""
         options = ServerOptions(
             access.token,
@@ -102,5 +108,9 @@ class ServeSettings:
             request_burst=int(8 * self.requests_per_s),
         )
         folder = self.state or credentials.state_folder() / "sessions"
-        store = SessionStore(folder)
-        return StreamServer(codec, self.slots(codec), self.bandwidth_kbps, store, options)
+        store, slots = SessionStore(folder), self.slots(codec)
+        if self.fronts:
+            return FrontedServer(
+                codec, slots, self.bandwidth_kbps, store, options, self.fronts, access.certificate
+            )
+        return StreamServer(codec, slots, self.bandwidth_kbps, store, options)

@@ -1,0 +1,264 @@
+"""A server of several processes: this one has the engine, and fronts have the network.
+
+Connections are accepted here and handed to the front with the fewest sessions; slots, states,
+tickets and figures are here alone. A front that ends is begun again, and its sessions are kept.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import socket
+import ssl
+import sys
+import time
+from collections import deque
+from pathlib import Path
+
+from encodec_rt.errors import CodecError, ConfigError, LinkError, StateError
+from encodec_rt.link.admission import Acceptor, RateLimit
+from encodec_rt.link.listening import check_place
+from encodec_rt.server.front import FrontSettings
+from encodec_rt.server.front_clients import FrontClients
+from encodec_rt.server.http_service import ServerOptions
+from encodec_rt.server.records import HEAD_BYTES, Record, Say
+from encodec_rt.server.ring import MAX_RECORD_BYTES, RingReader, RingWriter, make_ring_file
+from encodec_rt.server.ring_link import SPARE_BYTES, RingLink, broken
+from encodec_rt.server.service import EngineHost
+from encodec_rt.server.store import SessionStore
+from encodec_rt.streaming.codec import Codec
+
+logger = logging.getLogger(__name__)
+
+START_S = 200.0
+"""How long a front may take to start; a busy machine may be that slow."""
+CLOSE_S, END_S = 5.0, 5.0
+"""How long fronts may take to hang up, and one to end before it is killed."""
+AGAIN_S, AGAIN_AT_MOST_S = 0.1, 5.0
+"""How soon a front that ended is begun again, at first and after it has ended many times."""
+LASTED_S = 10.0
+HANDED_S = 1.0
+"""How long a connection that was handed over counts as a session to come."""
+
+
+class Front:
+    """One front: its process, and what is shared with it."""
+
+    def __init__(self, host: EngineHost, settings: FrontSettings) -> None:
+        """Not begun yet."""
+        self._host, self._settings = host, settings
+        self.pid = 0
+        self.is_ready = False
+        self.clients = FrontClients(host, host.metrics)
+        self._ready = asyncio.Event()
+        self._gone = asyncio.Event()
+        self._handed: deque[float] = deque()
+        self.handed_s = 0.0
+        """When it was last given a connection."""
+
+    @property
+    def load(self) -> int:
+        """Sessions, and connections of the last moment, which may become some."""
+        now_s = time.monotonic()
+        while self._handed and now_s - self._handed[0] > HANDED_S:
+            self._handed.popleft()
+        return len(self.clients) + len(self._handed)
+
+    def hand_over(self, connection: socket.socket) -> bool:
+        """Give it a connection; False if it does not take it."""
+        if not (self.is_ready and self._link.hand_over(connection)):
+            return False
+        self.handed_s = time.monotonic()
+        self._handed.append(self.handed_s)
+        return True
+
+    async def begin(self) -> None:
+        """Start the process. Raises StateError where it does not start."""
+        capacity = ring_bytes(self._settings)
+        mine, theirs = socket.socketpair()
+        rings = [make_ring_file(capacity) for _ in range(2)]
+        try:
+            # They write to the first and read from the second.
+            reader, writer = RingReader(rings[0]), RingWriter(rings[1])
+            shared = (theirs.fileno(), *rings)
+            self._process = await asyncio.create_subprocess_exec(
+                sys.executable, "-m", "encodec_rt.server.front", *map(str, shared),
+                pass_fds=shared, stdin=asyncio.subprocess.DEVNULL, start_new_session=True,
+            )  # fmt: skip
+        finally:
+            theirs.close()
+            for descriptor in rings:
+                os.close(descriptor)
+        self.pid = self._process.pid
+        self._link = self.clients.link = RingLink(
+            mine, writer, reader, self._settings.facts.slots,
+            take=self._take, ended=self._ended, batch=self.clients.wake,
+        )  # fmt: skip
+        mine.sendall(self._settings.to_bytes())
+        self._link.start()
+
+    async def wait_ready(self) -> None:
+        """Until it serves. Raises StateError where it ends instead."""
+        waiting = [asyncio.ensure_future(each.wait()) for each in (self._ready, self._gone)]
+        try:
+            await asyncio.wait(waiting, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for each in waiting:
+                each.cancel()
+        if not self.is_ready:
+            raise StateError("a front did not start; see the log")
+
+    async def run(self) -> None:
+        """Until it has ended, and nothing is left of it."""
+        try:
+            await self._gone.wait()
+        finally:
+            self.is_ready = False
+            await self.clients.leave()
+            await self._end_process()
+            self._link.close()
+
+    def stop(self) -> None:
+        """Have it end."""
+        self._ended(None)
+
+    def _take(self, record: Record) -> None:
+        if record.say == Say.READY:
+            self.is_ready = True
+            self._ready.set()
+        else:
+            self.clients.take(record)
+
+    def _ended(self, error: CodecError | None) -> None:
+        if self._gone.is_set():
+            return
+        if error is not None:
+            logger.error("front %d is given up: %s: %s", self.pid, type(error).__name__, error)
+            self._link.send(broken(error))
+            self._is_told = True
+        self._gone.set()
+
+    _is_told = False
+    """Whether it was told why it is to end, and says that to its clients."""
+
+    async def _end_process(self) -> None:
+        if not self._is_told:
+            self._link.close()
+        try:
+            await asyncio.wait_for(self._process.wait(), END_S)
+        except asyncio.TimeoutError:
+            self._process.kill()
+            await self._process.wait()
+
+
+class FrontedServer(EngineHost):
+    """Sessions over WebSockets that fronts carry, on the slots of one engine."""
+
+    def __init__(
+        self,
+        codec: Codec,
+        slots: int,
+        bandwidth_kbps: float,
+        store: SessionStore,
+        options: ServerOptions,
+        fronts: int,
+        certificate: tuple[Path, Path] | None = None,
+    ) -> None:
+        """As ``EngineHost``, with so many fronts; ``certificate`` is a file and its key's, for TLS.
+
+        Raises ConfigError for calls and pages, too, which fronts do not carry.
+        """
+        if options.calls or options.page is not None:
+            raise ConfigError("fronts carry WebSockets alone; serve calls without --fronts")
+        super().__init__(codec, slots, bandwidth_kbps, store, options)
+        self._options, self._certificate = options, certificate
+        self._rate = RateLimit(options.requests_per_s, options.request_burst)
+        self._count = fronts
+        self._fronts: dict[int, Front] = {}
+        self._keeping: list[asyncio.Task[None]] = []
+        self._acceptor = Acceptor(self._hand_over)
+
+    async def start(self, host: str, port: int, context: ssl.SSLContext | None) -> int:
+        """Listen; the port, which is chosen by the system for 0.
+
+        Raises LinkError for an address beyond loopback without both TLS and a token, and StateError
+        where a front does not start.
+        """
+        check_place(host, context, has_token=self._options.token is not None)
+        self.sessions.start()
+        try:
+            bound = await self._acceptor.open(host, port)
+            certificate = [None, None] if self._certificate is None else self._certificate
+            self._settings = FrontSettings(
+                self.facts, self._options, host, bound,
+                *(None if path is None else str(path) for path in certificate),
+            )  # fmt: skip
+            for place in range(self._count):
+                self._fronts[place] = Front(self, self._settings)
+                await self._fronts[place].begin()
+                self._keeping.append(asyncio.create_task(self._keep(place)))
+            await asyncio.gather(*(front.wait_ready() for front in self._fronts.values()))
+        except OSError as error:
+            await self.close()
+            raise LinkError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+        except BaseException:
+            await self.close()
+            raise
+        return bound
+
+    async def allows(self, address: str) -> bool:
+        """As ``SessionHost.allows``: fronts count by themselves first, and together here."""
+        return self._rate.allows(address, asyncio.get_running_loop().time())
+
+    async def drain(self) -> None:
+        """Take nobody new, let the sessions end in their time, keep the rest, and close."""
+        await self.sessions.drain()
+        await self.close()
+
+    async def close(self) -> None:
+        """Stop serving; sessions that are open can be resumed."""
+        self.sessions.is_draining = True
+        closing = asyncio.create_task(self.sessions.close())
+        # A front that does not hang up is ended, and its sessions with it.
+        await asyncio.wait({closing}, timeout=CLOSE_S)
+        for task in self._keeping:
+            task.cancel()
+        await asyncio.gather(*self._keeping, return_exceptions=True)
+        await closing
+        await self._acceptor.close()
+
+    async def _keep(self, place: int) -> None:
+        """Keep a front running."""
+        wait_s = AGAIN_S
+        while True:
+            begun_s, front = time.monotonic(), self._fronts[place]
+            await front.run()
+            logger.error("front %d has ended and is begun again", front.pid)
+            wait_s = AGAIN_S if time.monotonic() - begun_s > LASTED_S else 2 * wait_s
+            while True:
+                await asyncio.sleep(min(wait_s, AGAIN_AT_MOST_S))
+                self._fronts[place] = front = Front(self, self._settings)
+                try:
+                    await front.begin()
+                    break
+                except OSError as error:
+                    logger.error("a front cannot be begun: %s", error.strerror)
+
+    def _hand_over(self, connection: socket.socket, address: str) -> None:
+        """Give a connection to the front that has least to do."""
+        fronts = list(self._fronts.values())
+        fronts.sort(key=lambda each: (each.load, each.handed_s))
+        taken = any(front.hand_over(connection) for front in fronts)
+        if not taken:
+            logger.warning("a connection from %s is closed: no front takes it", address)
+        connection.close()
+
+
+def ring_bytes(settings: FrontSettings) -> int:
+    """Room for all that may wait of all sessions, should they all be one front's."""
+    facts = settings.facts
+    frame = 2 * facts.config.audio_channels * facts.config.hop_length + HEAD_BYTES + 64
+    # Audio and codes.
+    waiting = 2 * facts.slots * facts.limits.waiting_frames * frame
+    return SPARE_BYTES + 2 * MAX_RECORD_BYTES + waiting

@@ -1,0 +1,132 @@
+"""What fronts and the engine's process write to one another: docs/server.md says who writes what.
+
+Nothing is trusted more for coming from a process of our own: whatever cannot be read is a
+PacketError.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from dataclasses import dataclass
+from enum import IntEnum
+from typing import Any
+
+import numpy as np
+
+from encodec_rt.config import EncodecConfig
+from encodec_rt.errors import PacketError
+from encodec_rt.server.protocol import Kind
+from encodec_rt.server.queues import ClipEnd, WaitingFrame
+from encodec_rt.types import Codes
+
+_HEAD = struct.Struct("<BQId")
+HEAD_BYTES = _HEAD.size
+
+
+class Say(IntEnum):
+    """What a record is."""
+
+    # From a front.
+    PCM = 1
+    CODES = 2
+    LOST_CODES = 3
+    END_PCM = 4
+    END_CODES = 5
+    KEPT = 6
+    ASK = 7
+    FIGURES = 8
+    READY = 9
+    # To a front.
+    MESSAGE = 16
+    EVENT = 17
+    LOST = 18
+    CLOSE = 19
+    CUT = 20
+    ANSWER = 21
+    BROKEN = 22
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Record:
+    """Something about the session ``key``, or about none where that is 0."""
+
+    say: Say
+    key: int = 0
+    index: int = 0
+    """Of a frame."""
+    arrived_s: float = 0.0
+    content: bytes = b""
+
+    def pack(self) -> bytes:
+        """As bytes."""
+        return _HEAD.pack(self.say, self.key, self.index, self.arrived_s) + self.content
+
+    @staticmethod
+    def unpack(data: bytes) -> Record:
+        """What ``pack`` made. Raises PacketError."""
+        if len(data) < HEAD_BYTES:
+            raise PacketError(f"a record of {len(data)} bytes; {HEAD_BYTES} come first")
+        number, key, index, arrived_s = _HEAD.unpack_from(data)
+        try:
+            say = Say(number)
+        except ValueError:
+            raise PacketError(f"a record of the unknown kind {number}") from None
+        return Record(say, key, index, arrived_s, data[HEAD_BYTES:])
+
+    @property
+    def fields(self) -> dict[str, Any]:
+        """The content as a JSON object. Raises PacketError."""
+        try:
+            found = json.loads(self.content)
+        except (ValueError, RecursionError):
+            raise PacketError(f"a record of kind {self.say.name} that is not JSON") from None
+        if not isinstance(found, dict):
+            raise PacketError(f"a record of kind {self.say.name} that is not a JSON object")
+        return found
+
+
+def with_fields(say: Say, about: int = 0, /, **fields: object) -> bytes:
+    """A record with a JSON object in it."""
+    return Record(say, about, content=json.dumps(fields, separators=(",", ":")).encode()).pack()
+
+
+def pack_item(key: int, kind: Kind, item: WaitingFrame | ClipEnd) -> bytes:
+    """A frame, or the end of a clip, on its way to the engine."""
+    if isinstance(item, ClipEnd):
+        say = Say.END_PCM if kind == Kind.PCM else Say.END_CODES
+        return Record(say, key, item.index, content=item.rest.astype("<i2").tobytes()).pack()
+    if item.content is None:
+        return Record(Say.LOST_CODES, key, item.index, item.arrived_s).pack()
+    say, form = (Say.PCM, "<i2") if kind == Kind.PCM else (Say.CODES, "<u2")
+    content = item.content.astype(form, copy=False).tobytes()
+    return Record(say, key, item.index, item.arrived_s, content).pack()
+
+
+def unpack_item(
+    record: Record, config: EncodecConfig, codebooks: int
+) -> tuple[Kind, WaitingFrame | ClipEnd]:
+    """What ``pack_item`` made of a session of so many codebooks. Raises PacketError."""
+    say, index, channels = record.say, record.index, config.audio_channels
+    if say == Say.LOST_CODES:
+        return Kind.CODES, WaitingFrame(index, None, record.arrived_s)
+    if say == Say.CODES:
+        return Kind.CODES, WaitingFrame(index, _codes(record, config, codebooks), record.arrived_s)
+    if say not in (Say.PCM, Say.END_PCM, Say.END_CODES) or len(record.content) % (2 * channels):
+        raise PacketError(f"a record of kind {say.name} with {len(record.content)} bytes")
+    samples = np.frombuffer(record.content, "<i2").reshape(channels, -1)
+    whole = samples.shape[1] == config.hop_length
+    if say == Say.PCM and whole:
+        return Kind.PCM, WaitingFrame(index, samples, record.arrived_s)
+    if say == Say.PCM or samples.shape[1] >= config.hop_length:
+        raise PacketError(f"a record of kind {say.name} with {samples.shape[1]} samples")
+    return Kind.PCM if say == Say.END_PCM else Kind.CODES, ClipEnd(index, samples)
+
+
+def _codes(record: Record, config: EncodecConfig, codebooks: int) -> Codes:
+    if len(record.content) % 2 or not 0 < len(record.content) <= 2 * codebooks:
+        raise PacketError(f"a frame of codes of {len(record.content)} bytes")
+    codes = np.frombuffer(record.content, "<u2")
+    if codes.max() >= config.codebook_size:
+        raise PacketError(f"the code {codes.max()}; a codebook has {config.codebook_size}")
+    return codes.astype(np.uint16, copy=False)

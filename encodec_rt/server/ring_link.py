@@ -1,0 +1,195 @@
+"""A process's end of what it shares with another: a ring each way, and a socket beside them.
+
+A byte on the socket wakes who sleeps, a connection that was accepted comes with such a byte, and
+that the other process has ended shows there, too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+from encodec_rt.errors import CodecError, StateError
+from encodec_rt.server.records import Record, Say, with_fields
+from encodec_rt.server.ring import RingReader, RingWriter
+
+RECORDS_AT_ONCE = 256
+"""Read before others have their turn on the event loop."""
+SPARE_BYTES = 32 * 1024
+"""Of a ring, for what may not be dropped."""
+WAITING_PER_SESSION = 32
+"""Of what may not be dropped and has no room: who takes nothing for so long is given up."""
+AGAIN_S = 0.01
+_WAKE = b"w"
+
+
+class RingLink:
+    """Records to and from another process. It is the event loop's, and waits for nothing."""
+
+    def __init__(
+        self,
+        beside: socket.socket,
+        writer: RingWriter,
+        reader: RingReader,
+        sessions: int,
+        *,
+        take: Callable[[Record], None],
+        ended: Callable[[CodecError | None], None],
+        batch: Callable[[], None] = lambda: None,
+        connection: Callable[[socket.socket], None] = socket.socket.close,
+    ) -> None:
+        """For up to so many sessions.
+
+        ``take`` gets each record, and ``batch`` is called after some of them.
+        ``ended`` is called once: with None when the other process has gone, with an error when
+        nothing that comes from it can be understood. ``connection`` gets the connections it sent.
+        """
+        self._beside, self._writer, self._reader = beside, writer, reader
+        self._take, self._on_ended, self._batch = take, ended, batch
+        self._connection = connection
+        self._most = WAITING_PER_SESSION * (sessions + WAITING_PER_SESSION)
+        self._waiting: deque[bytes] = deque()
+        self._flushing: asyncio.TimerHandle | None = None
+        self.is_open = False
+
+    @property
+    def is_behind(self) -> bool:
+        """Whether the other process has not yet had room for what may not be dropped."""
+        return bool(self._waiting)
+
+    def start(self) -> None:
+        """Read from now on."""
+        self._beside.setblocking(False)
+        self.is_open = True
+        loop = asyncio.get_running_loop()
+        loop.add_reader(self._beside, self._on_beside)
+        loop.call_soon(self._read)
+
+    def stop(self) -> None:
+        """Read no more; records can still be sent."""
+        if self.is_open:
+            self.is_open = False
+            asyncio.get_running_loop().remove_reader(self._beside)
+
+    def close(self) -> None:
+        """Have nothing in common with the other process any more. Harmless when repeated."""
+        if self._beside.fileno() < 0:
+            return
+        self.stop()
+        if self._flushing is not None:
+            self._flushing.cancel()
+        self._waiting.clear()
+        self._beside.close()
+        self._writer.close()
+        self._reader.close()
+
+    def send(self, record: bytes) -> None:
+        """Send what may not be dropped, when there is room at the latest."""
+        if self._beside.fileno() < 0:
+            return
+        self._waiting.append(record)
+        self._flush()
+        if len(self._waiting) > self._most:
+            self._fail(StateError("the other process takes nothing; it is given up"))
+
+    def offer(self, record: bytes) -> bool:
+        """Send a frame; False if there is no room, and it is dropped."""
+        if self._waiting or self._beside.fileno() < 0:
+            return False
+        try:
+            written = self._writer.write(record, SPARE_BYTES)
+        except CodecError as error:
+            self._fail(error)
+            return False
+        if written:
+            self._wake()
+        return written
+
+    def hand_over(self, connection: socket.socket) -> bool:
+        """Send a connection; False if the other process does not take it now."""
+        if self._beside.fileno() < 0:
+            return False
+        try:
+            socket.send_fds(self._beside, [_WAKE], [connection.fileno()])
+        except OSError:
+            return False
+        return True
+
+    def _flush(self) -> None:
+        if self._flushing is not None:
+            self._flushing.cancel()
+            self._flushing = None
+        try:
+            while self._waiting and self._writer.write(self._waiting[0]):
+                self._waiting.popleft()
+        except CodecError as error:
+            self._waiting.clear()
+            self._fail(error)
+            return
+        self._wake()
+        if self._waiting:
+            loop = asyncio.get_running_loop()
+            self._flushing = loop.call_later(AGAIN_S, self._flush)
+
+    def _wake(self) -> None:
+        if self._writer.must_wake():
+            # One that is full of wake-ups wakes, too; one that is broken is seen by who reads.
+            with suppress(OSError):
+                self._beside.send(_WAKE)
+
+    def _on_beside(self) -> None:
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._beside, 64, 16)
+        except BlockingIOError:
+            return
+        except OSError:
+            data, descriptors = b"", []
+        for descriptor in descriptors:
+            self._connection(socket.socket(fileno=descriptor))
+        if not data:
+            self._fail(None)
+            return
+        self._read()
+
+    def _read(self) -> None:
+        if not self.is_open:
+            return
+        again = True
+        try:
+            for _ in range(RECORDS_AT_ONCE):
+                data = self._reader.read()
+                if data is None:
+                    again = not self._reader.sleeps()
+                    break
+                self._take(Record.unpack(data))
+                if not self.is_open:
+                    return
+        except CodecError as error:
+            self._fail(error)
+            return
+        finally:
+            self._batch()
+        if again:
+            asyncio.get_running_loop().call_soon(self._read)
+
+    def _fail(self, error: CodecError | None) -> None:
+        if not self.is_open:
+            return
+        self.stop()
+        if error is None:
+            # What it said before it ended.
+            self._read_rest()
+        self._on_ended(error)
+
+    def _read_rest(self) -> None:
+        with suppress(CodecError):
+            while (data := self._reader.read()) is not None:
+                self._take(Record.unpack(data))
+
+
+def broken(error: CodecError) -> bytes:
+    """A record that says why nothing more can be understood."""
+    return with_fields(Say.BROKEN, error=type(error).__name__, message=str(error))
