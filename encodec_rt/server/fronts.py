@@ -54,8 +54,8 @@ class Front:
         self._ready = asyncio.Event()
         self._gone = asyncio.Event()
         self._handed: deque[float] = deque()
-        self.handed_s = 0.0
-        """When it was last given a connection."""
+        self.connections = 0
+        """Connections that it was given."""
 
     @property
     def load(self) -> int:
@@ -69,8 +69,8 @@ class Front:
         """Give it a connection; False if it does not take it."""
         if not (self.is_ready and self._link.hand_over(connection)):
             return False
-        self.handed_s = time.monotonic()
-        self._handed.append(self.handed_s)
+        self.connections += 1
+        self._handed.append(time.monotonic())
         return True
 
     async def begin(self) -> None:
@@ -125,6 +125,7 @@ class Front:
 
     def _take(self, record: Record) -> None:
         if record.say == Say.READY:
+            logger.info("front %d serves", self.pid)
             self.is_ready = True
             self._ready.set()
         else:
@@ -248,7 +249,7 @@ class FrontedServer(EngineHost):
     def _hand_over(self, connection: socket.socket, address: str) -> None:
         """Give a connection to the front that has least to do."""
         fronts = list(self._fronts.values())
-        fronts.sort(key=lambda each: (each.load, each.handed_s))
+        fronts.sort(key=lambda each: (each.load, each.connections))
         taken = any(front.hand_over(connection) for front in fronts)
         if not taken:
             logger.warning("a connection from %s is closed: no front takes it", address)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
@@ -30,30 +29,27 @@ from encodec_rt.server.protocol import (
     pack_message,
 )
 from encodec_rt.streaming.codec import Codec
-from tests.support.serving import QUICK, all_of, codes_of, push, said, serving, tiny_codec
+from tests.support.serving import (
+    QUERY,
+    QUICK,
+    TOKEN,
+    all_of,
+    closed_with,
+    codes_of,
+    events,
+    push,
+    raw,
+    said,
+    serving,
+    tiny_codec,
+)
 
 KBPS = 1.616
-QUERY = {"mode": "encode", "bandwidth": str(KBPS)}
-TOKEN = "a-token-that-nobody-will-ever-guess-1234"
 
 
 @pytest.fixture(scope="module")
 def codec() -> Codec:
     return tiny_codec()
-
-
-async def raw(
-    session: aiohttp.ClientSession, url: str, *, query: dict[str, str] = QUERY, **options: Any
-) -> aiohttp.ClientWebSocketResponse:
-    """A WebSocket whose welcome has come."""
-    options.setdefault("protocols", (SUBPROTOCOL,))
-    options.setdefault("autoclose", False)
-    socket: aiohttp.ClientWebSocketResponse = await session.ws_connect(
-        url + STREAM_PATH, params=query, **options
-    )
-    welcome = await socket.receive_json()
-    assert welcome["type"] == "Welcome"
-    return socket
 
 
 async def status(session: aiohttp.ClientSession, url: str, **options: Any) -> int:
@@ -63,26 +59,6 @@ async def status(session: aiohttp.ClientSession, url: str, **options: Any) -> in
     except aiohttp.WSServerHandshakeError as error:
         return error.status
     return 101
-
-
-async def events(socket: aiohttp.ClientWebSocketResponse, count: int) -> list[dict[str, Any]]:
-    """The next events that are neither frames nor snapshots."""
-    found: list[dict[str, Any]] = []
-    while len(found) < count:
-        message = await socket.receive(10.0)
-        if message.type == aiohttp.WSMsgType.TEXT and "Snapshot" not in message.data:
-            found.append(json.loads(message.data))
-        assert message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY), message
-    return found
-
-
-async def closed_with(socket: aiohttp.ClientWebSocketResponse) -> int | None:
-    """The code of a close that comes."""
-    while True:
-        message = await socket.receive(10.0)
-        if message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED):
-            await socket.close()
-            return message.data if message.type == aiohttp.WSMsgType.CLOSE else None
 
 
 def beside_a_neighbour(codec: Codec, folder: Path, misbehave: Misbehaviour, **options: Any) -> None:

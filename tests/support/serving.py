@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 
 from encodec_rt.client import ServedFrame, StreamClient
 from encodec_rt.server.limits import SessionLimits
+from encodec_rt.server.protocol import STREAM_PATH, SUBPROTOCOL
 from encodec_rt.server.service import ServerOptions, StreamServer
 from encodec_rt.server.store import SessionStore
 from encodec_rt.streaming.codec import Codec
@@ -19,6 +22,8 @@ from encodec_rt.types import Audio, Codes
 from tests.support.models import random_model, speech, tiny_config
 
 QUICK = SessionLimits(snapshot_s=0.05, events_per_s=100.0, drain_s=0.2, close_over_s=0.01)
+QUERY = {"mode": "encode", "bandwidth": "1.616"}
+TOKEN = "a-token-that-nobody-will-ever-guess-1234"
 
 
 def tiny_codec(**changes: Any) -> Codec:
@@ -78,3 +83,37 @@ def codes_of(frames: list[ServedFrame]) -> Codes:
 def audio_of(frames: list[ServedFrame]) -> Audio:
     """The audio among ``frames``."""
     return np.concatenate([frame.audio for frame in frames if frame.audio is not None], axis=-1)
+
+
+async def raw(
+    session: aiohttp.ClientSession, url: str, *, query: dict[str, str] = QUERY, **options: Any
+) -> aiohttp.ClientWebSocketResponse:
+    """A WebSocket whose welcome has come."""
+    options.setdefault("protocols", (SUBPROTOCOL,))
+    options.setdefault("autoclose", False)
+    socket: aiohttp.ClientWebSocketResponse = await session.ws_connect(
+        url + STREAM_PATH, params=query, **options
+    )
+    welcome = await socket.receive_json()
+    assert welcome["type"] == "Welcome"
+    return socket
+
+
+async def events(socket: aiohttp.ClientWebSocketResponse, count: int) -> list[dict[str, Any]]:
+    """The next events that are neither frames nor snapshots."""
+    found: list[dict[str, Any]] = []
+    while len(found) < count:
+        message = await socket.receive(10.0)
+        if message.type == aiohttp.WSMsgType.TEXT and "Snapshot" not in message.data:
+            found.append(json.loads(message.data))
+        assert message.type in (aiohttp.WSMsgType.TEXT, aiohttp.WSMsgType.BINARY), message
+    return found
+
+
+async def closed_with(socket: aiohttp.ClientWebSocketResponse) -> int | None:
+    """The code of a close that comes."""
+    while True:
+        message = await socket.receive(10.0)
+        if message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED):
+            await socket.close()
+            return message.data if message.type == aiohttp.WSMsgType.CLOSE else None
