@@ -121,7 +121,6 @@ async def serve(
     )  # fmt: skip
     await service.start(settings.host, settings.port, context, listens=False)
     host.link.start()
-    host.link.send(Record(Say.READY).pack())
     running = asyncio.create_task(host.run())
     await ending.event.wait()
     signal.alarm(LINGER_S)

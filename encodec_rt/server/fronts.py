@@ -14,6 +14,7 @@ import ssl
 import sys
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 
 from encodec_rt.errors import CodecError, ConfigError, LinkError, StateError
@@ -35,6 +36,8 @@ START_S = 200.0
 """How long a front may take to start; a busy machine may be that slow."""
 CLOSE_S, END_S = 5.0, 5.0
 """How long fronts may take to hang up, and one to end before it is killed."""
+TURN_S, SILENT_TURNS = 1.0, 30
+"""How often it is looked whether a front said anything, and how often in vain until it is ended."""
 AGAIN_S, AGAIN_AT_MOST_S = 0.1, 5.0
 """How soon a front that ended is begun again, at first and after it has ended many times."""
 LASTED_S = 10.0
@@ -50,6 +53,8 @@ class Front:
         self._host, self._settings = host, settings
         self.pid = 0
         self.is_ready = False
+        self._silent = 0
+        """Turns in which it said nothing."""
         self.clients = FrontClients(host, host.metrics)
         self._ready = asyncio.Event()
         self._gone = asyncio.Event()
@@ -58,7 +63,12 @@ class Front:
         """Connections that it was given."""
 
     @property
-    def load(self) -> int:
+    def order(self) -> tuple[bool, int, int]:
+        """By which the front is found that is to have the next connection."""
+        return self._silent > 1, self._load, self.connections
+
+    @property
+    def _load(self) -> int:
         """Sessions, and connections of the last moment, which may become some."""
         now_s = time.monotonic()
         while self._handed and now_s - self._handed[0] > HANDED_S:
@@ -95,7 +105,9 @@ class Front:
             mine, writer, reader, self._settings.facts.slots,
             take=self._take, ended=self._ended, batch=self.clients.wake,
         )  # fmt: skip
-        mine.sendall(self._settings.to_bytes())
+        with suppress(OSError):
+            # One that has ended at once is seen by who reads.
+            mine.sendall(self._settings.to_bytes())
         self._link.start()
 
     async def wait_ready(self) -> None:
@@ -112,21 +124,28 @@ class Front:
     async def run(self) -> None:
         """Until it has ended, and nothing is left of it."""
         try:
-            await self._gone.wait()
+            await self._wait_gone()
         finally:
             self.is_ready = False
             await self.clients.leave()
             await self._end_process()
             self._link.close()
 
-    def stop(self) -> None:
-        """Have it end."""
-        self._ended(None)
+    async def _wait_gone(self) -> None:
+        while not self._gone.is_set():
+            try:
+                await asyncio.wait_for(self._gone.wait(), TURN_S)
+            except asyncio.TimeoutError:
+                # Counted, and not taken from a clock: this process may have stood still itself.
+                self._silent += self.is_ready
+                if self._silent > SILENT_TURNS:
+                    self._ended(StateError("nothing was heard of it for long"))
 
     def _take(self, record: Record) -> None:
         if record.say == Say.READY:
-            logger.info("front %d serves", self.pid)
-            self.is_ready = True
+            if not self.is_ready:
+                logger.info("front %d serves", self.pid)
+            self.is_ready, self._silent = True, 0
             self._ready.set()
         else:
             self.clients.take(record)
@@ -249,7 +268,7 @@ class FrontedServer(EngineHost):
     def _hand_over(self, connection: socket.socket, address: str) -> None:
         """Give a connection to the front that has least to do."""
         fronts = list(self._fronts.values())
-        fronts.sort(key=lambda each: (each.load, each.connections))
+        fronts.sort(key=lambda each: each.order)
         taken = any(front.hand_over(connection) for front in fronts)
         if not taken:
             logger.warning("a connection from %s is closed: no front takes it", address)

@@ -193,7 +193,10 @@ class HttpService:
     async def _admit(self, request: web.Request) -> None:
         """Raise the refusal of a request that may not come further, cheapest reason first."""
         address, now_s = request.remote or "", asyncio.get_running_loop().time()
-        if not (self._rate.allows(address, now_s) and await self._host.allows(address)):
+        # Who asks how an engine is that stands still is answered all the same.
+        probes = request.path in ("/livez", "/readyz")
+        allowed = self._rate.allows(address, now_s)
+        if not allowed or not (probes or await self._host.allows(address)):
             self.refuse("rate")
             raise web.HTTPTooManyRequests(headers={"Retry-After": "1"})
         if (hosts := self.listener.hosts) and request.host not in hosts:
@@ -203,7 +206,7 @@ class HttpService:
             self.refuse("origin")
             raise web.HTTPForbidden
         asked = request.method == "OPTIONS" and origin is not None
-        public = asked or request.path in ("/livez", "/readyz", STREAM_PATH)
+        public = asked or probes or request.path == STREAM_PATH
         # What of the page is secret, it knows itself.
         public |= self.page is not None and request.path in self.page
         if not public and not self._is_authorized(request):

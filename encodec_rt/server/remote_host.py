@@ -82,12 +82,14 @@ class RemoteHost:
         self._closing: set[asyncio.Future[None]] = set()
 
     async def run(self) -> None:
-        """Watch the sessions and pass on the figures, until it is cancelled."""
+        """Say that it serves, watch the sessions and pass on figures, until it is cancelled."""
         watching = asyncio.create_task(Supervisor(self._clients, self.facts.limits).run())
         try:
             while True:
+                if not self.link.is_behind:
+                    self.link.send(Record(Say.READY).pack())
+                    self._tell_figures()
                 await asyncio.sleep(FIGURES_EVERY_S)
-                self._tell_figures()
         finally:
             watching.cancel()
 

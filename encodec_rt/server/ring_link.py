@@ -170,6 +170,10 @@ class RingLink:
         except CodecError as error:
             self._fail(error)
             return
+        except Exception as error:
+            # Whatever it is, neither side may wait for the other for ever.
+            self._fail(StateError(f"a record could not be obeyed: {error!r}"))
+            raise
         finally:
             self._batch()
         if again:
@@ -185,7 +189,7 @@ class RingLink:
         self._on_ended(error)
 
     def _read_rest(self) -> None:
-        with suppress(CodecError):
+        with suppress(Exception):
             while (data := self._reader.read()) is not None:
                 self._take(Record.unpack(data))
 

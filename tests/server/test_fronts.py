@@ -20,6 +20,7 @@ import numpy as np
 import pytest
 
 from encodec_rt.client import ServedFrame, StreamClient
+from encodec_rt.link import credentials
 from encodec_rt.server.front_clients import BROKEN
 from encodec_rt.server.fronts import Front, FrontedServer
 from encodec_rt.server.http_service import ServerOptions
@@ -41,6 +42,7 @@ from tests.support.serving import (
     push,
     raw,
     said,
+    serving,
     tiny_codec,
 )
 
@@ -60,14 +62,16 @@ async def fronted(
     slots: int = 6,
     fronts: int = 2,
     limits: SessionLimits = QUICK,
+    certificate: tuple[Path, Path] | None = None,
     **options: Any,
 ) -> AsyncIterator[tuple[FrontedServer, str]]:
     kbps = codec.config.target_bandwidths[-1]
     chosen = ServerOptions(limits=limits, **options)
-    server = FrontedServer(codec, slots, kbps, SessionStore(folder), chosen, fronts)
-    bound = await server.start("127.0.0.1", 0, None)
+    server = FrontedServer(codec, slots, kbps, SessionStore(folder), chosen, fronts, certificate)
+    context = None if certificate is None else credentials.server_context(*certificate)
+    bound = await server.start("127.0.0.1", 0, context)
     try:
-        yield server, f"http://127.0.0.1:{bound}"
+        yield server, f"http{'s' if certificate else ''}://127.0.0.1:{bound}"
     finally:
         await server.close()
 
@@ -126,13 +130,17 @@ def test_codes_and_audio_over_two_fronts_are_those_of_streams(codec: Codec, tmp_
     asyncio.run(run())
 
 
-def test_any_front_answers_for_the_whole_server(codec: Codec, tmp_path: Path) -> None:
+def test_any_front_answers_for_the_whole_server_and_over_tls(codec: Codec, tmp_path: Path) -> None:
     bearer = {"Authorization": f"Bearer {TOKEN}"}
+    certificate = tmp_path / "cert.pem", tmp_path / "key.pem"
+    credentials.make_certificate(*certificate, ["127.0.0.1"])
+    pin = credentials.parse_fingerprint(credentials.read_fingerprint(certificate[0]))
+    options: dict[str, Any] = {"slots": 3, "token": TOKEN, "certificate": certificate}
 
     async def run() -> None:
-        connector = aiohttp.TCPConnector(force_close=True)
+        connector = aiohttp.TCPConnector(force_close=True, ssl=aiohttp.Fingerprint(pin))
         async with (
-            fronted(codec, tmp_path, slots=3, token=TOKEN) as (server, url),
+            fronted(codec, tmp_path, **options) as (server, url),
             aiohttp.ClientSession(connector=connector) as session,
         ):
 
@@ -203,13 +211,8 @@ def test_after_the_kill_of_a_front_its_sessions_go_on_at_another(
                 await stack.enter_async_context(stream)
             first, second = fronts_of(server)
 
-            async def speak(stream: StreamClient, clip: Audio) -> None:
-                await push_some(stream, clip[:400])
-                await killed.wait()
-                await push(stream, clip[400:], 24)
-
             killed = asyncio.Event()
-            jobs = [*map(all_of, streams), *map(speak, streams, clips)]
+            jobs = [*map(all_of, streams), *map(in_two, streams, clips, 4 * [killed])]
             working = asyncio.gather(*jobs)
             await until(lambda: len(list(tmp_path.glob("*.session"))) >= 4)
             os.kill(first.pid, signal.SIGKILL)
@@ -315,57 +318,48 @@ def test_a_drain_is_told_by_all_fronts_and_ends_them(codec: Codec, tmp_path: Pat
     asyncio.run(run())
 
 
-def test_a_killed_engine_ends_its_fronts_and_sessions_go_on_after_its_restart(
+def test_a_killed_engine_ends_its_fronts_and_sessions_go_on_at_another_server(
     tmp_path: Path,
 ) -> None:
     codec = Codec(random_model(tiny_config(target_bandwidths=(0.404, 1.616))), backend="cpu")
     codec.model.save_pretrained(tmp_path / "model")
-    clips = [said(100, codec, at) for at in range(2)]
+    state, clips = tmp_path / "state", [said(100, codec, at) for at in range(2)]
 
-    async def run(started: list[Process]) -> None:
-        started.append(await asyncio.to_thread(Process, tmp_path, 0))
+    async def run() -> None:
+        first = await asyncio.to_thread(Process, tmp_path)
         options: dict[str, Any] = {"bandwidth_kbps": 1.616, "retry_s": PATIENCE_S}
-        async with (
-            StreamClient(started[0].url, **options) as one,
-            StreamClient(started[0].url, **options) as other,
-        ):
-            streams, killed = (one, other), asyncio.Event()
-
-            async def speak(stream: StreamClient, clip: Audio) -> None:
-                await push_some(stream, clip[:400])
-                await killed.wait()
-                await push(stream, clip[400:], 24)
-
-            jobs = [*map(all_of, streams), *map(speak, streams, clips)]
-            working = asyncio.gather(*jobs)
-            state = tmp_path / "state"
-            await until(lambda: len({each.name[:40] for each in state.glob("*.session")}) == 2)
-            fronts = started[0].fronts
-            assert len(fronts) == 2
-            # Its end comes when nobody has its standard error any more: neither has a front.
-            await asyncio.to_thread(started[0].end, signal.SIGKILL)
-            started.append(await asyncio.to_thread(Process, tmp_path, started[0].port))
-            killed.set()
-            given = await asyncio.wait_for(working, PATIENCE_S)
+        try:
+            async with (
+                StreamClient(first.url, **options) as one,
+                StreamClient(first.url, **options) as other,
+            ):
+                streams, killed = (one, other), asyncio.Event()
+                jobs = [*map(all_of, streams), *map(in_two, streams, clips, 2 * [killed])]
+                working = asyncio.gather(*jobs)
+                await until(lambda: len({each.name[:40] for each in state.glob("*.session")}) == 2)
+                await asyncio.to_thread(first.kill)
+                killed.set()
+                # A server without fronts, for which the states are as good.
+                async with serving(codec, state, port=first.port) as (server, _):
+                    given = await asyncio.wait_for(working, PATIENCE_S)
+                    await until(lambda: server.sessions.count == 0)
+        finally:
+            await asyncio.to_thread(first.kill)
         assert [one.resumed, other.resumed] == [1, 1]
         for clip, frames in zip(clips, given, strict=False):
             assert frames is not None
             right(codec, clip, 1.616, frames)
-        assert await asyncio.to_thread(started[1].end, signal.SIGTERM) == 0
 
-    started: list[Process] = []
-    try:
-        asyncio.run(run(started))
-    finally:
-        for process in started:
-            if process.running.poll() is None:
-                process.end(signal.SIGKILL)
+    asyncio.run(run())
 
 
-async def push_some(stream: StreamClient, audio: Audio) -> None:
-    """A part of a clip, after which more comes."""
-    for at in range(0, len(audio), 16):
-        await stream.send_audio(audio[at : at + 16])
+async def in_two(stream: StreamClient, clip: Audio, between: asyncio.Event) -> None:
+    """Push a clip of whose second half nothing is sent before ``between``."""
+    half = len(clip) // 2
+    for at in range(0, half, 16):
+        await stream.send_audio(clip[at : min(at + 16, half)])
+    await between.wait()
+    await push(stream, clip[half:], 24)
 
 
 async def ticket_of(session: aiohttp.ClientSession, url: str, headers: dict[str, str]) -> str:
@@ -385,25 +379,20 @@ async def status(session: aiohttp.ClientSession, url: str, protocols: tuple[str,
 class Process:
     """A server in a process of its own, with two fronts."""
 
-    def __init__(self, folder: Path, port: int) -> None:
+    def __init__(self, folder: Path) -> None:
         command = [sys.executable, "-m", "encodec_rt", "serve", "--model", str(folder / "model")]
         command += ["-b", "1.616", "--sessions", "2", "--state", str(folder / "state")]
-        command += ["--port", str(port), "--fronts", "2", "--drain-s", "0.5"]
-        self.running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        self.fronts: list[int] = []
+        command += ["--port", "0", "--fronts", "2"]
+        self._running = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         found = None
-        assert self.running.stderr is not None
+        assert self._running.stderr is not None
         while found is None:
-            line = self.running.stderr.readline()
+            line = self._running.stderr.readline()
             assert line, "the server has ended"
-            self.fronts += [int(pid) for pid in re.findall(r"front (\d+) serves", line)]
             found = re.search(r"on (http://127\.0\.0\.1:(\d+));", line)
         self.url, self.port = found[1], int(found[2])
 
-    def end(self, number: signal.Signals) -> int:
-        """Returns once nobody has the standard error that its fronts have, too."""
-        self.running.send_signal(number)
-        assert self.running.stderr is not None
-        self.running.stderr.read()
-        self.running.stderr.close()
-        return self.running.wait(20)
+    def kill(self) -> None:
+        """Returns once nobody has its standard error, which its fronts have, too."""
+        self._running.kill()
+        self._running.communicate(timeout=PATIENCE_S)
