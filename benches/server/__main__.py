@@ -1,11 +1,13 @@
 """The server under load: sessions against round trips, overload, a kill, comings and goings, abuse.
 
-    python -m benches.server [sessions long full overload restart churn hostile] [--smoke]
+    python -m benches.server [sessions long full overload restart churn hostile fronts]
 
 The server is a process of its own, and so are its clients (this one), on loopback. Every client
 sends a frame of speech every 13.3 ms and gets its codes and decoded audio back; the round trip is
 from the last sample sent to the audio. "long" is ten minutes of the most sessions that kept 20 ms,
-"full" the paper's 24 kHz model. All of it takes 25 minutes at most. The picture has sessions
+"full" the paper's 24 kHz model. "fronts" is what a frame of a session costs the engine's process,
+with a tiny model, so that nearly all of it is the server's own; ``--device cuda`` runs that part on
+a GPU. All of it takes 26 minutes at most, and ``--smoke`` a minute. The picture has sessions
 against their p50 and p99.
 """
 
@@ -21,21 +23,21 @@ import torch
 
 from benches.record import RESULTS, Record
 from benches.server.abuse import churn, hostile
-from benches.server.cases import engine_alone, holds, overload, restart, sessions
+from benches.server.cases import engine_alone, fronts, holds, overload, restart, sessions
 from benches.server.picture import draw
 from encodec_rt.config import EncodecConfig
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import Codec
 
-PARTS = ("sessions", "long", "full", "overload", "restart", "churn", "hostile")
+PARTS = ("sessions", "long", "full", "overload", "restart", "churn", "hostile", "fronts")
 
 
 @contextmanager
-def full_size() -> Iterator[str]:
-    """A folder with the paper's 24 kHz model, of random weights."""
+def random_weights(config: EncodecConfig) -> Iterator[str]:
+    """A folder with such a model, of random weights."""
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
-        EncodecModel(EncodecConfig()).save_pretrained(folder)
+        EncodecModel(config).save_pretrained(folder)
         yield folder
 
 
@@ -65,6 +67,8 @@ def main() -> None:
     parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--handshakes", type=int, default=10_000)
     parser.add_argument("--hostile-seconds", type=float, default=120.0)
+    parser.add_argument("--front-sessions", type=int, default=8)
+    parser.add_argument("--device", default="cpu", help="of the server in the part fronts")
     parser.add_argument("--smoke", action="store_true", help="a minute of everything, for a look")
     parser.add_argument("--out", default=str(RESULTS))
     arguments = parser.parse_args()
@@ -89,7 +93,7 @@ def run(arguments: argparse.Namespace) -> None:
     if "long" in parts:
         sessions(record, codec, model, most or 8, arguments.long_seconds, "long")
     if "full" in parts:
-        with full_size() as folder:
+        with random_weights(EncodecConfig()) as folder:
             large = Codec.load(folder)
             most_sessions(record, large, folder, [1, 2, 3, 4], seconds, "full")
     if "overload" in parts:
@@ -103,6 +107,10 @@ def run(arguments: argparse.Namespace) -> None:
             record, codec, model, min(most or 4, 4), arguments.messages, arguments.handshakes,
             arguments.hostile_seconds,
         )  # fmt: skip
+    if "fronts" in parts:
+        with random_weights(EncodecConfig(hidden_size=8, num_filters=2)) as folder:
+            tiny, count = Codec.load(folder), arguments.front_sessions
+            fronts(record, tiny, folder, count, seconds, arguments.device)
     path = record.write()
     draw(record, Path(path).with_suffix(".png"))
     print(path)

@@ -154,3 +154,34 @@ def restart(record: Record, codec: Codec, model: str, count: int, seconds: float
         second.end()
     case: dict[str, Json] = {"what": "restart", "sessions": count, "model": codec.name}
     add(record, case, codec, spoken, talks)
+
+
+def fronts(
+    record: Record, codec: Codec, model: str, count: int, seconds: float, device: str = "cpu"
+) -> None:
+    """Processor time of the engine's process for each frame of a session, without and with fronts.
+
+    Each case has its own server; all clients are this process, and at their own pace.
+    """
+    spoken = clips(codec, count, seconds)
+    for processes in (0, 2):
+        with tempfile.TemporaryDirectory() as folder:
+            state = Path(folder) / "state"
+            server = Server(model, count, state, fronts=processes, device=device)
+            before_s, fronts_s = server.cpu_s, server.fronts_cpu_s
+            talks = load(codec, server.url, spoken)
+            engine_s, fronts_s = server.cpu_s - before_s, server.fronts_cpu_s - fronts_s
+            server.end()
+        frames = sum(each.sent for each in talks)
+        case: dict[str, Json] = {
+            "what": "fronts", "fronts": processes, "sessions": count, "model": codec.name,
+            "device": device,
+        }  # fmt: skip
+        added = add(record, case, codec, spoken, talks)
+        added.values["engine_us_per_frame"] = 1e6 * engine_s / frames
+        added.values["fronts_us_per_frame"] = 1e6 * fronts_s / frames
+        print(
+            f"{processes} fronts: {1e6 * engine_s / frames:.0f} us of the engine's process and "
+            f"{1e6 * fronts_s / frames:.0f} us of the fronts per frame",
+            flush=True,
+        )

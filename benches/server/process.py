@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import subprocess
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 
 KBPS = 6.0
@@ -23,19 +25,24 @@ class Server:
         port: int = 0,
         *,
         requests_per_s: float | None = None,
+        fronts: int = 0,
+        device: str = "cpu",
     ) -> None:
         """Start it and wait until it serves; ``requests_per_s`` if its own limit is in the way."""
         command = [sys.executable, "-m", "encodec_rt", "serve", "--model", model, "-b", str(KBPS)]
         command += ["--sessions", str(sessions), "--state", str(state), "--port", str(port)]
-        command += ["--drain-s", "0"]
+        command += ["--drain-s", "0", "--fronts", str(fronts), "--device", device]
         if requests_per_s is not None:
             command += ["--requests-per-s", f"{requests_per_s:g}"]
         self._running = subprocess.Popen(command, stderr=subprocess.PIPE)
         assert self._running.stderr is not None
-        line = self._running.stderr.readline().decode()
-        found = re.search(r"on (http://127\.0\.0\.1:(\d+));", line)
-        if found is None:
-            raise SystemExit(f"the server did not start: {line.strip()}")
+        found = None
+        while found is None:
+            line = self._running.stderr.readline().decode()
+            found = re.search(r"on (http://127\.0\.0\.1:(\d+));", line)
+            # Fronts say before that they serve.
+            if found is None and " serves" not in line:
+                raise SystemExit(f"the server did not start: {line.strip()}")
         self.url, self.port = found[1], int(found[2])
         # Nobody reads the log, and a full pipe would stop the server.
         self._reading = threading.Thread(target=self._running.stderr.read, daemon=True)
@@ -48,9 +55,38 @@ class Server:
         self._reading.join()
 
     @property
+    def cpu_s(self) -> float:
+        """Processor time of its own process, which has the engine."""
+        return _cpu_s(self._running.pid)
+
+    @property
+    def fronts_cpu_s(self) -> float:
+        """Processor time of its fronts."""
+        return sum(_cpu_s(pid) for pid in _children(self._running.pid))
+
+    @property
     def memory_mb(self) -> float:
         """What it holds in memory."""
         status = Path(f"/proc/{self._running.pid}/status").read_text()
         found = re.search(r"VmRSS:\s+(\d+) kB", status)
         assert found is not None
         return int(found[1]) / 1024
+
+
+def _fields(pid: int) -> list[str]:
+    """Of /proc/PID/stat, from the third on: before it is a name that may hold anything."""
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+
+
+def _cpu_s(pid: int) -> float:
+    user, system = _fields(pid)[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
+
+
+def _children(parent: int) -> list[int]:
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):
+            if int(_fields(int(path.name))[1]) == parent:
+                found.append(int(path.name))
+    return found
