@@ -114,7 +114,8 @@ class FrontClients:
         self.link: RingLink
         self._clients: dict[int, FrontClient] = {}
         self._tasks: set[asyncio.Task[None]] = set()
-        self._woken: set[FrontClient] = set()
+        self._fed: FrontClient | None = None
+        """One for which something came since the engine was last woken."""
         self._has_gone = False
 
     def __len__(self) -> int:
@@ -137,11 +138,10 @@ class FrontClients:
 
     def wake(self) -> None:
         """Have stepped what has come."""
-        for client in self._woken:
-            client.intake.wake()
-            # It is one engine, which wakes once.
-            break
-        self._woken.clear()
+        if self._fed is not None:
+            # Of all that came, as they have one engine.
+            self._fed.intake.wake()
+            self._fed = None
 
     async def leave(self) -> None:
         """End all sessions of a front that is no more; they can be resumed at another."""
@@ -159,7 +159,7 @@ class FrontClients:
             client.send_event("Error", error="PacketError", message=str(error))
             self._begin(client.close(BROKEN, "what came of it cannot be read; resume"))
             return
-        self._woken.add(client)
+        self._fed = client
 
     def _count(self, grown: object) -> None:
         for each in grown if isinstance(grown, list) else [grown]:

@@ -55,6 +55,8 @@ class Front:
         self.is_ready = False
         self._silent = 0
         """Turns in which it said nothing."""
+        self._is_told = False
+        """Whether it was told why it is to end, and says that to its clients."""
         self.clients = FrontClients(host, host.metrics)
         self._ready = asyncio.Event()
         self._gone = asyncio.Event()
@@ -84,7 +86,7 @@ class Front:
         return True
 
     async def begin(self) -> None:
-        """Start the process. Raises StateError where it does not start."""
+        """Start the process. Raises OSError."""
         capacity = ring_bytes(self._settings)
         mine, theirs = socket.socketpair()
         rings = [make_ring_file(capacity) for _ in range(2)]
@@ -159,9 +161,6 @@ class Front:
             self._is_told = True
         self._gone.set()
 
-    _is_told = False
-    """Whether it was told why it is to end, and says that to its clients."""
-
     async def _end_process(self) -> None:
         if not self._is_told:
             self._link.close()
@@ -209,6 +208,10 @@ class FrontedServer(EngineHost):
         self.sessions.start()
         try:
             bound = await self._acceptor.open(host, port)
+        except OSError as error:
+            await self.close()
+            raise LinkError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+        try:
             certificate = [None, None] if self._certificate is None else self._certificate
             self._settings = FrontSettings(
                 self.facts, self._options, host, bound,
@@ -221,7 +224,7 @@ class FrontedServer(EngineHost):
             await asyncio.gather(*(front.wait_ready() for front in self._fronts.values()))
         except OSError as error:
             await self.close()
-            raise LinkError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+            raise StateError(f"a front cannot be begun: {error.strerror}") from error
         except BaseException:
             await self.close()
             raise

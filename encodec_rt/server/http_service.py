@@ -6,6 +6,7 @@ import asyncio
 import json
 import ssl
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING
 
 from aiohttp import web
@@ -135,10 +136,10 @@ class HttpService:
         if transport is None:
             # It was hung up while its ticket was looked at.
             raise web.HTTPBadRequest
-        self.listener.let_stay(transport)
+        stay = partial(self.listener.let_stay, transport)
         try:
             return await serve_websocket(
-                self._host, self._metrics, request, transport, wanted, resume
+                self._host, self._metrics, request, transport, wanted, resume, stay
             )
         except StateError as error:
             self.refuse("resume" if resume is not None else "malformed")

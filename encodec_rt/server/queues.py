@@ -6,6 +6,7 @@ The network's thread puts in and the engine's takes out; a deque does both at on
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -143,6 +144,25 @@ class FrameQueue:
             self._items.appendleft(item)
             item = following
         return Loss(item.index, 1) if isinstance(item, WaitingFrame) else None
+
+
+class QueuedIntake:
+    """Takes a session's frames to an engine of this process."""
+
+    def __init__(self, waiting_frames: int, wake: Callable[[], None]) -> None:
+        """So many frames may wait in each direction."""
+        self.pcm, self.codes = FrameQueue(waiting_frames), FrameQueue(waiting_frames)
+        self.saved = self.answered = 0
+        """Snapshots, which the engine's thread counts, and those that the client has heard of."""
+        self._wake = wake
+
+    def wake(self) -> None:
+        """Say that something waits."""
+        self._wake()
+
+    def kept(self) -> None:
+        """The client has heard of one more snapshot."""
+        self.answered += 1
 
 
 class PcmFramer:

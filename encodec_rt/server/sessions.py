@@ -28,7 +28,7 @@ from encodec_rt.server.host import (
 from encodec_rt.server.limits import SessionLimits
 from encodec_rt.server.metrics import Metrics
 from encodec_rt.server.protocol import CloseCode, StreamRequest
-from encodec_rt.server.queues import FrameQueue, Output
+from encodec_rt.server.queues import Output, QueuedIntake
 from encodec_rt.server.session_state import SessionState
 from encodec_rt.server.slot_stream import SlotStream
 from encodec_rt.server.store import MAX_UNANSWERED, SessionStore
@@ -42,25 +42,6 @@ FRAMES_AT_ONCE = (1, 2, 4)
 
 
 Made = TypeVar("Made", bound=SlotStream)
-
-
-class QueuedIntake:
-    """Takes a session's frames to an engine of this process."""
-
-    def __init__(self, waiting_frames: int, wake: Callable[[], None]) -> None:
-        """So many frames may wait in each direction."""
-        self.pcm, self.codes = FrameQueue(waiting_frames), FrameQueue(waiting_frames)
-        self.saved = self.answered = 0
-        """Snapshots, which the engine's thread counts, and those that the client has heard of."""
-        self._wake = wake
-
-    def wake(self) -> None:
-        """As ``Intake.wake``."""
-        self._wake()
-
-    def kept(self) -> None:
-        """As ``Intake.kept``."""
-        self.answered += 1
 
 
 class Sessions:

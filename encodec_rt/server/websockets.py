@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+from collections.abc import Callable
 
 from aiohttp import web
 
@@ -24,8 +25,9 @@ async def serve_websocket(
     transport: asyncio.Transport,
     wanted: StreamRequest,
     resume: str | None,
+    stay: Callable[[], None],
 ) -> web.StreamResponse:
-    """A session from its opening to its end.
+    """A session from its opening to its end; ``stay`` lifts the time that a connection has.
 
     Before it answers, it raises UnavailableError without a slot, and StateError where there
     is nothing to resume.
@@ -44,8 +46,9 @@ async def serve_websocket(
         )  # fmt: skip
 
     connection, opened = await host.open(wanted, resume, make)
-    connection.begin(opened.progress)
     try:
+        stay()
+        connection.begin(opened.progress)
         await response.prepare(request)
         _limit_buffers(transport)
         connection.send_event("Welcome", **_welcome(connection, opened, host.facts))
