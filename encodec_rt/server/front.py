@@ -29,7 +29,7 @@ from encodec_rt.server.http_service import HttpService, ServerOptions
 from encodec_rt.server.limits import SessionLimits
 from encodec_rt.server.logs import log_as_json
 from encodec_rt.server.metrics import Metrics
-from encodec_rt.server.records import Record, Say
+from encodec_rt.server.records import RecordKind, RingRecord
 from encodec_rt.server.remote_host import RemoteHost
 from encodec_rt.server.ring import RingReader, RingWriter
 from encodec_rt.server.ring_link import RingLink
@@ -102,8 +102,8 @@ async def serve(
     if settings.certificate is not None and settings.key is not None:
         context = credentials.server_context(Path(settings.certificate), Path(settings.key))
 
-    def take(record: Record) -> None:
-        if record.say == Say.BROKEN:
+    def take(record: RingRecord) -> None:
+        if record.kind == RecordKind.BROKEN:
             ending.set(PacketError(str(record.fields.get("message"))))
         else:
             host.take(record)

@@ -11,7 +11,7 @@ from encodec_rt.server.host import Intake, SessionHost, UnavailableError
 from encodec_rt.server.metrics import Metrics
 from encodec_rt.server.protocol import Kind, StreamRequest
 from encodec_rt.server.queues import Loss, Output
-from encodec_rt.server.records import Record, Say, unpack_item, with_fields
+from encodec_rt.server.records import RecordKind, RingRecord, unpack_item, with_fields
 from encodec_rt.server.ring_link import RingLink
 
 REPORT_S = 0.05
@@ -43,7 +43,7 @@ class FrontClient:
         """Now: who is silent is for the front to see."""
         return asyncio.get_running_loop().time()
 
-    def take(self, record: Record, config: Any) -> None:
+    def take(self, record: RingRecord, config: Any) -> None:
         """A frame, or the end of a clip. Raises PacketError."""
         kind, item = unpack_item(record, config, self.codebooks)
         sink = self.intake.pcm if kind == Kind.PCM else self.intake.codes
@@ -55,9 +55,11 @@ class FrontClient:
         """As ``Client.deliver``; the newest frame is dropped where the ring is full."""
         if output.data is None:
             self._report()
-            self._link.send(with_fields(Say.EVENT, self.key, type=output.event, **output.fields))
+            self._link.send(
+                with_fields(RecordKind.EVENT, self.key, type=output.event, **output.fields)
+            )
             return
-        record = Record(Say.MESSAGE, self.key, output.index, content=output.data)
+        record = RingRecord(RecordKind.MESSAGE, self.key, output.index, content=output.data)
         if not self._link.offer(record.pack()):
             self._lose("out", Kind(output.data[0]), Loss(output.index, 1))
 
@@ -67,11 +69,11 @@ class FrontClient:
 
     async def close(self, code: int, reason: str) -> None:
         """Have the front hang up; it says when that is done."""
-        self._link.send(with_fields(Say.CLOSE, self.key, code=code, reason=reason))
+        self._link.send(with_fields(RecordKind.CLOSE, self.key, code=code, reason=reason))
 
     def cut(self) -> None:
         """As ``Client.cut``."""
-        self._link.send(Record(Say.CUT, self.key).pack())
+        self._link.send(RingRecord(RecordKind.CUT, self.key).pack())
 
     def _lose(self, where: str, kind: Kind, loss: Loss) -> None:
         """Report a loss soon, with those that follow it."""
@@ -102,7 +104,7 @@ class FrontClient:
         lost, self._lost = self._lost, {}
         for (where, _), loss in lost.items():
             fields = {"where": where, "first": loss.first, "count": loss.count}
-            self._link.send(with_fields(Say.LOST, self.key, **fields))
+            self._link.send(with_fields(RecordKind.LOST, self.key, **fields))
 
 
 class FrontClients:
@@ -122,19 +124,19 @@ class FrontClients:
         """Sessions that are open."""
         return len(self._clients)
 
-    def take(self, record: Record) -> None:
+    def take(self, record: RingRecord) -> None:
         """A record of the front. Raises PacketError for one that tells of no single session."""
-        if record.say == Say.ASK:
+        if record.kind == RecordKind.ASK:
             self._begin(self._answer(record.key, record.fields))
-        elif record.say == Say.FIGURES:
+        elif record.kind == RecordKind.FIGURES:
             self._count(record.fields.get("grown"))
-        elif record.say in (Say.KEPT, *_ITEMS):
+        elif record.kind in (RecordKind.KEPT, *_ITEMS):
             # One that has ended meanwhile may still have had frames under way.
             client = self._clients.get(record.key)
             if client is not None:
                 self._take(client, record)
         else:
-            raise PacketError(f"a record of kind {record.say.name} from a front")
+            raise PacketError(f"a record of kind {record.kind.name} from a front")
 
     def wake(self) -> None:
         """Have stepped what has come."""
@@ -149,8 +151,8 @@ class FrontClients:
         clients = list(self._clients.values())
         await asyncio.gather(*(self._end(client, ABNORMAL) for client in clients))
 
-    def _take(self, client: FrontClient, record: Record) -> None:
-        if record.say == Say.KEPT:
+    def _take(self, client: FrontClient, record: RingRecord) -> None:
+        if record.kind == RecordKind.KEPT:
             client.intake.kept()
             return
         try:
@@ -179,7 +181,7 @@ class FrontClients:
             answer = {"unavailable": error.reason}
         except (CodecError, LookupError, TypeError, AttributeError) as error:
             answer = {"refused": str(error)}
-        self.link.send(with_fields(Say.ANSWER, number, **answer))
+        self.link.send(with_fields(RecordKind.ANSWER, number, **answer))
 
     async def _open(self, asked: dict[str, Any]) -> dict[str, object]:
         wanted = StreamRequest.from_query(asked["query"])
@@ -238,4 +240,10 @@ class FrontClients:
         task.add_done_callback(self._tasks.discard)
 
 
-_ITEMS = (Say.PCM, Say.CODES, Say.LOST_CODES, Say.END_PCM, Say.END_CODES)
+_ITEMS = (
+    RecordKind.PCM,
+    RecordKind.CODES,
+    RecordKind.LOST_CODES,
+    RecordKind.END_PCM,
+    RecordKind.END_CODES,
+)

@@ -23,7 +23,7 @@ from encodec_rt.link.listening import check_place
 from encodec_rt.server.front import FrontSettings
 from encodec_rt.server.front_clients import FrontClients
 from encodec_rt.server.http_service import ServerOptions
-from encodec_rt.server.records import HEAD_BYTES, Record, Say
+from encodec_rt.server.records import HEAD_BYTES, RecordKind, RingRecord
 from encodec_rt.server.ring import MAX_RECORD_BYTES, RingReader, RingWriter, make_ring_file
 from encodec_rt.server.ring_link import SPARE_BYTES, RingLink, broken
 from encodec_rt.server.service import EngineHost
@@ -143,8 +143,8 @@ class Front:
                 if self._silent > SILENT_TURNS:
                     self._ended(StateError("nothing was heard of it for long"))
 
-    def _take(self, record: Record) -> None:
-        if record.say == Say.READY:
+    def _take(self, record: RingRecord) -> None:
+        if record.kind == RecordKind.READY:
             if not self.is_ready:
                 logger.info("front %d serves", self.pid)
             self.is_ready, self._silent = True, 0

@@ -24,7 +24,7 @@ _HEAD = struct.Struct("<BQId")
 HEAD_BYTES = _HEAD.size
 
 
-class Say(IntEnum):
+class RecordKind(IntEnum):
     """What a record is."""
 
     # From a front.
@@ -48,10 +48,10 @@ class Say(IntEnum):
 
 
 @dataclass(frozen=True, eq=False, slots=True)
-class Record:
+class RingRecord:
     """Something about the session ``key``, or about none where that is 0."""
 
-    say: Say
+    kind: RecordKind
     key: int = 0
     index: int = 0
     """Of a frame."""
@@ -60,19 +60,19 @@ class Record:
 
     def pack(self) -> bytes:
         """As bytes."""
-        return _HEAD.pack(self.say, self.key, self.index, self.arrived_s) + self.content
+        return _HEAD.pack(self.kind, self.key, self.index, self.arrived_s) + self.content
 
     @staticmethod
-    def unpack(data: bytes) -> Record:
+    def unpack(data: bytes) -> RingRecord:
         """What ``pack`` made. Raises PacketError."""
         if len(data) < HEAD_BYTES:
             raise PacketError(f"a record of {len(data)} bytes; {HEAD_BYTES} come first")
         number, key, index, arrived_s = _HEAD.unpack_from(data)
         try:
-            say = Say(number)
+            form = RecordKind(number)
         except ValueError:
             raise PacketError(f"a record of the unknown kind {number}") from None
-        return Record(say, key, index, arrived_s, data[HEAD_BYTES:])
+        return RingRecord(form, key, index, arrived_s, data[HEAD_BYTES:])
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -80,50 +80,54 @@ class Record:
         try:
             found = json.loads(self.content)
         except (ValueError, RecursionError):
-            raise PacketError(f"a record of kind {self.say.name} that is not JSON") from None
+            raise PacketError(f"a record of kind {self.kind.name} that is not JSON") from None
         if not isinstance(found, dict):
-            raise PacketError(f"a record of kind {self.say.name} that is not a JSON object")
+            raise PacketError(f"a record of kind {self.kind.name} that is not a JSON object")
         return found
 
 
-def with_fields(say: Say, about: int = 0, /, **fields: object) -> bytes:
+def with_fields(form: RecordKind, about: int = 0, /, **fields: object) -> bytes:
     """A record with a JSON object in it."""
-    return Record(say, about, content=json.dumps(fields, separators=(",", ":")).encode()).pack()
+    return RingRecord(
+        form, about, content=json.dumps(fields, separators=(",", ":")).encode()
+    ).pack()
 
 
 def pack_item(key: int, kind: Kind, item: WaitingFrame | ClipEnd) -> bytes:
     """A frame, or the end of a clip, on its way to the engine."""
     if isinstance(item, ClipEnd):
-        say = Say.END_PCM if kind == Kind.PCM else Say.END_CODES
-        return Record(say, key, item.index, content=item.rest.astype("<i2").tobytes()).pack()
+        form = RecordKind.END_PCM if kind == Kind.PCM else RecordKind.END_CODES
+        return RingRecord(form, key, item.index, content=item.rest.astype("<i2").tobytes()).pack()
     if item.content is None:
-        return Record(Say.LOST_CODES, key, item.index, item.arrived_s).pack()
-    say, form = (Say.PCM, "<i2") if kind == Kind.PCM else (Say.CODES, "<u2")
-    content = item.content.astype(form, copy=False).tobytes()
-    return Record(say, key, item.index, item.arrived_s, content).pack()
+        return RingRecord(RecordKind.LOST_CODES, key, item.index, item.arrived_s).pack()
+    form, order = (RecordKind.PCM, "<i2") if kind == Kind.PCM else (RecordKind.CODES, "<u2")
+    content = item.content.astype(order, copy=False).tobytes()
+    return RingRecord(form, key, item.index, item.arrived_s, content).pack()
 
 
 def unpack_item(
-    record: Record, config: EncodecConfig, codebooks: int
+    record: RingRecord, config: EncodecConfig, codebooks: int
 ) -> tuple[Kind, WaitingFrame | ClipEnd]:
     """What ``pack_item`` made of a session of so many codebooks. Raises PacketError."""
-    say, index, channels = record.say, record.index, config.audio_channels
-    if say == Say.LOST_CODES:
+    form, index, channels = record.kind, record.index, config.audio_channels
+    if form == RecordKind.LOST_CODES:
         return Kind.CODES, WaitingFrame(index, None, record.arrived_s)
-    if say == Say.CODES:
+    if form == RecordKind.CODES:
         return Kind.CODES, WaitingFrame(index, _codes(record, config, codebooks), record.arrived_s)
-    if say not in (Say.PCM, Say.END_PCM, Say.END_CODES) or len(record.content) % (2 * channels):
-        raise PacketError(f"a record of kind {say.name} with {len(record.content)} bytes")
+    if form not in (RecordKind.PCM, RecordKind.END_PCM, RecordKind.END_CODES) or len(
+        record.content
+    ) % (2 * channels):
+        raise PacketError(f"a record of kind {form.name} with {len(record.content)} bytes")
     samples = np.frombuffer(record.content, "<i2").reshape(channels, -1)
     whole = samples.shape[1] == config.hop_length
-    if say == Say.PCM and whole:
+    if form == RecordKind.PCM and whole:
         return Kind.PCM, WaitingFrame(index, samples, record.arrived_s)
-    if say == Say.PCM or samples.shape[1] >= config.hop_length:
-        raise PacketError(f"a record of kind {say.name} with {samples.shape[1]} samples")
-    return Kind.PCM if say == Say.END_PCM else Kind.CODES, ClipEnd(index, samples)
+    if form == RecordKind.PCM or samples.shape[1] >= config.hop_length:
+        raise PacketError(f"a record of kind {form.name} with {samples.shape[1]} samples")
+    return Kind.PCM if form == RecordKind.END_PCM else Kind.CODES, ClipEnd(index, samples)
 
 
-def _codes(record: Record, config: EncodecConfig, codebooks: int) -> Codes:
+def _codes(record: RingRecord, config: EncodecConfig, codebooks: int) -> Codes:
     if len(record.content) % 2 or not 0 < len(record.content) <= 2 * codebooks:
         raise PacketError(f"a frame of codes of {len(record.content)} bytes")
     codes = np.frombuffer(record.content, "<u2")

@@ -22,7 +22,7 @@ from encodec_rt.server.host import (
 from encodec_rt.server.metrics import Metrics
 from encodec_rt.server.protocol import Kind, StreamRequest
 from encodec_rt.server.queues import ClipEnd, Loss, Output, Progress, WaitingFrame
-from encodec_rt.server.records import Record, Say, pack_item, with_fields
+from encodec_rt.server.records import RecordKind, RingRecord, pack_item, with_fields
 from encodec_rt.server.ring_link import RingLink
 
 logger = logging.getLogger(__name__)
@@ -63,7 +63,7 @@ class RingIntake:
 
     def kept(self) -> None:
         """As ``Intake.kept``."""
-        self._link.send(Record(Say.KEPT, self._key).pack())
+        self._link.send(RingRecord(RecordKind.KEPT, self._key).pack())
 
 
 class RemoteHost:
@@ -87,7 +87,7 @@ class RemoteHost:
         try:
             while True:
                 if not self.link.is_behind:
-                    self.link.send(Record(Say.READY).pack())
+                    self.link.send(RingRecord(RecordKind.READY).pack())
                     self._tell_figures()
                 await asyncio.sleep(FIGURES_EVERY_S)
         finally:
@@ -157,30 +157,30 @@ class RemoteHost:
         """As ``SessionHost.allows``."""
         return (await self._answer("allows", address=address)).get("good") is True
 
-    def take(self, record: Record) -> None:
+    def take(self, record: RingRecord) -> None:
         """A record from the engine's process. Raises PacketError."""
-        if record.say == Say.ANSWER:
+        if record.kind == RecordKind.ANSWER:
             self._answered(record.key, record.fields)
             return
         client = self._clients.get(record.key)
         if not isinstance(client, Connection):
             return
-        if record.say == Say.MESSAGE:
+        if record.kind == RecordKind.MESSAGE:
             client.deliver(Output(record.key, record.content, index=record.index))
-        elif record.say == Say.EVENT:
+        elif record.kind == RecordKind.EVENT:
             fields = record.fields
             client.send_event(str(fields.pop("type", "")), **fields)
-        elif record.say == Say.LOST:
+        elif record.kind == RecordKind.LOST:
             fields = record.fields
             lost = Loss(_whole(fields, "first"), _whole(fields, "count"))
             client.lose("in" if fields.get("where") == "in" else "out", lost)
-        elif record.say == Say.CLOSE:
+        elif record.kind == RecordKind.CLOSE:
             fields = record.fields
             self._close(client, _whole(fields, "code"), str(fields.get("reason")))
-        elif record.say == Say.CUT:
+        elif record.kind == RecordKind.CUT:
             client.cut()
         else:
-            raise PacketError(f"a record of kind {record.say.name} for a front")
+            raise PacketError(f"a record of kind {record.kind.name} for a front")
 
     async def give_up(self, error: CodecError | None) -> None:
         """End all sessions, whose clients may resume elsewhere; they are told an ``error``."""
@@ -214,7 +214,7 @@ class RemoteHost:
             return asking
         self._asked[number] = asking
         asking.add_done_callback(lambda _: self._asked.pop(number, None))
-        self.link.send(with_fields(Say.ASK, number, what=what, **fields))
+        self.link.send(with_fields(RecordKind.ASK, number, what=what, **fields))
         return asking
 
     async def _answer(self, what: str, **fields: object) -> dict[str, Any]:
@@ -249,7 +249,7 @@ class RemoteHost:
                 grown.append([name, label, more])
                 self._told[name, label] = total
         if grown:
-            self.link.send(with_fields(Say.FIGURES, grown=grown))
+            self.link.send(with_fields(RecordKind.FIGURES, grown=grown))
 
 
 def _whole(fields: dict[str, Any], name: str) -> int:

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from encodec_rt.errors import CodecError, StateError
-from encodec_rt.server.records import Record, Say, with_fields
+from encodec_rt.server.records import RecordKind, RingRecord, with_fields
 from encodec_rt.server.ring import RingReader, RingWriter
 
 RECORDS_AT_ONCE = 256
@@ -36,7 +36,7 @@ class RingLink:
         reader: RingReader,
         sessions: int,
         *,
-        take: Callable[[Record], None],
+        take: Callable[[RingRecord], None],
         ended: Callable[[CodecError | None], None],
         batch: Callable[[], None] = lambda: None,
         connection: Callable[[socket.socket], None] = socket.socket.close,
@@ -164,7 +164,7 @@ class RingLink:
                 if data is None:
                     again = not self._reader.sleeps()
                     break
-                self._take(Record.unpack(data))
+                self._take(RingRecord.unpack(data))
                 if not self.is_open:
                     return
         except CodecError as error:
@@ -191,9 +191,9 @@ class RingLink:
     def _read_rest(self) -> None:
         with suppress(Exception):
             while (data := self._reader.read()) is not None:
-                self._take(Record.unpack(data))
+                self._take(RingRecord.unpack(data))
 
 
 def broken(error: CodecError) -> bytes:
     """A record that says why nothing more can be understood."""
-    return with_fields(Say.BROKEN, error=type(error).__name__, message=str(error))
+    return with_fields(RecordKind.BROKEN, error=type(error).__name__, message=str(error))

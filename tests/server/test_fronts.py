@@ -26,7 +26,7 @@ from encodec_rt.server.fronts import Front, FrontedServer
 from encodec_rt.server.http_service import ServerOptions
 from encodec_rt.server.limits import SessionLimits
 from encodec_rt.server.protocol import SUBPROTOCOL, TICKET, TICKET_PATH, Kind, pack_message
-from encodec_rt.server.records import Record, Say
+from encodec_rt.server.records import RecordKind, RingRecord
 from encodec_rt.server.store import SessionStore
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.types import Audio
@@ -270,11 +270,11 @@ def test_a_record_of_a_session_that_cannot_be_read_ends_that_session_alone(
 ) -> None:
     hop = codec.config.hop_length
     wrong = [
-        Record(Say.PCM, content=bytes(3)),
-        Record(Say.PCM, content=bytes(4 * hop)),
-        Record(Say.END_PCM, content=bytes(2 * hop)),
-        Record(Say.CODES, content=b"\xff\xff"),
-        Record(Say.CODES, content=bytes(2 * 9)),
+        RingRecord(RecordKind.PCM, content=bytes(3)),
+        RingRecord(RecordKind.PCM, content=bytes(4 * hop)),
+        RingRecord(RecordKind.END_PCM, content=bytes(2 * hop)),
+        RingRecord(RecordKind.CODES, content=b"\xff\xff"),
+        RingRecord(RecordKind.CODES, content=bytes(2 * 9)),
     ]
 
     async def run() -> None:

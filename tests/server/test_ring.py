@@ -17,7 +17,7 @@ from encodec_rt.errors import CodecError, PacketError
 from encodec_rt.server.front_clients import FrontClient
 from encodec_rt.server.protocol import Kind, pack_message
 from encodec_rt.server.queues import ClipEnd, Loss, Output, WaitingFrame
-from encodec_rt.server.records import Record, Say, pack_item, unpack_item
+from encodec_rt.server.records import RecordKind, RingRecord, pack_item, unpack_item
 from encodec_rt.server.remote_host import RingIntake
 from encodec_rt.server.ring import MAX_RECORD_BYTES, RingReader, RingWriter, make_ring_file
 from encodec_rt.server.ring_link import SPARE_BYTES, RingLink
@@ -152,7 +152,7 @@ def test_a_front_needs_no_torch() -> None:
     ],
 )
 def test_audio_comes_out_of_a_record_as_it_went_in(item: WaitingFrame | ClipEnd) -> None:
-    kind, found = unpack_item(Record.unpack(pack_item(3, Kind.PCM, item)), tiny_config(), 4)
+    kind, found = unpack_item(RingRecord.unpack(pack_item(3, Kind.PCM, item)), tiny_config(), 4)
     assert kind == Kind.PCM
     assert type(found) is type(item)
     assert found.index == 7
@@ -167,7 +167,7 @@ def test_codes_that_are_lost_or_not_come_out_of_a_record_as_they_went_in() -> No
     config = tiny_config()
     for content in (None, np.array([1, 15, 0], np.uint16)):
         data = pack_item(3, Kind.CODES, WaitingFrame(7, content, 1.5))
-        kind, found = unpack_item(Record.unpack(data), config, 4)
+        kind, found = unpack_item(RingRecord.unpack(data), config, 4)
         assert kind == Kind.CODES
         assert isinstance(found, WaitingFrame)
         assert np.array_equal(np.asarray(found.content), np.asarray(content))
@@ -180,7 +180,7 @@ def test_random_records_are_read_or_refused() -> None:
         if data:
             data[0] %= 24
         try:
-            record = Record.unpack(bytes(data))
+            record = RingRecord.unpack(bytes(data))
             unpack_item(record, config, 4)
             assert record.fields is not None
         except PacketError:
@@ -191,7 +191,7 @@ def test_frames_for_a_full_ring_are_dropped_by_number_and_what_ends_a_clip_is_no
     """Neither side waits for the other, which reads again after everything was said."""
 
     async def run() -> None:
-        said: list[Record] = []
+        said: list[RingRecord] = []
         ended: list[CodecError | None] = []
         mine, theirs = socket.socketpair()
         capacity = SPARE_BYTES + 2 * MAX_RECORD_BYTES
@@ -210,17 +210,22 @@ def test_frames_for_a_full_ring_are_dropped_by_number_and_what_ends_a_clip_is_no
                 client.deliver(Output(6, pack_message(Kind.PCM, at, bytes(640)), index=at))
             client.send_event("Finalized", frame=20)
             # More than there is room for waits.
-            filler = Record(Say.KEPT, 9, content=bytes(30_000)).pack()
+            filler = RingRecord(RecordKind.KEPT, 9, content=bytes(30_000)).pack()
             for _ in range(4):
                 link.send(filler)
             assert link.is_behind
             other.start()
-            while len([each for each in said if each.say == Say.KEPT]) < 4:
+            while len([each for each in said if each.kind == RecordKind.KEPT]) < 4:
                 await asyncio.sleep(0.001)
-            frames = [each.index for each in said if each.say == Say.PCM]
+            frames = [each.index for each in said if each.kind == RecordKind.PCM]
             assert frames == list(range(first))
-            after = [each.say for each in said[first:]]
-            assert after == [Say.END_PCM, Say.LOST, Say.EVENT, *4 * [Say.KEPT]]
+            after = [each.kind for each in said[first:]]
+            assert after == [
+                RecordKind.END_PCM,
+                RecordKind.LOST,
+                RecordKind.EVENT,
+                *4 * [RecordKind.KEPT],
+            ]
             lost = said[first + 1].fields
             assert lost == {"where": "out", "first": 0, "count": 20}
             assert not ended
