@@ -18,6 +18,12 @@ def check_place(host: str, context: ssl.SSLContext | None, *, has_token: bool) -
         raise LinkError(f"listening on {host} needs TLS and a token; use 127.0.0.1, or give both")
 
 
+def cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> LinkError:
+    """The error for an address at which opening a socket raised ``error``."""
+    reason = error.strerror if isinstance(error, OSError) else "not the name of a machine"
+    return LinkError(f"cannot listen on {host} port {port}: {reason}")
+
+
 class Listener:
     """Where a web application is reached. Once opened, it listens until it is closed."""
 
@@ -63,8 +69,7 @@ class Listener:
             bound = await self.admission.open(host, port) if listens else port
         except (OSError, UnicodeError) as error:
             await self.close()
-            reason = error.strerror if isinstance(error, OSError) else "not the name of a machine"
-            raise LinkError(f"cannot listen on {host} port {port}: {reason}") from error
+            raise cannot_listen(host, port, error) from error
         if is_loopback(host):
             # Else a page of another name that resolves to this machine could read along.
             names = ("localhost", "127.0.0.1", "[::1]", host)

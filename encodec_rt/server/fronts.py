@@ -17,9 +17,9 @@ from collections import deque
 from contextlib import suppress
 from pathlib import Path
 
-from encodec_rt.errors import CodecError, ConfigError, LinkError, StateError
+from encodec_rt.errors import CodecError, ConfigError, StateError
 from encodec_rt.link.admission import Acceptor, RateLimit
-from encodec_rt.link.listening import check_place
+from encodec_rt.link.listening import cannot_listen, check_place
 from encodec_rt.server.front import FrontSettings
 from encodec_rt.server.front_clients import FrontClients
 from encodec_rt.server.http_service import ServerOptions
@@ -208,9 +208,9 @@ class FrontedServer(EngineHost):
         self.sessions.start()
         try:
             bound = await self._acceptor.open(host, port)
-        except OSError as error:
+        except (OSError, UnicodeError) as error:
             await self.close()
-            raise LinkError(f"cannot listen on {host} port {port}: {error.strerror}") from error
+            raise cannot_listen(host, port, error) from error
         try:
             certificate = [None, None] if self._certificate is None else self._certificate
             self._settings = FrontSettings(
