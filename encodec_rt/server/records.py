@@ -8,9 +8,8 @@ from __future__ import annotations
 
 import json
 import struct
-from dataclasses import dataclass
 from enum import IntEnum
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -47,32 +46,33 @@ class RecordKind(IntEnum):
     BROKEN = 22
 
 
-@dataclass(frozen=True, eq=False, slots=True)
-class RingRecord:
+_KINDS = {int(each): each for each in RecordKind}
+
+
+class RingRecord(NamedTuple):
     """Something about the session ``key``, or about none where that is 0."""
 
     kind: RecordKind
     key: int = 0
-    index: int = 0
-    """Of a frame."""
+    frame: int = 0
+    """Its number."""
     arrived_s: float = 0.0
     content: bytes = b""
 
     def pack(self) -> bytes:
         """As bytes."""
-        return _HEAD.pack(self.kind, self.key, self.index, self.arrived_s) + self.content
+        return _HEAD.pack(self.kind, self.key, self.frame, self.arrived_s) + self.content
 
     @staticmethod
     def unpack(data: bytes) -> RingRecord:
         """What ``pack`` made. Raises PacketError."""
         if len(data) < HEAD_BYTES:
             raise PacketError(f"a record of {len(data)} bytes; {HEAD_BYTES} come first")
-        number, key, index, arrived_s = _HEAD.unpack_from(data)
-        try:
-            form = RecordKind(number)
-        except ValueError:
-            raise PacketError(f"a record of the unknown kind {number}") from None
-        return RingRecord(form, key, index, arrived_s, data[HEAD_BYTES:])
+        number, key, frame, arrived_s = _HEAD.unpack_from(data)
+        form = _KINDS.get(number)
+        if form is None:
+            raise PacketError(f"a record of the unknown kind {number}")
+        return RingRecord(form, key, frame, arrived_s, data[HEAD_BYTES:])
 
     @property
     def fields(self) -> dict[str, Any]:
@@ -109,7 +109,7 @@ def unpack_item(
     record: RingRecord, config: EncodecConfig, codebooks: int
 ) -> tuple[Kind, WaitingFrame | ClipEnd]:
     """What ``pack_item`` made of a session of so many codebooks. Raises PacketError."""
-    form, index, channels = record.kind, record.index, config.audio_channels
+    form, index, channels = record.kind, record.frame, config.audio_channels
     if form == RecordKind.LOST_CODES:
         return Kind.CODES, WaitingFrame(index, None, record.arrived_s)
     if form == RecordKind.CODES:

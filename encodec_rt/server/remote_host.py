@@ -166,7 +166,7 @@ class RemoteHost:
         if not isinstance(client, Connection):
             return
         if record.kind == RecordKind.MESSAGE:
-            client.deliver(Output(record.key, record.content, index=record.index))
+            client.deliver(Output(record.key, record.content, index=record.frame))
         elif record.kind == RecordKind.EVENT:
             fields = record.fields
             client.send_event(str(fields.pop("type", "")), **fields)

@@ -118,7 +118,7 @@ def test_codes_and_audio_over_two_fronts_are_those_of_streams(codec: Codec, tmp_
             for clip, each, frames, stream in zip(clips, kbps, given, streams, strict=False):
                 assert frames is not None
                 right(codec, clip, each, frames)
-                assert stream.dropped == stream.errors == []
+                assert not [*stream.dropped, *stream.errors]
             await until(lambda: server.sessions.count == 0)
             text = await server.metrics_text()
             said_frames = sum(len(codes_of(frames)) for frames in given[:4] if frames is not None)
@@ -285,7 +285,7 @@ def test_a_record_of_a_session_that_cannot_be_read_ends_that_session_alone(
             sockets = [await raw(session, url) for _ in range(1 + len(wrong))]
             (front,) = fronts_of(server)
             for record, key in zip(wrong, list(front.clients._clients), strict=False):
-                front.clients.take(replace(record, key=key))
+                front.clients.take(record._replace(key=key))
             for socket in sockets[:-1]:
                 (error,) = await events(socket, 1)
                 assert error["error"] == "PacketError"

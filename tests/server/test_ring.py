@@ -101,7 +101,7 @@ def test_what_is_too_long_or_damaged_is_refused() -> None:
             places = [*range(16), *range(192, 192 + 1500)]
             place = int(random.choice(places))
             writer._bytes[place] ^= int(random.integers(1, 256))
-            came = []
+            came: list[bytes] = []
             try:
                 while len(came) < 6 and (found := reader.read()) is not None:
                     came.append(found)
@@ -217,7 +217,7 @@ def test_frames_for_a_full_ring_are_dropped_by_number_and_what_ends_a_clip_is_no
             other.start()
             while len([each for each in said if each.kind == RecordKind.KEPT]) < 4:
                 await asyncio.sleep(0.001)
-            frames = [each.index for each in said if each.kind == RecordKind.PCM]
+            frames = [each.frame for each in said if each.kind == RecordKind.PCM]
             assert frames == list(range(first))
             after = [each.kind for each in said[first:]]
             assert after == [
