@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -13,6 +14,8 @@ from encodec_rt.server.protocol import Kind, StreamRequest
 from encodec_rt.server.queues import Loss, Output
 from encodec_rt.server.records import RecordKind, RingRecord, unpack_item, with_fields
 from encodec_rt.server.ring_link import RingLink
+
+logger = logging.getLogger(__name__)
 
 REPORT_S = 0.05
 """How long losses may be gathered before they are reported."""
@@ -149,7 +152,10 @@ class FrontClients:
         """End all sessions of a front that is no more; they can be resumed at another."""
         self._has_gone = True
         clients = list(self._clients.values())
-        await asyncio.gather(*(self._end(client, ABNORMAL) for client in clients))
+        ending = (self._end(client, ABNORMAL) for client in clients)
+        for failed in await asyncio.gather(*ending, return_exceptions=True):
+            if failed is not None:
+                logger.error("a session of a front that has gone: %r", failed)
 
     def _take(self, client: FrontClient, record: RingRecord) -> None:
         if record.kind == RecordKind.KEPT:

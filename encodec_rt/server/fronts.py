@@ -36,8 +36,9 @@ START_S = 200.0
 """How long a front may take to start; a busy machine may be that slow."""
 CLOSE_S, END_S = 5.0, 5.0
 """How long fronts may take to hang up, and one to end before it is killed."""
-TURN_S, SILENT_TURNS = 1.0, 30
-"""How often it is looked whether a front said anything, and how often in vain until it is ended."""
+TURN_S, SLOW_TURNS, SILENT_TURNS = 1.0, 5, 30
+"""How often it is looked whether a front said anything, how often in vain until others have new
+connections first, and until it is ended."""
 AGAIN_S, AGAIN_AT_MOST_S = 0.1, 5.0
 """How soon a front that ended is begun again, at first and after it has ended many times."""
 LASTED_S = 10.0
@@ -67,7 +68,7 @@ class Front:
     @property
     def order(self) -> tuple[bool, int, int]:
         """By which the front is found that is to have the next connection."""
-        return self._silent > 1, self._load, self.connections
+        return self._silent > SLOW_TURNS, self._load, self.connections
 
     @property
     def _load(self) -> int:
@@ -87,10 +88,11 @@ class Front:
 
     async def begin(self) -> None:
         """Start the process. Raises OSError."""
-        capacity = ring_bytes(self._settings)
         mine, theirs = socket.socketpair()
-        rings = [make_ring_file(capacity) for _ in range(2)]
+        rings: list[int] = []
         try:
+            for _ in range(2):
+                rings.append(make_ring_file(ring_bytes(self._settings)))
             # They write to the first and read from the second.
             reader, writer = RingReader(rings[0]), RingWriter(rings[1])
             shared = (theirs.fileno(), *rings)
@@ -98,6 +100,9 @@ class Front:
                 sys.executable, "-m", "encodec_rt.server.front", *map(str, shared),
                 pass_fds=shared, stdin=asyncio.subprocess.DEVNULL, start_new_session=True,
             )  # fmt: skip
+        except BaseException:
+            mine.close()
+            raise
         finally:
             theirs.close()
             for descriptor in rings:
@@ -229,6 +234,11 @@ class FrontedServer(EngineHost):
             await self.close()
             raise
         return bound
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the engine's thread runs, and fronts are kept running."""
+        return super().is_alive and not any(task.done() for task in self._keeping)
 
     async def allows(self, address: str) -> bool:
         """As ``SessionHost.allows``: fronts count by themselves first, and together here."""

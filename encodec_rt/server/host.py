@@ -53,7 +53,7 @@ class ServerStatus:
 
 
 class UnavailableError(Exception):
-    """There is no slot; ``reason`` is "full" or "draining"."""
+    """There is no slot; ``reason`` is "full", "draining", or "stalled"."""
 
     def __init__(self, reason: str) -> None:
         """For a refusal that is counted by its reason."""
@@ -125,7 +125,10 @@ MakeClient = Callable[[int, str, Intake], Joined]
 
 
 class SessionHost(Protocol):
-    """Has the slots, and decides who gets one."""
+    """Has the slots, and decides who gets one.
+
+    All that is asked of one in another process may raise UnavailableError: it does not answer.
+    """
 
     facts: ServerFacts
 

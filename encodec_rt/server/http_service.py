@@ -18,7 +18,7 @@ from encodec_rt.link.credentials import check_token, is_authorized
 from encodec_rt.link.listening import Listener
 from encodec_rt.server.access import TICKET_S
 from encodec_rt.server.cross_origin import CrossOrigin
-from encodec_rt.server.host import SessionHost, UnavailableError
+from encodec_rt.server.host import ServerStatus, SessionHost, UnavailableError
 from encodec_rt.server.limits import SessionLimits
 from encodec_rt.server.metrics import Metrics
 from encodec_rt.server.protocol import (
@@ -174,14 +174,21 @@ class HttpService:
         return web.Response(body=text, content_type="text/plain", charset="utf-8")
 
     async def _livez(self, request: web.Request) -> web.Response:
-        alive = (await self._host.status()).idle_s < STALLED_S
+        alive = (await self._status()).idle_s < STALLED_S
         return web.Response(status=200 if alive else 503, text="ok" if alive else "stalled")
 
     async def _readyz(self, request: web.Request) -> web.Response:
-        status = await self._host.status()
+        status = await self._status()
         if status.is_draining or status.idle_s >= STALLED_S:
             raise web.HTTPServiceUnavailable(text="draining" if status.is_draining else "stalled")
         return web.Response(text="ok")
+
+    async def _status(self) -> ServerStatus:
+        """How the server is; of one that does not say so in time, that it stands still."""
+        try:
+            return await asyncio.wait_for(self._host.status(), STALLED_S)
+        except (asyncio.TimeoutError, UnavailableError):
+            return ServerStatus(0, False, float("inf"))
 
     @web.middleware
     async def _check(self, request: web.Request, handler: Handler) -> web.StreamResponse:

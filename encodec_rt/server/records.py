@@ -1,4 +1,4 @@
-"""What fronts and the engine's process write to one another: docs/server.md says who writes what.
+"""What fronts and the engine's process write to one another.
 
 Nothing is trusted more for coming from a process of our own: whatever cannot be read is a
 PacketError.

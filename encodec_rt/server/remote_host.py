@@ -29,8 +29,6 @@ logger = logging.getLogger(__name__)
 
 FIGURES_EVERY_S = 0.25
 ANSWER_S = 10.0
-STATUS_S = 1.0
-"""How long the engine's process may take to say how it is before it is said to stand still."""
 
 
 class RingSink:
@@ -77,7 +75,6 @@ class RemoteHost:
         self._asked: dict[int, asyncio.Future[dict[str, Any]]] = {}
         self._numbers = itertools.count(1)
         self._told: dict[tuple[str, str], float] = {}
-        self._sessions = 0
         self._has_ended = False
         self._closing: set[asyncio.Future[None]] = set()
 
@@ -127,15 +124,11 @@ class RemoteHost:
             client.ended.set()
 
     async def status(self) -> ServerStatus:
-        """As ``SessionHost.status``; of one that does not answer, that it stands still."""
-        try:
-            answer = await asyncio.wait_for(self._ask("status"), STATUS_S)
-        except (asyncio.TimeoutError, UnavailableError):
-            return ServerStatus(self._sessions, False, float("inf"))
-        self._sessions = _whole(answer, "sessions")
+        """As ``SessionHost.status``. Raises UnavailableError."""
+        answer = await self._answer("status")
         idle_s = answer.get("idle_s")
         return ServerStatus(
-            self._sessions,
+            _whole(answer, "sessions"),
             answer.get("draining") is True,
             idle_s if isinstance(idle_s, float) else float("inf"),
         )

@@ -53,6 +53,7 @@ class RingLink:
         self._most = WAITING_PER_SESSION * (sessions + WAITING_PER_SESSION)
         self._waiting: deque[bytes] = deque()
         self._flushing: asyncio.TimerHandle | None = None
+        self._reading: asyncio.Handle | None = None
         self.is_open = False
 
     @property
@@ -64,9 +65,8 @@ class RingLink:
         """Read from now on."""
         self._beside.setblocking(False)
         self.is_open = True
-        loop = asyncio.get_running_loop()
-        loop.add_reader(self._beside, self._on_beside)
-        loop.call_soon(self._read)
+        asyncio.get_running_loop().add_reader(self._beside, self._on_beside)
+        self._read_soon()
 
     def stop(self) -> None:
         """Read no more; records can still be sent."""
@@ -155,6 +155,10 @@ class RingLink:
         self._read()
 
     def _read(self) -> None:
+        if self._reading is not None:
+            # One at a time, whatever woke it.
+            self._reading.cancel()
+            self._reading = None
         if not self.is_open:
             return
         again = True
@@ -177,7 +181,10 @@ class RingLink:
         finally:
             self._batch()
         if again:
-            asyncio.get_running_loop().call_soon(self._read)
+            self._read_soon()
+
+    def _read_soon(self) -> None:
+        self._reading = asyncio.get_running_loop().call_soon(self._read)
 
     def _fail(self, error: CodecError | None) -> None:
         if not self.is_open:
