@@ -44,6 +44,7 @@ def serve(
         typer.Option(
             help="Processes that carry the WebSockets for this one's engine; 0 has it carry them.",
             min=0,
+            max=64,
         ),
     ] = 0,
     web: Annotated[
