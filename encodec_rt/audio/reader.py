@@ -23,7 +23,7 @@ from encodec_rt.audio.decoders import (
 from encodec_rt.audio.ffmpeg import open_ffmpeg
 from encodec_rt.audio.pcm import RawFormat
 from encodec_rt.audio.source import ByteSource
-from encodec_rt.errors import InputError
+from encodec_rt.errors import InputError, StateError
 from encodec_rt.types import Audio
 
 RATES_HZ = (100, 10_000_000)
@@ -57,6 +57,7 @@ class AudioReader:
         name: str | None = None,
     ) -> None:
         self._stack = ExitStack()
+        self._closed = False
         self._peak = 0.0
         self._samples: dict[int, int] = {}
         try:
@@ -85,6 +86,7 @@ class AudioReader:
 
     def close(self) -> None:
         """Close the source."""
+        self._closed = True
         self._stack.close()
 
     @property
@@ -118,7 +120,7 @@ class AudioReader:
 
         Several channels become one by their mean, one becomes two by copying; of more than two,
         the third and later ones are mixed into both sides, so that nothing is lost or clipped.
-        Raises InputError for samples that are not finite.
+        Raises InputError for samples that are not finite, StateError once the reader is closed.
         """
         for own_rate_hz, run in itertools.groupby(self._checked(), key=lambda piece: piece[0]):
             _check_rate(self.name, own_rate_hz)
@@ -130,7 +132,8 @@ class AudioReader:
         self._compare_length()
 
     def _checked(self) -> Pieces:
-        for rate_hz, block in self._pieces:
+        while (piece := self._next()) is not None:
+            rate_hz, block = piece
             peak = float(np.abs(block).max(initial=0.0))
             if not np.isfinite(peak):
                 at = int(np.argmin(np.isfinite(block).all(axis=0)))
@@ -142,6 +145,12 @@ class AudioReader:
             self._samples[rate_hz] = self._samples.get(rate_hz, 0) + block.shape[1]
             self._damage.position_s = self.seconds
             yield rate_hz, block
+
+    def _next(self) -> tuple[int, Audio] | None:
+        # FFmpeg would read on in memory that is no longer there.
+        if self._closed:
+            raise StateError(f"{self.name} was closed before its audio was read; open it again")
+        return next(self._pieces, None)
 
     def _compare_length(self) -> None:
         """Say so if a file ends early; what it has beyond its announcement is simply audio."""

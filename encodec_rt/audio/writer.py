@@ -8,6 +8,7 @@ from typing import Any, BinaryIO, cast
 
 import numpy as np
 
+from encodec_rt.arrays import check_audio
 from encodec_rt.atomic import check_target, is_stream, replacing, standard_output
 from encodec_rt.audio.pcm import RAW_OUTPUT_FORMATS, RawFormat
 from encodec_rt.audio.sinks import OutputFormat, RawSink, SndfileSink, WavSink
@@ -28,6 +29,7 @@ OUTPUT_FORMATS = {
     ".w64": OutputFormat("W64"),
 }
 _WAV = OUTPUT_FORMATS[".wav"]
+MAX_CHANNELS = 1024
 KEPT_TAGS = ("title", "artist", "album", "comment", "date", "genre", "copyright", "tracknumber")
 
 
@@ -54,7 +56,10 @@ class AudioWriter:
         self.clipped = 0
         self.samples = 0
         self._target = str(target)
+        self._channels = channels
         self._force = force
+        if not (1 <= rate_hz < 2**31 and 1 <= channels <= MAX_CHANNELS):
+            raise InputError(f"{target}: {rate_hz} Hz and {channels} channels cannot be written")
         self._stack = ExitStack()
         form = check_target_format(target, force=force, raw=raw)
         known = {name.lower(): text for name, text in (tags or {}).items()}
@@ -90,7 +95,11 @@ class AudioWriter:
         return self._stack.__exit__(*exception)
 
     def write(self, block: Audio) -> None:
-        """Append ``block`` [channels, n], clipped to full scale."""
+        """Append ``block`` [channels, n], clipped to full scale.
+
+        Raises InputError for another shape or type, and for samples that are not finite.
+        """
+        block = check_audio(block, self._channels)
         self.clipped += int((np.abs(block) > 1.0).sum())
         self.samples += block.shape[1]
         if block.shape[1]:

@@ -9,7 +9,7 @@ import soundfile
 import soxr
 
 from encodec_rt.audio import AudioReader, RawFormat, mix
-from encodec_rt.errors import InputError
+from encodec_rt.errors import InputError, StateError
 from encodec_rt.types import Audio
 from tests.support.audio_files import KINDS, from_stdin, raw_wav, read_all, tone, with_ffmpeg
 
@@ -371,3 +371,17 @@ def test_memory_of_an_hour_is_that_of_a_minute(tmp_path: Path) -> None:
 
     peak(1)
     assert peak(600) < 1.5 * peak(60)
+
+
+@pytest.mark.parametrize("form", ["WAV", "FLAC", "OGG", "CAF"])
+def test_a_reader_that_was_closed_gives_an_error_and_no_crash(tmp_path: Path, form: str) -> None:
+    path = tmp_path / "x"
+    soundfile.write(path, tone(200_000)[0], 24_000, format=form)
+    begun, unread = AudioReader(path), AudioReader(path)
+    blocks = begun.blocks(24_000, 1)
+    next(blocks)
+    for reader in (begun, unread):
+        reader.close()
+    for rest in (blocks, unread.blocks(24_000, 1)):
+        with pytest.raises(StateError, match="was closed"):
+            list(rest)

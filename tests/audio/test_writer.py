@@ -13,6 +13,7 @@ import soundfile
 
 from encodec_rt.audio import RAW_OUTPUT_FORMATS, AudioReader, AudioWriter, RawFormat, wav
 from encodec_rt.errors import InputError
+from encodec_rt.types import Audio
 from tests.support.audio_files import read_all, tone
 
 ROOT = Path(__file__).parents[2]
@@ -268,3 +269,24 @@ def test_tags_are_kept(tmp_path: Path, suffix: str) -> None:
         kept = {name.lower(): text for name, text in reader.tags.items()}
     assert (kept["title"], kept["artist"]) == ("Bücher", "Ärzte")
     assert len(read_all(path, 24_000, 1)[0]) == pytest.approx(24_000, abs=2)
+
+
+@pytest.mark.parametrize("suffix", [".wav", ".flac", ".ogg"])
+@pytest.mark.parametrize(
+    "block",
+    [np.zeros((2, 5), np.float32), np.full((1, 5), np.nan, np.float32), np.zeros((1, 5), np.int16)],
+    ids=["stereo", "nan", "int16"],
+)
+def test_audio_that_does_not_fit_is_refused_and_leaves_no_file(
+    tmp_path: Path, suffix: str, block: Audio
+) -> None:
+    writer = AudioWriter(tmp_path / f"x{suffix}", rate_hz=24_000, channels=1)
+    with pytest.raises(InputError, match="audio"), writer:
+        writer.write(block)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("rate_hz", "channels"), [(0, 1), (-5, 1), (2**33, 1), (24_000, 0)])
+def test_a_header_that_cannot_be_is_refused(tmp_path: Path, rate_hz: int, channels: int) -> None:
+    with pytest.raises(InputError, match="cannot be written"):
+        AudioWriter(tmp_path / "x.wav", rate_hz=rate_hz, channels=channels)
