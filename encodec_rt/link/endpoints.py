@@ -42,17 +42,19 @@ class FileSource:
 
     def __init__(self, path: str | Path, config: EncodecConfig) -> None:
         """Open ``path``. Raises InputError for what is no audio."""
+        self._closed = False
         self._reader = AudioReader(path)
         self._hops = _hops(self._reader, config)
         self._clock = Clock(config.hop_length / config.sampling_rate)
 
     async def read(self) -> Audio | None:
-        """The next hop, filled up with silence at the end of the file."""
+        """The next hop, filled up with silence at the end of the file; none after ``close``."""
         await self._clock.tick()
-        return next(self._hops, None)
+        return None if self._closed else next(self._hops, None)
 
     def close(self) -> None:
         """Close the file."""
+        self._closed = True
         self._reader.close()
 
 

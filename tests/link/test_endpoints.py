@@ -307,3 +307,18 @@ def test_a_device_that_cannot_be_opened_leaves_none_open(config: EncodecConfig) 
 def test_devices_are_for_mono_models() -> None:
     with pytest.raises(ConfigError, match="mono"):
         FakeSystem().pair(tiny_config(audio_channels=2))
+
+
+def test_a_file_that_is_closed_while_a_hop_is_waited_for_has_ended(tmp_path: Path) -> None:
+    config = tiny_config()
+    soundfile.write(tmp_path / "a.flac", speech(8_000).numpy(), config.sampling_rate)
+
+    async def main() -> None:
+        source = FileSource(tmp_path / "a.flac", config)
+        assert await source.read() is not None
+        waiting = asyncio.create_task(source.read())
+        await asyncio.sleep(0)
+        source.close()
+        assert await waiting is None
+
+    asyncio.run(main())
