@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from typing import Annotated, BinaryIO
 
 import typer
@@ -57,17 +56,15 @@ def cat(
     """Join streams, without decoding."""
     from encodec_rt.bitstream import editing
 
-    with ExitStack() as stack:
-        files = [stack.enter_context(open_input(source)) for source in sources]
+    def join(out: BinaryIO) -> int:
+        writer = editing.Joiner(out)
+        for source in sources:
+            # One at a time: a system lets a program open a thousand or so.
+            with about(source), open_input(source) as file:
+                writer.add(file)
+        return writer.bytes_written
 
-        def join(out: BinaryIO) -> int:
-            writer = editing.Joiner(out)
-            for source, file in zip(sources, files, strict=True):
-                with about(source):
-                    writer.add(file)
-            return writer.bytes_written
-
-        _write(target, force, join)
+    _write(target, force, join)
 
 
 def _write(target: str, force: bool, edit: Callable[[BinaryIO], int]) -> None:

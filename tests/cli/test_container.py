@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import resource
 import shutil
 import struct
 import subprocess
@@ -440,3 +442,15 @@ def test_no_tag_and_no_name_of_a_file_steers_the_terminal(
     missing = run("info", tmp_path / "\x1b[2J\nencodec-rt: all is well")
     assert len(missing.stderr.splitlines()) == 1
     assert "\x1b" not in missing.stderr
+
+
+def test_more_streams_are_joined_than_files_can_be_open(stream: Path, tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    few = len(os.listdir("/proc/self/fd")) + 16
+    resource.setrlimit(resource.RLIMIT_NOFILE, (few, before[1]))
+    try:
+        result = run("cat", *[stream] * 40, "-o", tmp_path / "all.encodec")
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, before)
+    assert result.exit_code == 0, result.output
+    assert facts(run("info", tmp_path / "all.encodec"))["links"].startswith("40;")
