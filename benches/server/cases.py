@@ -161,16 +161,18 @@ def fronts(
 ) -> None:
     """Processor time of the engine's process for each frame of a session, without and with fronts.
 
-    Each case has its own server; all clients are this process, and at their own pace.
+    That of its event loop is what fronts are to take off; that of the engine's thread depends on
+    how many sessions happen to be stepped at once. Each case has its own server; all clients are
+    this process, and at their own pace.
     """
     spoken = clips(codec, count, seconds)
     for processes in (0, 2):
         with tempfile.TemporaryDirectory() as folder:
             state = Path(folder) / "state"
             server = Server(model, count, state, fronts=processes, device=device)
-            before_s, fronts_s = server.cpu_s, server.fronts_cpu_s
+            before = (server.cpu_s, server.loop_cpu_s, server.fronts_cpu_s)
             talks = load(codec, server.url, spoken)
-            engine_s, fronts_s = server.cpu_s - before_s, server.fronts_cpu_s - fronts_s
+            after = (server.cpu_s, server.loop_cpu_s, server.fronts_cpu_s)
             server.end()
         frames = sum(each.sent for each in talks)
         case: dict[str, Json] = {
@@ -178,10 +180,10 @@ def fronts(
             "device": device,
         }  # fmt: skip
         added = add(record, case, codec, spoken, talks)
-        added.values["engine_us_per_frame"] = 1e6 * engine_s / frames
-        added.values["fronts_us_per_frame"] = 1e6 * fronts_s / frames
-        print(
-            f"{processes} fronts: {1e6 * engine_s / frames:.0f} us of the engine's process and "
-            f"{1e6 * fronts_s / frames:.0f} us of the fronts per frame",
-            flush=True,
-        )
+        names = ("process", "event_loop", "fronts")
+        us = {
+            name: 1e6 * (later - earlier) / frames
+            for name, later, earlier in zip(names, after, before, strict=True)
+        }
+        added.values.update({f"{name}_us_per_frame": each for name, each in us.items()})
+        print(", ".join(f"{name} {each:.0f} us" for name, each in us.items()), flush=True)

@@ -57,12 +57,18 @@ class Server:
     @property
     def cpu_s(self) -> float:
         """Processor time of its own process, which has the engine."""
-        return _cpu_s(self._running.pid)
+        return _cpu_s(str(self._running.pid))
+
+    @property
+    def loop_cpu_s(self) -> float:
+        """Processor time of that process's main thread, which has the event loop."""
+        pid = self._running.pid
+        return _cpu_s(f"{pid}/task/{pid}")
 
     @property
     def fronts_cpu_s(self) -> float:
         """Processor time of its fronts."""
-        return sum(_cpu_s(pid) for pid in _children(self._running.pid))
+        return sum(_cpu_s(str(pid)) for pid in _children(self._running.pid))
 
     @property
     def memory_mb(self) -> float:
@@ -73,13 +79,13 @@ class Server:
         return int(found[1]) / 1024
 
 
-def _fields(pid: int) -> list[str]:
-    """Of /proc/PID/stat, from the third on: before it is a name that may hold anything."""
-    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+def _fields(place: str) -> list[str]:
+    """Of /proc/PLACE/stat, from the third on: before it is a name that may hold anything."""
+    return Path(f"/proc/{place}/stat").read_text().rpartition(")")[2].split()
 
 
-def _cpu_s(pid: int) -> float:
-    user, system = _fields(pid)[11:13]
+def _cpu_s(place: str) -> float:
+    user, system = _fields(place)[11:13]
     return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
@@ -87,6 +93,6 @@ def _children(parent: int) -> list[int]:
     found = []
     for path in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if int(_fields(int(path.name))[1]) == parent:
+            if int(_fields(path.name)[1]) == parent:
                 found.append(int(path.name))
     return found
