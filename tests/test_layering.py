@@ -81,6 +81,7 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
         {"sessions", "websockets"},
         {"call", "http_service"},
         {"service", "front"},
+        {"front_process"},
         {"fronts"},
         {"settings"},
         {"worker"},

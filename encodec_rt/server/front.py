@@ -2,9 +2,9 @@
 
     python -m encodec_rt.server.front SOCKET WRITE READ
 
-It is begun by ``fronts.Front``, with three descriptors: the socket beside the rings, on which it is
-first told how to serve, and the two rings. It imports no torch. It ends when the other process
-does, and is deaf to signals, which that one obeys.
+It is begun by ``front_process.Front``, with three descriptors: the socket beside the rings, on
+which it is first told how to serve, and the two rings. It imports no torch. It ends when the other
+process does, and is deaf to signals, which that one obeys.
 """
 
 from __future__ import annotations

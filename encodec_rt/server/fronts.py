@@ -8,172 +8,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import os
 import socket
 import ssl
-import sys
 import time
-from collections import deque
-from contextlib import suppress
 from pathlib import Path
 
-from encodec_rt.errors import CodecError, ConfigError, StateError
+from encodec_rt.errors import ConfigError, StateError
 from encodec_rt.link.admission import Acceptor, RateLimit
 from encodec_rt.link.listening import cannot_listen, check_place
 from encodec_rt.server.front import FrontSettings
-from encodec_rt.server.front_clients import FrontClients
+from encodec_rt.server.front_process import Front
 from encodec_rt.server.http_service import ServerOptions
-from encodec_rt.server.records import HEAD_BYTES, RecordKind, RingRecord
-from encodec_rt.server.ring import MAX_RECORD_BYTES, RingReader, RingWriter, make_ring_file
-from encodec_rt.server.ring_link import SPARE_BYTES, RingLink, broken
 from encodec_rt.server.service import EngineHost
 from encodec_rt.server.store import SessionStore
 from encodec_rt.streaming.codec import Codec
 
 logger = logging.getLogger(__name__)
 
-START_S = 200.0
-"""How long a front may take to start; a busy machine may be that slow."""
-CLOSE_S, END_S = 5.0, 5.0
-"""How long fronts may take to hang up, and one to end before it is killed."""
-TURN_S, SLOW_TURNS, SILENT_TURNS = 1.0, 5, 30
-"""How often it is looked whether a front said anything, how often in vain until others have new
-connections first, and until it is ended."""
+CLOSE_S = 5.0
+"""How long fronts may take to hang up."""
 AGAIN_S, AGAIN_AT_MOST_S = 0.1, 5.0
 """How soon a front that ended is begun again, at first and after it has ended many times."""
 LASTED_S = 10.0
-HANDED_S = 1.0
-"""How long a connection that was handed over counts as a session to come."""
-
-
-class Front:
-    """One front: its process, and what is shared with it."""
-
-    def __init__(self, host: EngineHost, settings: FrontSettings) -> None:
-        """Not begun yet."""
-        self._host, self._settings = host, settings
-        self.pid = 0
-        self.is_ready = False
-        self._silent = 0
-        """Turns in which it said nothing."""
-        self._is_told = False
-        """Whether it was told why it is to end, and says that to its clients."""
-        self.clients = FrontClients(host, host.metrics)
-        self._ready = asyncio.Event()
-        self._gone = asyncio.Event()
-        self._handed: deque[float] = deque()
-        self.connections = 0
-        """Connections that it was given."""
-
-    @property
-    def order(self) -> tuple[bool, int, int]:
-        """By which the front is found that is to have the next connection."""
-        return self._silent > SLOW_TURNS, self._load, self.connections
-
-    @property
-    def _load(self) -> int:
-        """Sessions, and connections of the last moment, which may become some."""
-        now_s = time.monotonic()
-        while self._handed and now_s - self._handed[0] > HANDED_S:
-            self._handed.popleft()
-        return len(self.clients) + len(self._handed)
-
-    def hand_over(self, connection: socket.socket) -> bool:
-        """Give it a connection; False if it does not take it."""
-        if not (self.is_ready and self._link.hand_over(connection)):
-            return False
-        self.connections += 1
-        self._handed.append(time.monotonic())
-        return True
-
-    async def begin(self) -> None:
-        """Start the process. Raises OSError."""
-        mine, theirs = socket.socketpair()
-        rings: list[int] = []
-        try:
-            for _ in range(2):
-                rings.append(make_ring_file(ring_bytes(self._settings)))
-            # They write to the first and read from the second.
-            reader, writer = RingReader(rings[0]), RingWriter(rings[1])
-            shared = (theirs.fileno(), *rings)
-            self._process = await asyncio.create_subprocess_exec(
-                sys.executable, "-m", "encodec_rt.server.front", *map(str, shared),
-                pass_fds=shared, stdin=asyncio.subprocess.DEVNULL, start_new_session=True,
-            )  # fmt: skip
-        except BaseException:
-            mine.close()
-            raise
-        finally:
-            theirs.close()
-            for descriptor in rings:
-                os.close(descriptor)
-        self.pid = self._process.pid
-        self._link = self.clients.link = RingLink(
-            mine, writer, reader, self._settings.facts.slots,
-            take=self._take, ended=self._ended, batch=self.clients.wake,
-        )  # fmt: skip
-        with suppress(OSError):
-            # One that has ended at once is seen by who reads.
-            mine.sendall(self._settings.to_bytes())
-        self._link.start()
-
-    async def wait_ready(self) -> None:
-        """Until it serves. Raises StateError where it ends instead."""
-        waiting = [asyncio.ensure_future(each.wait()) for each in (self._ready, self._gone)]
-        try:
-            await asyncio.wait(waiting, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            for each in waiting:
-                each.cancel()
-        if not self.is_ready:
-            raise StateError("a front did not start; see the log")
-
-    async def run(self) -> None:
-        """Until it has ended, and nothing is left of it."""
-        try:
-            await self._wait_gone()
-        finally:
-            self.is_ready = False
-            await self.clients.leave()
-            await self._end_process()
-            self._link.close()
-
-    async def _wait_gone(self) -> None:
-        while not self._gone.is_set():
-            try:
-                await asyncio.wait_for(self._gone.wait(), TURN_S)
-            except asyncio.TimeoutError:
-                # Counted, and not taken from a clock: this process may have stood still itself.
-                self._silent += self.is_ready
-                if self._silent > SILENT_TURNS:
-                    self._ended(StateError("nothing was heard of it for long"))
-
-    def _take(self, record: RingRecord) -> None:
-        if record.kind == RecordKind.READY:
-            if not self.is_ready:
-                logger.info("front %d serves", self.pid)
-            self.is_ready, self._silent = True, 0
-            self._ready.set()
-        else:
-            self.clients.take(record)
-
-    def _ended(self, error: CodecError | None) -> None:
-        if self._gone.is_set():
-            return
-        if error is not None:
-            logger.error("front %d is given up: %s: %s", self.pid, type(error).__name__, error)
-            self._link.send(broken(error))
-            self._is_told = True
-        self._gone.set()
-
-    async def _end_process(self) -> None:
-        if not self._is_told:
-            self._link.close()
-        try:
-            await asyncio.wait_for(self._process.wait(), END_S)
-        except asyncio.TimeoutError:
-            self._process.kill()
-            await self._process.wait()
+"""A front that ended after so long is begun again as soon as at first."""
 
 
 class FrontedServer(EngineHost):
@@ -286,12 +143,3 @@ class FrontedServer(EngineHost):
         if not taken:
             logger.warning("a connection from %s is closed: no front takes it", address)
         connection.close()
-
-
-def ring_bytes(settings: FrontSettings) -> int:
-    """Room for all that may wait of all sessions, should they all be one front's."""
-    facts = settings.facts
-    frame = 2 * facts.config.audio_channels * facts.config.hop_length + HEAD_BYTES + 64
-    # Audio and codes.
-    waiting = 2 * facts.slots * facts.limits.waiting_frames * frame
-    return SPARE_BYTES + 2 * MAX_RECORD_BYTES + waiting

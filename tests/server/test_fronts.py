@@ -21,7 +21,8 @@ import pytest
 from encodec_rt.client import ServedFrame, StreamClient
 from encodec_rt.link import credentials
 from encodec_rt.server.front_clients import BROKEN
-from encodec_rt.server.fronts import Front, FrontedServer
+from encodec_rt.server.front_process import Front
+from encodec_rt.server.fronts import FrontedServer
 from encodec_rt.server.http_service import ServerOptions
 from encodec_rt.server.protocol import SUBPROTOCOL, TICKET, TICKET_PATH, Kind, pack_message
 from encodec_rt.server.records import RecordKind, RingRecord
