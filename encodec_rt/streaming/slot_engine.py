@@ -148,16 +148,16 @@ class SlotEngine:
     @without_autocast
     def reset(
         self,
-        slots: Sequence[int] | Tensor,
+        slots: int | Sequence[int] | Tensor,
         bandwidth_kbps: float | None = None,
         start: Start | None = None,
     ) -> None:
-        """Make ``slots`` as new, bit for bit; no other slot changes.
+        """Make ``slots``, or one slot, as new, bit for bit; no other slot changes.
 
         Bandwidth, the engine's or a lower one, and ``start`` are theirs from now on; None stands
         for the engine's. Raises InputError, and ConfigError for what the engine does not have.
         """
-        index = torch.as_tensor(slots, dtype=torch.int64, device="cpu")
+        index = torch.as_tensor(slots, dtype=torch.int64, device="cpu").reshape(-1)
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.slots:
             raise InputError(f"slots {index.tolist()}; this engine has {self.slots}")
         books = self.codebooks

@@ -158,7 +158,7 @@ def test_a_slot_has_a_bandwidth_of_its_own_from_its_start(codec: Codec, engine: 
         heard = engine.decode_slots([2, 1], engine.dequantize(codes).rows).rows[0]
         wanted = decoder.push(codes[0, :, :books])
         np.testing.assert_allclose(heard.numpy(), wanted, atol=1e-5)
-    engine.reset([2])
+    engine.reset(2)
     assert engine.codebooks_of(2) == engine.codebooks
 
 
