@@ -289,8 +289,7 @@ class StreamClient:
             self._pcm.forget(whole_number(event, "frame"))
             self._codes.forget(whole_number(event, "decoded"))
         elif event["type"] == "Dropped":
-            dropped = dropped_by(event)
-            self.dropped.append(dropped)
+            self.dropped.append(dropped := dropped_by(event))
             self._flow.pass_over(dropped.first + dropped.count)
             self._moved.set()
         elif event["type"] == "Finalized":

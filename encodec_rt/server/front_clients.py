@@ -7,6 +7,8 @@ import logging
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from aiohttp import WSCloseCode
+
 from encodec_rt.errors import CodecError, PacketError, StateError
 from encodec_rt.server.host import Intake, SessionHost, UnavailableError
 from encodec_rt.server.metrics import Metrics
@@ -19,8 +21,6 @@ logger = logging.getLogger(__name__)
 
 REPORT_S = 0.05
 """How long losses may be gathered before they are reported."""
-ABNORMAL, BROKEN = 1006, 1011
-"""RFC 6455, 7.4.1: a connection that was lost, and an error of the server."""
 
 
 class FrontClient:
@@ -152,7 +152,7 @@ class FrontClients:
         """End all sessions of a front that is no more; they can be resumed at another."""
         self._has_gone = True
         clients = list(self._clients.values())
-        ending = (self._end(client, ABNORMAL) for client in clients)
+        ending = (self._end(client, WSCloseCode.ABNORMAL_CLOSURE) for client in clients)
         for failed in await asyncio.gather(*ending, return_exceptions=True):
             if failed is not None:
                 logger.error("a session of a front that has gone: %r", failed)
@@ -165,7 +165,9 @@ class FrontClients:
             client.take(record, self._host.facts.config)
         except PacketError as error:
             client.send_event("Error", error="PacketError", message=str(error))
-            self._begin(client.close(BROKEN, "what came of it cannot be read; resume"))
+            self._begin(
+                client.close(WSCloseCode.INTERNAL_ERROR, "what came of it cannot be read; resume")
+            )
             return
         self._fed = client
 
@@ -203,7 +205,7 @@ class FrontClients:
         client, opened = await self._host.open(wanted, resume, make)
         self._clients[client.key] = client
         if self._has_gone:
-            await self._end(client, ABNORMAL)
+            await self._end(client, WSCloseCode.ABNORMAL_CLOSURE)
         progress = opened.progress
         return {
             "key": client.key, "token": client.token, "books": opened.books,
@@ -213,7 +215,7 @@ class FrontClients:
     async def _end_asked(self, asked: dict[str, Any]) -> dict[str, object]:
         client, code = self._clients.get(asked["key"]), asked["code"]
         if client is not None:
-            await self._end(client, code if isinstance(code, int) else ABNORMAL)
+            await self._end(client, code if isinstance(code, int) else WSCloseCode.ABNORMAL_CLOSURE)
         return {}
 
     async def _end(self, client: FrontClient, code: int) -> None:

@@ -101,13 +101,8 @@ class FrontedServer(EngineHost):
         """As ``SessionHost.allows``: fronts count by themselves first, and together here."""
         return self._rate.allows(address, asyncio.get_running_loop().time())
 
-    async def drain(self) -> None:
-        """Take nobody new, let the sessions end in their time, keep the rest, and close."""
-        await self.sessions.drain()
-        await self.close()
-
     async def close(self) -> None:
-        """Stop serving; sessions that are open can be resumed."""
+        """As ``EngineHost.close``."""
         self.sessions.is_draining = True
         closing = asyncio.create_task(self.sessions.close())
         # A front that does not hang up is ended, and its sessions with it.

@@ -7,6 +7,8 @@ import itertools
 import logging
 from typing import Any
 
+from aiohttp import WSCloseCode
+
 from encodec_rt.errors import CodecError, PacketError, StateError
 from encodec_rt.server.connection import Connection
 from encodec_rt.server.host import (
@@ -190,7 +192,10 @@ class RemoteHost:
         if error is not None:
             # Events have a turn before the close.
             await asyncio.sleep(0.05)
-            closing = (client.close(1011, "this front is broken; resume") for client in clients)
+            closing = (
+                client.close(WSCloseCode.INTERNAL_ERROR, "this front is broken; resume")
+                for client in clients
+            )
             await asyncio.gather(*closing, return_exceptions=True)
 
     def _close(self, client: Client, code: int, reason: str) -> None:
@@ -230,7 +235,7 @@ class RemoteHost:
     def _end_unwanted(self, asking: asyncio.Future[dict[str, Any]]) -> None:
         if not asking.cancelled() and asking.exception() is None:
             key = _whole(asking.result(), "key")
-            unwanted = self._ask("end", key=key, code=1006)
+            unwanted = self._ask("end", key=key, code=WSCloseCode.ABNORMAL_CLOSURE)
             unwanted.add_done_callback(lambda each: each.cancelled() or each.exception())
 
     def _tell_figures(self) -> None:

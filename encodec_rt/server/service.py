@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ssl
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -35,7 +36,7 @@ ANSWER_S = 10.0
 """How long an offer of a call may take to arrive, and an answer to be made."""
 
 
-class EngineHost:
+class EngineHost(ABC):
     """The sessions of an engine, its figures, and its tickets: a SessionHost."""
 
     def __init__(
@@ -97,6 +98,15 @@ class EngineHost:
         """As ``SessionHost.allows``: the one service there is has counted already."""
         return True
 
+    async def drain(self) -> None:
+        """Take nobody new, let the sessions end in their time, keep the rest, and close."""
+        await self.sessions.drain()
+        await self.close()
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Stop serving; sessions that are open can be resumed."""
+
 
 class StreamServer(EngineHost):
     """Sessions over WebSockets, and calls over WebRTC, on the slots of one engine."""
@@ -135,13 +145,8 @@ class StreamServer(EngineHost):
             await self.close()
             raise
 
-    async def drain(self) -> None:
-        """Take nobody new, let the sessions end in their time, keep the rest, and close."""
-        await self.sessions.drain()
-        await self.close()
-
     async def close(self) -> None:
-        """Stop serving; sessions that are open can be resumed."""
+        """As ``EngineHost.close``."""
         self.sessions.is_draining = True
         if self._http.calls is not None:
             await self._http.calls.close()

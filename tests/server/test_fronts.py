@@ -17,10 +17,10 @@ from typing import Any
 import aiohttp
 import numpy as np
 import pytest
+from aiohttp import WSCloseCode
 
 from encodec_rt.client import ServedFrame, StreamClient
 from encodec_rt.link import credentials
-from encodec_rt.server.front_clients import BROKEN
 from encodec_rt.server.front_process import Front
 from encodec_rt.server.fronts import FrontedServer
 from encodec_rt.server.http_service import ServerOptions
@@ -42,6 +42,7 @@ from tests.support.serving import (
     raw,
     said,
     serving,
+    status,
     tiny_codec,
 )
 
@@ -172,7 +173,10 @@ def test_any_front_answers_for_the_whole_server_and_over_tls(codec: Codec, tmp_p
                 await socket.close()
             await until(lambda: server.sessions.count == 0)
             ticket = await ticket_of(session, url, bearer)
-            used = [await status(session, url, (SUBPROTOCOL, TICKET + ticket)) for _ in range(4)]
+            used = [
+                await status(session, url, protocols=(SUBPROTOCOL, TICKET + ticket))
+                for _ in range(4)
+            ]
             assert used == [101, 401, 401, 401]
             await until(
                 lambda: b'refused_total{reason="unauthorized"} 3.0' in server.metrics.text()
@@ -241,7 +245,7 @@ def test_a_damaged_ring_ends_its_front_with_a_typed_error_and_no_other(
                 first._link._read()
             (error,) = await events(sockets[0], 1)
             assert error["error"] == "PacketError"
-            assert await closed_with(sockets[0]) == BROKEN
+            assert await closed_with(sockets[0]) == WSCloseCode.INTERNAL_ERROR
             await sockets[1].send_bytes(
                 pack_message(Kind.PCM, 0, bytes(2 * codec.config.hop_length))
             )
@@ -276,7 +280,7 @@ def test_a_record_of_a_session_that_cannot_be_read_ends_that_session_alone(
             for socket in sockets[:-1]:
                 (error,) = await events(socket, 1)
                 assert error["error"] == "PacketError"
-                assert await closed_with(socket) == BROKEN
+                assert await closed_with(socket) == WSCloseCode.INTERNAL_ERROR
             await sockets[-1].send_bytes(pack_message(Kind.PCM, 0, bytes(2 * hop)))
             assert (await sockets[-1].receive(PATIENCE_S)).type == aiohttp.WSMsgType.BINARY
             await sockets[-1].close()
@@ -351,15 +355,6 @@ async def in_two(stream: StreamClient, clip: Audio, between: asyncio.Event) -> N
 async def ticket_of(session: aiohttp.ClientSession, url: str, headers: dict[str, str]) -> str:
     async with session.post(url + TICKET_PATH, headers=headers) as answer:
         return str((await answer.json())["ticket"])
-
-
-async def status(session: aiohttp.ClientSession, url: str, protocols: tuple[str, ...]) -> int:
-    """The answer to an opening, which is ended at once."""
-    try:
-        await (await raw(session, url, protocols=protocols)).close()
-    except aiohttp.WSServerHandshakeError as error:
-        return error.status
-    return 101
 
 
 class Process:

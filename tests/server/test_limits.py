@@ -41,6 +41,7 @@ from tests.support.serving import (
     raw,
     said,
     serving,
+    status,
     tiny_codec,
 )
 
@@ -50,15 +51,6 @@ KBPS = 1.616
 @pytest.fixture(scope="module")
 def codec() -> Codec:
     return tiny_codec()
-
-
-async def status(session: aiohttp.ClientSession, url: str, **options: Any) -> int:
-    """The answer to an opening that is refused."""
-    try:
-        await (await raw(session, url, **options)).close()
-    except aiohttp.WSServerHandshakeError as error:
-        return error.status
-    return 101
 
 
 def beside_a_neighbour(codec: Codec, folder: Path, misbehave: Misbehaviour, **options: Any) -> None:

@@ -99,6 +99,15 @@ async def raw(
     return socket
 
 
+async def status(session: aiohttp.ClientSession, url: str, **options: Any) -> int:
+    """The answer to an opening that is refused."""
+    try:
+        await (await raw(session, url, **options)).close()
+    except aiohttp.WSServerHandshakeError as error:
+        return error.status
+    return 101
+
+
 async def events(socket: aiohttp.ClientWebSocketResponse, count: int) -> list[dict[str, Any]]:
     """The next events that are neither frames nor snapshots."""
     found: list[dict[str, Any]] = []
