@@ -175,9 +175,17 @@ def test_importing_the_package_loads_nothing_it_may_not_need() -> None:
     assert printed.stdout.strip() == "[]"
 
 
-def test_help_and_files_of_codes_need_no_torch() -> None:
+@pytest.mark.parametrize(
+    "modules",
+    [
+        "encodec_rt.cli, encodec_rt.bitstream.packet, encodec_rt.bitstream.ecdc",
+        "encodec_rt.server.front",
+    ],
+    ids=["help and files of codes", "a front"],
+)
+def test_no_torch_is_needed_for(modules: str) -> None:
     code = (
-        "import encodec_rt.cli, encodec_rt.bitstream.packet, encodec_rt.bitstream.ecdc, sys; "
+        f"import {modules}, sys; "
         "print([name for name in ('torch', 'soundfile', 'matplotlib') if name in sys.modules])"
     )
     printed = subprocess.run(
