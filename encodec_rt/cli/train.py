@@ -44,6 +44,14 @@ def train(
         str | None,
         typer.Option("--start-from", metavar="MODEL", help="Weights that a new run begins with."),
     ] = None,
+    discriminator: Annotated[
+        Path | None,
+        typer.Option(
+            "--discriminator",
+            metavar="CHECKPOINT",
+            help="Another run's checkpoint.pt, whose discriminator a new run begins with.",
+        ),
+    ] = None,
     threads: ThreadsOption = 1,
     device: DeviceOption = "cpu",
     export: Annotated[
@@ -67,7 +75,7 @@ def train(
     from encodec_rt.model.encodec import EncodecModel
     from encodec_rt.training.curves import plot_curves
     from encodec_rt.training.export import export_weights
-    from encodec_rt.training.run import Run
+    from encodec_rt.training.run import Run, read_checkpoint
 
     check_device(device)
     torch.set_num_threads(threads)
@@ -78,6 +86,7 @@ def train(
         _budget(steps, minutes),
         device=torch.device(device),
         start_from=None if start is None else EncodecModel.from_pretrained(start),
+        discriminator_from=None if discriminator is None else read_checkpoint(discriminator),
     )
     columns = TextColumn("training"), BarColumn(), TaskProgressColumn(), TimeRemainingColumn()
     console = Console(stderr=True)

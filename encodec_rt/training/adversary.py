@@ -14,10 +14,11 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from encodec_rt.errors import WeightsError
 from encodec_rt.training import losses
 from encodec_rt.training.discriminator import MultiScaleStftDiscriminator
 from encodec_rt.training.optimiser import adam, load_moments, moments
-from encodec_rt.training.recipe import TrainingConfig
+from encodec_rt.training.recipe import TrainingConfig, different_keys
 
 
 class Judged(NamedTuple):
@@ -98,6 +99,24 @@ class Adversary:
         if {**config, "windows": tuple(config["windows"])} == ours:
             self.discriminator.load_state_dict(state["discriminator"])
             load_moments(self.optimiser, state["critic"])
+
+    def start_from(self, state: Mapping[str, Any]) -> None:
+        """Take over the trained scales of a trainer's ``state``, with a new optimiser.
+
+        A run may use fewer scales than the other had. Raises WeightsError if one of ours is not
+        among them or has another width or gain.
+        """
+        ours, theirs = self.config.discriminator, state["config"]["discriminator"]
+        wanted = asdict(ours) | {"windows": list(ours.windows)}
+        given = dict(theirs) | {"windows": [n for n in ours.windows if n in theirs["windows"]]}
+        if differing := different_keys(given, wanted):
+            raise WeightsError(f"the discriminator to start from differs: {', '.join(differing)}")
+        for window, scale in zip(ours.windows, self.discriminator.scales, strict=True):
+            prefix = f"scales.{list(theirs['windows']).index(window)}."
+            own = (name for name in state["discriminator"] if name.startswith(prefix))
+            scale.load_state_dict(
+                {name.removeprefix(prefix): state["discriminator"][name] for name in own}
+            )
 
     def _judged_samples(self) -> int:
         share = self.config.judged_share

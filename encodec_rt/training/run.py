@@ -72,8 +72,13 @@ class Run:
         validation_items: int = 12,
         clock: Callable[[], float] = time.time,
         start_from: EncodecModel | None = None,
+        discriminator_from: Mapping[str, Any] | None = None,
     ) -> None:
-        """Open or resume the run in ``folder``; WeightsError for a checkpoint of another model."""
+        """Open or resume the run in ``folder``; WeightsError for a checkpoint of another model.
+
+        A new run begins with the weights of ``start_from`` and the discriminator of the checkpoint
+        ``discriminator_from``, as ``read_checkpoint`` gives it.
+        """
         self.folder = folder
         self.budget = budget
         self.checkpoint_s = checkpoint_s
@@ -101,8 +106,11 @@ class Run:
         folder.mkdir(parents=True, exist_ok=True)
         if (folder / CHECKPOINT).is_file():
             self._resume()
-        elif start_from is not None:
-            self.trainer.start_from(start_from)
+        else:
+            if start_from is not None:
+                self.trainer.start_from(start_from)
+            if discriminator_from is not None:
+                self.trainer.adversary.start_from(discriminator_from["trainer"])
         write_json(folder / CONFIG, config.to_dict())
 
     def train(

@@ -214,6 +214,24 @@ def test_a_new_run_may_begin_with_a_trained_models_weights(
         run.trainer.start_from(other)
 
 
+def test_a_new_run_may_begin_with_some_scales_of_a_trained_discriminator(
+    finished: Run, packed: Path, tmp_path: Path
+) -> None:
+    theirs = read_checkpoint(finished.folder / "checkpoint.pt")
+    trained = theirs["trainer"]["discriminator"]
+    fewer = replace(SMOKE, discriminator=replace(SMOKE.discriminator, windows=(128,)))
+    run = Run(tmp_path, packed, fewer, Budget(steps=1), discriminator_from=theirs)
+    for name, value in run.trainer.adversary.discriminator.state_dict().items():
+        assert torch.equal(value, trained[name.replace("scales.0", "scales.1")]), name
+    for change, reason in (
+        ({"windows": (64,)}, r"windows is \[\] there and \[64\] here"),
+        ({"filters": 8}, "filters is 4 there and 8 here"),
+    ):
+        other = replace(SMOKE, discriminator=replace(SMOKE.discriminator, **change))
+        with pytest.raises(WeightsError, match=reason):
+            Run(tmp_path / "other", packed, other, Budget(steps=1), discriminator_from=theirs)
+
+
 def test_a_damaged_checkpoint_is_refused(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 and nothing more")
     with pytest.raises(WeightsError, match="no training checkpoint"):
