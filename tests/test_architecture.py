@@ -1,4 +1,4 @@
-"""The picture of the rooms is that of the code, and has no circle."""
+"""The diagram in the documentation matches the imports, which have no cycles."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The rooms of the package and the arrows between them, as docs/architecture.md draws them.
+"""The subpackages and the dependencies between them, as docs/architecture.md draws them.
 
-``python -m tests.support.rooms`` brings the picture there up to date.
+``python -m tests.support.rooms`` redraws the diagram there.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def picture() -> str:
     return "\n".join(
         [
             "<!-- picture -->",
-            f"{len(found)} rooms, {count} arrows, no circle:",
+            f"{len(found)} subpackages, {count} dependencies, no cycles:",
             "",
             "```mermaid",
             "flowchart TD",
