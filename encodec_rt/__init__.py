@@ -1,4 +1,4 @@
-"""EnCodec as a live codec: the offline model, and exact frame-by-frame streaming of it."""
+"""EnCodec for live audio: the offline model, and exact frame-by-frame streaming with it."""
 
 from importlib import import_module
 from typing import TYPE_CHECKING

@@ -126,7 +126,7 @@ class _Training(_Commands):
 
 
 app = _group(
-    "EnCodec as a live codec.",
+    "EnCodec for live audio: encode, decode, stream, call and serve.",
     encode,
     decode,
     roundtrip,
@@ -150,7 +150,7 @@ training.command("model")(with_habits(train))
 app.add_typer(training, name="train", cls=_Training)
 app.add_typer(
     _group(
-        "Fetch and index the audio to train on, and bring it elsewhere.",
+        "Fetch, index and transfer the audio to train on.",
         fetch,
         index,
         shard,
@@ -161,7 +161,7 @@ app.add_typer(
     name="data",
 )
 app.add_typer(_group("Call another machine.", listen, call, token, link_demo), name="link")
-app.add_typer(_group("Write a model for other runtimes.", export_web, export_onnx), name="export")
+app.add_typer(_group("Export a model to other runtimes.", export_web, export_onnx), name="export")
 
 
 def main() -> None:

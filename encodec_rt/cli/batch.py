@@ -64,8 +64,8 @@ def several(naming: Naming) -> Callable[[Callable[..., None]], Callable[..., Non
         hints = get_type_hints(command, include_extras=True)
         argument = typer.Argument(
             metavar="IN... [OUT]",
-            help="Files, folders of them, or '-'; then a new file, a folder, or nothing for "
-            f"NAME{naming.ending} beside each.",
+            help="Input files, folders, or '-'. Then an output file or folder; without one, "
+            f"NAME{naming.ending} beside each input.",
         )
         kinds = {"paths": Annotated[list[str], argument], "jobs": JobsOption}
 

@@ -1,4 +1,4 @@
-"""encodec-rt data: fetch and index the audio to train on, and bring it elsewhere."""
+"""encodec-rt data: fetch, index and transfer the audio to train on."""
 
 from __future__ import annotations
 
@@ -38,20 +38,22 @@ def index(
     folder: FolderArgument,
     sources: SourcesOption = "",
     speech: Annotated[
-        list[Path] | None, typer.Option("--speech", help="A folder of your own speech.")
+        list[Path] | None,
+        typer.Option("--speech", metavar="FOLDER", help="A folder of your own speech."),
     ] = None,
     music: Annotated[
-        list[Path] | None, typer.Option("--music", help="A folder of your own music.")
+        list[Path] | None,
+        typer.Option("--music", metavar="FOLDER", help="A folder of your own music."),
     ] = None,
     rate: Annotated[
-        int, typer.Option("--rate", help="The model's: 24000, or 48000 for default-48k.")
+        int, typer.Option("--rate", help="The model's rate: 24000, or 48000 for default-48k.")
     ] = 24_000,
-    channels: Annotated[int, typer.Option("--channels", help="The model's: 1 or 2.")] = 1,
+    channels: Annotated[int, typer.Option("--channels", help="The model's channels: 1 or 2.")] = 1,
 ) -> None:
     """Pack what was fetched, or folders of your own, for training.
 
     Audio is decoded, measured and split. Files that cannot be used are named with the reason. The
-    result is FOLDER/packed, or FOLDER/packed-RATExCHANNELS for other audio than 24 kHz mono.
+    result is FOLDER/packed, or FOLDER/packed-RATExCHANNELS for audio other than 24 kHz mono.
     """
     if not 8_000 <= rate <= 192_000 or channels not in (1, 2):
         raise ConfigError(
@@ -88,12 +90,14 @@ def shard(
     ],
     shards: Annotated[Path, typer.Argument(metavar="SHARDS", help="A new folder for the shards.")],
     kbps: Annotated[float, typer.Option("--kbps", help="Opus rate; 48 is 22 MB per hour.")] = 48.0,
-    mib: Annotated[float, typer.Option("--mib", help="Size of a shard, at most.")] = 15.0,
-    most: Annotated[int, typer.Option("--most", help="End after so many shards; 0: all.")] = 0,
+    mib: Annotated[
+        float, typer.Option("--mib", help="The largest size of a shard, in MiB.")
+    ] = 15.0,
+    most: Annotated[int, typer.Option("--most", help="Stop after this many shards; 0: never.")] = 0,
 ) -> None:
     """Write packed audio as Opus shards.
 
-    They are for a machine that only small files reach.
+    They are for a machine to which only small files can be transferred.
     """
     from encodec_rt.training.shards import write_shards
 
@@ -117,7 +121,7 @@ def unshard(
 def split(
     file: Annotated[Path, typer.Argument(metavar="FILE", help="A checkpoint, or any file.")],
     parts: Annotated[Path, typer.Argument(metavar="PARTS", help="A new folder for the parts.")],
-    mib: Annotated[float, typer.Option("--mib", help="Size of a part, at most.")] = 15.0,
+    mib: Annotated[float, typer.Option("--mib", help="The largest size of a part, in MiB.")] = 15.0,
 ) -> None:
     """Split a large file, such as a checkpoint, into parts."""
     from encodec_rt.training.parts import split_file
@@ -126,8 +130,10 @@ def split(
 
 
 def join(
-    parts: Annotated[Path, typer.Argument(metavar="PARTS", help="What data split made.")],
-    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to make of them.")],
+    parts: Annotated[
+        Path, typer.Argument(metavar="PARTS", help="The folder that data split wrote.")
+    ],
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The file to write.")],
     force: ForceOption = False,
 ) -> None:
     """Join the parts of a file, each checked by its SHA-256."""

@@ -53,7 +53,7 @@ def decode_file(
     start: StartOption = "exact",
     force: ForceOption = False,
     salvage: Annotated[
-        bool, typer.Option("--salvage", help="Decode what is whole of a damaged file.")
+        bool, typer.Option("--salvage", help="Decode the intact parts of a damaged file.")
     ] = False,
     begin: FromOption = 0.0,
     end: ToOption = None,
@@ -67,8 +67,8 @@ def decode_file(
 ) -> None:
     """Decode a file of codes to 16-bit audio.
 
-    The suffix of the output names its format. --start is for .ecdc; an .encodec file says how it
-    was started.
+    The suffix of the output chooses its format. --start applies to .ecdc only; an .encodec file
+    records how it was started.
     """
     from encodec_rt.audio import AudioWriter, RawFormat, check_target_format
     from encodec_rt.bitstream.ecdc import EcdcReader, read_header

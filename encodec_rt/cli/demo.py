@@ -39,15 +39,17 @@ def demo(
     source: Annotated[
         str, typer.Option("--input", metavar="IN", help="Audio in place of the bundled speech.")
     ] = "",
-    folder: Annotated[Path, typer.Option("--out", help="Folder for out.wav and out.png.")] = Path(
-        "demo"
-    ),
+    folder: Annotated[
+        Path, typer.Option("--out", help="Folder for out.wav and out.png.", metavar="FOLDER")
+    ] = Path("demo"),
     bandwidth: BandwidthOption = 6.0,
     model: ModelOption = "default",
     device: DeviceOption = "cpu",
     backend: BackendOption = "auto",
     start: StartOption = "primed",
-    fast: Annotated[bool, typer.Option("--fast", help="Do not wait for real time.")] = False,
+    fast: Annotated[
+        bool, typer.Option("--fast", help="Run as fast as possible, not in real time.")
+    ] = False,
     threads: ThreadsOption = 1,
 ) -> None:
     """Send speech through the codec frame by frame, and measure it.

@@ -21,7 +21,7 @@ def scale(
     source: SourceArgument,
     target: TargetArgument,
     bandwidth: Annotated[
-        float, typer.Option("-b", "--bandwidth", help="Bandwidth in kbps to come down to.")
+        float, typer.Option("-b", "--bandwidth", help="The lower bandwidth, in kbps.")
     ],
     force: ForceOption = False,
 ) -> None:

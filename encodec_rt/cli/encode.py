@@ -54,11 +54,13 @@ def encode_file(
     start: StartOption = "exact",
     file_format: Annotated[
         str | None,
-        typer.Option("--format", help="encodec or ecdc; needed for '-'.", metavar="FORMAT"),
+        typer.Option("--format", help="encodec or ecdc; required if OUT is '-'.", metavar="FORMAT"),
     ] = None,
     coding: Annotated[
         str,
-        typer.Option("--coding", help="Of .encodec: auto, raw, tables or lm.", metavar="CODING"),
+        typer.Option(
+            "--coding", help="Coding of .encodec: auto, raw, tables or lm.", metavar="CODING"
+        ),
     ] = "auto",
     lm: LmOption = None,
     strict: StrictOption = False,
@@ -67,8 +69,8 @@ def encode_file(
 ) -> None:
     """Encode audio to a file of codes.
 
-    Memory does not grow with its length. .encodec is the container of this package, .ecdc the
-    format of the original one.
+    .encodec is this package's container, .ecdc the original package's format. Memory use does not
+    grow with the length of the audio.
     """
     from encodec_rt.audio import AudioReader
     from encodec_rt.container_audio import container_tags

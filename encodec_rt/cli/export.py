@@ -26,8 +26,8 @@ def web(
 ) -> None:
     """Write a causal model as one file for the WebAssembly codec.
 
-    encodec_rt.portable reads it too. Weights that are exact in float16, as those of the embedded
-    model are, take half the room in any case.
+    encodec_rt.portable reads it too. Weights that are exact in float16, like the embedded model's,
+    take half the space in any case.
     """
     from encodec_rt.atomic import check_target
     from encodec_rt.export.blob import write_blob
@@ -43,7 +43,7 @@ def onnx(
     folder: Annotated[Path, typer.Argument(metavar="DIR", help="The folder to write into.")],
     bandwidth: Annotated[
         float | None,
-        typer.Option("-b", "--bandwidth", help="Codebooks of the encoders; default: all of them."),
+        typer.Option("-b", "--bandwidth", help="Bandwidth of the encoders; default: the highest."),
     ] = None,
     half: Annotated[
         bool, typer.Option("--float16", help="Keep the weights in float16: half the size.")
@@ -52,7 +52,7 @@ def onnx(
 ) -> None:
     """Write a causal model as ONNX graphs, and check them.
 
-    They are of one step, and of whole clips. Needs encodec-rt[export].
+    There are graphs for one step and for whole clips. Needs encodec-rt[export].
     """
     from encodec_rt.export.onnx import export_onnx
     from encodec_rt.model.encodec import EncodecModel

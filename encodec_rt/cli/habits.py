@@ -40,10 +40,10 @@ def _show_version(wanted: bool) -> None:
 
 
 QuietOption = Annotated[
-    bool, typer.Option("--quiet", "-q", help="Say only what went wrong.", show_default=False)
+    bool, typer.Option("--quiet", "-q", help="Print only warnings and errors.", show_default=False)
 ]
 VerboseOption = Annotated[
-    bool, typer.Option("--verbose", "-v", help="Say more about what is done.", show_default=False)
+    bool, typer.Option("--verbose", "-v", help="Print more about what is done.", show_default=False)
 ]
 VersionOption = Annotated[
     bool,

@@ -54,9 +54,9 @@ def info(
 ) -> None:
     """Describe a file of audio, of codes or of weights.
 
-    It exits with 2 if the file is damaged. All of the audio is read, as a header may be wrong about
-    its length. --model is the model that
-    an .ecdc file was made by, if that is not one of the paper's.
+    The exit status is 2 if the file is damaged. Audio is read to its end, because a header may give
+    the wrong length. --model names the model that an .ecdc file was made with, if it is not one of
+    the paper's.
     """
     with about(source):
         facts = _facts(source, model)

@@ -24,12 +24,12 @@ def listen(
     port: PortOption = 8443,
     once: Annotated[bool, typer.Option("--once", help="End after the first call.")] = False,
     web: Annotated[
-        bool, typer.Option("--web", help="Serve a page, too, that calls from a browser.")
+        bool, typer.Option("--web", help="Also serve a page that calls from a browser.")
     ] = False,
 ) -> None:
     """Wait for calls, one at a time.
 
-    Beyond loopback this is over TLS and with a token.
+    On any address but loopback, calls need TLS and a token.
     """
     require_link()
     from encodec_rt.link import credentials
@@ -89,7 +89,7 @@ def call(
         str | None, typer.Option(help="SHA-256 of the other side's certificate, in hex.")
     ] = None,
     channel: Annotated[
-        bool, typer.Option("--channel", help="Over a data channel, as a web page is called.")
+        bool, typer.Option("--channel", help="Use a data channel, as for calls to a web page.")
     ] = False,
 ) -> None:
     """Call a listening machine, or a page of 'encodec-rt web'.
@@ -119,7 +119,7 @@ def token(
     read: Annotated[
         bool, typer.Option("--import", help="Read another machine's token, without echo.")
     ] = False,
-    new: Annotated[bool, typer.Option("--new", help="Replace the token there is.")] = False,
+    new: Annotated[bool, typer.Option("--new", help="Replace the existing token.")] = False,
     token_file: TokenOption = None,
 ) -> None:
     """Print the token that a caller needs; make one if there is none."""

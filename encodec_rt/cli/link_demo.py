@@ -38,23 +38,27 @@ DelayOption = Annotated[
 JitterOption = Annotated[
     float,
     typer.Option(
-        "--jitter-ms", help="Mean of the exponential delay on top.", min=0.0, max=MAX_DELAY_MS
+        "--jitter-ms", help="Mean of the exponential jitter on top.", min=0.0, max=MAX_DELAY_MS
     ),
 ]
 
 
 def demo(
-    folder: Annotated[Path, typer.Option("--out", help="Folder for what each side heard.")] = Path(
-        "demo-link"
-    ),
+    folder: Annotated[
+        Path, typer.Option("--out", help="Folder for what each side heard.", metavar="FOLDER")
+    ] = Path("demo-link"),
     loss: Annotated[float, typer.Option(help="Share of packets lost, below 1.", min=0.0)] = 0.1,
-    burst: Annotated[float, typer.Option(help="Mean length of a run of losses.", min=1.0)] = 1.5,
+    burst: Annotated[
+        float, typer.Option(help="Mean number of packets lost in a row.", min=1.0)
+    ] = 1.5,
     delay_ms: DelayOption = 40.0,
     jitter_ms: JitterOption = 8.0,
-    rate_kbps: Annotated[float, typer.Option(help="Bottleneck, 0 for none.", min=0.0)] = 0.0,
-    seed: Annotated[int, typer.Option(help="Which losses and delays.", min=0)] = 0,
+    rate_kbps: Annotated[
+        float, typer.Option(help="Bottleneck in kbit/s; 0 for none.", min=0.0)
+    ] = 0.0,
+    seed: Annotated[int, typer.Option(help="Seed of the losses and delays.", min=0)] = 0,
     in_process: Annotated[
-        bool, typer.Option("--in-process", help="Model the network instead of using one.")
+        bool, typer.Option("--in-process", help="Simulate the network in one process.")
     ] = False,
     bandwidth: BandwidthOption = 6.0,
     model: ModelOption = "default",
@@ -63,9 +67,9 @@ def demo(
 ) -> None:
     """Call over a bad network within this machine.
 
-    Two network namespaces play bundled speech to each other, and packets get lost and late. Where
-    namespaces are not allowed, the same call runs in one process on a virtual clock. Leaves
-    heard-by-caller.wav, heard-by-listener.wav and the statistics of both sides.
+    Two network namespaces play bundled speech to each other over a path that loses and delays
+    packets. Where namespaces are not allowed, the same call runs in one process on a virtual clock.
+    Writes heard-by-caller.wav, heard-by-listener.wav and the statistics of both sides.
     """
     from encodec_rt.cli.demo import RANDOM_NOTICE
     from encodec_rt.cli.demo import _codec as demo_codec

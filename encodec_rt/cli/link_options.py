@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from encodec_rt.sound.processing import VoiceProcessor
 
 TokenOption = Annotated[
-    Path | None, typer.Option("--token-file", help="Where the token is, if not in its usual place.")
+    Path | None, typer.Option("--token-file", help="File with the token, if not the usual one.")
 ]
 PlayOption = Annotated[
     Path | None, typer.Option("--play", help="A sound file in place of the microphone.")
@@ -41,13 +41,11 @@ NoiseOption = Annotated[
     typer.Option("--noise-suppression/--no-noise-suppression", help="Reduce steady noise."),
 ]
 GainOption = Annotated[
-    bool, typer.Option("--gain-control/--no-gain-control", help="Keep the voice at one level.")
+    bool, typer.Option("--gain-control/--no-gain-control", help="Keep the voice at a steady level.")
 ]
-DtxOption = Annotated[
-    bool, typer.Option("--dtx/--no-dtx", help="Send nothing while nobody speaks.")
-]
+DtxOption = Annotated[bool, typer.Option("--dtx/--no-dtx", help="Send nothing during silence.")]
 RedundancyOption = Annotated[
-    bool, typer.Option("--redundancy/--no-redundancy", help="Send coarse copies of frames.")
+    bool, typer.Option("--redundancy/--no-redundancy", help="Send coarse copies of earlier frames.")
 ]
 IceOption = Annotated[
     list[str] | None,
@@ -57,7 +55,7 @@ ReconnectOption = Annotated[
     float,
     typer.Option(
         "--reconnect",
-        help="Call again for so long when the line is dead; 0: hang up.",
+        help="How long to redial when the line is dead; 0: hang up.",
         metavar="SECONDS",
         min=0.0,
         max=3600.0,

@@ -46,7 +46,7 @@ _SHOW_EVERY_S = 0.2
 
 
 def devices() -> None:
-    """List the sound devices that 'live' can use."""
+    """List the sound devices that 'live' and 'link' can use."""
     from encodec_rt.sound.devices import list_devices
 
     found = list_devices()
@@ -73,10 +73,10 @@ def live(
         Path | None, typer.Option(help="Record the codes.", metavar="OUT.encodec")
     ] = None,
     playback: Annotated[
-        bool, typer.Option("--playback/--no-playback", help="Whether to use the speaker.")
+        bool, typer.Option("--playback/--no-playback", help="Play through the speaker.")
     ] = True,
     measure: Annotated[
-        bool, typer.Option("--measure", help="Measure mouth-to-ear latency with chirps, and end.")
+        bool, typer.Option("--measure", help="Measure mouth-to-ear latency with chirps, and exit.")
     ] = False,
     stats_json: Annotated[
         Path | None,

@@ -42,16 +42,23 @@ OutputOption = Annotated[
 ]
 BufferOption = Annotated[
     float,
-    typer.Option("--buffer-ms", help="Audio to keep queued for the speaker.", min=5.0, max=1000.0),
+    typer.Option(
+        "--buffer-ms",
+        help="Milliseconds of audio to keep queued for the speaker.",
+        min=5.0,
+        max=1000.0,
+    ),
 ]
 ThreadsOption = Annotated[
     int, typer.Option("--threads", help="CPU threads for torch.", min=1, max=1024)
 ]
-PortOption = Annotated[int, typer.Option("--port", help="TCP port, 0 for any.", min=0, max=65535)]
+PortOption = Annotated[
+    int, typer.Option("--port", help="TCP port; 0 for any free one.", min=0, max=65535)
+]
 RealTimeOption = Annotated[
     bool,
     typer.Option(
-        "--real-time/--no-real-time", help="Run the codec before all ordinary threads (Linux)."
+        "--real-time/--no-real-time", help="Run the codec with real-time priority (Linux)."
     ),
 ]
 LmOption = Annotated[
@@ -59,8 +66,8 @@ LmOption = Annotated[
     typer.Option(
         "--lm",
         metavar="FILE",
-        help="A language model of the codes: for .encodec if not the model's own; for .ecdc the "
-        "original's .th, whose files decode only where floating point gives the very same bits.",
+        help="Language model of the codes: for .encodec, one that is not the model's own; for "
+        ".ecdc, the original's .th, whose files decode only where floating point gives equal bits.",
     ),
 ]
 ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing output file.")]

@@ -1,4 +1,4 @@
-"""encodec-rt play: a coded file, or any audio, to the speaker."""
+"""encodec-rt play: a coded file to the speaker."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def play(
     begin: FromOption = 0.0,
     end: ToOption = None,
     salvage: Annotated[
-        bool, typer.Option("--salvage", help="Play what is whole of a damaged file.")
+        bool, typer.Option("--salvage", help="Play the intact parts of a damaged file.")
     ] = False,
     lm: LmOption = None,
 ) -> None:
-    """Decode a file to the speaker."""
+    """Play a file of codes."""
     from encodec_rt.bitstream.ecdc import EcdcReader, read_header
     from encodec_rt.container_audio import ContainerAudio
     from encodec_rt.lm.paper import PaperDecoder

@@ -23,12 +23,14 @@ def quality(
     original: Annotated[Path, typer.Argument(metavar="ORIGINAL", help="Audio of any kind.")],
     decoded: Annotated[
         Path | None,
-        typer.Argument(metavar="DECODED", help="What a codec made of it; or score the model."),
+        typer.Argument(metavar="DECODED", help="The decoded audio; without it, score the model."),
     ] = None,
     model: ModelOption = "default",
     device: DeviceOption = "cpu",
-    music: Annotated[bool, typer.Option("--music", help="Leave the speech scores out.")] = False,
-    visqol: Annotated[bool, typer.Option("--visqol", help="ViSQOL as well; it is slow.")] = False,
+    music: Annotated[bool, typer.Option("--music", help="Leave out the speech scores.")] = False,
+    visqol: Annotated[
+        bool, typer.Option("--visqol", help="Also compute ViSQOL, which is slow.")
+    ] = False,
 ) -> None:
     """Score DECODED against ORIGINAL, or a model at its bandwidths."""
     from encodec_rt.model.encodec import EncodecModel

@@ -37,53 +37,52 @@ def serve(
     ] = 0,
     calls: Annotated[
         int,
-        typer.Option(help="Calls over WebRTC at once, of these sessions; none by default.", min=0),
+        typer.Option(help="How many of the sessions may be calls over WebRTC.", min=0),
     ] = 0,
     fronts: Annotated[
         int,
         typer.Option(
-            help="Processes that carry the WebSockets for this one's engine; 0 has it carry them.",
+            help="Processes that handle the WebSockets; 0: the engine's own process does.",
             min=0,
             max=64,
         ),
     ] = 0,
     web: Annotated[
-        bool, typer.Option("--web", help="Serve a page, too, from which a browser calls.")
+        bool, typer.Option("--web", help="Also serve a page that calls from a browser.")
     ] = False,
     state: Annotated[
-        Path | None, typer.Option(help="Folder that keeps sessions for a restart.")
+        Path | None,
+        typer.Option(metavar="FOLDER", help="Folder that keeps sessions across a restart."),
     ] = None,
     origin: Annotated[
-        list[str] | None, typer.Option(help="A web page that may connect; none by default.")
+        list[str] | None, typer.Option(help="Origin of web pages that may connect; repeatable.")
     ] = None,
     drain_s: Annotated[
-        float, typer.Option(help="Seconds that SIGTERM gives sessions to end.", min=0.0)
+        float, typer.Option(help="Seconds that sessions have to end after SIGTERM.", min=0.0)
     ] = 30.0,
     requests_per_s: Annotated[
-        float, typer.Option(help="Requests that one address may send.", min=1.0, max=1e6)
+        float, typer.Option(help="Requests per second that one address may send.", min=1.0, max=1e6)
     ] = 50.0,
     certificate: Annotated[Path | None, typer.Option(help="TLS certificate, PEM.")] = None,
     key: Annotated[Path | None, typer.Option(help="Its key, PEM.")] = None,
     config: Annotated[
-        Path | None, typer.Option(help="JSON file with these options; flags have precedence.")
+        Path | None, typer.Option(help="JSON file with these options; flags take precedence.")
     ] = None,
     token_file: TokenOption = None,
     ray: Annotated[
         str | None,
         typer.Option(help='Serve on a Ray cluster: its address, or "local".', metavar="ADDRESS"),
     ] = None,
-    workers: Annotated[
-        int, typer.Option(help="With --ray, servers that sessions are placed on.", min=1)
-    ] = 2,
+    workers: Annotated[int, typer.Option(help="With --ray, how many servers to start.", min=1)] = 2,
     demo: Annotated[
-        bool, typer.Option("--demo", help="Let six clients talk to a server, and end.")
+        bool, typer.Option("--demo", help="Let six clients talk to a server, and exit.")
     ] = False,
 ) -> None:
     """Serve live sessions over WebSockets, and calls over WebRTC.
 
-    They take audio to codes, codes to audio, or both; a call hears itself. Beyond loopback
-    this is over TLS and with a token. SIGTERM lets sessions end; Ctrl-C does not wait. -b is the
-    highest bandwidth that a session may ask for.
+    A session turns audio into codes, codes into audio, or both; a call hears itself. On any address
+    but loopback, TLS and a token are needed. SIGTERM lets sessions end; Ctrl-C does not wait. -b is
+    the highest bandwidth that a session may ask for.
     """
     given: dict[str, Any] = {
         "host": host, "port": port, "sessions": sessions, "calls": calls, "web": web,

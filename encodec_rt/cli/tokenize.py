@@ -33,7 +33,10 @@ REPORT_EVERY_S = 60.0
 """How often a run without a terminal says how far it is."""
 
 OutOption = Annotated[
-    Path, typer.Option("--out", "-o", help="The folder to write; a run that stopped goes on there.")
+    Path,
+    typer.Option(
+        "--out", "-o", metavar="FOLDER", help="The output folder; a stopped run resumes there."
+    ),
 ]
 JobsOption = Annotated[
     int | None,
@@ -51,10 +54,11 @@ class UnitOptions:
     """How much is worked on and written as a whole."""
 
     shard_clips: Annotated[
-        int, typer.Option("--shard-clips", help="Most clips of files in one shard.", min=1)
+        int, typer.Option("--shard-clips", help="The most clips in one shard.", min=1)
     ] = 1024
     shard_mb: Annotated[
-        float, typer.Option("--shard-mb", help="Source MiB after which a shard ends.", min=0.01)
+        float,
+        typer.Option("--shard-mb", help="Source MiB after which a new shard begins.", min=0.01),
     ] = 32.0
 
 
@@ -81,7 +85,7 @@ def tokenize_corpus(
         ),
     ] = "parquet",
     channels: Annotated[
-        str, typer.Option("--channels", help="mix, or each: a clip of every channel.")
+        str, typer.Option("--channels", help="mix, or each (every channel is a clip).")
     ] = "mix",
     loudness: Annotated[
         float | None,
@@ -91,21 +95,22 @@ def tokenize_corpus(
         bool, typer.Option("--strict", help="Refuse audio that is damaged or cut short.")
     ] = False,
     dedup: Annotated[
-        bool, typer.Option("--dedup", help="Leave out files that are equal to earlier ones.")
+        bool, typer.Option("--dedup", help="Leave out exact copies of earlier files.")
     ] = False,
     audio_column: Annotated[
-        str | None, typer.Option("--audio-column", help="Of Parquet files.", metavar="NAME")
+        str | None,
+        typer.Option("--audio-column", help="The audio column of Parquet files.", metavar="NAME"),
     ] = None,
     jobs: JobsOption = None,
     ray: RayOption = None,
     verify: Annotated[
-        int, typer.Option("--verify", help="Encode so many clips again and compare.", min=0)
+        int, typer.Option("--verify", help="Encode this many clips again and compare.", min=0)
     ] = 0,
     as_json: JsonOption = False,
 ) -> None:
     """Encode every clip of a corpus.
 
-    The codes are exactly those of the offline model. A file that cannot be read is a row of
+    The codes are exactly those of the offline model. Files that cannot be read are listed in
     errors.parquet, and the exit status is then 3.
     """
     from encodec_rt.corpus.sources import UnitSize
@@ -137,12 +142,14 @@ def tokenize_corpus(
 def detokenize(
     inputs: Annotated[
         list[str],
-        typer.Argument(metavar="IN...", help="What tokenize wrote: its folders, or files of them."),
+        typer.Argument(metavar="IN...", help="Folders that tokenize wrote, or files in them."),
     ],
     out: OutOption,
     bandwidth: Annotated[
         float | None,
-        typer.Option("-b", "--bandwidth", help="Leave out the codebooks beyond it, in kbps."),
+        typer.Option(
+            "-b", "--bandwidth", help="Drop the codebooks beyond this bandwidth, in kbps."
+        ),
     ] = None,
     model: ModelOption = "default",
     device: DeviceOption = "cpu",

@@ -26,22 +26,27 @@ def lm(
         Path, typer.Argument(metavar="RUN", help="Folder for the codes and what is trained.")
     ],
     data: Annotated[
-        Path, typer.Option("--data", help="The packed audio that encodec-rt data index made.")
+        Path,
+        typer.Option(
+            "--data", metavar="FOLDER", help="The packed audio that encodec-rt data index made."
+        ),
     ],
     model: ModelOption = "default",
     minutes: Annotated[float, typer.Option("--minutes", help="CPU time to train for.")] = 60.0,
-    steps: Annotated[int | None, typer.Option("--steps", help="Train for so many instead.")] = None,
+    steps: Annotated[
+        int | None, typer.Option("--steps", help="Train for this many steps instead.")
+    ] = None,
     hours: Annotated[float, typer.Option("--hours", help="Speech to train on.")] = 10.0,
     widths: Annotated[
-        str | None, typer.Option("--widths", help="Units that each layer adds, as 96,64,64,64.")
+        str | None,
+        typer.Option("--widths", help="Units that each layer adds, such as 96,64,64,64."),
     ] = None,
     threads: ThreadsOption = 1,
 ) -> None:
     """Train code tables and a language model of the codes.
 
-    They are to be put into the folder of the model. RUN gets code_tables.safetensors,
-    code_lm.safetensors and a report.json with the bits that each codebook takes on speech that was
-    held out.
+    RUN gets code_tables.safetensors and code_lm.safetensors, to be copied into the model's folder,
+    and report.json with the bits that each codebook takes on held-out speech.
     """
     import numpy as np
     import torch

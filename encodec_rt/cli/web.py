@@ -1,4 +1,4 @@
-"""encodec-rt web: the page on which one hears oneself through the codec."""
+"""encodec-rt web: the page on which you hear yourself through the codec."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ def web(
 ) -> None:
     """Serve a page that runs the codec in the browser.
 
-    On it one hears oneself, and calls another browser; 'link call --channel' calls one that waits.
-    Beyond loopback this is over TLS and with a
-    token, and the browser has to accept the certificate once. Ends with Ctrl-C.
+    On the page you hear yourself or call another browser; 'link call --channel' calls a waiting
+    page. On any address but loopback it needs TLS and a token, and the browser has to accept the
+    certificate once. Ctrl-C ends it.
     """
     require_link()
     from encodec_rt.link import credentials
