@@ -142,7 +142,10 @@ class GrowingFile:
     def __init__(self, path: str | Path, *, force: bool) -> None:
         """Raises InputError as ``check_target`` does, and for what is not a file."""
         if is_stream(path):
-            raise InputError(f"{path}: a recording needs a file, whose header grows with it")
+            raise InputError(
+                f"{path}: a recording needs a regular file, since its header is rewritten as it "
+                "grows"
+            )
         self.target = check_target(path, force=force)
         suffix = self.target.suffix
         self.part = part_name(self.target.with_suffix(""), f".part{suffix}", hidden=False)

@@ -113,7 +113,7 @@ def columns(features: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[s
             "one, attention_mask"
         )
     if len({len(values) for values in found.values()}) != 1 or not found["input_values"]:
-        raise InputError("pad takes one or more clips, and as many masks if any")
+        raise InputError("pad takes one or more clips, and one mask per clip if any")
     return found
 
 
@@ -132,7 +132,7 @@ def converted(values: list[Array] | Array, return_tensors: str | None) -> Any:
         return values
     if len({value.shape for value in values}) > 1:
         raise InputError(
-            "clips of different lengths do not make one tensor; use padding=True, or "
+            "clips of different lengths do not fit into one tensor; use padding=True, or "
             "return_tensors=None for a list"
         )
     array = np.asarray(values)

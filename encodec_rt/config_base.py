@@ -105,7 +105,7 @@ def as_float(name: str, value: object) -> float:
     try:
         return float(value)
     except OverflowError:
-        raise ConfigError(f"{name} is a number too large to be one") from None
+        raise ConfigError(f"{name} is too large a number") from None
 
 
 def as_tuple(name: str, values: object, kind: type[float] | type[int]) -> tuple[Any, ...]:

@@ -52,7 +52,7 @@ def header_for(codec: Codec, codebooks: int, *, start: Start) -> StreamHeader:
     """The header of a stream of ``codec``. Raises ConfigError for a model that it cannot be of."""
     if codec.segmented and codec.config.chunk_length is None:
         raise ConfigError(
-            "this model has neither frames nor chunks, so that a clip is one piece; write .ecdc"
+            "this model encodes a clip as one piece, which .encodec cannot hold; write .ecdc"
         )
     made_by = bytes.fromhex(codec.codes_sha256)
     return StreamHeader.for_model(codec.config, codebooks, start=start, codes_sha256=made_by)
@@ -162,7 +162,7 @@ class ContainerAudio:
             named = self.reader.comments.get("MODEL") or "another model"
             raise PacketError(
                 f"the stream was made by {named} with weights {header.codes_sha256.hex()[:16]}, "
-                f"and these are {ours.hex()[:16]}; name their folder or file with --model"
+                f"but these are {ours.hex()[:16]}; give the right ones with --model"
             )
         wanted = header_for(codec, codec.config.num_quantizers, start="exact")
         for field in ("sampling_rate", "channels", "hop", "codebook_size", "segment", "stride"):

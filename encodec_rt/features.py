@@ -191,7 +191,7 @@ class EncodecFeatureExtractor(Chunked):
             }
         kind = values.get("feature_extractor_type", _TYPE)
         if kind != _TYPE:
-            raise ConfigError(f"{path} is of a {kind}; this package has {_TYPE}")
+            raise ConfigError(f"{path} configures a {kind}; this package has only {_TYPE}")
         values = {**values, **changes}
         return cls(**{name: values[name] for name in _SAVED if name in values})
 

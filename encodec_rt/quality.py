@@ -148,13 +148,13 @@ def score(
                 "are needed for a score"
             )
     if not np.any(reference):
-        raise InputError("the reference is silent, so that nothing can be compared with it")
+        raise InputError("the reference is silent, so nothing can be compared with it")
     longest = int(LONGEST_LAG_MS * sampling_rate / 1000)
     if abs(len(reference) - len(decoded)) > longest:
         raise InputError(
             f"the reference lasts {len(reference) / sampling_rate:.3f} s and the decoded audio "
-            f"{len(decoded) / sampling_rate:.3f} s; they may differ by {LONGEST_LAG_MS:g} ms, "
-            "which is as far as a codec's delay is sought: cut both to the same stretch"
+            f"{len(decoded) / sampling_rate:.3f} s; they may differ by at most "
+            f"{LONGEST_LAG_MS:g} ms, so cut both to the same part"
         )
     reference, decoded = align(reference, decoded, longest_lag=longest)
     scores = Scores(

@@ -34,10 +34,10 @@ class AgentCoder:
     """
 
     def __init__(self, codec: Codec, bandwidth_kbps: float = 6.0) -> None:
-        """Raises ConfigError for a bandwidth that the model does not have, or a stereo one."""
+        """Raises ConfigError for a bandwidth the model lacks, InputError for a stereo model."""
         config = codec.config
         if config.audio_channels != 1:
-            raise InputError("agents speak with one channel; use a model of one, such as 'default'")
+            raise InputError("agents need a mono model; use one such as 'default'")
         self.rate_hz = config.sampling_rate
         self._bits, self._hop = config.codebook_nbits, config.hop_length
         self._encoder = codec.stream_encoder(bandwidth_kbps)

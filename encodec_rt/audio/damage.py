@@ -34,14 +34,14 @@ class Damage:
         if self._strict:
             raise InputError(
                 f"{self._name} is damaged at {self.position_s:.2f} s: {reason}; "
-                "without --strict all that decodes is used"
+                "leave out --strict to use what can be decoded"
             )
         self._gaps[self.position_s] = self._gaps.get(self.position_s, 0.0) + lost_s
 
     def remark(self, text: str) -> None:
         """Note ``text``, which follows the source's name. Raises InputError if strict."""
         if self._strict:
-            raise InputError(f"{self._name} {text}; without --strict all that is there is used")
+            raise InputError(f"{self._name} {text}; leave out --strict to use what is there")
         self.remarks.append(text)
 
     def warnings(self) -> list[str]:

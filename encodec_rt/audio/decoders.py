@@ -42,7 +42,7 @@ def open_raw(source: ByteSource, raw: RawFormat) -> Decoded:
     """Samples without a header. Raises InputError for a format that is not one of RAW_FORMATS."""
     form = RAW_FORMATS.get(raw.name)
     if form is None:
-        raise InputError(f"raw format {raw.name!r}; one of {', '.join(RAW_FORMATS)}")
+        raise InputError(f"raw format {raw.name!r}; accepted: {', '.join(RAW_FORMATS)}")
     pieces = ((raw.rate_hz, block) for block in read_pcm(source, form, raw.channels, None))
     return Decoded(pieces, f"raw, {form.description}", raw.rate_hz, raw.channels)
 
@@ -76,7 +76,7 @@ def _wav_pieces(source: ByteSource, first: WavHeader, damage: Damage) -> Pieces:
         if announced_s is not None and announced_s - seconds > 0.5 / header.rate_hz:
             damage.remark(f"ends after {seconds:.2f} s; its header announces {announced_s:.2f} s")
         elif header.data_bytes is not None and more_follows(source):
-            damage.remark("goes on after the length that its header announces; that was left out")
+            damage.remark("goes on after the length in its header; the rest was left out")
         header = next_wav_header(source)
 
 

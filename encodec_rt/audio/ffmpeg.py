@@ -38,7 +38,7 @@ _HOLE_S = {"flac": 1e-3, "ogg": 1e-2}
 
 
 def open_ffmpeg(source: ByteSource, damage: Damage, stack: ExitStack) -> Decoded | None:
-    """What FFmpeg reads, or None. Raises InputError for a file that has no audio in it."""
+    """What FFmpeg reads, or None. Raises InputError for a file that contains no audio."""
     import av
 
     length = true_length(source)
@@ -53,7 +53,7 @@ def open_ffmpeg(source: ByteSource, damage: Damage, stack: ExitStack) -> Decoded
         return None
     container = stack.enter_context(opened)
     if not container.streams.audio:
-        raise InputError(f"{source.name} has no audio in it")
+        raise InputError(f"{source.name} contains no audio")
     stream = container.streams.audio[0]
     if stream.codec_context is None:
         # A codec that FFmpeg does not know; a damaged header names one.
@@ -151,7 +151,7 @@ class _Packets:
     def _check_end(self) -> None:
         granule = ogg_end(self._view.tail)
         if granule is None:
-            self._damage.remark("is damaged at its end, or was cut there")
+            self._damage.remark("is damaged or cut off at its end")
             return
         missing_s = float(granule * self._stream.time_base) - (self._next_s or 0.0)
         if missing_s > _OGG_END_S:

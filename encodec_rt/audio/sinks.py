@@ -123,7 +123,7 @@ class SndfileSink:
         limit = self._form.max_bytes
         if limit is not None and self._bytes > limit:
             raise InputError(
-                f"{self._name}: {self._form.container} ends at {limit / 2**30:.0f} GiB; "
+                f"{self._name}: {self._form.container} cannot grow beyond {limit / 2**30:.0f} GiB; "
                 "use .wav, .w64 or .flac"
             )
         if self._form.subtype == "PCM_16":

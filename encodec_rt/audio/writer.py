@@ -118,7 +118,7 @@ def check_target_format(
     """
     if raw is not None and raw.name not in RAW_OUTPUT_FORMATS:
         accepted = ", ".join(RAW_OUTPUT_FORMATS)
-        raise InputError(f"raw format {raw.name!r} is not written; one of {accepted}")
+        raise InputError(f"raw format {raw.name!r} cannot be written; use {accepted}")
     if str(target) == PIPE:
         _ = standard_output()
         return _WAV

@@ -246,7 +246,7 @@ def unpack_raw(data: bytes, bits: int, frames: int, books: int) -> Codes:
     codes = unpack_codes(data, bits, (frames, books))
     used = codes.size * bits % 8
     if used and data[-1] >> used:
-        raise PacketError("the bits that fill the last byte of a layer are not zero")
+        raise PacketError("the padding bits in the last byte of a layer are not zero")
     return codes
 
 

@@ -64,9 +64,11 @@ class StreamHeader:
         if self.channels not in (1, 2):
             raise PacketError(f"a stream of {self.channels} channels; EnCodec has 1 or 2")
         if not 2 <= self.codebook_size <= 1 << 16 or self.codebook_size & (self.codebook_size - 1):
-            raise PacketError(f"codebooks of {self.codebook_size}; a power of two up to 65536")
+            raise PacketError(
+                f"codebooks of {self.codebook_size}; accepted: powers of two to 65536"
+            )
         if not 1 <= len(self.layers) <= MAX_LAYERS or min(self.layers) < 1:
-            raise PacketError("a stream needs from 1 to 128 layers with a codebook or more each")
+            raise PacketError("a stream needs 1 to 128 layers with at least one codebook each")
         if bool(self.segment) != bool(self.stride) or self.stride > self.segment:
             raise PacketError(f"segments of {self.segment} samples, one every {self.stride}")
         if self.scaled and not self.segment:
@@ -190,9 +192,9 @@ class StreamHeader:
         count, weights, coder = rest
         end = _HEAD.size + 2 * count
         if version == 0 or len(data) < end or flags & ~_SCALED:
-            raise PacketError("the identification header has a version, length or flag unknown")
+            raise PacketError("the identification header has an unknown version, length or flag")
         if start >= len(STARTS) or coding not in list(Coding):
-            raise PacketError(f"start policy {start} and coding {coding}; up to 2 are known")
+            raise PacketError(f"start policy {start} and coding {coding}; accepted: 0 to 2")
         layers = struct.unpack_from(f"<{count}H", data, _HEAD.size)
         return cls(
             rate,
@@ -226,7 +228,7 @@ class Comments:
         """The packet. Raises InputError for a name that Vorbis comments do not allow."""
         for name, _ in self.fields:
             if not _is_field_name(name):
-                raise InputError(f"{name!r} is not the name of a comment: ASCII without '='")
+                raise InputError(f"{name!r} is not a valid comment name; use ASCII without '='")
         entries = [f"{name}={value}" for name, value in self.fields]
         texts = [text.encode() for text in (self.vendor, *entries)]
         lengths = [struct.pack("<I", len(text)) + text for text in texts]

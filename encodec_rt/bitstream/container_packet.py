@@ -67,7 +67,7 @@ class DataPacket:
             raise PacketError(f"{count} layers in a packet; the stream has {len(header.layers)}")
         frames, place = _read_varint(data, 1)
         if not 1 <= frames <= header.max_frames:
-            raise PacketError(f"{frames} frames in a packet; from 1 to {header.max_frames}")
+            raise PacketError(f"{frames} frames in a packet; accepted: 1 to {header.max_frames}")
         scale = None
         if header.scaled:
             if len(data) < place + _SCALE.size:
@@ -130,7 +130,7 @@ def _checked(data: bytes, place: int, size: int | None, head: bytes, index: int)
 def _payload(data: bytes, packed: int) -> Payload:
     """Bytes as many as packed codes have are packed codes: nobody codes what gains nothing."""
     if len(data) > packed:
-        raise PacketError(f"a layer of {len(data)} bytes, whose codes take {packed} as they are")
+        raise PacketError(f"a layer of {len(data)} bytes, although its codes take {packed} packed")
     return Payload(len(data) == packed, data)
 
 

@@ -148,7 +148,7 @@ class LinkReader:
     def _problem(self, text: str) -> None:
         """Damage: an error, or with ``salvage`` a report."""
         if not self.salvage:
-            raise PacketError(f"{text}; --salvage decodes what is whole")
+            raise PacketError(f"{text}; decode with --salvage to get the intact parts")
         self._report(text)
 
     def _report(self, text: str) -> None:

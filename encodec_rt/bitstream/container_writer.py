@@ -136,17 +136,17 @@ class ContainerWriter:
         """
         header = self.header
         if codes.ndim != 2:
-            raise InputError(f"codes of shape {codes.shape}; [frames, codebooks] is needed")
+            raise InputError(f"codes of shape {codes.shape}; pass [frames, codebooks]")
         list(split_layers(codes, header.layers))
         if codes.size and int(codes.max()) >= header.codebook_size:
-            raise InputError(f"a code of {codes.max()}; they lie in [0, {header.codebook_size})")
+            raise InputError(f"a code of {codes.max()}; pass codes in [0, {header.codebook_size})")
         if (scale is not None) != header.scaled:
             needed = "one scale per segment" if header.scaled else "no scale"
             raise InputError(f"scale={scale}; this stream has {needed}")
         self.frames += len(codes)
         if header.segment:
             if not 1 <= len(codes) <= header.max_frames:
-                raise InputError(f"a segment of {len(codes)} frames; 1 to {header.max_frames}")
+                raise InputError(f"a segment of {len(codes)} frames; pass 1 to {header.max_frames}")
             self._push(codes)
             self._end_packet(scale)
             return

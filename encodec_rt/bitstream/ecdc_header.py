@@ -55,7 +55,7 @@ def read_header(file: BinaryIO) -> EcdcHeader:
     """
     prefix = read_up_to(file, _PREFIX.size)
     if not prefix:
-        raise PacketError("the file is empty; a file of codes has a header at least")
+        raise PacketError("the file is empty; a file of codes has at least a header")
     if prefix[: len(MAGIC)] != MAGIC:
         raise PacketError(
             "not a file of codes: it begins neither with 'ECDC', as .ecdc, nor with 'OggS', "

@@ -98,7 +98,7 @@ class EcdcWriter:
         normalises; any other takes frames in any number.
         """
         if codes.ndim != 2 or codes.shape[1] != self._codebooks:
-            raise InputError(f"codes of shape {codes.shape}; [frames, {self._codebooks}] is needed")
+            raise InputError(f"codes of shape {codes.shape}; pass [frames, {self._codebooks}]")
         if (scale is not None) != self._config.normalize:
             needed = "one scale per segment" if self._config.normalize else "no scale"
             raise InputError(f"scale={scale}; this model has {needed}")

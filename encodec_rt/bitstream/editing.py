@@ -92,14 +92,14 @@ def cut(source: BinaryIO, target: ByteSink, begin_s: float, end_s: float | None)
     # A segment but the last sounds on beyond what it has made final.
     writer.finish((final.end if end is None else min(end, final.end)) - first.start)
     if final.last and reader.next_link():
-        raise InputError("a chain of streams; cut each before they are joined")
+        raise InputError("a chain of streams; cut each one before joining them")
     return writer.bytes_written
 
 
 def _whole(items: Iterator[Located | Gap]) -> Iterator[Located]:
     for item in items:
         if isinstance(item, Gap):
-            raise PacketError(f"{item.reason}; edit what --salvage makes of it")
+            raise PacketError(f"{item.reason}; only undamaged streams can be edited")
         yield item
 
 

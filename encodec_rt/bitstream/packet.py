@@ -138,7 +138,7 @@ def _unpack_exact(data: bytes, bits: int, shape: tuple[int, int]) -> Codes:
     codes = unpack_codes(data, bits, shape)
     used = shape[0] * shape[1] * bits % 8
     if used and data[-1] >> used:
-        raise PacketError("the bits that fill the last byte are not zero")
+        raise PacketError("the padding bits in the last byte are not zero")
     return codes
 
 

@@ -134,7 +134,7 @@ def _targets(path: str, into: Path | None, naming: Naming) -> Iterator[tuple[str
         and not file.name.endswith(naming.ending)
     )
     if not found:
-        raise InputError(f"{path} holds no file of a kind that this command reads")
+        raise InputError(f"{path} holds no file that this command can read")
     for file in found:
         target = naming.default(file)
         yield str(file), str(target if into is None else into / target.relative_to(path))
@@ -174,7 +174,8 @@ def _run_all(
                     raise KeyboardInterrupt from None
                 if isinstance(error, BrokenProcessPool):
                     raise InputError(
-                        "a process of --jobs was killed, perhaps for want of memory; use fewer jobs"
+                        "a worker process was killed, perhaps because memory ran out; use fewer "
+                        "--jobs"
                     ) from None
                 raise
     report(f"{len(pairs) - failed} of {len(pairs)} files done")

@@ -42,7 +42,7 @@ class CodesRecorder:
         if path.suffix.lower() == ".ecdc":
             return EcdcRecording(path, codec.config, codec.name, self._codebooks, force=force)
         if path.suffix.lower() != ".encodec":
-            raise InputError(f"{path}: such a recording is named .encodec or .ecdc")
+            raise InputError(f"{path}: the name of this recording must end in .encodec or .ecdc")
         fields = [("MODEL", codec.name)]
         coder = self._coder.fresh()
         return ContainerRecording(path, self._header, coder, fields=fields, force=force)
@@ -56,7 +56,7 @@ class CallRecorder:
         from encodec_rt.voice.recording import StandIns
 
         if link.save is not None and link.save == link.save_sent:
-            raise ConfigError(f"--save and --save-sent {link.save}; each needs a file of its own")
+            raise ConfigError(f"--save and --save-sent are both {link.save}; give two files")
         self._paths = link.save, link.save_sent
         books = codec.config.codebooks_for(options.bandwidth)
         self._recorder = CodesRecorder(codec, books, options)

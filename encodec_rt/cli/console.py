@@ -91,7 +91,7 @@ def report_abandoned(*recordings: Path | None) -> None:
 
     for folder in sorted({path.absolute().parent for path in recordings if path is not None}):
         for part in abandoned_recordings(folder):
-            say(f"note: a recording that was cut off lies in {part}")
+            say(f"note: an interrupted recording is in {part}")
 
 
 def status_console() -> Console:
@@ -237,8 +237,8 @@ def check_model(named: str, codec: Codec) -> None:
     """Raise PacketError unless ``codec`` is the model that a file names."""
     if named != codec.name:
         raise PacketError(
-            f"the stream was made by the model {named!r}, and this one is {codec.name!r}; "
-            "name the folder or file of its weights with --model"
+            f"the stream was made with the model {named!r}, but this one is {codec.name!r}; "
+            "give the folder or file of the right weights with --model"
         )
 
 

@@ -162,7 +162,7 @@ def decode_container(
             writer.write(pcm)
         if sound.reader.problems and not audio.samples:
             reason = sound.reader.problems[0]
-            raise PacketError(f"{reason}, and nothing of the stream is whole before or after it")
+            raise PacketError(f"{reason}, and no part of the stream is intact before or after it")
     report(audio.summary())
     warn_of_clipping(writer.clipped, writer.samples)
     warn_of_damage(sound, config.sampling_rate)
@@ -173,7 +173,7 @@ def warn_of_damage(sound: ContainerAudio, rate_hz: int) -> None:
     for problem in sound.reader.problems:
         say(f"warning: {problem}")
     if sound.lost:
-        say(f"warning: {sound.lost / rate_hz:.2f} s were lost, and concealed or silent")
+        say(f"warning: {sound.lost / rate_hz:.2f} s were lost, and are concealed or silent")
     if sound.unfinished:
         say("warning: the stream has no end mark; its writer was stopped, or it was cut off")
 

@@ -92,7 +92,9 @@ def between(
     Raises ConfigError if nothing can lie between them, InputError if the audio ends before.
     """
     if not 0 <= begin_s < (math.inf if end_s is None else end_s):
-        raise ConfigError(f"--from {begin_s:g} --to {end_s}; seconds from 0 on, the later one last")
+        raise ConfigError(
+            f"--from {begin_s:g} --to {end_s}; give 0 s or later, and --to after --from"
+        )
     read = yield from excerpt(blocks, rate_hz, begin_s, end_s)
     if 0 < round(begin_s * rate_hz) >= read:
         raise InputError(f"--from {begin_s:g}: the audio ends after {read / rate_hz:.2f} s")

@@ -119,9 +119,15 @@ class LinkOptions:
         from encodec_rt.sound.processing import VoiceProcessor
 
         if self.play is not None:
-            raise ConfigError("--play takes the microphone's place; there is no voice to clean")
+            raise ConfigError(
+                "--play replaces the microphone, so there is no voice to process; leave out --play "
+                "or the processing"
+            )
         if self.record is not None and self.echo_cancel:
-            raise ConfigError("--record takes the speaker's place; there is no echo to cancel")
+            raise ConfigError(
+                "--record replaces the speaker, so there is no echo to cancel; leave out --record "
+                "or --echo-cancel"
+            )
         return VoiceProcessor(
             rate_hz,
             echo=self.echo_cancel,

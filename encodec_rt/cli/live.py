@@ -210,7 +210,7 @@ def _show_delay(status: Status, found: dict[str, Delay]) -> None:
         put(f"mouth to ear, by what the decoder gave:     {_in_words(found['byDecoder'])}")
     else:
         put("the codec's output is too unlike the chirps to be found by correlation")
-    put("the air between speaker and microphone is in it, 3 ms per metre")
+    put("this includes the air between speaker and microphone, 3 ms per metre")
     names = {"byMicrophone": "measured, by microphone", "byDecoder": "measured, by decoder"}
     measured = {names[name]: delay.median_ms for name, delay in found.items()}
     output_console().print(budget_table(status.budget, measured))

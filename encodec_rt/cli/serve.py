@@ -128,7 +128,7 @@ def _fill_in(given: dict[str, Any], context: typer.Context, path: Path) -> None:
     except (ValueError, RecursionError) as error:
         raise ConfigError(f"{path}: {error}") from error
     if not isinstance(wanted, dict) or not wanted.keys() <= given.keys():
-        raise ConfigError(f"{path}: a JSON object with some of {', '.join(sorted(given))}")
+        raise ConfigError(f"{path}: expected a JSON object with some of {', '.join(sorted(given))}")
     for option in context.command.params:
         if option.name not in wanted:
             continue
@@ -168,7 +168,7 @@ def _settings(options: CodecOptions, given: dict[str, Any]) -> ServeSettings:
 
     if given["fronts"] and (given["calls"] or given["web"] or given["ray"] is not None):
         raise ConfigError(
-            "--fronts carry WebSockets on one machine; leave out --calls, --web, --ray"
+            "--fronts handle only WebSockets on one machine; leave out --calls, --web, --ray"
         )
     if given["web"] and not given["calls"]:
         raise ConfigError("--web needs --calls: the page calls this server")

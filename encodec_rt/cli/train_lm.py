@@ -101,7 +101,7 @@ def _numbers(text: str | None) -> tuple[int, ...] | None:
     try:
         return tuple(map(int, text.split(",")))
     except ValueError:
-        raise ConfigError(f"widths {text!r}; whole numbers with commas between them") from None
+        raise ConfigError(f"widths {text!r}; give whole numbers separated by commas") from None
 
 
 def _table_bits(tables: CodeTables, clips: Sequence[Codes]) -> list[float]:

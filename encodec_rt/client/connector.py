@@ -93,4 +93,4 @@ class Connector:
 def _check_secrecy(placer: str, worker: str) -> None:
     """Raise LinkError where what is secret would go to a worker in the clear."""
     if urlsplit(placer).scheme == "https" and urlsplit(worker).scheme != "https":
-        raise LinkError(f"the placer names {worker}, which is not https as it is itself")
+        raise LinkError(f"the placer uses https, but the worker that it names does not: {worker}")

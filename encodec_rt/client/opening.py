@@ -58,7 +58,7 @@ def unpack_frame(kind: Kind, index: int, payload: bytes, welcome: Mapping[str, A
         return ServedFrame(index, codes=parse_packet(payload, bits=welcome["bits"]).codes[0])
     channels = welcome["channels"]
     if len(payload) % (2 * channels):
-        raise PacketError(f"{len(payload)} bytes of audio; {2 * channels} for each sample")
+        raise PacketError(f"{len(payload)} bytes of audio; a sample takes {2 * channels}")
     samples = np.frombuffer(payload, "<i2").astype(np.float32) / 32768.0
     audio = samples if channels == 1 else samples.reshape(-1, channels).T
     return ServedFrame(index, audio=audio)
@@ -109,7 +109,7 @@ def place_of(url: str, context: ssl.SSLContext | aiohttp.Fingerprint | None) -> 
     except ValueError:
         good = False
     if not good or "@" in parts.netloc:
-        raise LinkError(f"{url!r} is not an address of a server; give one such as http://HOST:PORT")
+        raise LinkError(f"{url!r} is not a server's address; give one such as http://HOST:PORT")
     return Place(url.rstrip("/"), context)
 
 
@@ -158,7 +158,7 @@ def whole_number(event: Mapping[str, Any], name: str, least: int = 0) -> int:
 def check_welcome(event: Mapping[str, Any]) -> None:
     """Raise PacketError unless a server of this protocol says so first."""
     if event["type"] != "Welcome":
-        raise PacketError(f"a {event['type'][:20]} where the server's welcome was due")
+        raise PacketError(f"a {event['type'][:20]} instead of the server's Welcome")
     for name in ("hop", "channels", "bits", "rate"):
         whole_number(event, name, least=1)
     for name in ("frame", "decoded", "encoder_start_frames", "decoder_start_frames"):

@@ -241,7 +241,7 @@ class StreamClient:
                 self.resumed += 1
                 self._repeating = asyncio.create_task(self._repeat())
         except PacketError as error:
-            self._received.put_nowait(LinkError(f"the server sent what nobody can read: {error}"))
+            self._received.put_nowait(LinkError(f"the server sent an unreadable message: {error}"))
         except Exception as error:  # noqa: BLE001 - whoever iterates has to hear of the end
             self._received.put_nowait(error)
         finally:

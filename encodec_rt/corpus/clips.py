@@ -139,8 +139,7 @@ def _only(reader: AudioReader, rate_hz: int, channel: int) -> Iterator[Audio]:
     for block in reader.blocks(rate_hz, count):
         if len(block) != count:
             raise InputError(
-                f"{reader.name} changes from {count} channels to {len(block)}; take it with "
-                "channels='mix'"
+                f"{reader.name} changes from {count} channels to {len(block)}; use channels='mix'"
             )
         yield block[channel : channel + 1]
 

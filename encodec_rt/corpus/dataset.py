@@ -132,5 +132,5 @@ class CodesDataset(Dataset[dict[str, Any]]):
 def _info(files: Sequence[Path], corpus: str | Path) -> CodesInfo:
     found = info_of(files[0]) if files else None
     if found is None:
-        raise InputError(f"{corpus} holds no codes of encodec-rt tokenize")
+        raise InputError(f"{corpus} holds no codes from encodec-rt tokenize")
     return found

@@ -185,7 +185,7 @@ class Detokenizer:
         """Where a clip's audio goes. Raises InputError for an id that is no name."""
         parts = PurePosixPath(name).parts
         if PurePosixPath(name).is_absolute() or ".." in parts or not parts or "\0" in name:
-            raise InputError(f"the id {name!r} leads out of the folder, or is no name")
+            raise InputError(f"the id {name!r} leads outside the folder, or is not a file name")
         suffix = self._settings.suffix
         return self._out.data / (name if name.endswith(suffix) else name + suffix)
 

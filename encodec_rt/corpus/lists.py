@@ -38,8 +38,8 @@ def read_list(path: str) -> Iterator[FileEntry]:
         entry = _entry(f"{path}, line {number}", folder, row, table=path.endswith((".csv", ".tsv")))
         if not seen.add(entry.id):
             raise InputError(
-                f"{path}, line {number}: the id {entry.id!r} was there before; add a column id "
-                "that names each clip once"
+                f"{path}, line {number}: the id {entry.id!r} occurs twice; add a column id "
+                "with a unique name for each clip"
             )
         yield entry
 
@@ -93,8 +93,7 @@ def _rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
                 for row in table:
                     if None in row or None in row.values():
                         raise InputError(
-                            f"{path}, line {table.line_num}: as many fields as the header has are "
-                            "needed"
+                            f"{path}, line {table.line_num}: not as many fields as the header has"
                         )
                     yield table.line_num, row
                 return
@@ -111,7 +110,7 @@ def _rows(path: str) -> Iterator[tuple[int, Mapping[str, Any]]]:
 
 def _entry(place: str, folder: str, row: Mapping[str, Any], *, table: bool) -> FileEntry:
     if not isinstance(row, Mapping):
-        raise InputError(f"{place}: a JSON object is needed")
+        raise InputError(f"{place}: expected a JSON object")
     found = next((row[name] for name in _PATH if row.get(name)), None)
     if not isinstance(found, str):
         raise InputError(f"{place}: no path; name the column {' or '.join(_PATH)}")
@@ -121,7 +120,9 @@ def _entry(place: str, folder: str, row: Mapping[str, Any], *, table: bool) -> F
         end = begin + duration
     begin = begin or 0.0
     if end is not None and not end > begin:
-        raise InputError(f"{place}: from {begin:g} s to {end:g} s; the end comes after the begin")
+        raise InputError(
+            f"{place}: from {begin:g} s to {end:g} s; the end must come after the start"
+        )
     if "\0" in found:
         raise InputError(f"{place}: a path with a zero byte")
     path = os.path.join(folder, _path(place, found))
@@ -159,7 +160,7 @@ def _safe(place: str, name: str) -> str:
     while inside.startswith("../"):
         inside = inside[3:]
     if ".." in Path(inside).parts or not inside or "\0" in inside:
-        raise InputError(f"{place}: the id {name!r} leads out of the folder; give another")
+        raise InputError(f"{place}: the id {name!r} leads outside the folder; give another")
     if not any("\ud800" <= one <= "\udfff" for one in inside):
         return inside
     return as_id(_path(place, inside))

@@ -72,7 +72,7 @@ class OutputFolder:
             if held.get(name) != wanted.get(name):
                 one, other = _shown(held.get(name)), _shown(wanted.get(name))
                 raise ConfigError(
-                    f"{self.path} was begun with {name} {one}, and this run has {other}; give a "
+                    f"{self.path} was begun with {name} {one}, but this run has {other}; give a "
                     "new folder, or the same settings"
                 )
         return False
@@ -91,7 +91,7 @@ class OutputFolder:
                 file.write(unit.to_line() + "\n")
                 count += 1
             if not count:
-                raise InputError("the inputs hold nothing that could be worked on; give others")
+                raise InputError("the inputs hold nothing to work on; give others")
         return count
 
     def units(self) -> Iterator[Unit]:
@@ -168,7 +168,7 @@ def _difference(old: Unit | None, new: Unit | None) -> str:
         if before is None or (after is not None and after.id < before.id):
             return f"{after.id} was added"
         if after is None or after.id > before.id:
-            return f"{before.id} was taken away"
+            return f"{before.id} was removed"
         return f"{before.id} was changed"
     return f"{new.label or new.name} was changed"
 

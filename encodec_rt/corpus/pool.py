@@ -72,8 +72,8 @@ class _Worker(Generic[R]):
             self.process.join()
             name = self.unit.name if self.unit else "a unit"
             raise StateError(
-                f"a worker died ({_death(self.process.exitcode)}) while it worked on {name}; with "
-                "more memory or fewer --jobs, run the same command again to go on"
+                f"a worker died ({_death(self.process.exitcode)}) while it worked on {name}; run "
+                "the same command again to resume, with more memory or fewer --jobs"
             ) from None
         if not good:
             raise value

@@ -71,8 +71,8 @@ def run_on_ray(
         overhead_s = wall_s - worked_s / actors
         if overhead_s > MAX_OVERHEAD * wall_s:
             say(
-                f"{overhead_s:.0f} of {wall_s:.0f} s were Ray's own: for so small a corpus leave "
-                "--ray away"
+                f"{overhead_s:.0f} of {wall_s:.0f} s were Ray's own: for a corpus this small, "
+                "leave out --ray"
             )
     finally:
         ray.shutdown()
@@ -121,8 +121,8 @@ def _fit(
     share = {"num_cpus": round(min(1.0, free / wanted), 3)}
     if wanted > most:
         say(
-            f"{wanted} workers would need as many {'CPUs' if device == 'cpu' else 'GPUs'}, and the "
-            f"cluster has {most}; they share them"
+            f"{wanted} workers would need {wanted} {'CPUs' if device == 'cpu' else 'GPUs'}, but "
+            f"the cluster has {most}, so they share them"
         )
     if device != "cpu":
         share["num_gpus"] = round(min(1.0, gpus / wanted), 3)

@@ -81,8 +81,8 @@ class CodesInfo:
         """Raise PacketError unless ``codec`` can decode these codes."""
         if self.codes_sha256 != codec.codes_sha256:
             raise PacketError(
-                f"the codes were made by {self.model} with weights {self.codes_sha256[:16]}, and "
-                f"these are {codec.codes_sha256[:16]}; name their folder or file with --model"
+                f"the codes were made by {self.model} with weights {self.codes_sha256[:16]}, but "
+                f"these are {codec.codes_sha256[:16]}; give the right ones with --model"
             )
 
 

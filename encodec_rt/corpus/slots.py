@@ -197,4 +197,4 @@ class _EncodingSeat:
 
 
 def _nothing() -> InputError:
-    return InputError("there are no samples in it")
+    return InputError("it contains no samples")

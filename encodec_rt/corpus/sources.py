@@ -52,8 +52,8 @@ class UnitSize:
         """Raise ConfigError for sizes that nothing fits in."""
         if self.clips < 1 or not self.mib > 0:
             raise ConfigError(
-                f"units of {self.clips} clips and {self.mib} MiB; at least one clip is needed, and "
-                "more than 0 MiB"
+                f"shards of {self.clips} clips and {self.mib} MiB; accepted: at least one clip, "
+                "and more than 0 MiB"
             )
 
 
@@ -152,7 +152,7 @@ class Plan:
             if kind != one.type:
                 raise ConfigError(
                     f"{where} has a column {one.name!r} of {one.type}, and another source has one "
-                    f"of {kind}; tokenise them into folders of their own"
+                    f"of {kind}; tokenise them into separate folders"
                 )
 
     def _packed(self, found: Iterator[FileEntry | Unit]) -> Iterator[Unit]:

@@ -86,7 +86,7 @@ def export_onnx(
         # With rounded weights other codes are to be expected; otherwise near-ties alone may differ.
         if not half and (report.audio_db < 100 or report.different > report.codes // 100):
             raise BackendUnavailable(
-                f"onnxruntime computes other {report.graphs} ({report}); do not use these files"
+                f"onnxruntime computes different {report.graphs} ({report}); do not use these files"
             )
     return reports
 

@@ -98,7 +98,7 @@ class ChannelTransport(PeerTransport):
                 raise LinkError("a second data channel")
             self.format.check_protocol(channel.protocol)
             if channel.ordered or channel.maxRetransmits != 0:
-                raise LinkError("a data channel that keeps order or sends again")
+                raise LinkError("a data channel that is ordered or retransmits")
         except LinkError as error:
             logger.warning("the other side opened %s", error)
             channel.close()

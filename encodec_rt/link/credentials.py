@@ -170,7 +170,7 @@ def parse_fingerprint(text: str) -> bytes:
     except ValueError:
         digest = b""
     if len(digest) != FINGERPRINT_BYTES:
-        raise LinkError(f"fingerprint {text!r}; the 64 hex digits that 'link listen' printed")
+        raise LinkError(f"fingerprint {text!r}; give the 64 hex digits that 'link listen' printed")
     return digest
 
 

@@ -76,7 +76,7 @@ class SignallingClient:
         except aiohttp.ServerFingerprintMismatch as error:
             raise LinkError(
                 f"the certificate of {self._base} is not the pinned one but {error.got.hex()}; "
-                "either it was renewed, or somebody listens in"
+                "it was renewed, or someone intercepts the call"
             ) from error
         except asyncio.TimeoutError:
             raise LinkError(f"{self._base} did not answer within {timeout_s:g} s") from None

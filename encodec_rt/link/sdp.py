@@ -142,7 +142,7 @@ def refusing(kind: str) -> Iterator[None]:
         *(InvalidAccessError, InvalidStateError, OperationError),
     ) as error:
         reason = str(error) or type(error).__name__
-        raise LinkError(f"the {kind} cannot be met: {reason}") from error
+        raise LinkError(f"the {kind} cannot be accepted: {reason}") from error
 
 
 def fingerprints(description: str) -> frozenset[str]:
@@ -155,8 +155,8 @@ def fingerprints(description: str) -> frozenset[str]:
     longest = max(map(len, found), default=0)
     if not 0 < len(found) <= MAX_FINGERPRINTS or longest > FINGERPRINT_LETTERS:
         raise LinkError(
-            f"not a session description: it has {len(found)} fingerprints, where 1 to "
-            f"{MAX_FINGERPRINTS} of at most {FINGERPRINT_LETTERS} letters belong"
+            f"not a session description: it has {len(found)} fingerprints; accepted: 1 to "
+            f"{MAX_FINGERPRINTS} of at most {FINGERPRINT_LETTERS} letters"
         )
     return frozenset(found)
 

@@ -132,5 +132,5 @@ class EcdcRecording:
 def _growing(path: str | Path, suffix: str, *, force: bool) -> GrowingFile:
     """Raises InputError for another suffix, or as ``check_target`` does."""
     if Path(path).suffix.lower() != suffix:
-        raise InputError(f"{path}: such a recording is named {suffix}")
+        raise InputError(f"{path}: the name of this recording must end in {suffix}")
     return GrowingFile(path, force=force)

@@ -27,7 +27,7 @@ def lm_by_hash(sha256: bytes, folder: Path | None = None, path: Path | None = No
         model = IntegerLm.load(path)
         if model.sha256 != sha256:
             raise WeightsError(
-                f"the stream needs the language model {sha256.hex()[:16]}, and {path} is "
+                f"the stream needs the language model {sha256.hex()[:16]}, but {path} is "
                 f"{model.sha256.hex()[:16]}"
             )
         return model

@@ -204,9 +204,9 @@ class PaperDecoder:
                 value = int(np.searchsorted(lows, current - low, side="right")) - 1
                 if value < 0 or current - low > highs[value]:
                     raise PacketError(
-                        "the stream does not decode with this language model: it is damaged, of "
-                        "another model, or was written where floating point gives other bits, "
-                        "since such files are not portable"
+                        "the stream does not decode with this language model: it is damaged, "
+                        "belongs to another model, or was written on a machine whose floating "
+                        "point gives other bits, as such files are not portable"
                     )
                 frame[book] = value
                 low, high = low + int(lows[value]), low + int(highs[value])

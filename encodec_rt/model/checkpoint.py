@@ -120,7 +120,7 @@ def _given_config(config: object) -> EncodecConfig | None:
         return config
     raise ConfigError(
         f"config of type {type(config).__name__}; pass an EncodecConfig, such as "
-        "EncodecConfig.from_dict(config.to_dict()), or where one lies"
+        "EncodecConfig.from_dict(config.to_dict()), or the path of one"
     )
 
 
@@ -145,7 +145,7 @@ def _check_hash(path: Path) -> None:
     if not found.startswith(named[1]):
         raise WeightsError(
             f"{path} has SHA-256 {found[:16]}..., but its name says {named[1]}; it is damaged or "
-            "not the file it is named after: fetch it again, or rename it if this is meant"
+            "not the file it is named after: fetch it again, or rename it if this is intended"
         )
 
 
@@ -284,5 +284,5 @@ def _check_finite(model: nn.Module, path: Path) -> None:
             weight = module.weight
             if not bool(torch.isfinite(weight).all()):
                 raise WeightsError(
-                    f"{path}: {name}.{_DIRECTION} has a direction of length zero, or of none"
+                    f"{path}: {name}.{_DIRECTION} has a direction that is zero or empty"
                 )

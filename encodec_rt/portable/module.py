@@ -125,7 +125,7 @@ class Module:
         try:
             refused = self.call("load")
         except self._trap as trap:
-            raise WeightsError("this file made the WebAssembly codec stop") from trap
+            raise WeightsError("this file crashed the WebAssembly codec") from trap
         if refused:
             raise WeightsError(f"this file is not a model for the codec: {_REFUSALS[refused]}")
 

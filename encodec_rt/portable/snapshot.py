@@ -108,7 +108,9 @@ class PortableSnapshot:
         if given != (direction, weights_sha256, state, width):
             raise StateError("this snapshot is of another model or of the other direction")
         if not (len(self.waiting) < most and len(self.last_latent) in (0, width)):
-            raise StateError(f"a snapshot in which {len(self.waiting)} wait; fewer than {most} do")
+            raise StateError(
+                f"a snapshot with {len(self.waiting)} rows waiting; accepted: below {most}"
+            )
         if (self.start, self.codebooks) != (start, codebooks):
             raise StateError(
                 f"this snapshot is of start={self.start!r} and {self.codebooks} codebooks, and "

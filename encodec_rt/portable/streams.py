@@ -223,7 +223,7 @@ class PortableDecoder(_Stream):
         frames = np.asarray(latents, np.float32)
         if frames.ndim != 2 or frames.shape[1] != self._width or not np.isfinite(frames).all():
             raise InputError(
-                f"latents of shape {frames.shape}; finite ones of shape [frames, {self._width}]"
+                f"latents of shape {frames.shape}; pass finite [frames, {self._width}]"
             )
         self._last_latent = frames[-1].copy() if len(frames) else self._last_latent
         return self._trimmed(self._decode(frames))

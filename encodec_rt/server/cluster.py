@@ -62,7 +62,7 @@ def _fit(
     if not most or free <= 0:
         raise ConfigError(f"the Ray cluster has {cpus:g} CPUs and {most:g} {kind}s; add a node")
     if count > most:
-        say(f"{count} workers would need as many {kind}s, and the cluster has {most:g}")
+        say(f"{count} workers would need {count} {kind}s, but the cluster has {most:g}")
     share = {"num_cpus": round(min(1.0, free / count), 3)}
     if kind == "GPU":
         share["num_gpus"] = round(min(1.0, most / count), 3)

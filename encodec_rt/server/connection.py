@@ -272,7 +272,7 @@ class Connection:
 
 def _check_last(index: int) -> None:
     if index > MAX_FRAME:
-        raise InputError(f"frame {index} of a stream, which has {MAX_FRAME} at most; open another")
+        raise InputError(f"frame {index}; a stream has at most {MAX_FRAME} frames, so open another")
 
 
 def _by_index(packet: Packet, index: int) -> dict[int, Codes]:

@@ -105,7 +105,7 @@ class EngineLoop:
         self._ended = True
         for done in list(self._waiting):
             if done.set_running_or_notify_cancel():
-                done.set_exception(StateError("the engine has ended; begin again elsewhere"))
+                done.set_exception(StateError("the engine has stopped; connect to another server"))
 
     def add(self, make: Callable[[Engine], Made]) -> Future[Made]:
         """Make a session and step it from now on."""

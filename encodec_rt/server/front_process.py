@@ -142,7 +142,7 @@ class Front:
                 # Counted, and not taken from a clock: this process may have stood still itself.
                 self._silent += self.is_ready
                 if self._silent > SILENT_TURNS:
-                    self._ended(StateError("nothing was heard of it for long"))
+                    self._ended(StateError("it sent nothing for too long"))
 
     def _take(self, record: RingRecord) -> None:
         if record.kind == RecordKind.READY:

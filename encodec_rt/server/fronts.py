@@ -51,7 +51,7 @@ class FrontedServer(EngineHost):
         Raises ConfigError for calls and pages, too, which fronts do not carry.
         """
         if options.calls or options.page is not None:
-            raise ConfigError("fronts carry WebSockets alone; serve calls without --fronts")
+            raise ConfigError("fronts handle only WebSockets; serve calls without --fronts")
         super().__init__(codec, slots, bandwidth_kbps, store, options)
         self._options, self._certificate = options, certificate
         self._rate = RateLimit(options.requests_per_s, options.request_burst)
@@ -86,7 +86,7 @@ class FrontedServer(EngineHost):
             await asyncio.gather(*(front.wait_ready() for front in self._fronts.values()))
         except OSError as error:
             await self.close()
-            raise StateError(f"a front cannot be begun: {error.strerror}") from error
+            raise StateError(f"a front cannot be started: {error.strerror}") from error
         except BaseException:
             await self.close()
             raise

@@ -187,7 +187,7 @@ class Sessions:
         """The newest state after which the client lacks nothing. Raises StateError."""
         found = await asyncio.wrap_future(self._writer.submit(self._store.find, token, wanted))
         if found is None:
-            raise StateError("there is no such session to resume; begin a new one")
+            raise StateError("there is no such session to resume; open a new one")
         return found
 
     def new_key(self) -> int:

@@ -86,13 +86,13 @@ class ServeSettings:
             return self.sessions
         if codec.device.type != "cpu":
             raise ConfigError(
-                f"--sessions on {codec.device}: say how many; it is measured on a CPU"
+                f"--sessions is needed on {codec.device}: only a CPU's capacity is measured"
             )
         fits = measure_capacity(codec, self.bandwidth_kbps)
         if not fits:
             raise ConfigError(
-                "not even one session keeps its deadline on this machine as busy as it is; "
-                "--sessions 1 serves one all the same"
+                "this machine, as busy as it is now, cannot serve even one session in time; "
+                "--sessions 1 serves one anyway"
             )
         return fits
 

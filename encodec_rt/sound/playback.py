@@ -32,7 +32,7 @@ def play_blocks(system: AudioSystem, blocks: Iterable[NDArray[np.float32]], rate
 
         def pause() -> None:
             if not sink.active:
-                raise AudioDeviceError(f"the speaker {sink.name!r} has gone")
+                raise AudioDeviceError(f"the speaker {sink.name!r} was lost")
             system.sleep(_PIECE_S / 4)
 
         def queue(mono: NDArray[np.float32], *, last: bool = False) -> None:

@@ -126,8 +126,8 @@ class Engine(SlotEngine):
             named = codes if active is None else codes[active.cpu()]
             if not named_rows(named, config.codebook_size).all():
                 raise InputError(
-                    f"codes outside [0, {config.codebook_size}), and not {ABSENT} for an absent "
-                    "codebook, in an active slot"
+                    f"an active slot has codes outside [0, {config.codebook_size}) that are not "
+                    f"{ABSENT}, for an absent codebook"
                 )
             # What an idle slot holds may be anything, an index that does not exist included.
             codes = codes.clamp(ABSENT, config.codebook_size - 1)

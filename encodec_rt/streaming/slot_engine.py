@@ -43,8 +43,8 @@ class SlotEngine:
     ) -> None:
         if gather and weights.device.type != "cpu":
             raise ConfigError(
-                f"gather=True on {weights.device}; a CUDA graph takes all slots at once, so "
-                "leave it out there"
+                f"gather=True on {weights.device}; a CUDA graph steps all slots at once, so "
+                "leave out gather there"
             )
         self.model = weights
         self.device = weights.device
@@ -120,7 +120,7 @@ class SlotEngine:
             raise InputError(f"codes of shape {tuple(codes.shape)}; pass [n, frames, codebooks]")
         good = named_rows(codes, config.codebook_size)
         known = codes.clamp(ABSENT, config.codebook_size - 1).to(self.device)
-        error = InputError(f"codes outside [0, {config.codebook_size}), and not {ABSENT}")
+        error = InputError(f"codes outside [0, {config.codebook_size}) that are not {ABSENT}")
         refused = {int(at): error for at in np.flatnonzero(~good)}
         latents = self.model.ops.rvq_decode(known, self.model.codebooks)
         return Stepped(latents.cpu(), refused)
@@ -289,7 +289,7 @@ class SlotEngine:
         steps, good = self._steps[direction], finite_rows(x)
         if good.all():
             return Stepped(steps.step(key, work, index, x).view(shape), {})
-        error = InputError("what this slot was given holds NaN or infinite values")
+        error = InputError("the input of this slot holds NaN or infinite values")
         places = torch.from_numpy(np.flatnonzero(good))
         refused = {int(slot): error for slot in index[torch.from_numpy(~good)]}
         rows = torch.zeros(shape, dtype=torch.int64 if key[0] == "codes" else x.dtype)

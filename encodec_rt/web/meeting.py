@@ -154,7 +154,7 @@ class RungCall:
 
     async def renew(self, offer: str) -> str:
         """Raises LinkError: the page has left the room."""
-        raise LinkError("a page that was called takes no other path")
+        raise LinkError("a page that was called cannot change to another path")
 
     async def run(self) -> None:
         """Nothing is left to do."""

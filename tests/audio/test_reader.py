@@ -259,7 +259,7 @@ def test_damaged_bytes_cost_only_their_place_and_the_warning_names_it(
     place = float(warning.split("missing at ")[1].split(" s")[0])
     assert place == pytest.approx(5, abs=1.1)
     assert str(path) in warning
-    with pytest.raises(InputError, match="without --strict"):
+    with pytest.raises(InputError, match="leave out --strict"):
         read_all(path, 24_000, 1, strict=True)
 
 

@@ -211,7 +211,7 @@ def test_a_layer_is_bound_to_its_packet_and_place() -> None:
 
 def test_a_layer_longer_than_its_codes_is_refused() -> None:
     packet = DataPacket(9, (Payload(False, bytes(24)),))
-    with pytest.raises(PacketError, match="24 bytes, whose codes take 23"):
+    with pytest.raises(PacketError, match="24 bytes, although its codes take 23"):
         DataPacket.parse(packet.to_bytes(), HEADER)
 
 

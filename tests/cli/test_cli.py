@@ -149,7 +149,7 @@ def test_a_cut_file_is_refused_or_salvaged(clip: Path, model: Path, tmp_path: Pa
         (("decode", "{garbage}", "{new}.wav"), "not a file of codes"),
         (("decode", "{clip}", "{new}.wav"), "not a file of codes"),
         (("decode", "{lm}", "{new}.wav"), "language model"),
-        (("decode", "{other}", "{new}.wav"), "made by the model 'encodec_24khz'"),
+        (("decode", "{other}", "{new}.wav"), "made with the model 'encodec_24khz'"),
         (("decode", "{other}", "{new}.txt"), "does not name an audio format"),
         (("roundtrip", "{clip}", "{new}.mp3", "-b", "2"), "MP3 cannot be written at 800 Hz"),
         (("roundtrip", "{clip}", "{new}.txt", "-b", "2"), "does not name an audio format"),

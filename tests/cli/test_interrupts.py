@@ -158,7 +158,7 @@ def test_a_killed_session_is_found_by_the_next_one(tmp_path: Path) -> None:
     (part,) = tmp_path.iterdir()
     assert soundfile.info(part).frames > 4000
     said = end_of(start("live", "--record", wav, "--duration", 0.2, code=LIVE))
-    assert f"a recording that was cut off lies in {part}" in said
+    assert f"an interrupted recording is in {part}" in said
     assert part.is_file()
     assert wav.is_file()
 

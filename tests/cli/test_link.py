@@ -109,9 +109,9 @@ def test_the_demo_in_one_process_leaves_what_both_sides_heard(model: Path, tmp_p
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        (("--echo-cancel", "--play", "said.wav"), "--play takes the microphone's place"),
-        (("--gain-control", "--play", "said.wav"), "--play takes the microphone's place"),
-        (("--echo-cancel", "--record", "heard.wav"), "--record takes the speaker's place"),
+        (("--echo-cancel", "--play", "said.wav"), "--play replaces the microphone"),
+        (("--gain-control", "--play", "said.wav"), "--play replaces the microphone"),
+        (("--echo-cancel", "--record", "heard.wav"), "--record replaces the speaker"),
         (("--echo-cancel",), "8000 to 48000 Hz"),
     ],
 )
@@ -157,7 +157,7 @@ def test_cleaning_a_voice_needs_its_extra(model: Path, monkeypatch: pytest.Monke
         (("--play", "{clip}", "--record", "x.wav", "--ice-server", "http://x"), "ICE server"),
         (("--play", "{clip}", "--record", "x.wav", "-b", "5"), "bandwidth"),
         (("--play", "{clip}", "--record", "x.wav", "--save", "x.wav"), ".encodec or .ecdc"),
-        (("--play", "{clip}", "--save", "x.ecdc", "--save-sent", "x.ecdc"), "a file of its own"),
+        (("--play", "{clip}", "--save", "x.ecdc", "--save-sent", "x.ecdc"), "give two files"),
         (("--play", "{clip}", "--save", "none/x.encodec"), "does not exist"),
         (
             ("--play", "{clip}", "--record", "x.wav", "--stats-json", "none/x.json"),

@@ -58,7 +58,7 @@ def test_errors_have_an_exit_status_of_their_own(
         assert "errors.parquet names each file and its reason" in done.output
     done = CliRunner().invoke(app, [*arguments, "--channels", "each"])
     assert done.exit_code == 2
-    assert 'channels "mix", and this run has "each"' in done.output
+    assert 'channels "mix", but this run has "each"' in done.output
     done = CliRunner().invoke(
         app, ["tokenize", str(tmp_path / "no"), "-o", "x", "-b", kbps, *model]
     )

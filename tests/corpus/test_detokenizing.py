@@ -144,7 +144,7 @@ def test_codes_of_other_weights_and_ids_that_lead_out_are_refused(
     other = Codec(random_model(codec.config, seed=1), backend="cpu")
     assert detokenize([tmp_path / "codes"], tmp_path / "out", codec=other, jobs=1).clips == 0
     reasons = [row["reason"] for row in errors_of(tmp_path / "out").values()]
-    assert all("name their folder or file with --model" in reason for reason in reasons)
+    assert all("give the right ones with --model" in reason for reason in reasons)
     path = next((tmp_path / "codes/data").glob("*.parquet"))
     table = pq.read_table(path)
     evil = pa.array(["../../up"] * len(table), pa.string())

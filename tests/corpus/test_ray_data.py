@@ -82,7 +82,7 @@ def test_workers_never_reserve_more_than_the_cluster_has() -> None:
     actors, share = _fit({"CPU": 2.0}, 5, 100, "cpu", said.append)
     assert actors == 5
     assert actors * share["num_cpus"] < 2
-    assert said == ["5 workers would need as many CPUs, and the cluster has 2; they share them"]
+    assert said == ["5 workers would need 5 CPUs, but the cluster has 2, so they share them"]
     actors, share = _fit({"CPU": 8.0, "GPU": 2.0}, None, 100, "cuda", said.append)
     assert (actors, share["num_gpus"]) == (2, 1.0)
     assert _fit({"CPU": 8.0}, None, 3, "cpu", said.append)[0] == 3

@@ -154,12 +154,12 @@ def done(codec: Codec, clips: Path, tmp_path: Path) -> Path:
     ("settings", "said"),
     [
         ({"bandwidth_kbps": 0}, "bandwidth_kbps"),
-        ({"sink": "npz"}, 'sink "parquet", and this run has "npz"'),
+        ({"sink": "npz"}, 'sink "parquet", but this run has "npz"'),
         ({"channels": "each"}, "channels"),
-        ({"loudness_lufs": -23.0}, "loudness_lufs null, and this run has -23.0"),
+        ({"loudness_lufs": -23.0}, "loudness_lufs null, but this run has -23.0"),
         ({"strict": True}, "strict"),
         ({"dedup": True}, "dedup"),
-        ({"unit_size": UnitSize(clips=5)}, "unit.clips 3, and this run has 5"),
+        ({"unit_size": UnitSize(clips=5)}, "unit.clips 3, but this run has 5"),
     ],
 )
 def test_another_setting_is_not_mixed_in(
@@ -184,7 +184,7 @@ def test_a_corpus_that_changed_is_named(codec: Codec, clips: Path, done: Path) -
         (lambda: write_clip(clips / "speaker0/clip1b.flac", 0.1), "clip1b.flac was added"),
         (lambda: (clips / "speaker0/clip1b.flac").unlink(), None),
         (lambda: os.utime(clips / "speaker1/clip0.flac", ns=(1, 1)), "clip0.flac was changed"),
-        (lambda: (clips / "speaker0/clip0.wav").unlink(), "speaker0/clip0.wav was taken away"),
+        (lambda: (clips / "speaker0/clip0.wav").unlink(), "speaker0/clip0.wav was removed"),
     ]
     for change, said in changes:
         change()

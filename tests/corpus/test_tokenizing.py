@@ -125,7 +125,7 @@ def test_lines_of_json_have_an_offset_a_duration_and_anything_else(
     ("text", "said"),
     [
         ("path,start\nx.wav,-1\n", "line 2: '-1' is not a number of seconds"),
-        ("path,start,end\nx.wav,2,1\n", "the end comes after the begin"),
+        ("path,start,end\nx.wav,2,1\n", "the end must come after the start"),
         ("file,id\nx.wav,same\ny.wav,same\n", "the id 'same' was there before"),
         ("name\nx.wav\n", "no path"),
         ("path,text\nx.wav\n", "as many fields as the header has"),
@@ -396,7 +396,7 @@ def test_a_folder_without_audio_is_refused_until_there_is_some(
 ) -> None:
     (tmp_path / "in").mkdir()
     (tmp_path / "in/notes.txt").write_text("no audio")
-    with pytest.raises(InputError, match="nothing that could be worked on"):
+    with pytest.raises(InputError, match="nothing to work on"):
         run([tmp_path / "in"], tmp_path / "out", codec)
     write_clip(tmp_path / "in/a.wav", 0.1)
     assert run([tmp_path / "in"], tmp_path / "out", codec).clips == 1

@@ -153,7 +153,7 @@ def test_what_exists_is_kept_unless_it_may_be_replaced(tmp_path: Path, kind: str
 
 @pytest.mark.parametrize(("kind", "name"), [("ecdc", "out.wav"), ("ecdc", "o")])
 def test_another_kind_of_name_is_refused(tmp_path: Path, kind: str, name: str) -> None:
-    with pytest.raises(InputError, match=f"is named .{kind}"):
+    with pytest.raises(InputError, match=f"must end in .{kind}"):
         make(kind, tmp_path / name)
     assert not list(tmp_path.iterdir())
 

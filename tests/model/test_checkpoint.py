@@ -289,7 +289,7 @@ def _with_exchanged_names(tensors: dict[str, Tensor]) -> None:
         (_with(f"{FIRST}.bias", float("-inf")), f"{FIRST}.bias", "infinite"),
         (_with(DIRECTION, float("nan")), DIRECTION, "NaN"),
         (_with_whole_numbers, EMBED, "torch.int64"),
-        (_without_direction, DIRECTION, "length zero"),
+        (_without_direction, DIRECTION, "zero or empty"),
         (_with_doubles_past_float, EMBED, "too large"),
         (_with_exchanged_names, f"{FIRST}.bias", "shape"),
     ],

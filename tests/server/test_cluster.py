@@ -214,7 +214,7 @@ def test_workers_never_reserve_more_than_the_cluster_has() -> None:
     told: list[str] = []
     share = _fit({"CPU": 2.0}, 3, "cpu", told.append)
     assert 3 * share["num_cpus"] < 2
-    assert told == ["3 workers would need as many CPUs, and the cluster has 2"]
+    assert told == ["3 workers would need 3 CPUs, but the cluster has 2"]
     assert _fit({"CPU": 8.0, "GPU": 2.0}, 2, "cuda", told.append)["num_gpus"] == 1.0
     for resources, device in (({"CPU": 8.0}, "cuda"), ({}, "cpu")):
         with pytest.raises(ConfigError, match="add a node"):

@@ -206,7 +206,7 @@ def test_a_language_model_and_tables_are_trained(packed: Path, tmp_path: Path) -
     common = ("train", "lm", tmp_path / "run", "--data", packed, "--widths")
     code, output = run(*common, "8,a")
     assert code == 2
-    assert "whole numbers with commas" in output
+    assert "whole numbers separated by commas" in output
     # The bundled clips are all to train on; what is held out is given here.
     codec = Codec.load("default")
     name = f"codes-{codec.codes_sha256[:8]}"

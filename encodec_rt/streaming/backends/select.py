@@ -63,13 +63,13 @@ def select(
         return triton_ops(device, precision, few=latency, chained=latency)
     if tuned_for != "throughput":
         raise BackendUnavailable(
-            f"tuned_for {tuned_for!r} with backend {name!r}; only 'triton' has it"
+            f"tuned_for {tuned_for!r} with backend {name!r}; only 'triton' supports it"
         )
     if name == "cpu":
         return CPU if precision == "exact" else CPU_FAST
     if precision != "exact":
         raise BackendUnavailable(
-            f"precision {precision!r} with backend {name!r}; only 'cpu' and 'triton' have it"
+            f"precision {precision!r} with backend {name!r}; only 'cpu' and 'triton' support it"
         )
     if device.type == "cuda" and torch.backends.cudnn.conv.fp32_precision != "ieee":  # type: ignore[attr-defined]
         raise BackendUnavailable(

@@ -62,7 +62,7 @@ def test_triton_on_a_cpu_runs_in_the_interpreter() -> None:
 
 
 def test_fast_precision_is_refused_by_a_backend_that_has_none() -> None:
-    with pytest.raises(BackendUnavailable, match="only 'cpu' and 'triton' have it"):
+    with pytest.raises(BackendUnavailable, match="only 'cpu' and 'triton' support it"):
         Codec(random_model(tiny_config()), backend="torch", precision="fast")
 
 
