@@ -49,7 +49,7 @@ class PortableCodec:
     def stream_decoder(
         self, bandwidth_kbps: float = 6.0, *, start: str = "primed"
     ) -> PortableDecoder:
-        """A new stream of codes to audio; ``start`` is that of the encoder it listens to."""
+        """A new stream of codes to audio; ``start`` must be that of the encoder."""
         return PortableDecoder(self.module, self.config.codebooks_for(bandwidth_kbps), start)
 
 
@@ -149,7 +149,7 @@ class PortableEncoder(_Stream):
         return self._collect(codes)
 
     def flush(self) -> Codes:
-        """The codes of what is left, padded as the offline model pads; closes the stream."""
+        """The codes of the remaining samples, padded as in the offline model; closes the stream."""
         self._check_open()
         self.closed = True
         if not len(self._waiting):
@@ -158,7 +158,7 @@ class PortableEncoder(_Stream):
         return self._collect([self._encode(self._waiting, edge)])
 
     def snapshot(self) -> PortableSnapshot:
-        """The whole state of the stream, as a value."""
+        """A copy of the stream's whole state."""
         return self._get(self.samples_in, self.frames_out)
 
     def restore(self, snapshot: PortableSnapshot) -> None:
@@ -186,7 +186,7 @@ class PortableEncoder(_Stream):
 
 
 class PortableDecoder(_Stream):
-    """Codes pushed in any number of frames -> audio; a lost frame is an input too."""
+    """Codes pushed in any number of frames -> audio; a lost frame can be pushed too."""
 
     direction = "decoder"
 
@@ -242,7 +242,7 @@ class PortableDecoder(_Stream):
         return self._trimmed(audio)
 
     def snapshot(self) -> PortableSnapshot:
-        """The whole state of the stream, as a value."""
+        """A copy of the stream's whole state."""
         held = self._get(self.frames_in, self.samples_out)
         return replace(held, drop=self._drop, lost=self._lost, last_latent=self._last_latent)
 

@@ -1,4 +1,4 @@
-"""Codec: a model made ready to stream, from which streams and engines are opened."""
+"""Codec: a model ready to stream, from which streams and engines are opened."""
 
 from __future__ import annotations
 
@@ -26,15 +26,14 @@ from encodec_rt.types import Audio, Codes
 
 WARM_UP_FRAMES = 20
 BLOCK = 256
-"""Frames at once where a whole clip is there: 3.4 s of the 24 kHz model."""
+"""Frames per step where a whole clip is available: 3.4 s for the 24 kHz model."""
 MAX_CODEBOOK_SIZE = 1 << 16
 
 
 class Codec:
-    """The weights of a model, packed for one backend on one device.
+    """A model's weights, packed for one backend on one device.
 
-    Streams that are opened from it share the weights and nothing else. Use it from one thread at
-    a time.
+    Streams opened from it share the weights and nothing else. Use it from one thread at a time.
     """
 
     def __init__(
@@ -46,12 +45,12 @@ class Codec:
         precision: Precision = "exact",
         tuned_for: Tuning = "throughput",
     ) -> None:
-        """Take the weights of ``model``, which is left as it is.
+        """Take the weights of ``model``, which is not changed.
 
-        ``precision`` "fast" rounds factors to 11 bits, which changes some codes. ``tuned_for``
-        "latency" is for one or a few streams on a GPU; it takes 112 MB more there. Raises
-        BackendUnavailable if the backend cannot run on the device or not so, and ConfigError for
-        codebooks too large for 16-bit codes.
+        ``precision`` "fast" rounds the operands of products to 11 bits, which changes some codes.
+        ``tuned_for`` "latency" is for one or a few streams on a GPU; it takes 112 MB more there.
+        Raises BackendUnavailable if the backend cannot run on the device or with these choices,
+        and ConfigError for codebooks too large for 16-bit codes.
         """
         if model.config.codebook_size > MAX_CODEBOOK_SIZE:
             raise ConfigError(
@@ -69,7 +68,7 @@ class Codec:
             "precision": precision,
             "tuned_for": tuned_for,
         }
-        # Now, and not when it is first asked for: that may be on an event loop.
+        # Now rather than on first use, which may be on an event loop.
         self._identity = identify(model)
         if self.segmented and (model.device, model.dtype) != (self.device, torch.float32):
             self.model = copy.deepcopy(model).to(self.device, torch.float32)
@@ -84,12 +83,12 @@ class Codec:
 
     @property
     def codes_sha256(self) -> str:
-        """The SHA-256 of encoder and codebooks, in hex: who shares it understands the codes."""
+        """The SHA-256 of encoder and codebooks, in hex: models that share it share their codes."""
         return self._identity.codes_sha256
 
     @property
     def weights_sha256(self) -> str:
-        """The SHA-256 of all weights, in hex: who shares it can go on with a stream's state."""
+        """The SHA-256 of all weights, in hex: a stream's state fits models that share it."""
         return self._identity.weights_sha256
 
     @property
@@ -135,13 +134,13 @@ class Codec:
     ) -> StreamEncoder:
         """A new stream of audio to codes.
 
-        "primed": the codes are those of silence followed by the audio, and come at once;
-        "exact": those of the audio alone, but the first of them need ``start_frames("exact")``;
-        "zero": from a zero state, at once, equal to nothing offline.
+        With ``start`` "primed" the codes are those of silence followed by the audio, without delay;
+        with "exact" those of the audio alone, the first after ``start_frames("exact")`` frames;
+        with "zero" the stream starts from a zero state, without delay, and equals nothing offline.
 
-        With ``block_frames`` above 1 that many frames are waited for and stepped at once, which is
-        several times faster per frame: for files. ``graph`` is as in ``engine``; a stream's
-        ``eager_because`` says why it has none. Raises ConfigError and BackendUnavailable.
+        For files, ``block_frames`` above 1 waits for that many frames and steps them together,
+        which is several times faster per frame. ``graph`` is as in ``engine``; a stream's
+        ``eager_because`` says why it has no graph. Raises ConfigError and BackendUnavailable.
         """
         codebooks = self.config.codebooks_for(bandwidth_kbps)
         return StreamEncoder(
@@ -156,7 +155,7 @@ class Codec:
         block_frames: int = 1,
         graph: bool | None = None,
     ) -> StreamDecoder:
-        """A new stream of codes to audio; ``start`` is that of the encoder it listens to.
+        """A new stream of codes to audio; ``start`` must be that of the encoder.
 
         The other arguments are as in ``stream_encoder``; ``block_frames`` need not be the same.
         """
@@ -168,8 +167,8 @@ class Codec:
     def encode(self, audio: ArrayLike | Tensor, bandwidth_kbps: float = 6.0) -> Codes:
         """A whole clip [n] or [channels, n] -> the offline model's codes uint16 [frames, Q].
 
-        Memory does not grow with the clip but for its codes. Raises InputError, and ConfigError for
-        a model that streams in segments.
+        Apart from the codes themselves, memory does not grow with the clip. Raises InputError, and
+        ConfigError for a model that streams in segments.
         """
         with self.stream_encoder(bandwidth_kbps, start="exact", block_frames=BLOCK) as stream:
             return np.concatenate([stream.push(audio), stream.flush()])
@@ -195,16 +194,16 @@ class Codec:
         graph: bool | None = None,
         gather: bool = False,
     ) -> Engine:
-        """An engine of that many slots; ``start`` is what a new slot begins with.
+        """An engine with ``slots`` slots; a new slot begins with ``start``.
 
-        Each tick steps ``frames`` frames of every slot, as ``block_frames`` of a stream.
+        Each tick steps ``frames`` frames of every slot, like ``block_frames`` of a stream.
 
-        On a CUDA device a tick is one CUDA graph if it can be captured, which ``describe`` says;
-        ``graph`` True raises BackendUnavailable if it cannot, False does without.
+        On a CUDA device a tick is one CUDA graph if it can be captured; ``describe`` says whether.
+        With ``graph`` True a failed capture raises BackendUnavailable; False uses no graph.
 
-        With ``gather``, for a CPU, a tick costs what the slots that move cost: they are computed in
-        a batch of their own. Audio then depends on how many move at once, by rounding (2e-7), and
-        codes do not but where two vectors are equally near.
+        With ``gather``, for a CPU, a tick costs only as much as the active slots, which are computed
+        in a batch of their own. Rounding then depends on how many slots are active: audio by 2e-7,
+        and codes where two vectors are practically equidistant.
 
         A slot of an engine with start="exact" begins with ``begin_encoder`` and ``begin_decoder``,
         unless ``pad_mode`` is "constant": then "exact" and "zero" are the same.
@@ -235,7 +234,7 @@ class Codec:
         )
 
     def __reduce__(self) -> tuple[Callable[..., Codec], tuple[object, ...]]:
-        """Pickled, a codec is its model and how it was made ready; the weights travel once."""
+        """Pickle a codec as its model and its arguments; the weights are pickled once."""
         return _from_parts, (self.model, self._choices)
 
 
@@ -244,7 +243,7 @@ def _from_parts(model: EncodecModel, choices: dict[str, Any]) -> Codec:
 
 
 def warm_up(codec: Codec, bandwidth_kbps: float, start: Start) -> None:
-    """Let everything that is made on first use be made, on streams that are thrown away."""
+    """Run streams that are thrown away, so that everything made on first use exists."""
     silence = np.zeros((codec.config.audio_channels, codec.config.hop_length), np.float32)
     encoder = codec.stream_encoder(bandwidth_kbps, start=start)
     decoder = codec.stream_decoder(bandwidth_kbps, start=start)

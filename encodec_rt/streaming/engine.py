@@ -1,4 +1,4 @@
-"""Many live streams in one batch: a slot each, all stepped by the same tick."""
+"""Many live streams in one batch: one slot each, all stepped by the same tick."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from encodec_rt.streaming.weights import CodecWeights, Start
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine runs on: the backend of every op, and the memory a slot takes.
+    """What an engine runs on: the backend of every op (``rows``), and the memory per slot.
 
-    ``graphs`` says of each direction whether a CUDA graph holds its whole tick, or why not.
+    ``graphs`` says for each direction whether one CUDA graph holds the whole tick, or why not.
     """
 
     device: str
@@ -45,13 +45,13 @@ class EngineInfo:
 
 
 class Engine(SlotEngine):
-    """S slots, each an encoder and a decoder stream of its own.
+    """S slots, each with its own encoder and decoder stream.
 
-    ``encode`` and ``decode`` step all slots together. ``encode_slots`` and ``decode_slots`` step
-    those that are named, each with a bandwidth and errors of its own: what a server wants.
+    ``encode`` and ``decode`` step all slots together. ``encode_slots`` and ``decode_slots``, for
+    servers, step the given slots, each with its own bandwidth and errors.
 
-    One thread owns an engine. Tensors that are on the device already are trusted to be finite;
-    audio and codes from the host are checked, so a check never waits for the device.
+    One thread owns an engine. Tensors already on the device are trusted to be finite; audio and
+    codes from the host are checked, so a check never waits for the device.
     """
 
     def __init__(
@@ -65,9 +65,9 @@ class Engine(SlotEngine):
         graph: bool | None = None,
         gather: bool = False,
     ) -> None:
-        """Use Codec.engine. Every slot is as new under ``start``.
+        """Use Codec.engine. Every slot is a new stream with ``start``.
 
-        Raises ConfigError, and BackendUnavailable if ``graph`` is True and there cannot be one.
+        Raises ConfigError, and BackendUnavailable if ``graph`` is True and none can be captured.
         """
         if slots < 1 or frames < 1:
             raise ConfigError(f"slots={slots}, frames={frames}; an engine has at least one of each")
@@ -87,11 +87,11 @@ class Engine(SlotEngine):
     def encode(self, pcm: Tensor, active: Tensor | None = None) -> Tensor:
         """One tick of every slot: audio [S, n] or [S, channels, n] -> codes [S, Q] int64.
 
-        n is ``frames`` * hop_length; with more frames than one the codes are [S, frames, Q]. The
-        slots that are ``active`` [S] bool, by default all, move on; the others stay bit for bit
-        what they were, and their row of the result means nothing. The result is one buffer on the
-        device of the input, valid until the next call; on the host it is ready to be read. A slot
-        of fewer codebooks takes the first of its row. Raises InputError.
+        n is ``frames`` * hop_length; with more than one frame the codes are [S, frames, Q]. The
+        ``active`` slots ([S] bool, by default all) advance; the others stay the same, bit for bit,
+        and their rows of the result are meaningless. The result is one buffer on the device of the
+        input, valid until the next call; on the host it is ready to be read. For a slot with fewer
+        codebooks, take the first ones of its row. Raises InputError.
         """
         if pcm.shape != self._audio_shape or pcm.dtype != torch.float32:
             raise InputError(
@@ -108,9 +108,9 @@ class Engine(SlotEngine):
     def decode(self, codes: Tensor, active: Tensor | None = None) -> Tensor:
         """One tick of every slot: codes [S, Q] int64 -> audio [S, n] or [S, channels, n].
 
-        As ``encode`` for ``active``, the result and [S, frames, Q]. A code of -1 stands for an
-        absent codebook, so that every slot has its own bandwidth; Q may be less than the engine's
-        codebooks.
+        ``active``, the result and [S, frames, Q] are as in ``encode``. A code of -1 stands for an
+        absent codebook, so each slot can have its own bandwidth; Q may be less than the engine's
+        number of codebooks.
         """
         config = self.model.config
         if codes.shape[:-1] != self._rows or codes.dtype != torch.int64:
@@ -140,7 +140,7 @@ class Engine(SlotEngine):
     def decode_latents(self, latents: Tensor, active: Tensor | None = None) -> Tensor:
         """As ``decode``, for latents [S, frames, hidden_size] float32 instead of codes.
 
-        With them a slot conceals a frame of its own (``voice.conceal``) in its neighbours' tick.
+        With latents one slot can conceal a frame (``voice.conceal``) while others decode theirs.
         """
         shape = (self.slots, self.frames, self.model.config.hidden_size)
         if latents.shape != shape or latents.dtype != torch.float32:
@@ -198,7 +198,7 @@ class Engine(SlotEngine):
         return self.__deepcopy__({})
 
     def __reduce__(self) -> Any:
-        """Refused: an engine belongs to its codec; the states of its slots are what travels."""
+        """Refused: an engine belongs to its codec; pickle the states of its slots instead."""
         raise StateError("an Engine cannot be pickled; pickle state_of() each slot")
 
     def __repr__(self) -> str:

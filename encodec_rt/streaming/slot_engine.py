@@ -1,4 +1,4 @@
-"""Slots that are stepped by name: whichever have something to say, each with its own bandwidth."""
+"""Stepping some of an engine's slots by number, each with its own bandwidth."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from encodec_rt.streaming.weights import CodecWeights, Start
 
 
 class SlotEngine:
-    """The slots of an engine: their states, and whatever is done to some of them by name."""
+    """The slots of an engine: their states, and the operations on some of them by number."""
 
     def __init__(
         self,
@@ -69,11 +69,11 @@ class SlotEngine:
     @torch.inference_mode()
     @without_autocast
     def encode_slots(self, slots: Sequence[int], pcm: Tensor) -> Stepped:
-        """Some slots by audio [n, samples] or [n, channels, samples], of whole frames, on the host.
+        """Step some slots with whole frames of audio on the host.
 
-        The rows are codes [n, frames, Q] int64, with -1 for codebooks beyond the slot's own. A
-        slot whose audio is not finite is refused and stays as it was. Raises InputError for a
-        shape or a slot that is not right.
+        Audio is [n, samples] or [n, channels, samples]. The rows of the result are codes
+        [n, frames, Q] int64, with -1 for codebooks beyond the slot's own. A slot whose audio is not
+        finite is refused and stays as it was. Raises InputError for a wrong shape or slot.
         """
         index = distinct(slots, self.slots)
         shape = audio_shape(self.model.config, len(slots), 1)
@@ -91,10 +91,11 @@ class SlotEngine:
     @torch.inference_mode()
     @without_autocast
     def decode_slots(self, slots: Sequence[int], latents: Tensor) -> Stepped:
-        """Some slots by latents [n, frames, hidden_size] on the host, as ``dequantize`` gives them.
+        """Step some slots with latents [n, frames, hidden_size] on the host, as from ``dequantize``.
 
-        The rows are audio [n, samples] or [n, channels, samples]. A slot whose latents are not
-        finite is refused and stays as it was. Raises InputError as ``encode_slots`` does.
+        The rows of the result are audio [n, samples] or [n, channels, samples]. A slot whose
+        latents are not finite is refused and stays as it was. Raises InputError as ``encode_slots``
+        does.
         """
         index = distinct(slots, self.slots)
         width = self.model.config.hidden_size
@@ -110,10 +111,10 @@ class SlotEngine:
     @torch.inference_mode()
     @without_autocast
     def dequantize(self, codes: Tensor) -> Stepped:
-        """Codes [n, frames, Q] int64 -> latents [n, frames, hidden_size]; -1 is for what is absent.
+        """Codes [n, frames, Q] int64 -> latents [n, frames, hidden_size]; -1 is an absent codebook.
 
-        No slot is concerned: what is ``refused`` are rows, by their place, which hold codes that
-        there are not. Raises InputError for a wrong shape.
+        This involves no slot: ``refused`` is keyed by the index of each row with codes that do not
+        exist. Raises InputError for a wrong shape.
         """
         config = self.model.config
         if codes.ndim != 3 or not 1 <= codes.shape[2] <= config.num_quantizers:
@@ -128,7 +129,7 @@ class SlotEngine:
     @torch.inference_mode()
     @without_autocast
     def prewarm(self, frames: Sequence[int] = (1,)) -> None:
-        """Make everything that steps of so many frames need, and all bandwidths, before live audio.
+        """Prepare steps of these numbers of ``frames``, for all bandwidths, before live audio.
 
         Slots stay as they are.
         """
@@ -152,7 +153,7 @@ class SlotEngine:
         bandwidth_kbps: float | None = None,
         start: Start | None = None,
     ) -> None:
-        """Make ``slots``, or one slot, as new, bit for bit; no other slot changes.
+        """Reset ``slots``, or one slot, to a new stream, bit for bit; no other slot changes.
 
         Bandwidth, the engine's or a lower one, and ``start`` are theirs from now on; None stands
         for the engine's. Raises InputError, and ConfigError for what the engine does not have.

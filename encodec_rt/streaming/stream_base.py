@@ -1,4 +1,4 @@
-"""What both directions of a stream share: one slot, snapshots, and pushes that happen whole."""
+"""What both directions of a stream share: one slot, snapshots, and all-or-nothing pushes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ S = TypeVar("S", bound="Stream")
 
 
 def whole(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
-    """A method of an open stream that happens whole or not at all, whatever interrupts it.
+    """Make a method of an open stream take effect entirely or not at all, even if interrupted.
 
     It computes without gradients, and in float32 whatever autocast the program has set.
     """
@@ -74,11 +74,11 @@ class Stream:
 
     @property
     def eager_because(self) -> str | None:
-        """None where a block of frames is one CUDA graph, else why it is not."""
+        """None if a block of frames is one CUDA graph, else why it is not."""
         return self._step.eager_because
 
     def snapshot(self) -> Snapshot:
-        """The whole state of the stream, as a value."""
+        """A copy of the stream's whole state."""
         held = {name: getattr(self, name) for name in ("closed", *self._HELD)}
         return Snapshot(self.runner.now.row(0), held, self._origin)
 
@@ -110,7 +110,7 @@ class Stream:
         return self.__deepcopy__({})
 
     def __reduce__(self) -> Any:
-        """Refused: a stream belongs to its codec, and its snapshot is what travels."""
+        """Refused: a stream belongs to its codec; pickle its snapshot instead."""
         raise StateError(
             f"a {type(self).__name__} cannot be pickled; pickle its snapshot() and restore it "
             "into a stream of the same codec"
@@ -121,7 +121,7 @@ class Stream:
         return self
 
     def __exit__(self, *exception: object) -> None:
-        """Close the stream; what was not flushed is dropped."""
+        """Close the stream; anything not flushed is dropped."""
         self.closed = True
 
     def __repr__(self) -> str:

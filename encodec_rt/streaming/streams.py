@@ -1,4 +1,4 @@
-"""Streams as users hold them: audio of any length in, whole frames out, and back."""
+"""Streams for users: audio of any length to whole frames of codes, and back."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from encodec_rt.streaming.weights import CodecWeights, Start
 from encodec_rt.types import Audio, Codes
 
 CONCEALMENT_GAINS = (1.0, 1.0, 1.0, 1.0, 1.0, 0.67, 0.33)
-"""What the last latent weighs in the 1st, 2nd, ... lost frame; then 0.
+"""The gain of the last latent in the 1st, 2nd, ... lost frame; then 0.
 
-Held for 67 ms and faded in 40, as Lyra has it. With 0.7 of it in place of all, PESQ was 0.024
-higher on fixed traces (between 0.015 and 0.032 with 95 % confidence: six clips, 1 to 20 % lost at
-random and in bursts), but what is weak then falls silent sooner: at 10 % in bursts one dropout in
-eight calls took 53 ms, where holding all of it leaves 40. Extrapolating, alternating or averaging
-the last latents was no better, and a steep decay was worse in long bursts. In a call comfort noise
-has the place of what fades (``voice.conceal``).
+It is held for 67 ms and faded over 40, as in Lyra. A gain of 0.7 instead of 1 gave 0.024 more PESQ
+on fixed traces (between 0.015 and 0.032 with 95 % confidence: six clips, 1 to 20 % lost at random
+and in bursts), but weak sounds then fall silent sooner: at 10 % in bursts the longest dropout in
+eight calls was 53 ms rather than 40. Extrapolating, alternating or averaging the last latents was
+no better, and a steep decay was worse in long bursts. In a call, comfort noise replaces what fades
+(``voice.conceal``).
 """
 
 
@@ -52,8 +52,8 @@ class StreamEncoder(Stream):
     def push(self, pcm: ArrayLike | Tensor) -> Codes:
         """Audio float32 [n] or [audio_channels, n], n >= 0 -> codes uint16 [frames, Q].
 
-        ``frames`` may be 0. Raises InputError for audio of a wrong shape or that is not finite,
-        StateError after ``flush``; the stream is then as it was before the call.
+        ``frames`` may be 0. Raises InputError for audio of the wrong shape or that is not finite,
+        and StateError after ``flush``; the stream is then as it was before the call.
         """
         config = self._weights.config
         audio = as_audio(pcm, config.audio_channels)
@@ -75,7 +75,7 @@ class StreamEncoder(Stream):
 
     @whole
     def flush(self) -> Codes:
-        """The codes of what is left, padded as the offline model pads; closes the stream."""
+        """The codes of the remaining samples, padded as in the offline model; closes the stream."""
         self.closed = True
         if not len(self._waiting):
             return self._collect([])
@@ -113,7 +113,7 @@ def _joined(codes: list[Codes], codebooks: int) -> Codes:
 
 
 class StreamDecoder(Stream):
-    """Codes pushed in any number of frames -> audio; a lost frame is an input too."""
+    """Codes pushed in any number of frames -> audio; a lost frame can be pushed too."""
 
     kind = "decoder"
     _HELD = ("_waiting", "_begun", "_drop", "_last_latent", "_lost", "frames_in", "samples_out")
@@ -143,9 +143,9 @@ class StreamDecoder(Stream):
     def push(self, codes: ArrayLike | Tensor | None) -> Audio:
         """Codes [frames, Q], or None for one lost frame -> audio float32 [n] or [channels, n].
 
-        n is frames * hop_length, but in a stream of blocks, and at the start of an "exact" one,
-        which hold frames back. Q may be less than the stream's codebooks, from push to push. A
-        lost frame is concealed by the last latent, fading. Raises InputError and StateError.
+        n is frames * hop_length, except in streams of blocks and at the start of "exact" streams,
+        which hold frames back. Q may differ from push to push. A lost frame is concealed by the
+        last latent, which fades. Raises InputError and StateError.
         """
         latents = self._conceal() if codes is None else self.dequantize(codes)
         if codes is not None and len(latents):
@@ -163,9 +163,9 @@ class StreamDecoder(Stream):
     def flush(self, samples: int | None = None) -> Audio:
         """The audio that is still held; closes the stream.
 
-        With ``samples``, the true length of the audio, no more is given than makes the whole
-        stream that long. What ``push`` already gave cannot be taken back: the last frame of a
-        clip is whole, and the caller cuts it.
+        With ``samples``, the true length of the audio, it is cut so that the whole stream has that
+        length. ``push`` has returned whole frames by then, so the last frame may still have to be
+        cut by the caller.
         """
         self.closed = True
         rest = self._waiting[None]
