@@ -40,9 +40,10 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """A public name, imported when it is first asked for.
+    """A public name, imported on first use.
 
-    torch takes seconds to import; the command line's help and a reader of packets need none of it.
+    torch takes seconds to import, and neither the command line's help nor a reader of packets needs
+    it.
     """
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

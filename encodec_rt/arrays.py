@@ -1,4 +1,4 @@
-"""Audio and codes as users pass them, checked. Needs numpy alone."""
+"""Checks of audio and codes that users pass. Needs only numpy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from encodec_rt.types import Audio
 
 
 def check_audio(pcm: ArrayLike, channels: int) -> Audio:
-    """Audio [n] (mono) or [channels, n] -> float32 [channels, n], all finite; maybe the same array.
+    """Audio [n] (mono) or [channels, n] -> finite float32 [channels, n]; may be the same array.
 
     Raises InputError.
     """

@@ -23,9 +23,9 @@ _STREAMS = (Path("/dev/stdout"), Path("/dev/stderr"))
 
 
 def is_stream(path: str | Path) -> bool:
-    """Whether ``path`` is written as it stands: a device, a named pipe, or an open descriptor.
+    """Whether ``path`` is written to directly: a device, a named pipe, or an open descriptor.
 
-    Its bytes go out one after another; nothing is renamed and nothing can be written over.
+    Its bytes are streamed; nothing is renamed and nothing can be overwritten.
     """
     path = Path(path)
     if path in _STREAMS or path.parent in _STREAM_FOLDERS:
@@ -38,7 +38,7 @@ def is_stream(path: str | Path) -> bool:
 
 
 def check_target(path: str | Path, *, force: bool) -> Path:
-    """Where a new file ``path`` will be, links followed.
+    """Where a new file ``path`` will be, with links resolved.
 
     Raises InputError if it exists and ``force`` is not set, if its folder does not exist, or if
     it is a folder, a disk or a socket. A device such as /dev/null and a named pipe are accepted.
@@ -58,7 +58,7 @@ def check_target(path: str | Path, *, force: bool) -> Path:
 
 
 def part_name(target: Path, suffix: str = ".part", *, hidden: bool = True) -> Path:
-    """An unused name beside ``target`` for the file while it grows, never longer than allowed."""
+    """An unused name next to ``target`` for the growing file, never longer than allowed."""
     stem = (b"." if hidden else b"") + os.fsencode(target.name)
     for more in itertools.chain([""], (f"-{number}" for number in itertools.count(1))):
         end = os.fsencode(f".{os.getpid()}{more}{suffix}")
@@ -70,15 +70,16 @@ def part_name(target: Path, suffix: str = ".part", *, hidden: bool = True) -> Pa
 
 @contextmanager
 def replacing(path: str | Path, *, force: bool, durable: bool = False) -> Iterator[Path]:
-    """A temporary file's path beside ``path``, whose name it gets when the block ends well.
+    """A temporary file next to ``path``, renamed to it when the block succeeds.
 
-    An existing file that it replaces hands on its permissions. Without ``force`` nothing is
-    replaced, not even what appeared while the block ran: InputError. An exception or an interrupt
-    removes the temporary file and leaves ``path`` as it was. A device or a named pipe is itself
-    what the block writes to. An OSError of the block that names no file names ``path``.
+    It inherits the permissions of a file that it replaces. Without ``force`` nothing is replaced,
+    not even a file that appeared while the block ran: InputError. An exception or an interrupt
+    removes the temporary file and leaves ``path`` as it was. If ``path`` is a device or a named
+    pipe, the block writes to it directly. An OSError in the block that names no file is made to
+    name ``path``.
 
-    With ``durable`` the file is on the disk when the block ends, and before it has its name: not
-    even a crash of the machine leaves half of it.
+    With ``durable`` the file is on the disk before it is renamed, so that not even a crash of the
+    machine leaves half of it.
     """
     target = check_target(path, force=force)
     if is_stream(target):
@@ -111,7 +112,7 @@ def flush_to_disk(path: Path) -> None:
 
 
 def publish(part: Path, target: Path, *, force: bool, named: str | Path | None = None) -> None:
-    """Give ``part`` the name ``target``, at once and as a whole.
+    """Rename ``part`` to ``target`` atomically.
 
     Raises InputError, which calls the target ``named``, if it exists and ``force`` is not set.
     """
@@ -123,7 +124,7 @@ def publish(part: Path, target: Path, *, force: bool, named: str | Path | None =
     except FileExistsError as error:
         raise _exists(named or target) from error
     except OSError:
-        # A file system without links: the empty file that was not there before is ours.
+        # The file system has no hard links: claim the name with an empty new file.
         try:
             os.close(os.open(target, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
         except FileExistsError as error:
@@ -161,9 +162,9 @@ class GrowingFile:
         return self._raw
 
     def finish(self) -> None:
-        """Give the file its own name. Harmless when repeated.
+        """Give the file its final name. Repeating this is harmless.
 
-        Raises InputError if something else has got it meanwhile; the part stays then.
+        Raises InputError if the name is taken by then; the part stays.
         """
         raw, self._raw = self._raw, None
         if raw is None:
@@ -176,14 +177,14 @@ class GrowingFile:
 
 
 def abandoned_recordings(folder: Path) -> list[Path]:
-    """What a ``GrowingFile`` left in ``folder`` whose process was killed."""
+    """The parts that killed processes' ``GrowingFile``s left in ``folder``."""
     found = sorted(folder.glob("*.part.*"))
     parts = [(path, re.fullmatch(r".+\.(\d+)(-\d+)?\.part\.\w+", path.name)) for path in found]
     return [path for path, match in parts if match and not _is_another(int(match[1]))]
 
 
 def _is_another(pid: int) -> bool:
-    """Whether a process of that number runs, other than this one."""
+    """Whether another process with that number is running."""
     try:
         os.kill(pid, 0)
     except (ProcessLookupError, OverflowError):
@@ -194,7 +195,7 @@ def _is_another(pid: int) -> bool:
 
 
 def standard_output() -> BinaryIO:
-    """Standard output for bytes, unbuffered where that can be, so that no error comes at exit.
+    """Standard output for bytes, unbuffered if possible, so that no error is raised at exit.
 
     Raises InputError if it is closed, or is a terminal.
     """
@@ -207,7 +208,7 @@ def standard_output() -> BinaryIO:
 
 
 class WholeWrites(io.RawIOBase):
-    """An unbuffered ``file`` that takes all of what it is given, in as many calls as it needs.
+    """An unbuffered ``file`` whose ``write`` writes everything, in as many calls as it takes.
 
     An OSError of writing names the file ``name``; a broken pipe stays BrokenPipeError. The file
     itself is closed by whoever opened it.
@@ -222,7 +223,7 @@ class WholeWrites(io.RawIOBase):
         return True
 
     def write(self, data: Any) -> int:
-        """All of ``data``; its size."""
+        """Write all of ``data``; returns its size."""
         rest = memoryview(data).cast("B")
         with naming(self.name):
             while len(rest):
@@ -243,7 +244,7 @@ def _create(target: Path, path: str | Path, mode: int) -> Path:
 
 
 def _hand_on(before: os.stat_result, part: Path) -> None:
-    """Owner, if we may, and permissions: those last, as a change of owner resets some."""
+    """Copy the owner, if allowed, and then the permissions, as a change of owner resets some."""
     now = part.stat()
     if (now.st_uid, now.st_gid) != (before.st_uid, before.st_gid):
         with suppress(OSError):
@@ -257,7 +258,7 @@ def _exists(path: str | Path) -> InputError:
 
 @contextmanager
 def naming(path: str | Path) -> Iterator[None]:
-    """Let an OSError of the block that names no file, or a temporary one, name ``path``."""
+    """Make an OSError in the block name ``path`` if it names no file, or a temporary one."""
     try:
         yield
     except (CodecError, BrokenPipeError):

@@ -1,4 +1,4 @@
-"""Batches as Hugging Face's extractors give them: clips of one length, as arrays or tensors."""
+"""Batches as Hugging Face's extractors return them: clips of one length, as arrays or tensors."""
 
 from __future__ import annotations
 

@@ -66,7 +66,7 @@ class EncodecConfig(Chunked, PretrainedConfig):
     use_conv_shortcut: bool = True
 
     def __post_init__(self) -> None:
-        """Normalise numbers and sequences, and check the whole."""
+        """Normalise numbers and sequences, and check everything."""
         self.target_bandwidths = as_tuple("target_bandwidths", self.target_bandwidths, float)
         self.upsampling_ratios = as_tuple("upsampling_ratios", self.upsampling_ratios, int)
         self.trim_right_ratio = as_float("trim_right_ratio", self.trim_right_ratio)
@@ -201,8 +201,8 @@ class EncodecConfig(Chunked, PretrainedConfig):
     def is_framewise(self) -> bool:
         """Whether the model can be stepped frame by frame.
 
-        A norm over time, a centred convolution, a loudness over the clip and chunks all need audio
-        that a frame has not got yet; such models stream in segments.
+        Norms over time, centred convolutions, loudness normalisation and chunks all need audio from
+        after a frame; models with them stream in segments.
         """
         return (
             self.use_causal_conv
@@ -212,9 +212,9 @@ class EncodecConfig(Chunked, PretrainedConfig):
         )
 
     def codebooks_for(self, bandwidth_kbps: float) -> int:
-        """Codebooks that one of ``target_bandwidths`` takes: max(1, floor(kbps / kbps per book)).
+        """Codebooks for one of ``target_bandwidths``: max(1, floor(kbps / kbps per codebook)).
 
-        Raises ConfigError for a bandwidth the model was not made for.
+        Raises ConfigError for a bandwidth that the model does not have.
         """
         if bandwidth_kbps not in self.target_bandwidths:
             accepted = ", ".join(f"{b:g}" for b in self.target_bandwidths)
@@ -233,8 +233,8 @@ class EncodecConfig(Chunked, PretrainedConfig):
     def from_dict(cls, values: Mapping[str, Any]) -> EncodecConfig:
         """A configuration from the content of a ``config.json``.
 
-        Keys that describe no architecture (``transformers_version`` and the like) are passed over.
-        Raises ConfigError when the file is of another kind of model or holds an impossible value.
+        Keys that describe no architecture (``transformers_version`` and the like) are ignored.
+        Raises ConfigError if the file is for another kind of model or holds an impossible value.
         """
         model_type = values.get("model_type", cls.model_type)
         if model_type != cls.model_type:
@@ -253,23 +253,23 @@ class EncodecConfig(Chunked, PretrainedConfig):
 
         ``arguments`` are fields that replace the stored ones, and those of
         ``pretrained.PretrainedSource`` (``revision``, ``subfolder``, ``cache_dir``,
-        ``local_files_only``, ``token``, ...); other arguments of ``transformers`` are
-        accepted where they have no meaning here. Raises ConfigError for the rest, and
-        WeightsError where there is no file.
+        ``local_files_only``, ``token``, ...); other arguments of ``transformers`` are accepted if
+        they have no effect here. Raises ConfigError for the rest, and WeightsError if there is no
+        file.
         """
         names = {field.name for field in fields(cls)} | {"dtype", "torch_dtype"}
         places, changes = sort_arguments("EncodecConfig.from_pretrained", arguments, names)
         path = Path(pretrained_model_name_or_path)
         if not path.is_file():
             path = PretrainedSource(pretrained_model_name_or_path, **places).find(CONFIG_NAME)
-        # The type of the weights is the model's affair.
+        # The type of the weights is handled by the model.
         changes.pop("dtype", changes.pop("torch_dtype", None))
         config = cls.from_dict({**read_json(path), **changes})
         config.name_or_path = str(pretrained_model_name_or_path)
         return config
 
     def save_pretrained(self, save_directory: str | Path, **arguments: Any) -> None:
-        """Write ``config.json`` into a folder, which is made if need be.
+        """Write ``config.json`` into a folder, which is created if necessary.
 
         Of the other arguments of ``transformers``, ``push_to_hub`` is refused.
         """

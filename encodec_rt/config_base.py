@@ -30,11 +30,11 @@ LOWEST: Mapping[str, int] = MappingProxyType(
     }
 )
 HIGHEST = 2**31 - 1
-"""What a configuration's whole numbers may be at least, by name, and at most."""
+"""The lowest value of each of a configuration's whole numbers, by name, and the highest of all."""
 
 
 class Chunked:
-    """Chunks in samples, for what says in seconds how long they are and how far they overlap."""
+    """Chunks in samples, for configurations that give their length and overlap in seconds."""
 
     sampling_rate: int
     chunk_length_s: float | None
@@ -56,7 +56,7 @@ class Chunked:
 
 
 class PretrainedConfig:
-    """What every configuration of Hugging Face has beside the fields of its architecture."""
+    """What every Hugging Face configuration has besides the fields of its architecture."""
 
     model_type: ClassVar[str] = "encodec"
     is_encoder_decoder: ClassVar[bool] = False

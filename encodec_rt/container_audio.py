@@ -1,4 +1,4 @@
-"""Audio of ``.encodec`` streams: checked against a codec, decoded, sought in, gaps filled."""
+"""Audio of ``.encodec`` streams: checking against a codec, decoding, seeking, filling gaps."""
 
 from __future__ import annotations
 
@@ -41,15 +41,15 @@ from encodec_rt.types import Audio
 
 CodingChoice = Literal["auto", "raw", "tables", "lm"]
 MAX_TAG = 1000
-"""Letters of a tag that a container keeps."""
+"""The most characters of a tag that a container keeps."""
 MAX_CONCEALED_FRAMES = 75
-"""Consecutive lost frames that the decoder conceals; after more it restarts."""
+"""The most consecutive lost frames that the decoder conceals; after more it restarts."""
 MAX_SILENCE_S = 60.0
 """The longest gap that is filled, since positions in a file may claim any length."""
 
 
 def header_for(codec: Codec, codebooks: int, *, start: Start) -> StreamHeader:
-    """The header of a stream of ``codec``. Raises ConfigError for a model that it cannot be of."""
+    """The header of a stream of ``codec``. Raises ConfigError for a model it cannot describe."""
     if codec.segmented and codec.config.chunk_length is None:
         raise ConfigError(
             "this model encodes a clip as one piece, which .encodec cannot hold; write .ecdc"
@@ -75,9 +75,9 @@ def coder_of(
     wanted: CodingChoice = "auto",
     lm: Path | None = None,
 ) -> CodeCoder:
-    """What a new stream is coded with; "auto" takes the best of what its model has.
+    """The coder of a new stream; "auto" takes the best that its model has.
 
-    Raises WeightsError for a coder that is wanted and not at hand.
+    Raises WeightsError if the wanted coder is not available.
     """
     if wanted == "lm" or (wanted == "auto" and lm is not None):
         model = IntegerLm.load(lm) if lm else lm_for_model(header.codes_sha256, folder)
@@ -105,10 +105,10 @@ def coder_of(
 class ContainerAudio:
     """Iterates over the audio [channels, n] of a file, from ``begin_s`` to ``end_s``.
 
-    Links of a chain sound one after the other. With ``salvage`` gaps are concealed where they are
-    short, else silent; ``lost`` counts their samples. ``unfinished`` says that a stream had no
-    last page. Raises PacketError for what ``codec`` cannot
-    decode, WeightsError where the coder is not at hand.
+    The links of a chain follow one another. With ``salvage`` short gaps are concealed and long ones
+    silent; ``lost`` counts their samples. ``unfinished`` is set if a stream had no last page.
+    Raises PacketError for a stream that ``codec`` cannot decode, and WeightsError if the coder is
+    not available.
     """
 
     def __init__(
@@ -157,7 +157,7 @@ class ContainerAudio:
     def _check(self) -> None:
         header, codec = self.reader.header, self._codec
         ours = bytes.fromhex(codec.codes_sha256)
-        # The first files name all weights, decoder included.
+        # The earliest files carry the hash of all weights, decoder included.
         if header.codes_sha256 not in (ours, bytes.fromhex(codec.weights_sha256)):
             named = self.reader.comments.get("MODEL") or "another model"
             raise PacketError(
@@ -182,7 +182,7 @@ class ContainerAudio:
         )
 
     def _link(self, before: int) -> Iterator[Audio]:
-        """The wanted audio of a link that begins ``before`` samples after the file's begin."""
+        """The wanted audio of a link that begins ``before`` samples after the file's start."""
         header, self._length = self.reader.header, 0
         items = iter(self.reader)
         first = next(items, None)
@@ -271,7 +271,7 @@ class ContainerAudio:
 
 
 class _Run:
-    """Blocks that one decoder takes, from ``first`` on; what it cannot take is ``left``."""
+    """Blocks for one decoder, from ``first`` on; ``left`` is the first that it cannot take."""
 
     def __init__(
         self, first: CodeBlock, items: Iterator[CodeBlock | Gap], header: StreamHeader

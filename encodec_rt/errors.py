@@ -6,11 +6,11 @@ Each class also derives from the built-in class that a caller would expect, so t
 
 
 class CodecError(Exception):
-    """Base of all errors raised on purpose by encodec_rt."""
+    """The base of all errors that encodec_rt raises on purpose."""
 
 
 class ConfigError(CodecError, ValueError):
-    """A configuration, or an argument checked against one, is impossible."""
+    """A configuration or an argument is invalid."""
 
 
 class WeightsError(CodecError, ValueError):
@@ -18,7 +18,7 @@ class WeightsError(CodecError, ValueError):
 
 
 class InputError(CodecError, ValueError):
-    """Audio or codes of a wrong shape, type, rate or value."""
+    """Audio or codes have the wrong shape, type, rate or values."""
 
 
 class StateError(CodecError, RuntimeError):

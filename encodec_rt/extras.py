@@ -30,11 +30,11 @@ EXTRAS = {
     "wasmtime": "portable",
     "zimtohrli": "quality",
 }
-"""By the name that is imported."""
+"""The extra, by the name that is imported."""
 
 
 def missing(error: ImportError, feature: str) -> BackendUnavailable | None:
-    """What to raise in place of ``error`` where ``feature`` wanted one of EXTRAS, or None."""
+    """What to raise instead of ``error`` if ``feature`` needed one of EXTRAS, or None."""
     package = (error.name or "").partition(".")[0]
     if package not in EXTRAS:
         return None
@@ -47,7 +47,7 @@ def missing(error: ImportError, feature: str) -> BackendUnavailable | None:
 
 @contextmanager
 def needed_for(feature: str) -> Iterator[None]:
-    """Around an import: raises BackendUnavailable for a package of EXTRAS that is not there."""
+    """Around an import: raises BackendUnavailable for a package of EXTRAS that is missing."""
     try:
         yield
     except ImportError as error:

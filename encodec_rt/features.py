@@ -1,4 +1,4 @@
-"""Audio arrays to batches of tensors with padding masks, as Hugging Face's extractor makes them."""
+"""Audio arrays to batches of tensors with padding masks, as Hugging Face's extractor does."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ _TYPE = "EncodecFeatureExtractor"
 class EncodecFeatureExtractor(Chunked):
     """Makes the input of ``EncodecModel.encode`` from one clip or several.
 
-    Names, defaults, results and file format are those of ``transformers``' class of this name.
+    Names, defaults, results and file format are those of the class of this name in
+    ``transformers``.
     """
 
     model_input_names = ("input_values", "padding_mask")
@@ -142,8 +143,8 @@ class EncodecFeatureExtractor(Chunked):
         """Clips of one batch -> ``input_values`` [B, L] or [B, L, 2] and ``attention_mask`` [B, L].
 
         ``processed_features`` holds clips [L] or [L, 2] as ``input_values``, in a mapping of lists
-        or a list of mappings. The result is of tensors where the clips are, or as
-        ``return_tensors`` says. Raises InputError.
+        or a list of mappings. The result holds tensors if the clips do, or what ``return_tensors``
+        says. Raises InputError.
         """
         found = columns(processed_features)
         if return_tensors is None:
@@ -170,7 +171,7 @@ class EncodecFeatureExtractor(Chunked):
     ) -> EncodecFeatureExtractor:
         """The extractor of a pretrained model: "default", a folder or a hub id.
 
-        It is read from preprocessor_config.json or, where a model was saved without one, follows
+        It is read from preprocessor_config.json or, if the model was saved without one, derived
         from its config.json. ``arguments`` are as in ``EncodecConfig.from_pretrained``. Raises
         WeightsError if there is neither file, and ConfigError.
         """

@@ -1,4 +1,4 @@
-"""Samples as integers, the one way that every file, device and processor has them; and counted."""
+"""Samples as 16-bit integers, converted in one way everywhere; and times as sample numbers."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def to_int16(audio: Audio) -> NDArray[np.int16]:
 
 
 def sample_at(seconds: float, rate_hz: int) -> int:
-    """The number of the sample at a time. Raises InputError for a time that no file has."""
+    """The index of the sample at a time. Raises InputError for a time beyond any file."""
     if not 0 <= seconds * rate_hz <= MAX_SAMPLES:
         raise InputError(
             f"a time of {seconds:g} s; accepted: 0 to {MAX_SAMPLES / rate_hz:.2g} s at {rate_hz} Hz"

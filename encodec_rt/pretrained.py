@@ -1,4 +1,4 @@
-"""Where the files of a pretrained model lie, and how they are read and written."""
+"""Where the files of a pretrained model are, and how they are read and written."""
 
 from __future__ import annotations
 
@@ -21,24 +21,24 @@ DEFAULT = "default"
 CONFIG_NAME = "config.json"
 PREPROCESSOR_NAME = "preprocessor_config.json"
 HUB_TIMEOUT_S = 2.0
-"""How long the hub may take to answer at all before the cache has to do."""
+"""How long the hub may take to answer before the cache is used instead."""
 
 _ACCEPTED = (
     f'"{DEFAULT}", a folder with {CONFIG_NAME} and model.safetensors or pytorch_model.bin, '
     'a hub id "owner/name", or, for a model, an original .th file'
 )
-# A path to a missing file is not a hub id, however much it looks like one.
+# A path to a missing file is not a hub id, even if it looks like one.
 _HUB_ID = re.compile(r"(?!.*\.(th|pt|bin|json|safetensors)$)[\w.-]*\w[\w.-]*/[\w.-]*\w[\w.-]*")
 
 
 @dataclass(frozen=True)
 class PretrainedSource:
-    """A pretrained model, and how the hub is asked for it if it is not here.
+    """A pretrained model, and how to get it from the hub if it is not local.
 
     ``name`` is "default" (the embedded model), a folder, or a hub id, of which ``revision`` may
-    name a version; the files lie in its ``subfolder``. The rest is for the hub alone: the folder
-    of its cache, whether only the cache is read, an access token, and whether what is cached is
-    fetched again.
+    name a version; the files are in its ``subfolder``. The rest applies only to the hub: the cache
+    folder, whether to read only the cache, an access token, and whether to download cached files
+    again.
     """
 
     name: str | Path
@@ -50,9 +50,9 @@ class PretrainedSource:
     force_download: bool = False
 
     def find(self, *names: str) -> Path:
-        """The first of the files ``names`` that there is. Raises WeightsError.
+        """The first of the files ``names`` that exists. Raises WeightsError.
 
-        The network is used for a hub id alone.
+        The network is used only for a hub id.
         """
         folder = default_folder() if self.name == DEFAULT else Path(self.name)
         if folder.is_dir():
@@ -67,7 +67,7 @@ class PretrainedSource:
         raise WeightsError(f"{str(self.name)!r} {given}; accepted: {_ACCEPTED}")
 
     def _fetch(self, names: tuple[str, ...]) -> Path:
-        # Imported here because it takes longer than all the rest, and few need it.
+        # Imported here because it is slow to import, and few need it.
         try:
             import huggingface_hub
         except ImportError:
@@ -83,7 +83,7 @@ class PretrainedSource:
                 reason = self._reason(error, names)
                 if not isinstance(error, huggingface_hub.errors.EntryNotFoundError):
                     break
-        # The library's own chain of errors is long and says no more than this.
+        # The library's chain of errors is long and says no more than this.
         raise WeightsError(
             f"{str(self.name)!r} is not a folder here, and as a hub id: {reason}; on a machine "
             f"with a network run 'hf download {self.name} --local-dir FOLDER', and pass that folder"
@@ -106,11 +106,11 @@ class PretrainedSource:
                 )
             )
         except LocalEntryNotFoundError as error:
-            # Which is an EntryNotFoundError, yet says nothing of what the hub has.
+            # This is an EntryNotFoundError, but says nothing about what the hub has.
             raise ConnectionError from error
 
     def _cached(self, name: str) -> Path:
-        """Without the network, which hf_hub_download would use even for local files alone."""
+        """From the cache, without the network that hf_hub_download uses even for local files."""
         from huggingface_hub import try_to_load_from_cache
         from huggingface_hub.errors import LocalEntryNotFoundError
 
@@ -124,7 +124,7 @@ class PretrainedSource:
 
     @cached_property
     def _online(self) -> bool:
-        """Whether to ask the hub; the library alone would retry, and log, for half a minute."""
+        """Whether to ask the hub; by itself the library would retry, and log, for half a minute."""
         return not self.local_files_only and _hub_answers()
 
     def _reason(self, error: Exception, names: tuple[str, ...]) -> str:
@@ -144,15 +144,15 @@ class PretrainedSource:
 
 
 def _listed(names: tuple[str, ...]) -> str:
-    """The names of whole files; those of an index of parts are not worth a mention."""
+    """The names of whole files; index files of shards are left out."""
     return " and no ".join(name for name in names if ".index." not in name)
 
 
 def _hub_answers() -> bool:
-    """Whether anything answers at the hub's address within HUB_TIMEOUT_S.
+    """Whether the hub's address answers within HUB_TIMEOUT_S.
 
-    In a thread, since no timeout of a request covers the look-up of the address; the request goes
-    through the library's own session, which knows proxies and offline mode.
+    It runs in a thread, since a request's timeout does not cover the DNS lookup; the request uses
+    the library's own session, which knows about proxies and offline mode.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import get_session  # type: ignore[attr-defined]
@@ -183,7 +183,7 @@ def default_folder() -> Path:
     return folder
 
 
-# Arguments of transformers that tell it how to load, and cannot change what is loaded here.
+# Arguments that tell transformers how to load, and cannot change what is loaded here.
 _WITHOUT_EFFECT = frozenset(
     (
         "_commit_hash", "_fast_init", "_from_auto", "_from_pipeline", "attn_implementation",
@@ -228,8 +228,8 @@ def sort_arguments(
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Arguments as transformers takes them -> (those of ``PretrainedSource``, those in ``own``).
 
-    What has no meaning here is passed over. Raises ConfigError, naming the argument, for one that
-    would change the result or that nobody knows.
+    Arguments without effect here are ignored. Raises ConfigError, naming the argument, for one that
+    would change the result or is unknown.
     """
     names = {field.name for field in fields(PretrainedSource)} - {"name"}
     for_source, for_caller = {}, {}
@@ -250,7 +250,7 @@ def sort_arguments(
 
 
 def check_save_arguments(caller: str, given: Mapping[str, Any]) -> None:
-    """Pass over what save_pretrained of transformers takes and has no meaning here.
+    """Ignore the arguments of transformers' save_pretrained that have no effect here.
 
     Raises ConfigError, naming the argument, for one that asks for something else.
     """
@@ -275,7 +275,7 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_json(path: Path, values: Mapping[str, Any]) -> None:
-    """Write a JSON object, with sorted keys; the file is never there in part."""
+    """Write a JSON object with sorted keys; the file appears only when complete."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path, force=True) as temporary:
         text = json.dumps(values, indent=2, sort_keys=True)

@@ -1,8 +1,8 @@
-"""How close decoded audio comes to its original: the one place that calls the metric libraries.
+"""How close decoded audio is to the original: the only place that calls the metric libraries.
 
-Every score compares aligned mono signals. SI-SDR (Le Roux et al. 2019) asks for the waveform, PESQ
-wide-band (ITU-T P.862.2) and ESTOI (Jensen and Taal 2016) for speech as heard, Zimtohrli for any
-audio, and so does ViSQOL, which is slow. All libraries come with the extra ``[quality]``.
+Every score compares aligned mono signals. SI-SDR (Le Roux et al. 2019) compares waveforms, PESQ
+wide-band (ITU-T P.862.2) and ESTOI (Jensen and Taal 2016) compare speech as heard, and Zimtohrli
+and ViSQOL, which is slow, any audio. All libraries come with the extra ``[quality]``.
 """
 
 from __future__ import annotations
@@ -76,9 +76,9 @@ def band_levels_db(
 ) -> dict[str, float | None]:
     """How much louder [dB] ``decoded`` is than ``reference`` in each band, by the band's name.
 
-    0 is right; below it the codec dulls, above it it adds noise. None where the upper half of the
-    band holds less than a millionth of the reference's power: what is sampled at 16 kHz has no
-    level above 8 kHz that could be compared.
+    0 is right; below 0 the codec sounds dull, above it adds noise. None if the upper half of the
+    band holds less than a millionth of the reference's power: audio sampled at 16 kHz has nothing
+    above 8 kHz to compare.
     """
     powers = [_mean_power(audio) for audio in (reference, decoded)]
     levels: dict[str, float | None] = {}
@@ -113,7 +113,8 @@ def _band_power(power: NDArray[np.float64], low: float, high: float, rate: int) 
 def align(reference: Samples, decoded: Samples, *, longest_lag: int) -> tuple[Samples, Samples]:
     """Both signals, cut to where they overlap after the delay that correlates best.
 
-    A codec's delay is none of its quality. Delays beyond ``longest_lag`` samples are not sought.
+    A codec's delay does not count against its quality. Delays up to ``longest_lag`` samples are
+    tried.
     """
     size = 1 << (len(reference) + len(decoded) - 1).bit_length()
     spectrum = np.fft.rfft(decoded, size) * np.conj(np.fft.rfft(reference, size))

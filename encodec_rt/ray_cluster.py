@@ -1,4 +1,4 @@
-"""A Ray cluster to work on: one that is there, or one on this machine for ourselves alone."""
+"""A Ray cluster to work on: an existing one, or a private one on this machine."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ _OBJECT_STORE_BYTES = 100 * 2**20
 
 
 def start_ray(address: str, feature: str, *, niceness: int = 15, loopback: bool = True) -> Any:
-    """The module of Ray, connected to the cluster at ``address``.
+    """The ``ray`` module, connected to the cluster at ``address``.
 
-    "local" starts one on this machine that asks for a token, with workers of that ``niceness``;
-    Ray's own default leaves the machine to others first. It listens on the loopback interface;
-    with ``loopback`` False the node has the machine's address, which others can reach, and so do
-    Ray's own ports. Ray reads that while it is first imported.
-    Raises BackendUnavailable without Ray, or without a cluster at the address.
+    "local" starts one on this machine that requires a token, with workers of that ``niceness``; by
+    Ray's default they yield to all other programs. It listens on the loopback interface; with
+    ``loopback`` False the node has the machine's address, which others can reach, and so do Ray's
+    own ports. Ray reads that while it is first imported. Raises BackendUnavailable without Ray, or
+    without a cluster at the address.
     """
     # Ray reads these while it is imported.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -28,8 +28,8 @@ def start_ray(address: str, feature: str, *, niceness: int = 15, loopback: bool 
     if address == LOCAL:
         _make_token()
         if loopback:
-            # Without it Ray takes the machine's address even where loopback is asked for. On other
-            # systems than Linux this is what it does by itself.
+            # Without it Ray uses the machine's address even if loopback is asked for; except on
+            # Linux, this is its default.
             os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ.setdefault("RAY_worker_niceness", str(niceness))
     with needed_for(feature):

@@ -1,4 +1,4 @@
-"""The kinds of files that are taken for audio in a folder."""
+"""The suffixes of files that count as audio in a folder."""
 
 from __future__ import annotations
 
@@ -9,4 +9,4 @@ AUDIO_SUFFIXES = frozenset(
         ".rf64", ".bwf", ".snd", ".mkv", ".mov", ".3gp",
     )
 )  # fmt: skip
-"""In lower case. A file that is named outright may have any name."""
+"""In lower case. A file that is named explicitly may have any suffix."""

@@ -1,4 +1,4 @@
-"""Audio to blocks of codes and back, with any codec, in memory that does not grow."""
+"""Audio to blocks of codes and back, with any codec, in constant memory."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from encodec_rt.streaming.weights import Start
 from encodec_rt.types import Audio
 
 FILE_BLOCK_FRAMES = 256
-"""Frames stepped at once: nobody waits for the first, and a block reads each weight once."""
+"""Frames per step: latency does not matter here, and a block reads each weight once."""
 
 
 def encode_blocks(
     codec: Codec, audio: Iterable[Audio], *, bandwidth_kbps: float, start: Start = "exact"
 ) -> Iterator[Block]:
-    """The codes of ``audio``, blocks [channels, n] at the model's rate, as they are ready.
+    """The codes of ``audio``, blocks [channels, n] at the model's rate, as they become ready.
 
     A model that streams in segments has no start to choose; "exact" is what it does.
     """
@@ -45,7 +45,7 @@ def encode_blocks(
 def decode_blocks(
     codec: Codec, blocks: Iterable[Block], *, codebooks: int, start: Start = "exact"
 ) -> Iterator[Audio]:
-    """The audio [channels, n] of ``blocks``, exactly as long as they say, as it is ready."""
+    """The audio [channels, n] of ``blocks``, exactly as long as they say, as it becomes ready."""
     end = given = 0
     if codec.segmented:
         _require_exact(start)
@@ -70,10 +70,11 @@ def decode_blocks(
 
 
 def frames_at_once(start: Start) -> int:
-    """How many frames a decoder of files takes in one step.
+    """How many frames a file decoder takes in one step.
 
-    Sums over many frames are rounded otherwise than over one, by a step of 16 bits in some 10 000
-    samples. So what began "primed", as live streams do, is decoded as it was heard.
+    Products over many frames round differently than over one, by one 16-bit step in about 10,000
+    samples. So a stream that began "primed", as live ones do, is decoded frame by frame, as it was
+    heard.
     """
     return 1 if start == "primed" else FILE_BLOCK_FRAMES
 

@@ -1,4 +1,4 @@
-"""Array types that several rooms speak of."""
+"""Array types that several subpackages use."""
 
 from __future__ import annotations
 

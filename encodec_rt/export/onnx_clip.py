@@ -23,7 +23,7 @@ from encodec_rt.streaming.weights import layer_weights
 _MODES = {"constant": "constant", "reflect": "reflect", "replicate": "edge"}
 _TO_END = (1 << 63) - 1
 _GATES = (0, 3, 1, 2)
-"""torch's order take, keep, new, show as ONNX has it: take, show, keep, new."""
+"""torch's gates i, f, g, o in ONNX's order: i, o, f, g (there called i, o, f, c)."""
 
 
 def clip_encoder(model: EncodecModel, codebooks: int, meta: dict[str, str], *, half: bool) -> Any:

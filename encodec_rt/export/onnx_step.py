@@ -178,12 +178,12 @@ class _Step:
         for layer, (weight, bias) in enumerate(pairs):
             h, c = (graph.slice(part, layer, layer + 1) for part in (hidden, cell))
             gates = graph.node("Gemm", graph.concat([above, h], 1), weight, graph.constant(bias))
-            take, keep, new, show = (
+            i, f, g, o = (
                 graph.slice(gates, k * channels, (k + 1) * channels, axis=1) for k in range(4)
             )
-            taken = graph.node("Mul", graph.node("Sigmoid", take), graph.node("Tanh", new))
-            c = graph.node("Add", graph.node("Mul", graph.node("Sigmoid", keep), c), taken)
-            above = graph.node("Mul", graph.node("Sigmoid", show), graph.node("Tanh", c))
+            taken = graph.node("Mul", graph.node("Sigmoid", i), graph.node("Tanh", g))
+            c = graph.node("Add", graph.node("Mul", graph.node("Sigmoid", f), c), taken)
+            above = graph.node("Mul", graph.node("Sigmoid", o), graph.node("Tanh", c))
             hiddens.append(above)
             cells.append(c)
         for parts in (hiddens, cells):

@@ -16,7 +16,7 @@ def products(spec: LayerSpec, weights: tuple[Tensor, ...]) -> Iterator[tuple[Ten
     ``weights`` are those of ``layer_weights``. K is [kernel, inputs] for a convolution; a
     transposed one has N = [kernel, outputs] and the bias of one output alone. A residual block's
     second product takes [hidden, then inputs if the shortcut is a convolution]. An LSTM has one
-    per layer, of [input, hidden], with N = [take, keep, new, show].
+    per layer, of [input, hidden], with N = [i, f, g, o], the gates.
     """
     if isinstance(spec, LstmSpec):
         for layer in range(spec.layers):

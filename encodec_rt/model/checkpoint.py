@@ -1,6 +1,6 @@
 """Checkpoints: every format in, ours (which is Hugging Face's) out.
 
-Read are folders with model.safetensors or pytorch_model.bin, whole or in shards, with the weight
+It reads folders with model.safetensors or pytorch_model.bin, whole or in shards, with the weight
 norm under its new name, its old one, or folded away, and the original ``.th`` files of
 ``facebookresearch/encodec``.
 """
@@ -56,7 +56,8 @@ def load(
     config: EncodecConfig | str | Path | None,
     arguments: Mapping[str, Any],
 ) -> Model:
-    """What ``build`` makes of the configuration stored at ``name``, with its weights, in eval mode.
+    """The model that ``build`` makes from the configuration at ``name``, with weights, in eval
+    mode.
 
     The arguments are those of ``PretrainedModel.from_pretrained``. A ``.th`` file stores no
     configuration, and is recognised as the 24 or the 48 kHz model. Raises WeightsError, and
@@ -86,7 +87,7 @@ def load(
     config.name_or_path, config.dtype = str(name), dtype
     if chosen:
         _drop_further_codebooks(tensors, config.num_quantizers)
-    # A model that is loaded in inference mode is used, and may be trained, outside it.
+    # A model loaded in inference mode may be used and trained outside it.
     with torch.inference_mode(False):
         return _fill(build, config, tensors, path, dtype)
 
@@ -130,7 +131,7 @@ def _saved_dtype(config: EncodecConfig, tensors: Tensors) -> torch.dtype:
 
 
 def _drop_further_codebooks(tensors: Tensors, count: int) -> None:
-    """Leave out the codebooks after the first ``count``, which those do not need."""
+    """Leave out the codebooks after the first ``count``."""
     for name in list(tensors):
         found = re.match(r"quantizer\.layers\.(\d{1,9})\.", name)
         if found and int(found[1]) >= count:
@@ -162,7 +163,7 @@ def _rename(path: Path, tensors: Tensors) -> Tensors:
 
 
 def _recognise(path: Path, tensors: Tensors) -> EncodecConfig:
-    """The preset whose first layer has the normalisation and the channels of the file's."""
+    """The preset whose first layer has the same normalisation and channels as the file's."""
     first = "encoder.layers.0"
     grouped = f"{first}.norm.weight" in tensors
     config = PRESETS["encodec_48khz" if grouped else "encodec_24khz"]
@@ -186,8 +187,8 @@ def _fill(
     config.validate()
     numbers = sum(value.numel() for value in tensors.values())
     layers = len(config.upsampling_ratios) * config.num_residual_layers + config.num_lstm_layers
-    # Memory is taken only for a model that the file could about fill; what exactly does not fit is
-    # found, and named, below.
+    # Memory is allocated only if the file is large enough for the model; what exactly does not fit
+    # is found, and named, below.
     if layers > len(tensors) or _count_numbers(config) > 4 * numbers + (1 << 24):
         raise WeightsError(
             f"{path} holds {len(tensors)} tensors of {numbers} numbers in all, too few for the "
@@ -235,7 +236,7 @@ def _split_folded(tensors: Tensors, expected: Tensors) -> None:
             continue
         weight = tensors.pop(prefix + "weight").float()
         magnitude = weight.norm(dim=(1, 2), keepdim=True)
-        # A channel of zeros has no direction, and any will do.
+        # A channel of zeros has no direction; any will do.
         tensors[name] = torch.where(magnitude > 0, weight, torch.ones_like(weight))
         tensors[prefix + _MAGNITUDE] = magnitude
 
@@ -275,7 +276,7 @@ def _as_well(count: int) -> str:
 
 
 def _check_finite(model: nn.Module, path: Path) -> None:
-    """Refuse NaN and infinity, also those that a weight norm makes of finite numbers."""
+    """Refuse NaN and infinity, including those that a weight norm makes from finite numbers."""
     for name, value in model.state_dict().items():
         if not bool(torch.isfinite(value).all()):
             raise WeightsError(f"{path}: {name} holds NaN, infinite or too large numbers")

@@ -17,7 +17,7 @@ from encodec_rt.model.numerics import FLOAT32_ON_CPU
 
 
 class EncodecConv1d(nn.Module):
-    """Conv1d that gives ceil(T / stride) outputs for T inputs, causal or centred."""
+    """Conv1d with ceil(T / stride) outputs for T inputs, causal or centred."""
 
     def __init__(
         self,
@@ -52,7 +52,7 @@ class EncodecConv1d(nn.Module):
 
 
 class EncodecConvTranspose1d(nn.Module):
-    """ConvTranspose1d that gives T * stride outputs for T inputs."""
+    """ConvTranspose1d with T * stride outputs for T inputs."""
 
     def __init__(
         self,
@@ -66,7 +66,8 @@ class EncodecConvTranspose1d(nn.Module):
         super().__init__()
         trim_total = kernel_size - stride
         ratio = config.trim_right_ratio if config.use_causal_conv else 0.5
-        # The centred layer gives the odd sample to the left, the causal one to the right.
+        # The odd sample is trimmed on the left in the centred layer, on the right in the causal
+        # one.
         rounded = math.ceil if config.use_causal_conv else math.floor
         self.trim_right = rounded(trim_total * ratio)
         self.trim_left = trim_total - self.trim_right
@@ -86,8 +87,8 @@ class EncodecConvTranspose1d(nn.Module):
 def pad1d(x: Tensor, left: int, right: int, *, mode: str) -> Tensor:
     """[..., T] -> [..., left + T + right].
 
-    A reflection needs more samples than it writes. A clip shorter than that is first lengthened
-    by zeros, which are cut off again afterwards (``encodec/modules/conv.py``, ``pad1d``).
+    A reflection needs more samples than it writes. A shorter clip is first extended with zeros,
+    which are removed afterwards (``encodec/modules/conv.py``, ``pad1d``).
     """
     if mode != "reflect":
         return pad(x, (left, right), mode=mode)

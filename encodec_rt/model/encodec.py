@@ -1,6 +1,6 @@
-"""EncodecModel: the offline codec, call for call what ``transformers.EncodecModel`` is.
+"""EncodecModel: the offline codec, with the interface of ``transformers.EncodecModel``.
 
-It is what is trained, and the oracle for the streaming engine.
+It is the model that is trained, and the reference for the streaming engine.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from encodec_rt.model.seanet import EncodecDecoder, EncodecEncoder
 class EncodecModel(PretrainedModel):
     """The EnCodec model, with the parameter names of ``transformers.EncodecModel``.
 
-    It computes in the type of its weights, whatever autocast or default type a program has set.
+    It computes in the type of its weights, whatever autocast or default dtype a program has set.
     """
 
     def __init__(self, config: EncodecConfig) -> None:
@@ -71,8 +71,8 @@ class EncodecModel(PretrainedModel):
         """Codes of audio [B, audio_channels, L].
 
         ``padding_mask`` [B, L] or [B, audio_channels, L] is 0 where the batch was padded;
-        ``bandwidth`` in kbps is one of ``config.target_bandwidths``, by default the first.
-        A model with chunks encodes each on its own. Raises InputError and ConfigError.
+        ``bandwidth`` in kbps is one of ``config.target_bandwidths``, by default the first. A model
+        with chunks encodes each one separately. Raises InputError and ConfigError.
         """
         config = self.config
         if bandwidth is None:
@@ -173,7 +173,7 @@ class EncodecModel(PretrainedModel):
         return_dict: bool | None = None,
         last_frame_pad_length: int | None = 0,
     ) -> EncodecOutput | tuple[Tensor, Tensor]:
-        """Encode and decode audio [B, audio_channels, L], or only decode codes that are given."""
+        """Encode and decode audio [B, audio_channels, L], or only decode given codes."""
         if (audio_codes is None) != (audio_scales is None):
             raise InputError("audio_codes and audio_scales go together: pass both or neither")
         if padding_mask is None:
@@ -265,8 +265,8 @@ def loudness(audio: Tensor) -> Tensor:
 def triangle(length: int, *, like: Tensor) -> Tensor:
     """The weight [length] of each sample of a chunk in the overlap-add; it is never zero.
 
-    Raises InputError where ``like`` is of a type too coarse for it: the first and the last sample
-    of a chunk would have no weight at all, and be divided by zero.
+    Raises InputError if the type of ``like`` is too coarse: the first and the last sample of a
+    chunk would have zero weight, and be divided by zero.
     """
     time = torch.linspace(0, 1, length + 2, device=like.device, dtype=like.dtype)[1:-1]
     weight = 0.5 - (time - 0.5).abs()

@@ -1,4 +1,4 @@
-"""What a model and a file are known by: names and hashes."""
+"""What identifies a model and a file: names and hashes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TRAINING_ONLY = ("inited", "cluster_size", "embed_avg")
 
 
 class NamedModel(Protocol):
-    """As much of EncodecModel as names it."""
+    """The part of EncodecModel that identifies it."""
 
     config: EncodecConfig
 
@@ -29,9 +29,9 @@ class NamedModel(Protocol):
 class Identity:
     """The name that an ``.ecdc`` file gives a model, and its hashes in hex.
 
-    ``codes_sha256`` is of encoder and codebooks: what makes codes, and what files and calls are
-    checked by. A decoder that got better may decode them too. ``weights_sha256`` is of everything,
-    as states of streams need it.
+    ``codes_sha256`` covers encoder and codebooks, which determine the codes; files and calls are
+    checked by it, so an improved decoder can still decode them. ``weights_sha256`` covers
+    everything, as the states of streams require.
     """
 
     name: str
@@ -42,8 +42,8 @@ class Identity:
 def identify(model: NamedModel) -> Identity:
     """All names of ``model``, from one pass over its weights.
 
-    Hashing takes 25 ms for the embedded model and 70 ms for the paper's, so whoever holds a model
-    whose weights no longer change keeps the result.
+    Hashing takes 25 ms for the embedded model and 70 ms for the paper's, so keep the result if the
+    weights no longer change.
     """
     weights, codes = hashlib.sha256(), hashlib.sha256()
     for name, values in _values(model):
@@ -65,8 +65,8 @@ def model_name(model: NamedModel) -> str:
 def weights_sha256(model: NamedModel) -> str:
     """The SHA-256, in hex, of all parameters and codebooks in the order of their names.
 
-    Hashed are their values as float32, in which streams compute, so that a model has one hash
-    whatever type it is held in.
+    The values are hashed as float32, in which streams compute, so a model has the same hash in
+    every type.
     """
     return identify(model).weights_sha256
 

@@ -1,4 +1,4 @@
-"""Types of weights, and what keeps a program's default type, device and autocast out."""
+"""Types of weights, and protection from a program's default dtype, device and autocast."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 FLOAT32_ON_CPU: Mapping[str, Any] = MappingProxyType(
     {"dtype": torch.float32, "device": torch.device("cpu")}
 )
-"""How every weight is made: ``torch.set_default_dtype`` and ``set_default_device`` change none."""
+"""How every weight is created, whatever ``torch.set_default_dtype`` and ``_device`` say."""
 
 
 def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
@@ -42,7 +42,7 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
-    """A block in which products on ``device`` keep the type of their factors."""
+    """A block in which products on ``device`` keep the type of their operands."""
     kind = device.type
     if torch.amp.is_autocast_available(kind) and torch.is_autocast_enabled(kind):
         return torch.autocast(kind, enabled=False)
@@ -52,7 +52,7 @@ def no_autocast(device: torch.device) -> AbstractContextManager[Any]:
 def without_autocast(
     method: Callable[Concatenate[Self, P], Result],
 ) -> Callable[Concatenate[Self, P], Result]:
-    """``method``, computing in the types it is given, whatever autocast is around the call."""
+    """``method``, computing in the types it is given, regardless of autocast around the call."""
 
     @wraps(method)
     def call(self: Self, /, *args: P.args, **kwargs: P.kwargs) -> Result:

@@ -1,7 +1,7 @@
 """What EncodecModel returns, read as the results of ``transformers`` are.
 
-The model fills every field; the defaults are those of ``transformers``, whose users may make
-results of their own with fewer.
+The model fills every field; the defaults are those of ``transformers``, whose users may create
+results with fewer fields.
 """
 
 from __future__ import annotations

@@ -32,12 +32,12 @@ class PretrainedModel(nn.Module):
         self.config = config
 
     def __reduce__(self) -> tuple[Any, ...]:
-        """Pickled, a model is its configuration and its weights; torch pickles no weight norm."""
+        """Pickle a model as configuration and weights, since torch cannot pickle weight norm."""
         state = {name: tensor.detach() for name, tensor in self.state_dict().items()}
         return _rebuilt, (type(self), self.config, state, self.dtype, self.training)
 
     def __deepcopy__(self: Model, memo: dict[int, Any]) -> Model:
-        """As torch copies any module, which pickling by weights alone would not."""
+        """Copy as torch copies any module, since ``__reduce__`` keeps only the weights."""
         other = type(self).__new__(type(self))
         memo[id(self)] = other
         other.__dict__ = copy.deepcopy(self.__dict__, memo)
@@ -55,7 +55,7 @@ class PretrainedModel(nn.Module):
 
     @property
     def name_or_path(self) -> str:
-        """What the model was loaded from, or an empty string."""
+        """Where the model was loaded from, or an empty string."""
         return self.config.name_or_path
 
     @classmethod
@@ -101,18 +101,18 @@ class PretrainedModel(nn.Module):
         variant: str | None = None,
         **arguments: Any,
     ) -> None:
-        """Write config.json and model.safetensors, which ``transformers`` loads too.
+        """Write config.json and model.safetensors, which ``transformers`` can load too.
 
         Weights of more than ``max_shard_size``, such as "200MB", are written in shards; ``variant``
         becomes part of the file's name. Nothing is written unless ``is_main_process``. Other
-        arguments of ``transformers`` are accepted where they have no meaning here; a pickled file
-        and an upload are refused. Raises ConfigError.
+        arguments of ``transformers`` are accepted if they have no effect here; a pickled file and
+        an upload are refused. Raises ConfigError.
         """
         if is_main_process:
             checkpoint.save(self, self.config, save_directory, max_shard_size, variant, arguments)
 
     def num_parameters(self, only_trainable: bool = False, exclude_embeddings: bool = False) -> int:
-        """How many numbers the parameters have; codebooks are buffers, and are not counted.
+        """The number of parameters; codebooks are buffers and not counted.
 
         The model has no embeddings to exclude.
         """
@@ -139,7 +139,7 @@ class PretrainedModel(nn.Module):
         """What subclasses call last in ``transformers``; weights are random before that here."""
 
     def gradient_checkpointing_enable(self, *_: Any, **__: Any) -> None:
-        """Raises ConfigError, as no layer recomputes its activations."""
+        """Raises ConfigError: no layer recomputes its activations."""
         raise ConfigError(
             f"{type(self).__name__} does not support gradient checkpointing; train on shorter clips"
         )

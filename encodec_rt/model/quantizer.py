@@ -30,7 +30,7 @@ class EncodecEuclideanCodebook(nn.Module):
     def encode(self, x: Tensor) -> Tensor:
         """[..., D] -> [...] int64, the nearest vector's index; the lowest index wins a tie.
 
-        The distance is written out as upstream does, so that rounding agrees as well.
+        The distance is computed as upstream does, so that rounding agrees too.
         """
         rows = x.reshape(-1, x.shape[-1])
         book = self.embed.t()
@@ -62,7 +62,7 @@ class EncodecVectorQuantization(nn.Module):
 
 
 class EncodecResidualVectorQuantizer(nn.Module):
-    """A cascade of codebooks, each of which quantises what the ones before left over."""
+    """A cascade of codebooks, each of which quantises the residual of the ones before."""
 
     def __init__(self, config: EncodecConfig) -> None:
         """Build ``config.num_quantizers`` codebooks."""
@@ -98,7 +98,7 @@ class EncodecResidualVectorQuantizer(nn.Module):
 
     def decode(self, codes: Tensor) -> Tensor:
         """Codes [Q, B, T] -> [B, D, T], summed in the order of the codebooks."""
-        # From zero, as upstream, since -0.0 would stay what it is.
+        # Starting from zero, as upstream does, since -0.0 would stay -0.0.
         quantized = self.stages[0].codebook.embed.new_zeros(())
         for layer, indices in zip(self.stages, codes, strict=False):
             quantized = quantized + layer.decode(indices)

@@ -1,6 +1,6 @@
 """Files of named tensors, whole or in shards: safetensors both ways, PyTorch's pickles only in.
 
-Nothing that is read can run code.
+Reading them cannot run code.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ INDEX_SUFFIX = ".index.json"
 
 Tensors = dict[str, Tensor]
 
-# What torch and its restricted unpickler have been seen to raise for damaged files.
+# What torch and its restricted unpickler raise for damaged files.
 _UNREADABLE = (
     RuntimeError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError,
     AssertionError, EOFError, MemoryError, OSError, pickle.UnpicklingError, struct.error,
@@ -44,7 +44,7 @@ def candidates(use_safetensors: bool | None, variant: str | None) -> tuple[str, 
 
 
 def with_variant(name: str, variant: str | None) -> str:
-    """model.safetensors -> model.fp16.safetensors; raises ConfigError for an odd variant."""
+    """model.safetensors -> model.fp16.safetensors; raises ConfigError for an invalid variant."""
     if variant is None:
         return name
     if not re.fullmatch(r"\w[\w-]*", variant):
@@ -100,8 +100,8 @@ def read_pickled(path: Path) -> Tensors:
     """The tensors of a file that torch.save wrote; nothing else in it is unpickled."""
     try:
         with warnings.catch_warnings():
-            # What torch says of odd protocols and storages is no news to the user, who gets either
-            # the model or a reason.
+            # torch's warnings about odd protocols and storages do not help the user, who gets
+            # either the model or a reason.
             warnings.simplefilter("ignore")
             tensors = torch.load(path, map_location="cpu", weights_only=True)
     except _UNREADABLE as error:
@@ -117,7 +117,7 @@ def read_pickled(path: Path) -> Tensors:
 
 
 def _reason(error: BaseException) -> str:
-    """Why a file cannot be read, without torch's advice to unpickle all that it holds."""
+    """Why a file cannot be read, without torch's advice to unpickle everything in it."""
     text = str(error)
     if found := re.search(r"GLOBAL ([\w.]+)", text):
         return f"it refers to {found[1]}, and only tensors are unpickled; save its state_dict()"
@@ -131,8 +131,8 @@ def write(
 ) -> None:
     """Write model.safetensors, or shards of at most ``max_shard_size`` and their index.
 
-    All shards appear together. Files of an earlier save with the same variant that would be read
-    instead, or by nobody, are removed. Raises ConfigError.
+    All shards appear together. Files of an earlier save with the same variant are removed if they
+    would be read instead, or not at all. Raises ConfigError.
     """
     from safetensors.torch import save_file
 

@@ -229,7 +229,7 @@ class PortableDecoder(_Stream):
         return self._trimmed(self._decode(frames))
 
     def flush(self, samples: int | None = None) -> Audio:
-        """The audio that is still held, at most until ``samples`` in all; closes the stream."""
+        """The audio still held, cut so that the whole stream has ``samples``; closes the stream."""
         self._check_open()
         self.closed = True
         audio = np.zeros((0, self._module.describes.audio_channels), np.float32)

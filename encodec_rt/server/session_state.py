@@ -50,7 +50,7 @@ class SessionState:
 
     @staticmethod
     def from_bytes(data: bytes) -> SessionState:
-        """What ``to_bytes`` made. Raises PacketError for anything else."""
+        """A snapshot from ``to_bytes``. Raises PacketError for anything else."""
         if data[:8] != _MAGIC or data[8:12] != VERSION.to_bytes(4, "little"):
             raise PacketError(f"{len(data)} bytes that are not a session of version {VERSION}")
         end = 16 + int.from_bytes(data[12:16], "little")

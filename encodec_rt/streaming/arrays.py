@@ -1,4 +1,4 @@
-"""Arrays as users pass them, checked, and as they get them back."""
+"""Checks of the arrays that users pass, and conversion of those they get back."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from encodec_rt.types import Audio, Codes
 
 def as_audio(pcm: ArrayLike | Tensor, channels: int) -> Tensor:
     """Audio [n] (mono) or [channels, n] -> float32 [n, channels] on the CPU, all finite."""
-    # In numpy, whose calls cost less than torch's: this is done for every frame.
+    # In numpy, whose calls cost less than torch's, since this runs for every frame.
     if isinstance(pcm, Tensor):
         floating = pcm.dtype.is_floating_point
         audio = pcm.detach().cpu().float().numpy() if floating else pcm.cpu().numpy()
@@ -32,7 +32,7 @@ def as_codes(codes: ArrayLike | Tensor, size: int, most: int) -> Tensor:
 
 
 def to_audio(audio: Tensor) -> Audio:
-    """[n, C] -> numpy float32 [n], or [C, n] where there are more channels than one; a copy."""
+    """[n, C] -> numpy float32 [n], or [C, n] if there is more than one channel; a copy."""
     samples = audio[:, 0] if audio.shape[1] == 1 else audio.t()
     return samples.cpu().numpy().astype(np.float32, order="C")
 

@@ -1,7 +1,7 @@
-"""Whole clips in batches: each slot holds one, at a place of its own, from its begin to its end.
+"""Whole clips in batches: each slot holds one clip, at its own position, from start to end.
 
-An ``Engine`` is for streams that live on; here clips come and go within a step, and nothing of one
-is computed alone: neither its begin nor its end. Codes and audio are those of the offline model.
+An ``Engine`` is for long-lived streams; here clips come and go within a step, and nothing of a clip
+is computed by itself, not even its start and end. Codes and audio are those of the offline model.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from encodec_rt.streaming.weights import CodecWeights
 
 @dataclass(frozen=True)
 class ClipPart:
-    """What a step takes of the clip in ``slot``: so many inputs, samples or frames.
+    """How many inputs (samples or frames) of the clip in ``slot`` a step takes.
 
-    Fewer of them than the step has are the clip's end. ``begins`` says that they are its first.
+    Fewer than the step's are the clip's end; with ``begins`` they are its first.
     """
 
     slot: int
@@ -38,11 +38,11 @@ class ClipBatch:
     """One direction of a codec over the clips of some slots.
 
     A step takes any of the slots. On a CPU they are computed in a batch of the next power of two;
-    on a GPU always all of them, so that one CUDA graph does for every step.
+    on a GPU always all of them, so that one CUDA graph serves every step.
     """
 
     def __init__(self, weights: CodecWeights, net: PackedLayers, slots: int) -> None:
-        """Of ``weights.encoder`` or ``weights.decoder``."""
+        """For ``weights.encoder`` or ``weights.decoder``."""
         self.weights, self.slots, self.device = weights, slots, weights.device
         self._net = net
         self._state = StreamState.allocate(net.plan, slots, weights.device)
@@ -52,7 +52,7 @@ class ClipBatch:
         self._made: dict[tuple[int, ...], _Sized] = {}
 
     def rows_for(self, clips: int) -> int:
-        """How many rows a step of so many clips computes."""
+        """How many rows a step with this many clips computes."""
         return next(size for size in self._sizes if size >= clips)
 
     def row(self, slot: int) -> Tensor:
@@ -82,8 +82,8 @@ class EncodingBatch(ClipBatch):
     def step(self, parts: Sequence[ClipPart], pcm: Tensor) -> Tensor:
         """Audio [n, samples] or [n, channels, samples] of whole frames -> codes [n, frames, Q].
 
-        What lies behind a clip's end must be finite. A row has as many frames as its samples fill,
-        the last one perhaps in part.
+        Samples after a clip's end must be finite. A row has as many frames as its samples fill,
+        counting a partial last one.
         """
         frames = pcm.shape[-1] // self.weights.config.hop_length
         make = encode_work(self.weights, self._books, frames)
@@ -91,7 +91,7 @@ class EncodingBatch(ClipBatch):
 
 
 class DecodingBatch(ClipBatch):
-    """Codes to audio, of a model whose transposed convolutions trim nothing on the left."""
+    """Codes to audio, for a model whose transposed convolutions trim nothing on the left."""
 
     def __init__(self, weights: CodecWeights, slots: int) -> None:
         assert not weights.decoder_lag, "the end of such a clip takes another step"
@@ -111,7 +111,7 @@ class DecodingBatch(ClipBatch):
 
 
 class _Sized:
-    """The step of a batch of one size, in memory of its own."""
+    """The step for one batch size, with its own memory."""
 
     def __init__(
         self,
@@ -123,7 +123,7 @@ class _Sized:
         *,
         live: bool,
     ) -> None:
-        """For rows like those of ``x``; ``live`` keeps what a repetition can take over."""
+        """For rows like those of ``x``; ``live`` keeps what a repetition can reuse."""
         self._runner = runner = Runner(net, size, device)
         self._bounds = bounds = ClipBounds(net.plan, net.pad_mode, size, device)
 
@@ -136,12 +136,12 @@ class _Sized:
         self._work: Step = net.ops.capture(net.ops, make(move, size), like, graph=None, live=live)
 
     def step(self, arena: Tensor, index: Tensor, parts: Sequence[ClipPart], x: Tensor) -> Tensor:
-        """Move the rows ``index`` of the arena, as ``parts`` say, by ``x``."""
+        """Step the rows ``index`` of the arena with ``x``, as ``parts`` say."""
         count, now = len(parts), self._runner.now.arena
         torch.index_select(arena, 0, index, out=now[:count])
         if begun := [row for row, part in enumerate(parts) if part.begins]:
             now[begun] = 0.0
-        # What the other rows hold is finite, from an earlier step, and goes nowhere.
+        # The other rows hold finite values from an earlier step, which are not used.
         idle = len(now) - count
         inputs = [*(part.inputs for part in parts), *[0] * idle]
         self._bounds.set([*(part.begins for part in parts), *[False] * idle], inputs)

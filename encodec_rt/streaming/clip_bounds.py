@@ -1,9 +1,9 @@
-"""Clips that begin or end inside a step of a batch: what the offline model pads, row by row.
+"""Clips that begin or end inside a batch's step: the offline model's padding, row by row.
 
-A step of whole frames gives the offline model's values but at a clip's two ends, where each of its
-convolutions pads its own input. At a beginning the padding is a row's context. At an end it follows
-the last input of a strided convolution whose inputs are not a whole number of strides; whatever
-lies behind it is nobody's. Both are written here, before the layer, for the rows that need it.
+A step of whole frames gives the offline model's values except at a clip's two ends, where each
+convolution pads its own input. At a start the padding is a row's context. At an end it follows the
+last input of a strided convolution whose inputs are not a whole number of strides; what comes after
+it is not used. Both are written here, before the layer, for the rows that need it.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from encodec_rt.streaming.plan import ConvSpec, LayerSpec, Plan, ResBlockSpec
 
 @dataclass(frozen=True)
 class _Ending:
-    """Of one strided layer: each row's inputs ``at`` [S, stride - 1] become ``keep`` * ``source``.
+    """For a strided layer: each row's inputs ``at`` [S, stride - 1] become ``keep`` * ``source``.
 
-    An input that is not to be padded is written over the first one, by itself.
+    Where nothing is to be padded, the first input is overwritten with itself.
     """
 
     at: Tensor
@@ -38,7 +38,7 @@ class ClipBounds:
     """
 
     def __init__(self, specs: Plan, pad_mode: str, slots: int, device: torch.device) -> None:
-        """Of a step through the layers of ``specs``; nothing begins or ends yet."""
+        """For a step through the layers of ``specs``; nothing begins or ends yet."""
         self._specs, self._mode = specs, pad_mode
         self._rows = torch.arange(slots, device=device)[:, None]
         self._begins = torch.zeros(slots, 1, 1, dtype=torch.bool, device=device)
@@ -55,10 +55,10 @@ class ClipBounds:
         self._some_begin = self._some_end = self._always
 
     def set(self, begins: Sequence[bool], lengths: Sequence[int]) -> None:
-        """Of each row: whether its clip begins with this step, and how many inputs are the clip's.
+        """Say of each row whether its clip begins here, and how many inputs are the clip's.
 
-        The other inputs follow them. A reflection needs ``start_frames`` frames to begin, and one
-        to end.
+        The rest of the inputs follow them. A reflection needs ``start_frames`` frames to begin, and
+        one to end.
         """
         self._begins.copy_(torch.tensor(begins)[:, None, None])
         self._some_begin = self._always or any(begins)
@@ -82,7 +82,7 @@ class ClipBounds:
     def pad(self, spec: LayerSpec, x: Tensor, context: Tensor) -> None:
         """Pad x [S, T, C], the input of ``spec`` before its ELU, and context [S, P, C] after it.
 
-        Where zeros are padded, a row that begins has a context of zeros already.
+        With zero padding, the context of a row that begins is already zero.
         """
         if not isinstance(spec, (ConvSpec, ResBlockSpec)):
             return

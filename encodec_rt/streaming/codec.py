@@ -201,9 +201,9 @@ class Codec:
         On a CUDA device a tick is one CUDA graph if it can be captured; ``describe`` says whether.
         With ``graph`` True a failed capture raises BackendUnavailable; False uses no graph.
 
-        With ``gather``, for a CPU, a tick costs only as much as the active slots, which are computed
-        in a batch of their own. Rounding then depends on how many slots are active: audio by 2e-7,
-        and codes where two vectors are practically equidistant.
+        With ``gather``, for a CPU, a tick costs only as much as the active slots, which form a
+        batch of their own. Rounding then depends on how many slots are active: audio by 2e-7, and
+        codes where two vectors are practically equidistant.
 
         A slot of an engine with start="exact" begins with ``begin_encoder`` and ``begin_decoder``,
         unless ``pad_mode`` is "constant": then "exact" and "zero" are the same.

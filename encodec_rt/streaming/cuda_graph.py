@@ -19,7 +19,7 @@ WARM_UP = 3
 
 
 class _Inputs:
-    """A step's input and its mask in one piece of memory, so that one copy brings both."""
+    """A step's input and its mask in one piece of memory, so that one copy transfers both."""
 
     ALIGNMENT = 256
     """Bytes; kernels are compiled for buffers that begin at multiples of 16."""
@@ -36,7 +36,7 @@ class _Inputs:
         return -(-size // self.ALIGNMENT) * self.ALIGNMENT
 
     def fill(self, x: Tensor, active: Tensor | None) -> None:
-        """Take these; ``active`` None means all."""
+        """Store these; ``active`` None means all slots."""
         self.x.copy_(x)
         if active is None:
             self.active.fill_(True)
@@ -48,8 +48,8 @@ class Tick:
     """Calls a step on fixed buffers; the result is one buffer, on the device of the input.
 
     On a CUDA device a graph holds the whole tick. For an input on the host that includes one copy
-    in and one out through pinned memory, and one wait for the result, the only one there is.
-    ``eager_because`` is None, or says why there is no graph.
+    in and one out through pinned memory; waiting for the result is the only wait. ``eager_because``
+    is None, or says why there is no graph.
     """
 
     @torch.no_grad()
@@ -58,14 +58,14 @@ class Tick:
     ) -> None:
         """Prepare for inputs shaped like ``x``, on the device of ``x``.
 
-        ``step`` takes x [S, ...] and active [S] bool, and moves the state of active slots only.
-        ``graph`` True raises BackendUnavailable if there cannot be one, None does without.
+        ``step`` takes x [S, ...] and active [S] bool, and advances only the active slots. With
+        ``graph`` True a failed capture raises BackendUnavailable; None does without a graph.
         """
         self._step = step
         self._inputs = _Inputs(x, x.device)
         self._on_host: _Inputs | None = None
-        # No method of its own is kept here: such a cycle would leave graphs to the collector, and
-        # one that is destroyed during another's capture spoils that capture.
+        # No bound method is kept here: the reference cycle would leave graphs to the garbage
+        # collector, and destroying a graph during another's capture breaks that capture.
         self._replays: tuple[Callable[[], None], ...] | None = None
         with self._on_its_device():
             # No slot is active, so this moves no state.
@@ -90,12 +90,12 @@ class Tick:
             return self._y_host
 
     def again(self) -> None:
-        """Step once more on what the buffers hold, on the device and without waiting for it."""
+        """Step again on the buffers' contents, on the device and without waiting for it."""
         with self._on_its_device():
             self._run_on_device()
 
     def _prepare_host(self, *, pinned: bool) -> None:
-        """Buffers for inputs that lie on the host."""
+        """Buffers for inputs on the host."""
         cpu = torch.device("cpu")
         self._on_host = _Inputs(self._inputs.x, cpu, pinned=pinned)
         self._y_host = torch.zeros(
@@ -118,7 +118,7 @@ class Tick:
         self._y_host.copy_(y, non_blocking=True)
 
     def _capture(self) -> str | None:
-        """Put graphs in the place of both runs; returns None, or why there are none."""
+        """Replace both runs by graphs; returns None, or why there are none."""
         try:
             device = self._inputs.x.device
             self._replays = capture(device, self._run, self._run_from_host)
@@ -127,7 +127,7 @@ class Tick:
         return None
 
     def _on_its_device(self) -> AbstractContextManager[None]:
-        """Kernels go to the current device, which may be another one than the buffers'."""
+        """Kernels go to the current device, which may not be the buffers' device."""
         device = self._inputs.x.device
         if device.type != "cuda" or device.index == torch.cuda.current_device():
             return nullcontext()
@@ -135,15 +135,15 @@ class Tick:
 
 
 def capture_graph(ops: Ops, work: Work, x: Tensor, *, graph: bool | None, live: bool) -> Tick:
-    """``Ops.capture`` of a CUDA device."""
+    """``Ops.capture`` for a CUDA device."""
     return Tick(partial(work, ops), x, graph=graph)
 
 
 def capture(device: torch.device, *runs: Callable[[], None]) -> tuple[Callable[[], None], ...]:
     """Replays of ``runs`` as CUDA graphs that share their memory; only one at a time may replay.
 
-    What a run leaves behind has to be in tensors made before. Raises RuntimeError if one of them
-    cannot be captured.
+    A run must leave its results in tensors made before. Raises RuntimeError if a run cannot be
+    captured.
     """
     if device.type != "cuda":
         raise RuntimeError(f"device {str(device)!r} has no CUDA graphs")
@@ -166,7 +166,7 @@ def capture(device: torch.device, *runs: Callable[[], None]) -> tuple[Callable[[
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """Collect garbage first and none meanwhile: a graph destroyed now would end the capture."""
+    """Collect garbage before and not during the block: destroying a graph ends the capture."""
     gc.collect()
     was_enabled = gc.isenabled()
     gc.disable()

@@ -129,7 +129,7 @@ class Engine(SlotEngine):
                     f"an active slot has codes outside [0, {config.codebook_size}) that are not "
                     f"{ABSENT}, for an absent codebook"
                 )
-            # What an idle slot holds may be anything, an index that does not exist included.
+            # An idle slot may hold anything, including an index that does not exist.
             codes = codes.clamp(ABSENT, config.codebook_size - 1)
         if books not in self._decode:
             self._decode[books] = self._prepare_decoder(books)
@@ -178,7 +178,7 @@ class Engine(SlotEngine):
         return EngineInfo(str(self.model.device), self.slots, self.codebooks, rows, graphs, *widths)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
-        """An independent engine whose slots go on, bit for bit, as these do."""
+        """An independent engine whose slots continue, bit for bit, as these do."""
         other = Engine(
             self.model,
             self.slots,

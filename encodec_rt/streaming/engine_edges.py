@@ -1,7 +1,7 @@
-"""Beginnings and ends of "exact" streams, computed apart from the engine whose slots they are of.
+"""Starts and ends of "exact" streams, computed separately from the engine that has their slots.
 
-Each takes about as long as several ticks. What is here touches no slot, so that a thread of its own
-can do it while the engine's thread goes on; the engine then loads the state that comes of it.
+Each takes about as long as several ticks. Nothing here touches a slot, so another thread can do it
+while the engine's thread continues; the engine then loads the resulting state.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from encodec_rt.streaming.weights import CodecWeights
 class Edges:
     """Both ends of a stream in each direction, for one thread at a time, the engine's or another.
 
-    A state is a row [N], as ``Engine.state_of`` gives it; None for it means that the clip is too
-    short to have begun, and that what is passed is all of it.
+    A state is a row [N], as from ``Engine.state_of``; None means that the stream has not begun,
+    because the clip is too short, and that all of it is passed.
     """
 
     def __init__(self, weights: CodecWeights, codebooks: int) -> None:
-        """Give so many codebooks."""
+        """Encode with ``codebooks`` codebooks."""
         self.device = weights.device
         self._weights, self._codebooks = weights, codebooks
 
@@ -57,7 +57,7 @@ class Edges:
     def finish_encoder(self, row: Tensor | None, pcm: Tensor) -> Tensor:
         """The codes [frames, Q] int64 of the end of a clip [n] or [channels, n], n >= 0.
 
-        The end is padded as the offline model pads.
+        The end is padded as in the offline model.
         """
         audio, net = self._clip(pcm), self._weights.encoder
         if not audio.shape[1]:

@@ -1,7 +1,7 @@
 """What an engine does in a tick, and the shapes of what goes in and out.
 
-Each piece of work holds the state that it moves and not the engine, so that an engine that is
-dropped frees its CUDA graphs at once.
+Each piece of work holds the state that it advances, not the engine, so that an engine frees its
+CUDA graphs as soon as it is dropped.
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ Move = Callable[[Tensor, Tensor, Ops], Tensor]
 """(x [S, T, C], active [S], ops) -> y [S, T', C']: a step of a network, as ``Runner.step`` is."""
 
 MakeWork = Callable[[Move, int], Work]
-"""(how the network moves, slots in the batch) -> the work of a tick."""
+"""(the network's step, slots in the batch) -> the work of a tick."""
 
 ABSENT = -1
-"""The code of a codebook that a frame does not have."""
+"""The code that stands for an absent codebook."""
 
 
 @dataclass(frozen=True, eq=False)
 class Stepped:
-    """What a tick made of the slots that it was given: ``rows`` [n, ...], in their order.
+    """The result of stepping some slots: ``rows`` [n, ...], in their order.
 
-    A slot in ``refused`` did not move, and its row means nothing.
+    A slot in ``refused`` did not advance, and its row is meaningless.
     """
 
     rows: Tensor
@@ -99,27 +99,27 @@ def as_clip(audio: Tensor) -> Tensor:
 
 
 def all_finite(x: Tensor, active: Tensor | None) -> bool:
-    """Whether the active rows of ``x``, on the host, hold neither NaN nor infinity."""
-    # In numpy, which takes a fortieth of torch's time for thousands of slots.
+    """Whether the active rows of ``x``, on the host, are free of NaN and infinity."""
+    # In numpy, which takes a fortieth of torch's time with thousands of slots.
     values = x.numpy() if active is None else x.numpy()[active.cpu().numpy()]
     return bool(np.isfinite(values).all())
 
 
 def finite_rows(x: Tensor) -> NDArray[np.bool_]:
-    """Which rows of ``x``, on the host, hold neither NaN nor infinity."""
+    """Which rows of ``x``, on the host, are free of NaN and infinity."""
     finite: NDArray[np.bool_] = np.isfinite(x.flatten(1).numpy()).all(axis=1)
     return finite
 
 
 def named_rows(codes: Tensor, size: int) -> NDArray[np.bool_]:
-    """Which rows of ``codes``, on the host, name vectors that there are, or none."""
+    """Which rows of ``codes``, on the host, hold only existing or absent (-1) codes."""
     values = codes.flatten(1).numpy()
     named: NDArray[np.bool_] = np.all((values >= ABSENT) & (values < size), axis=1)
     return named
 
 
 def distinct(slots: Sequence[int], most: int) -> Tensor:
-    """``slots`` as an index [n] int64. Raises InputError for none, one twice, or one too many."""
+    """``slots`` as an index [n] int64. Raises InputError unless they exist and are distinct."""
     if not slots or len(set(slots)) < len(slots) or not 0 <= min(slots) <= max(slots) < most:
         raise InputError(f"slots {list(slots)}; pass distinct ones of the {most} of this engine")
     return torch.tensor(slots, dtype=torch.int64, device="cpu")

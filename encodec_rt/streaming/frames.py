@@ -1,4 +1,4 @@
-"""What a voice path needs of a codec: a stream of its own, or a slot of an engine."""
+"""What a voice path needs of a codec, from a stream or from a slot of an engine."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class FrameEncoder(Protocol):
 
 
 class FrameDecoder(Protocol):
-    """Frames of codes or of latents -> audio, a hop for each; it can go back to where it was."""
+    """Frames of codes or of latents -> audio, a hop for each; the state can be restored."""
 
     @property
     def config(self) -> EncodecConfig:
@@ -98,7 +98,7 @@ class SlotEncoder(_Slot):
     """
 
     def __init__(self, engine: Engine, slot: int) -> None:
-        """Take the slot as it is: mid-stream. Raises InputError for a slot that is not there."""
+        """Use the slot as it is, mid-stream. Raises InputError for a slot that does not exist."""
         weights = engine.model
         _check_begun(engine, "encoder", weights.encoder_start_frames)
         self._stream = StreamEncoder(
@@ -117,12 +117,12 @@ class SlotEncoder(_Slot):
 class SlotDecoder(_Slot):
     """The decoder of one slot of an engine, stepped by itself between the engine's ticks.
 
-    What it gives is a stream's audio, bit for bit. Where all slots step in one tick, feed
-    ``Engine.decode_latents`` with what ``voice.conceal`` wants of each.
+    Its audio is a stream's, bit for bit. If all slots step in one tick, pass
+    ``Engine.decode_latents`` the latents that ``voice.conceal`` chooses for each.
     """
 
     def __init__(self, engine: Engine, slot: int) -> None:
-        """Take the slot as it is: mid-stream. Raises InputError for a slot that is not there."""
+        """Use the slot as it is, mid-stream. Raises InputError for a slot that does not exist."""
         weights = engine.model
         _check_begun(engine, "decoder", weights.decoder_start_frames)
         self._stream = StreamDecoder(

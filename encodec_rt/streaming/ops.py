@@ -1,8 +1,8 @@
-"""The seam between the codec and its backends: a table of functions.
+"""The interface between the codec and its backends: a table of functions.
 
-Activations are channels-last, [S, T, C]. A row reads the state it is given, writes ``*_next``
-completely, and returns a new tensor; no row knows that slots are streams. ``pack_*`` turns the
-plain weights of a layer into whatever its row wants, once, when a codec is made.
+Activations are channels-last, [S, T, C]. An op reads the state it is given, writes ``*_next``
+completely, and returns a new tensor; no op knows that slots are streams. ``pack_*`` converts the
+plain weights of a layer into the form that its op needs, once, when a codec is made.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from torch import Tensor
 Packed = tuple[Tensor, ...]
 
 Precision = Literal["exact", "fast"]
-"""``exact`` computes in float32. ``fast`` rounds the factors of products to 11 bits, which changes
+"""``exact`` computes in float32. ``fast`` rounds the operands of products to 11 bits, which changes
 some codes: to TF32 on a GPU's tensor cores, to float16 in a single stream's largest products on a
-CPU. Sums and the search for codes stay float32."""
+CPU. Sums and the codebook search stay in float32."""
 
 Tuning = Literal["throughput", "latency"]
-"""What a GPU's tiles are for: many slots, or one or a few. It may change codes at near-ties."""
+"""Whether a GPU's tiles suit many slots, or one or a few. It may change codes at near-ties."""
 
 
 class PackConv(Protocol):
@@ -61,7 +61,7 @@ class ConvTranspose1d(Protocol):
     """ELU of x, then a transposed convolution whose overlap is carried.
 
     x [S, T, C], tail [S, kernel - stride, C'] -> [S, T * stride, C']. Writes tail_next. The tail
-    is without bias: the bias is added once, when a sample leaves the overlap.
+    excludes the bias, which is added once, when a sample leaves the overlap.
     """
 
     def __call__(
@@ -121,8 +121,8 @@ class RvqEncode(Protocol):
 class RvqDecode(Protocol):
     """Codes [S, T, Q] int64 -> latents [S, T, D], summed in the order of the codebooks.
 
-    A code of -1 stands for a codebook that is absent and adds nothing, so that every slot has a
-    bandwidth and losses of its own.
+    A code of -1 stands for an absent codebook and adds nothing, so that every slot has its own
+    bandwidth and losses.
     """
 
     def __call__(self, codes: Tensor, packed: Packed) -> Tensor: ...
@@ -146,12 +146,12 @@ class Edit(Protocol):
 Work = Callable[["Ops", Tensor, Tensor], Tensor]
 """(ops, x [S, ...], active [S] bool) -> y [S, ...]: one step of a network over its own state.
 
-It calls nothing but ops and makes views, and moves the state of the active slots only.
+It only calls ops and makes views, and advances only the active slots.
 """
 
 
 class Step(Protocol):
-    """A piece of work over inputs of one shape, however its backend repeats it.
+    """A piece of work for inputs of one shape, however its backend repeats it.
 
     ``eager_because`` is None where one CUDA graph holds all of it, else why none does.
     """
@@ -159,17 +159,17 @@ class Step(Protocol):
     eager_because: str | None
 
     def __call__(self, x: Tensor, active: Tensor | None) -> Tensor:
-        """The result for ``x``, where ``x`` lies; valid until the next call. None means all."""
+        """The result for ``x``, on its device; valid until the next call. None means all slots."""
 
     def again(self) -> None:
-        """Step once more on the last input, on the device and without waiting for it."""
+        """Step again on the last input, on the device and without waiting for it."""
 
 
 class Capture(Protocol):
-    """Makes a ``Step`` of work, for inputs shaped like ``x``, which lies on the device.
+    """Makes a ``Step`` of work, for inputs shaped like ``x``, which is on the device.
 
-    ``graph`` True raises BackendUnavailable where there can be no CUDA graph, False asks for none.
-    ``live`` is False for long steps, where repeating gains nothing and would hold memory.
+    ``graph`` True raises BackendUnavailable if there can be no CUDA graph, False uses none.
+    ``live`` is False for long steps, where a recording gains nothing and would hold memory.
     """
 
     def __call__(
@@ -181,7 +181,8 @@ class Capture(Protocol):
 class Ops:
     """One backend: the functions a step calls, and the packing of the weights they read.
 
-    ``capture`` is how the backend repeats a step: a CUDA graph, a replay of calls, or nothing.
+    ``capture`` is how the backend repeats a step: by a CUDA graph, a replay of calls, or not at
+    all.
     """
 
     name: str

@@ -1,7 +1,8 @@
-"""The layer graph of a causal model as data: what a streaming step walks over.
+"""The layer graph of a causal model as data, which a streaming step walks through.
 
-Times count from the layer's own input: a ``context`` is the number of past inputs a convolution
-still needs, a ``lag`` the number of samples that a layer's output is behind a full frame.
+Times are relative to the layer's own input: a ``context`` is the number of past inputs a
+convolution still needs, a ``lag`` the number of samples by which a layer's output is behind a full
+frame.
 """
 
 from __future__ import annotations
@@ -159,8 +160,8 @@ def block_convs(block: EncodecResnetBlock) -> list[nn.Conv1d]:
 def start_frames(specs: Plan, pad_mode: str, samples_per_frame: int) -> int:
     """Frames that the first output needs: 1, or more where the left edge is a reflection.
 
-    A reflection of ``context`` samples reads one sample more than it writes. Lags of earlier
-    layers count against the frame.
+    A reflection of ``context`` samples reads one sample more than it writes. Lags of earlier layers
+    shorten the frame.
     """
     if pad_mode != "reflect":
         return 1

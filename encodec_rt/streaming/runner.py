@@ -13,7 +13,7 @@ from encodec_rt.streaming.steps import Edge, PackedLayers, run
 
 
 class Runner:
-    """Steps a network for S slots. Every method writes nothing unless it succeeds as a whole."""
+    """Steps a network for S slots. Every method takes effect entirely or not at all."""
 
     def __init__(self, net: PackedLayers, slots: int, device: torch.device) -> None:
         """Allocate the state, all zero: what ``start="zero"`` means."""
@@ -23,9 +23,9 @@ class Runner:
         self.proposed = StreamState.allocate(net.plan, slots, device)
 
     def step(self, x: Tensor, active: Tensor, ops: Ops | None = None) -> Tensor:
-        """x [S, T, C] -> [S, T', C']; the slots that are ``active`` [S] move on.
+        """x [S, T, C] -> [S, T', C']; the ``active`` [S] slots advance.
 
-        ``ops`` is what a capture gives its work in the place of the network's own.
+        ``ops`` are those that a capture passes to its work instead of the network's own.
         """
         net = self.net if ops is None else replace(self.net, ops=ops)
         y = run(net, self.now, self.proposed, x)
@@ -33,7 +33,7 @@ class Runner:
         return y
 
     def propose(self, x: Tensor, active: Tensor, ops: Ops) -> Tensor:
-        """As ``step``, but that no slot moves: where they would be is in ``proposed``."""
+        """As ``step``, but no slot advances: their next state is in ``proposed``."""
         return run(replace(self.net, ops=ops), self.now, self.proposed, x)
 
     def begin(self, slot: int, x: Tensor) -> Tensor:
@@ -43,7 +43,7 @@ class Runner:
         return y
 
     def run_from_start(self, x: Tensor, first: int, step: int) -> Tensor:
-        """x [1, T, C], ``first`` inputs at once and then ``step`` by ``step``, through slot 0."""
+        """x [1, T, C], ``first`` inputs at once, then ``step`` at a time, through slot 0."""
         every = torch.ones(1, dtype=torch.bool, device=self.device)
         outputs = [self.begin(0, x[:, :first])]
         rest = range(first, x.shape[1], step)

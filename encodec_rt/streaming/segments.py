@@ -1,7 +1,7 @@
 """Streams of models that need a whole segment before they can encode any of it.
 
-The 48 kHz model is such a one: its norms and its loudness run over a second of audio, so its
-algorithmic delay is one second. A model without chunks has a single segment, the whole clip.
+The 48 kHz model is one: its norms and its loudness are over a second of audio, so its algorithmic
+delay is one second. A model without chunks has a single segment, the whole clip.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def _no_audio(model: EncodecModel) -> Tensor:
 
 
 class SegmentEncoder:
-    """Audio pushed in pieces of any size -> segments, each encoded as the offline model does."""
+    """Audio pushed in pieces of any size -> segments, each encoded as by the offline model."""
 
     def __init__(self, model: EncodecModel, bandwidth_kbps: float) -> None:
         """Use Codec.segment_encoder. Raises ConfigError for a bandwidth the model lacks."""
@@ -49,7 +49,7 @@ class SegmentEncoder:
     def push(self, pcm: ArrayLike | Tensor) -> list[Segment]:
         """Audio float32 [n] or [channels, n], n >= 0 -> the segments that it completes.
 
-        Raises InputError, StateError after ``flush``; the stream is then as it was.
+        Raises InputError, and StateError after ``flush``; the stream is then as it was.
         """
         if self.closed:
             raise StateError("this stream was flushed; open a new one")
@@ -66,7 +66,7 @@ class SegmentEncoder:
         return segments
 
     def flush(self) -> list[Segment]:
-        """The segments that begin in what is left, shorter than the others; closes the stream."""
+        """The remaining segments, which are shorter than the others; closes the stream."""
         if self.closed:
             raise StateError("this stream was flushed; open a new one")
         self.closed = True
@@ -87,7 +87,7 @@ class SegmentEncoder:
 
 
 class SegmentDecoder:
-    """Segments -> audio, cross-faded by overlap-add as the offline model does."""
+    """Segments -> audio, cross-faded by overlap-add as in the offline model."""
 
     def __init__(self, model: EncodecModel) -> None:
         """Use Codec.segment_decoder."""
@@ -129,7 +129,7 @@ class SegmentDecoder:
         return self._emit(ready / weights[:, None])
 
     def flush(self, samples: int | None = None) -> Audio:
-        """The audio that is still held, at most until ``samples`` in all; closes the stream."""
+        """The audio still held, cut so that the whole stream has ``samples``; closes the stream."""
         if self.closed:
             raise StateError("this stream was flushed; open a new one")
         self.closed = True
@@ -139,7 +139,7 @@ class SegmentDecoder:
         return self._emit(rest)
 
     def _overlap_add(self, audio: Tensor) -> None:
-        # The triangle spans the first segment, as upstream has it, also for shorter later ones.
+        # As upstream, the triangle spans the first segment, also for shorter later ones.
         if self._triangle is None:
             self._triangle = triangle(len(audio), like=audio)
         weight = self._triangle[: len(audio)]

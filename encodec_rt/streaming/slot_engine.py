@@ -91,7 +91,7 @@ class SlotEngine:
     @torch.inference_mode()
     @without_autocast
     def decode_slots(self, slots: Sequence[int], latents: Tensor) -> Stepped:
-        """Step some slots with latents [n, frames, hidden_size] on the host, as from ``dequantize``.
+        """Step some slots with latents [n, frames, hidden_size] on the host, from ``dequantize``.
 
         The rows of the result are audio [n, samples] or [n, channels, samples]. A slot whose
         latents are not finite is refused and stays as it was. Raises InputError as ``encode_slots``
@@ -155,8 +155,8 @@ class SlotEngine:
     ) -> None:
         """Reset ``slots``, or one slot, to a new stream, bit for bit; no other slot changes.
 
-        Bandwidth, the engine's or a lower one, and ``start`` are theirs from now on; None stands
-        for the engine's. Raises InputError, and ConfigError for what the engine does not have.
+        They then have this bandwidth, which must not exceed the engine's, and this ``start``; None
+        means the engine's. Raises InputError, and ConfigError for a bandwidth the engine lacks.
         """
         index = torch.as_tensor(slots, dtype=torch.int64, device="cpu").reshape(-1)
         if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.slots:
@@ -183,9 +183,9 @@ class SlotEngine:
     def begin_encoder(self, slot: int, pcm: Tensor) -> Tensor:
         """Start an "exact" stream in ``slot`` -> codes [encoder_start_frames, Q] int64.
 
-        ``pcm`` [n] or [channels, n] is the first ``encoder_start_frames`` frames of audio; the
-        slot then goes on with ``encode``. For many slots call it for each: they are independent.
-        Where the other slots must not wait, another thread asks ``edges``.
+        ``pcm`` [n] or [channels, n] is the first ``encoder_start_frames`` frames of audio; continue
+        with ``encode``. Call it for each of several slots: they are independent. If the other slots
+        must not wait, use ``edges`` in another thread.
         """
         self.check_slot(slot)
         codes, row = self.edges.begin_encoder(pcm)
@@ -195,7 +195,7 @@ class SlotEngine:
     def begin_decoder(self, slot: int, codes: Tensor) -> Tensor:
         """Start an "exact" stream in ``slot`` -> audio [n] or [channels, n].
 
-        ``codes`` [decoder_start_frames, Q] int64; the slot then goes on with ``decode``.
+        ``codes`` is [decoder_start_frames, Q] int64; continue with ``decode``.
         """
         self.check_slot(slot)
         audio, row = self.edges.begin_decoder(codes)
@@ -205,8 +205,8 @@ class SlotEngine:
     def finish_encoder(self, slot: int, pcm: Tensor, *, begun: bool = True) -> Tensor:
         """The codes [frames, Q] int64 of the end of a clip [n] or [channels, n], n >= 0.
 
-        The end is padded as the offline model pads; the slot stays as it was, to be ``reset``.
-        ``begun`` False means that the clip is too short to have begun, and this is all of it.
+        The end is padded as in the offline model; the slot stays as it was, so ``reset`` it. With
+        ``begun`` False the clip was too short to begin, and ``pcm`` is all of it.
         """
         row = self._encoder.now.arena[self.check_slot(slot)]
         return self.edges.finish_encoder(row if begun else None, pcm)
@@ -214,7 +214,7 @@ class SlotEngine:
     def finish_decoder(self, slot: int, codes: Tensor, *, begun: bool = True) -> Tensor:
         """The audio [n] or [channels, n] of the last codes [frames, Q] and of what is held.
 
-        As ``finish_encoder`` for ``begun`` and the slot.
+        ``begun`` and the slot are as in ``finish_encoder``.
         """
         row = self._decoder.now.arena[self.check_slot(slot)]
         return self.edges.finish_decoder(row if begun else None, codes)
@@ -252,15 +252,15 @@ class SlotEngine:
 
     @torch.inference_mode()
     def snapshot(self, slot: int) -> SlotSnapshot:
-        """``slot`` as a value, which can go to another engine, process or machine."""
+        """A copy of the state of ``slot``, for this or another engine, process or machine."""
         encoder, decoder = (row.cpu() for row in self.state_of(slot))
         return SlotSnapshot(encoder, decoder, self._origin(slot, self._books[slot]))
 
     def restore(self, slot: int, snapshot: SlotSnapshot) -> None:
         """Make ``slot`` continue what ``snapshot`` was taken from, at its bandwidth.
 
-        Raises StateError if that was of other weights, or of more codebooks or another start than
-        this slot's.
+        Raises StateError if it has other weights, more codebooks than the engine or a different
+        start.
         """
         books = min(snapshot.origin.codebooks, self.codebooks)
         self._origin(slot, books).check(snapshot.origin)
@@ -268,7 +268,7 @@ class SlotEngine:
         self._books[slot] = books
 
     def check_slot(self, slot: int) -> int:
-        """``slot``; raises InputError for one that is not there."""
+        """``slot``; raises InputError if it does not exist."""
         if not 0 <= slot < self.slots:
             raise InputError(f"slot {slot}; this engine has {self.slots}")
         return slot
@@ -286,7 +286,7 @@ class SlotEngine:
         x: Tensor,
         shape: tuple[int, ...],
     ) -> Stepped:
-        """Move the slots ``index`` whose rows of ``x`` are finite; rows of ``shape`` come out."""
+        """Step the slots ``index`` whose rows of ``x`` are finite; returns rows of ``shape``."""
         steps, good = self._steps[direction], finite_rows(x)
         if good.all():
             return Stepped(steps.step(key, work, index, x).view(shape), {})

@@ -1,4 +1,4 @@
-"""The state of one slot of an engine as bytes: for another engine, process or machine."""
+"""The state of one slot of an engine as bytes, for another engine, process or machine."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class SlotOrigin:
     codebooks: int
 
     def check(self, other: SlotOrigin) -> None:
-        """Raise StateError, naming each difference, if a state of ``other`` is not one of this."""
+        """Raise StateError, naming each difference, if ``other``'s states do not fit here."""
         mine, theirs = ({k: str(v) for k, v in asdict(each).items()} for each in (self, other))
         named = [
             f"{name.removesuffix('_sha256')} {theirs[name]:.8} where this has {mine[name]:.8}"
@@ -58,14 +58,14 @@ class SlotSnapshot:
     origin: SlotOrigin
 
     def to_bytes(self) -> bytes:
-        """The snapshot as a safetensors file, which runs no code when it is read."""
+        """The snapshot as a safetensors file; reading it runs no code."""
         rows = {"encoder": self.encoder.numpy(), "decoder": self.decoder.numpy()}
         content = {"version": VERSION, **asdict(self.origin)}
         return safetensors.numpy.save(rows, {"encodec_rt.slot": json.dumps(content)})
 
     @staticmethod
     def from_bytes(data: bytes) -> SlotSnapshot:
-        """What ``to_bytes`` made. Raises PacketError for anything else."""
+        """A snapshot from ``to_bytes``. Raises PacketError for anything else."""
         try:
             length = int.from_bytes(data[:8], "little")
             content = json.loads(

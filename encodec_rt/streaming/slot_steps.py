@@ -1,9 +1,9 @@
-"""Moving some of an engine's slots: all in one batch under a mask, or gathered into a smaller one.
+"""Stepping some of an engine's slots: all in a batch with a mask, or gathered into a smaller one.
 
-Under a mask a tick costs what all slots cost, and a slot's audio is bit for bit the same whatever
-its neighbours do. Gathered, it costs what the slots that move cost; sums of a few rows are then
-added up in another order than those of many, so that audio agrees to about 2e-7, and codes but for
-vectors that are equally near.
+Under a mask a tick costs as much as all slots, and a slot's audio is bit for bit the same whatever
+its neighbours do. Gathered, it costs only as much as the active slots; sums are then added in an
+order that depends on their number, so that audio agrees to about 2e-7, and codes may differ where
+two vectors are practically equidistant.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from encodec_rt.streaming.steps import PackedLayers
 
 
 def batch_sizes(slots: int) -> list[int]:
-    """1, 2, 3, 4, 6, 8, 12, 16, ...: the sizes of batches for up to ``slots``, the last of them."""
+    """The batch sizes 1, 2, 3, 4, 6, 8, 12, 16, ..., up to ``slots``, which is the last."""
     sizes, power = [1], 2
     while sizes[-1] < slots:
         sizes += [power, power + power // 2] if power > 1 else [power]
@@ -31,25 +31,25 @@ def batch_sizes(slots: int) -> list[int]:
 
 
 class SlotSteps(Protocol):
-    """One direction of an engine: the state of its slots, and the steps that move some of them."""
+    """One direction of an engine: the state of its slots, and the steps that advance some."""
 
     state: StreamState
 
     def step(self, key: Hashable, make: MakeWork, slots: Tensor, x: Tensor) -> Tensor:
-        """Move ``slots`` [n] by ``x`` [n, ...] -> [n, ...], valid until the next call.
+        """Step ``slots`` [n] with ``x`` [n, ...] -> [n, ...], valid until the next call.
 
-        ``key`` names the work that ``make`` makes, which is made once for each size of batch.
+        ``key`` identifies the work from ``make``, which is called once per batch size.
         """
 
     def prepare(self, key: Hashable, make: MakeWork, x: Tensor) -> None:
-        """Make everything now that a step with rows like ``x`` [...] needs; no slot moves."""
+        """Prepare everything that a step with rows like ``x`` [...] needs; no slot advances."""
 
 
 class MaskedSteps:
-    """Every slot is computed, and those that are asked for move."""
+    """Computes every slot, and advances the given ones."""
 
     def __init__(self, runner: Runner, slots: int, graph: bool | None) -> None:
-        """Move the state of ``runner``."""
+        """Advance the state of ``runner``."""
         self.state = runner.now
         self._runner, self._slots, self._graph = runner, slots, graph
         self._made: dict[Hashable, tuple[Step, Tensor, Tensor]] = {}
@@ -81,13 +81,13 @@ class MaskedSteps:
 
 
 class GatheredSteps:
-    """The slots that are asked for are gathered, stepped in the next size of batch, and put back.
+    """Gathers the given slots, steps them in the next batch size, and puts them back.
 
-    A step that is interrupted moves no slot.
+    An interrupted step advances no slot.
     """
 
     def __init__(self, net: PackedLayers, state: StreamState, graph: bool | None) -> None:
-        """Move the slots of ``state``, on the host."""
+        """Advance the slots of ``state``, on the host."""
         self.state = state
         self._net, self._graph = net, graph
         self._sizes = batch_sizes(len(state.arena))
@@ -101,7 +101,7 @@ class GatheredSteps:
         step, batch = self._get(key, make, x[0], size)
         runner = self._runners[size]
         torch.index_select(self.state.arena, 0, slots, out=runner.now.arena[:count])
-        # What the other rows hold is finite, from an earlier step, and goes nowhere.
+        # The other rows hold finite values from an earlier step, which are not used.
         batch[:count] = x
         y = step(batch, None)
         self.state.arena.index_copy_(0, slots, runner.proposed.arena[:count])
@@ -126,14 +126,14 @@ class GatheredSteps:
 
 
 def slot_steps(runner: Runner, slots: int, graph: bool | None, gather: bool) -> SlotSteps:
-    """How the slots of ``runner`` are moved."""
+    """How the slots of ``runner`` are stepped."""
     if gather:
         return GatheredSteps(runner.net, runner.now, graph)
     return MaskedSteps(runner, slots, graph)
 
 
 class SomeStep:
-    """A ``Step`` of all slots of which only those that are active are computed."""
+    """A ``Step`` of all slots that computes only the active ones."""
 
     eager_because: str | None = "gather=True"
 

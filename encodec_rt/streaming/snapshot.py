@@ -1,4 +1,4 @@
-"""The state of a stream or of a slot as a value, bound to what it may be restored into."""
+"""A copy of the state of a stream or slot, bound to what it may be restored into."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Origin:
     weights_sha256: str
 
     def check(self, other: Origin) -> None:
-        """Raise StateError, naming each difference, if a state of ``other`` is not one of this."""
+        """Raise StateError, naming each difference, if ``other``'s states do not fit here."""
         weights, here = other.weights_sha256[:8], self.weights_sha256[:8]
         differences = {
             f"of the {other.kind}, and this is the {self.kind}": other.kind != self.kind,
@@ -48,5 +48,5 @@ class Snapshot:
     row: Tensor = field(repr=False)
     """State [N] of one slot, float32."""
     fields: Mapping[str, object] = field(repr=False)
-    """What the stream holds beside it."""
+    """What else the stream holds."""
     origin: Origin

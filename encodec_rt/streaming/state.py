@@ -36,7 +36,8 @@ class StreamState:
                 layout[name] = (offset, shape)
                 offset += -(-math.prod(shape) // _ALIGN) * _ALIGN
         arena = torch.zeros(slots, offset, dtype=torch.float32, device=device)
-        # Not ``view``, which gives a single slot another stride: kernels are compiled for strides.
+        # Not ``view``, which gives a single slot a different stride: kernels are compiled for
+        # strides.
         views = {}
         for name, (start, shape) in layout.items():
             inner = (math.prod(shape[at + 1 :]) for at in range(len(shape)))
@@ -44,7 +45,7 @@ class StreamState:
         return StreamState(arena, views)
 
     def load_(self, slots: Tensor | int | slice, row: Tensor) -> None:
-        """Give ``slots`` the state of one slot [N], as ``row`` of some arena has it."""
+        """Load the state of one slot [N], as from ``row``, into ``slots``."""
         self.arena[slots] = row
 
     def row(self, slot: int) -> Tensor:

@@ -1,8 +1,8 @@
 """One step through the layers of the encoder or the decoder, and the two edges of a stream.
 
-In the middle of a stream a step is the layers' rows and nothing else. At its beginning every
-layer first sees the offline model's left padding, at its end the right padding: both are made
-here, from the layer's own input, so that no row and no state knows of them.
+In the middle of a stream a step is just the layers' ops. At its start every layer first sees the
+offline model's left padding, at its end the right padding: both are made here, from the layer's own
+input, so that no op and no state knows of them.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Edge(Flag):
 
 @dataclass(frozen=True, slots=True)
 class PackedLayers:
-    """The layers of one direction, packed for the rows that run them."""
+    """The layers of one direction, packed for the ops that run them."""
 
     plan: Plan
     packed: Mapping[str, Packed]
@@ -57,9 +57,9 @@ def run(
 ) -> Tensor:
     """x [S, T, C] -> [S, T', C'], from the state ``now``; writes ``proposed`` and not ``now``.
 
-    T is a multiple of what a frame has, except at the right edge, where it may be anything, 0
-    included. With ``Edge.LEFT`` the stream begins here: ``now`` must be zero. With ``bounds`` some
-    rows begin or end, in a step of whole frames for all: ``now`` is then padded where they begin.
+    T is a whole number of frames, except at the right edge, where it may be anything, including 0.
+    With ``Edge.LEFT`` the stream begins here: ``now`` must be zero. With ``bounds`` some rows begin
+    or end within a step of whole frames: ``now`` is then padded where they begin.
     """
     for spec in net.plan:
         if bounds is not None and not isinstance(spec, LstmSpec):
@@ -123,7 +123,7 @@ def _padded(
         full = pad1d(x.transpose(1, 2), past, extra, mode=pad_mode)
     else:
         full = pad1d(torch.cat([context, x], dim=1).transpose(1, 2), 0, extra, mode=pad_mode)
-    # Rows may read a context by its slot's stride alone, so its steps must lie in order.
+    # Ops may read a context by its slot's stride alone, so its steps must be contiguous.
     full = full.transpose(1, 2).contiguous()
     return full[:, :past], full[:, past:]
 
@@ -137,10 +137,10 @@ def _transpose_at_edge(
     x: Tensor,
     edge: Edge,
 ) -> Tensor:
-    """The row, less what is trimmed on the left, plus what that trim still holds at the end."""
+    """The op's output without the part trimmed on the left, plus what is still held at the end."""
     ready = x.shape[1] * spec.stride
     if edge & Edge.RIGHT:
-        # One more input of zeros adds nothing and pushes the overlap out.
+        # Another input of zeros adds nothing and flushes the overlap.
         ready += spec.trim_left
         x = torch.nn.functional.pad(x, (0, 0, 0, 1))
     y = ops.conv_transpose1d(x, tail, tail_next, packed, kernel=spec.kernel, stride=spec.stride)

@@ -94,7 +94,7 @@ class Stream:
             setattr(self, name, value)
 
     def __deepcopy__(self: S, memo: dict[int, Any]) -> S:
-        """An independent stream that goes on, bit for bit, as this one does."""
+        """An independent stream that continues, bit for bit, as this one does."""
         other = type(self)(
             self._weights,
             self.codebooks,

@@ -132,7 +132,7 @@ class StreamDecoder(Stream):
         width = weights.config.hidden_size
         self._waiting = torch.zeros(0, width, dtype=torch.float32, device=self.device)
         self._begun = start != "exact"
-        # The samples before the stream's first that the decoder still gives.
+        # The samples before the stream's first one, which the decoder still returns.
         self._drop = weights.decoder_lag if self._begun else 0
         self._last_latent = torch.zeros(1, width, dtype=torch.float32, device=self.device)
         self._lost = 0

@@ -35,15 +35,15 @@ from encodec_rt.streaming.steps import PackedLayers
 Start = Literal["primed", "exact", "zero"]
 
 PRIME_FRAMES = 16
-"""Frames of silence that a "primed" stream has behind it."""
+"""Frames of silence before a "primed" stream."""
 
 
 @dataclass(frozen=True, slots=True)
 class CodecWeights:
     """Both networks and the codebooks, and how many frames each direction needs to start.
 
-    ``decoder_lag`` counts the samples that the decoder's output is behind the frames pushed, and
-    ``sha256`` names the weights.
+    ``decoder_lag`` counts the samples by which the decoder's output is behind the frames pushed,
+    and ``sha256`` identifies the weights.
     """
 
     config: EncodecConfig

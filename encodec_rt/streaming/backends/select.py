@@ -1,4 +1,4 @@
-"""The choice of a backend: by argument, once, and never silently another one."""
+"""Choosing a backend: by argument, once, and without silent fallback."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ BackendName = Literal["auto", "torch", "cpu", "triton"]
 
 
 def device_of(name: str | torch.device) -> torch.device:
-    """The device of that name. Raises BackendUnavailable for what torch has none for."""
+    """The device of that name. Raises BackendUnavailable if torch has no such device."""
     try:
         return torch.device(name)
     except (RuntimeError, TypeError):
@@ -33,7 +33,7 @@ def select(
     precision: Precision = "exact",
     tuned_for: Tuning = "throughput",
 ) -> Ops:
-    """The table of ops for ``name`` on ``device``; "auto" takes the fastest made for the device.
+    """The table of ops for ``name`` on ``device``; "auto" takes the one made for the device.
 
     Raises BackendUnavailable for an unknown name, and for a backend that cannot run on this device,
     in this precision or with this tuning.

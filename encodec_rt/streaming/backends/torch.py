@@ -28,7 +28,7 @@ def _pack_plain(weights: Packed) -> Packed:
 
 
 def pack_codebooks(weights: Packed) -> Packed:
-    """(vectors [Q, V, D],) -> those and their squared norms [Q, V], rounded once from float64."""
+    """(vectors [Q, V, D],) -> these and their squared norms [Q, V], rounded once from float64."""
     (books,) = weights
     norms = books.double().pow(2).sum(-1).to(books.dtype)
     return books.contiguous(), norms.contiguous()
@@ -99,9 +99,9 @@ def _lstm(
         for step in y.unbind(1):
             gates = functional.linear(step, weight_ih, bias_ih)
             gates = gates + functional.linear(h, weight_hh, bias_hh)
-            take, keep, new, show = gates.chunk(4, dim=-1)
-            c = keep.sigmoid() * c + take.sigmoid() * new.tanh()
-            h = show.sigmoid() * c.tanh()
+            i, f, g, o = gates.chunk(4, dim=-1)
+            c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+            h = o.sigmoid() * c.tanh()
             outputs.append(h)
         y = torch.stack(outputs, dim=1)
         hidden_next[:, layer] = h
@@ -114,7 +114,7 @@ def _rvq_encode(latents: Tensor, packed: Packed, *, codebooks: int) -> Tensor:
     residual = latents
     codes = []
     for book, norm in zip(books[:codebooks], norms, strict=False):
-        # |x|^2 is the same for every vector of the book; adding it would only round the rest.
+        # |x|^2 is the same for every vector of the codebook; adding it would only add rounding.
         indices = (norm - 2 * residual @ book.t()).argmin(-1)
         residual = residual - book[indices]
         codes.append(indices)
@@ -138,10 +138,10 @@ def _edit(function: Callable[..., None], *args: object) -> None:
 
 
 class EagerStep:
-    """Does its work anew each time, on the device and back where the input was."""
+    """Runs its work every time, on the device; the result goes back to where the input was."""
 
     def __init__(self, ops: Ops, work: Work, x: Tensor, eager_because: str) -> None:
-        """For inputs shaped like ``x``, which lies on the device."""
+        """For inputs shaped like ``x``, which is on the device."""
         self._ops, self._work, self._x = ops, work, x
         self._all = torch.ones(len(x), dtype=torch.bool, device=x.device)
         self._active = self._all
@@ -159,7 +159,7 @@ class EagerStep:
 
 
 def why_no_graph(device: torch.device, graph: bool | None) -> str:
-    """Why a step is not a CUDA graph, on a device without; BackendUnavailable if one was asked."""
+    """Why a step is not a CUDA graph, on a device without graphs; raises if one was required."""
     if graph is False:
         return "graph=False"
     reason = f"device {str(device)!r} has no CUDA graphs"
@@ -169,7 +169,7 @@ def why_no_graph(device: torch.device, graph: bool | None) -> str:
 
 
 def capture_eagerly(ops: Ops, work: Work, x: Tensor, *, graph: bool | None, live: bool) -> Step:
-    """``Ops.capture`` of a device without graphs."""
+    """``Ops.capture`` for a device without graphs."""
     return EagerStep(ops, work, x, why_no_graph(x.device, graph))
 
 

@@ -20,11 +20,11 @@ def triton_ops(
     few: bool = False,
     chained: bool = False,
 ) -> Ops:
-    """The Triton table for ``device``; ``few`` and ``chained`` are those of its ``Rules``.
+    """The Triton table for ``device``; ``few`` and ``chained`` are the fields of its ``Rules``.
 
     Raises BackendUnavailable.
     """
-    # Imported here: Triton is not on every platform, and takes a second where it is.
+    # Imported here, since Triton is not available everywhere and takes a second to import.
     try:
         import encodec_rt_kernels as kernels
     except ImportError as error:

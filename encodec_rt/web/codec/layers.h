@@ -127,7 +127,7 @@ static void lstm_step(const Layer *l, float *arena, const float *x, float *y) {
     product(above, 0, 1, 2 * D, l->w + packed_floats(2 * D, 4 * D) * depth,
             l->b + padded(4 * D) * depth, gates, 0, 4 * D);
     copy(cell, c, D);
-    // Gates lie as torch has them: take, keep, new, show. Vectors overrun into slack alone.
+    // The gates are in torch's order: i, f, g, o. Vectors overrun only into slack.
     for (u32 i = 0; i < D; i += 4) {
       V kept = mul(sigmoid4(load4(gates + D + i)), load4(cell + i));
       V taken = mul(sigmoid4(load4(gates + i)), tanh4(load4(gates + 2 * D + i)));

@@ -1,9 +1,9 @@
-"""Convolutions on a CPU: matrix products over weights that are packed once.
+"""Convolutions on a CPU: matrix products with weights that are packed once.
 
-A frame is a few hundred rows at most and often one, so what counts is to read each weight once, in
-the order it lies in memory, and to issue few operations. Channels-last activations make that
-possible: a strided convolution is a product over blocks of ``stride`` inputs, a transposed one a
-product and an overlap-add.
+A frame has at most a few hundred rows and often one, so the aim is to read each weight once, in
+memory order, and to issue few operations. Channels-last activations make that possible: a strided
+convolution is a product over blocks of ``stride`` inputs, a transposed one a product and an
+overlap-add.
 """
 
 from __future__ import annotations
@@ -19,23 +19,23 @@ from encodec_rt.streaming.backends.cpu.weights import LARGE, multiplies_first
 from encodec_rt.streaming.ops import Packed
 
 _WINDOW_FLOATS = 1 << 15
-"""Windows of up to this many floats are copied out (they stay in the first caches); beyond that
-one product per tap, accumulated, reads less memory."""
+"""Windows of up to this many floats are copied (they stay in the first caches); beyond that,
+accumulating one product per tap reads less memory."""
 
 _PIECE_FLOATS = 1 << 17
-"""For the same reason a single stream's block passes through a layer in pieces of this size."""
+"""For the same reason a single stream's block goes through a layer in pieces of this size."""
 
 _FEW_ROWS = 16
-"""Up to so many rows the BLAS reads a large weight once for each of them, so that it had better
-come in panels that stay in a cache: at 4 rows that takes 0.6 of the time."""
+"""Up to this many rows the BLAS reads a large weight once per row, so it is processed in panels
+that stay in a cache: at 4 rows that takes 0.6 of the time."""
 
 _PANEL_FLOATS = 1 << 15
 
 _NARROW = 16
-"""Fewer channels than this make a product per tap too thin; their windows are always copied."""
+"""With fewer channels than this a product per tap is too small; their windows are always copied."""
 
 _LARGE_FLOATS = 1 << 16
-"""From about so many an elementwise operation takes longer than its call."""
+"""From about this many elements on, an elementwise operation takes longer than its call."""
 
 
 def product(
@@ -57,7 +57,7 @@ def product(
 
 
 def _pieces(slots: int, steps: int, floats: int, stride: int = 1) -> Iterator[tuple[int, int]]:
-    """From where to where to go at once: all of it, or so that a step of ``floats`` stays near."""
+    """Ranges to process at once: everything, or pieces whose steps of ``floats`` stay cached."""
     most = max(1, _PIECE_FLOATS // (floats * stride)) * stride if slots == 1 else steps
     for start in range(0, steps, most):
         yield start, min(start + most, steps)
@@ -66,12 +66,12 @@ def _pieces(slots: int, steps: int, floats: int, stride: int = 1) -> Iterator[tu
 def _with_context(
     replay: Replay, x: Tensor, context: Tensor, context_next: Tensor, elu: bool
 ) -> Tensor:
-    """[S, P + T, C], the context and x, after its ELU; the last P are written to context_next."""
+    """[S, P + T, C]: the context, then x after its ELU; the last P are written to context_next."""
     slots, steps, channels = x.shape
     past = context.shape[1]
     full = replay.empty(slots, past + steps, channels)
     if elu and slots * steps * channels >= _LARGE_FLOATS:
-        # Read and written once, where a copy and an ELU in place do so twice.
+        # This reads and writes once; a copy and an in-place ELU would do so twice.
         replay(full.narrow(1, 0, past).copy_, context)
         replay(torch._C._nn.elu, x, out=full.narrow(1, past, steps))
     else:
@@ -118,7 +118,7 @@ def _correlate(
         return
     full = full.view(slots, length, channels)
     if len(bias) <= _NARROW and kernel % 2 and dilation == 1 and steps % 2 == 0:
-        # A product with so few columns is slow: two steps at once double them, at 4/3 of the sums.
+        # A product with so few columns is slow: two steps at once double them, for 4/3 of the work.
         outputs = len(bias)
         full, y = full.view(slots, -1, 2 * channels), y.view(slots, -1, 2 * outputs)
         weight, bias = _in_pairs(weight, kernel, channels), bias.repeat(2)
@@ -132,7 +132,7 @@ def _correlate(
 
 
 def _in_pairs(weight: Tensor, kernel: int, channels: int) -> Tensor:
-    """[K * C, C'] of an odd K -> [(K + 1) * C, 2 * C'], which gives two steps from two steps."""
+    """[K * C, C'] with odd K -> [(K + 1) * C, 2 * C'], which computes two steps at once."""
     outputs = weight.shape[1]
     both = weight.new_zeros((kernel + 1) * channels, 2 * outputs)
     both[: kernel * channels, :outputs] = weight
@@ -166,10 +166,10 @@ def conv1d(
     dilation: int,
     elu: bool,
 ) -> Tensor:
-    """The row ``conv1d`` of ``Ops``, on a replay."""
+    """``Ops.conv1d``, on a replay."""
     slots, steps, channels = x.shape
     past = context.shape[1]
-    # Where no step is left of a clip's end, a window may still be.
+    # At a clip's end there may be a window left but no step.
     y = replay.empty(
         slots, (past + steps - (kernel - 1) * dilation - 1) // stride + 1, len(packed[1])
     )
@@ -191,7 +191,7 @@ def resblock(
     kernel: int,
     dilation: int,
 ) -> Tensor:
-    """The row ``resblock`` of ``Ops``, on a replay."""
+    """``Ops.resblock``, on a replay."""
     weight_out, bias_out, *straight = packed[2:]
     slots, steps, channels = x.shape
     y = replay.empty(*x.shape)
@@ -222,7 +222,7 @@ def conv_transpose1d(
     kernel: int,
     stride: int,
 ) -> Tensor:
-    """The row ``conv_transpose1d`` of ``Ops``, on a replay."""
+    """``Ops.conv_transpose1d``, on a replay."""
     weight, bias, *halved = packed
     slots, steps, channels = x.shape
     width = stride * tail.shape[2]
@@ -242,9 +242,9 @@ def conv_transpose1d(
 def _overlap(
     replay: Replay, blocks: Sequence[Tensor], tail: Tensor, tail_next: Tensor, y: Tensor
 ) -> None:
-    """Adds blocks [S, T, W] that are each one step later than the one before, and the tail, to y.
+    """Add blocks [S, T, W], each one step later than the previous one, and the tail to y.
 
-    The tail is as long as all blocks but the first, or ends within the last one.
+    The tail is as long as all blocks except the first, or ends within the last one.
     """
     slots, steps, width = y.shape
     if tail.shape[1] * tail.shape[2] == width:

@@ -1,4 +1,4 @@
-"""Weights in huge pages: a product that reads them once then waits less for their addresses."""
+"""Weights in huge pages, with which a product that reads them once has fewer TLB misses."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ _PAGE = 2 << 20
 
 
 def in_huge_pages(tensor: Tensor) -> Tensor:
-    """The same tensor, strides included, in pages of 2 MiB; as given where there are none.
+    """The same tensor, strides included, in 2 MiB pages; the given one if there are none.
 
-    Every tensor takes whole pages and one for alignment, so this is for those of a megabyte or
-    more. A frame took 6 to 13 % less time so than with pages of 4 KiB.
+    Every tensor takes whole pages and one for alignment, so this is for tensors of a megabyte or
+    more. It made a frame 6 to 13 % faster than 4 KiB pages.
     """
     if not hasattr(mmap, "MADV_HUGEPAGE"):
         return tensor

@@ -1,7 +1,7 @@
-"""The ops of a CPU: every layer as plain matrix products, and as few calls as that takes.
+"""The ops for a CPU: every layer as plain matrix products, in as few calls as possible.
 
-Every call goes through a replay, over memory that is there already, so that the next frame repeats
-the calls and nothing else.
+Every call goes through a replay, over memory that already exists, so that the next frame only
+repeats the calls.
 """
 
 from __future__ import annotations
@@ -27,10 +27,10 @@ from encodec_rt.streaming.backends.torch import TORCH, EagerStep, why_no_graph
 from encodec_rt.streaming.ops import Ops, Packed, Step, Work
 
 _LONG, _LONG_TOGETHER = 32, 8
-"""Steps from which torch's own LSTM is faster, for one row and for many: it first packs its
-weights, in some milliseconds."""
+"""The number of steps from which torch's own LSTM is faster, for one row and for many: it first
+spends some milliseconds on packing its weights."""
 _MANY = 128
-"""Rows times steps that are worth that."""
+"""Rows times steps from which that pays."""
 
 
 def _lstm(
@@ -84,14 +84,14 @@ def _lstm_at_once(
 def _lstm_cell(
     replay: Replay, gates: Tensor, c: Tensor, h_next: Tensor, c_next: Tensor, shown: Tensor
 ) -> None:
-    """From the gates [S, 4 * D], which are overwritten; ``c_next`` may be ``c``."""
-    take, keep, show, new = gates.chunk(4, dim=1)
+    """The cell update from the gates [S, 4 * D], which are overwritten; ``c_next`` may be ``c``."""
+    i, f, o, g = gates.chunk(4, dim=1)
     replay(gates[:, : 3 * c.shape[1]].sigmoid_)
-    replay(new.tanh_)
-    replay(torch.mul, c, keep, out=c_next)
-    replay(c_next.addcmul_, take, new)
+    replay(g.tanh_)
+    replay(torch.mul, c, f, out=c_next)
+    replay(c_next.addcmul_, i, g)
     replay(torch.tanh, c_next, out=shown)
-    replay(torch.mul, show, shown, out=h_next)
+    replay(torch.mul, o, shown, out=h_next)
 
 
 def _rvq_encode(replay: Replay, latents: Tensor, packed: Packed, *, codebooks: int) -> Tensor:
@@ -117,7 +117,7 @@ def _rvq_decode(replay: Replay, codes: Tensor, packed: Packed) -> Tensor:
     slots, steps, books = codes.shape
     width = packed[1].shape[1]
     latents, chosen = replay.empty(slots * steps, width), replay.empty(slots * steps, width)
-    # The row behind the last vector is zero: what an absent codebook, -1, adds.
+    # The row after the last vector is zero, for an absent codebook (-1).
     places = torch.empty(books, slots * steps, dtype=torch.int64, device=codes.device)
     replay(torch.remainder, codes.reshape(-1, books).t(), len(packed[1]), out=places)
     for stage, indices in enumerate(places):
@@ -174,7 +174,7 @@ _ROWS: dict[str, Callable[..., Tensor]] = {
 
 
 def _recording(ops: Ops, replay: Replay) -> Ops:
-    """``ops`` with each of their calls made through ``replay``."""
+    """``ops``, with every call made through ``replay``."""
     rows: dict[str, Any] = {name: partial(_layer, row, replay) for name, row in _ROWS.items()}
     return replace(ops, commit=partial(_recorded_commit, replay), edit=replay, **rows)
 
@@ -189,6 +189,6 @@ CPU_FAST = replace(
     pack_conv_transpose1d=partial(pack_conv_transpose1d, halve=True),
     pack_lstm=partial(pack_lstm, halve=True),
 )
-"""The same, but that a single stream's largest products have factors of float16, as precise as
-TF32: they wait for memory, and read half as much of it. It changes some codes. Activations beyond
-65504, from which those of audio within [-1, 1] are far, overflow."""
+"""The same, except that a single stream's largest products have float16 operands, which are as
+precise as TF32: they are limited by memory, and read half as much of it. This changes some codes.
+Activations beyond 65504 overflow; with audio within [-1, 1] they stay far below."""

@@ -1,4 +1,4 @@
-"""Calls over tensors that stay where they are: recorded once, and replayed for every frame."""
+"""Calls on tensors at fixed addresses: recorded once, and replayed for every frame."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _CPU = torch.device("cpu")
 
 
 class Replay:
-    """Makes every call that it is given at once, and keeps it to be played again.
+    """Makes every call that it is given immediately, and keeps it for replaying.
 
-    Views and buffers, which cost more than most calls, are made once.
-    Calls write into memory from ``empty`` or into tensors that live as long as the replay. With
-    ``keep`` False nothing is kept and this is no more than a way to make calls.
+    Views and buffers, which cost more than most calls, are made only once. Calls write into memory
+    from ``empty`` or into tensors that live as long as the replay. With ``keep`` False nothing is
+    kept and calls are only made.
     """
 
     def __init__(self, *, keep: bool = True) -> None:
@@ -42,7 +42,7 @@ class Replay:
             call()
 
     def empty(self, *shape: int) -> Tensor:
-        """Memory for a tensor, the layer's until the end of the next layer if it is its result."""
+        """Memory for a tensor; a layer's result keeps it until the end of the next layer."""
         if not self._keep:
             return torch.empty(shape, dtype=torch.float32, device=_CPU)
         size = math.prod(shape)
@@ -55,7 +55,7 @@ class Replay:
         return block[:size].view(shape)
 
     def begin_layer(self, x: Tensor) -> None:
-        """Take back the memory of earlier layers, but for that of ``x``, the input of this one."""
+        """Reclaim the memory of earlier layers, except that of ``x``, the input of this one."""
         kept = x.untyped_storage().data_ptr()
         taken, self._taken = self._taken, []
         for block in taken:
@@ -63,7 +63,7 @@ class Replay:
 
 
 class ReplayedStep:
-    """Records the calls that its work makes of the first input, and replays them for the others."""
+    """Records the calls that its work makes for one input, and replays them for the next ones."""
 
     def __init__(self, record: Callable[[Replay], Ops], work: Work, eager_because: str) -> None:
         """``record`` gives ops that make each of their calls through a replay."""
@@ -95,6 +95,6 @@ class ReplayedStep:
         if active is not None:
             mask.copy_(active)
         y = self._work(self._record(replay), given, mask)
-        # Kept only now: an interrupted recording would replay half of a step.
+        # Kept only now, since an interrupted recording would replay half a step.
         self._made = replay, given, mask, y
         return y

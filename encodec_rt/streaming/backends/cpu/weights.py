@@ -1,4 +1,4 @@
-"""How the CPU's rows want their weights: laid out once for products that read them in order."""
+"""The layout of weights for the CPU's ops: packed once, for products that read them in order."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ _TALL = 8
 with a single row is then one long dot product per output, which the BLAS streams best."""
 
 _FEW_OUTPUTS = 4
-"""Convolutions with so few outputs multiply first and shift the products afterwards."""
+"""Convolutions with this few outputs multiply first and shift the products afterwards."""
 
 LARGE = 1 << 18
-"""From this many floats, a megabyte, a product with one row waits for its weights."""
+"""From this many floats on (a megabyte) a product with one row is limited by memory."""
 
 
 def _laid_out(weight: Tensor) -> Tensor:
@@ -33,7 +33,7 @@ def _stored(weight: Tensor) -> Tensor:
 
 
 def _halved(weight: Tensor) -> Packed:
-    """The weight [K, N] as float16 for products with one row, which read half the memory so."""
+    """The weight [K, N] as float16, for products with one row, which then read half the memory."""
     if weight.numel() < LARGE:
         return ()
     return (in_huge_pages(weight.t().to(torch.float16).contiguous()),)
@@ -42,7 +42,7 @@ def _halved(weight: Tensor) -> Packed:
 def pack_conv1d(
     weight: Tensor, bias: Tensor, *, stride: int, dilation: int, halve: bool = False
 ) -> Packed:
-    """[C', C, K] -> [K * C, C'], taps outermost; [K, C', C] flattened where outputs are few."""
+    """[C', C, K] -> [K * C, C'], taps outermost; [K, C', C] flattened if there are few outputs."""
     if multiplies_first(weight.shape[0], stride):
         return weight.permute(2, 0, 1).reshape(-1, weight.shape[1]).contiguous(), bias.clone()
     taps = _laid_out(weight.permute(2, 1, 0).flatten(0, 1))
@@ -59,7 +59,7 @@ def pack_conv_transpose1d(
 ) -> Packed:
     """[C, C', K] -> [C, blocks * stride * C'], taps outermost and filled up with zeros.
 
-    The bias goes with the first block alone: every output is in exactly one of them.
+    The bias goes with the first block only: every output is in exactly one first block.
     """
     missing = -weight.shape[2] % stride
     taps = _laid_out(functional.pad(weight, (0, missing)).permute(0, 2, 1).flatten(1))
@@ -85,15 +85,15 @@ def pack_lstm(weights: Packed, *, halve: bool = False) -> Packed:
     for layer in range(len(weights) // 4):
         plain = weights[4 * layer : 4 * layer + 4]
         weight_ih, weight_hh, bias_ih, bias_hh = plain
-        weight = _stored(_new_last(torch.cat([weight_ih, weight_hh], dim=1)).t().contiguous())
-        packed += [weight, _new_last(bias_ih + bias_hh), *plain]
+        weight = _stored(_g_last(torch.cat([weight_ih, weight_hh], dim=1)).t().contiguous())
+        packed += [weight, _g_last(bias_ih + bias_hh), *plain]
         packed += _halved(weight) if halve else ()
     return tuple(packed)
 
 
-def _new_last(rows: Tensor) -> Tensor:
-    take, keep, new, show = rows.chunk(4)
-    return torch.cat([take, keep, show, new])
+def _g_last(rows: Tensor) -> Tensor:
+    i, f, g, o = rows.chunk(4)
+    return torch.cat([i, f, o, g])
 
 
 def pack_codebooks(weights: Packed) -> Packed:
