@@ -35,7 +35,7 @@ class CodesRecorder:
         return coder_of(self._header, model_folder(self._options.model))
 
     def open(self, path: Path) -> ContainerRecording | EcdcRecording:
-        """A recording to be at ``path``. Raises InputError if it may not be there."""
+        """A recording for ``path``. Raises InputError if it cannot be created there."""
         from encodec_rt.live.recording import ContainerRecording, EcdcRecording
 
         codec, force = self._codec, self._options.force

@@ -1,4 +1,4 @@
-"""Who is admitted: limits on connections, in all, per address and in time, and on requests."""
+"""Admission: limits on connections, in total, per address and in time, and on requests."""
 
 from __future__ import annotations
 
@@ -17,21 +17,21 @@ logger = logging.getLogger(__name__)
 
 BACKLOG = 16
 MAX_ADDRESSES = 1024
-"""How many addresses have their requests counted; the least recently seen is forgotten."""
+"""For how many addresses requests are counted; the least recently seen is forgotten."""
 REST_S = 1.0
-"""How long new connections are refused after the system had no room for one more."""
+"""How long new connections are refused after the system has run out of resources for them."""
 
 
 @dataclass(frozen=True)
 class ConnectionLimits:
-    """Whom a ``Admission`` lets in, and for how long."""
+    """The limits of an ``Admission``."""
 
     connections: int = 32
     per_address: int = 8
     handshake_s: float = 5.0
     """For TLS."""
     connection_s: float = 30.0
-    """From the end of that, whatever has been sent by then."""
+    """Counted from the end of the handshake, whatever has been sent by then."""
 
 
 class Acceptor:
@@ -44,7 +44,7 @@ class Acceptor:
         self._tasks: list[asyncio.Task[None]] = []
 
     async def open(self, host: str, port: int) -> int:
-        """Listen on all addresses of ``host``; the port, which the system chooses for 0.
+        """Listen on all addresses of ``host``; returns the port, which the system chooses for 0.
 
         Raises OSError.
         """
@@ -80,10 +80,10 @@ class Acceptor:
 
 
 class Admission:
-    """Lets connections in to the protocols that ``make`` makes.
+    """Admits connections to the protocols that ``make`` creates.
 
-    Who is one too many is hung up on before any work is done, and so is whoever stays too long,
-    with or without a request: nobody has more to do here than a request.
+    Connections over the limit are closed before any work is done, and so are those that stay too
+    long, with or without a request: one request is all that anyone needs.
     """
 
     def __init__(
@@ -109,7 +109,7 @@ class Admission:
         return await self._acceptor.open(host, port)
 
     def take(self, connection: socket.socket, host: str) -> None:
-        """Let in a connection from ``host`` that was accepted, or close it."""
+        """Admit an accepted connection from ``host``, or close it."""
         self._forget_closed()
         from_host = sum(other == host for other, _ in self._inside.values())
         if len(self._inside) >= self._limits.connections or (from_host >= self._limits.per_address):
@@ -119,7 +119,7 @@ class Admission:
         self._begin(self._let_in(connection, host))
 
     def let_stay(self, transport: asyncio.BaseTransport) -> None:
-        """Do not hang up on this connection by time: its session has limits of its own."""
+        """Do not time this connection out: its session has its own limits."""
         descriptor = transport.get_extra_info("socket").fileno()
         for connection, (host, handle) in self._inside.items():
             if connection.fileno() == descriptor and handle is not None:
@@ -127,7 +127,7 @@ class Admission:
                 self._inside[connection] = host, None
 
     async def close(self) -> None:
-        """Let nobody in any more; who is inside stays."""
+        """Admit no more connections; open ones stay."""
         await self._acceptor.close()
         tasks = list(self._tasks)
         for task in tasks:
@@ -168,7 +168,7 @@ class Admission:
 
 
 class RateLimit:
-    """A token bucket per address, with the clock passed in and bounded memory."""
+    """A token bucket per address, with bounded memory and the clock passed in."""
 
     def __init__(self, per_s: float, burst: int) -> None:
         self._per_s, self._burst = per_s, burst

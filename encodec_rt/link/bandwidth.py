@@ -1,4 +1,4 @@
-"""How much the path to this side carries, as the receiving end sees it."""
+"""The bandwidth of the path to this side, as the receiving end sees it."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ MIN_QUEUE_S = 0.01
 
 
 class PathEstimator(RemoteBitrateEstimator):
-    """aiortc's congestion estimate, with headers counted, and deaf to jitter without a queue.
+    """aiortc's congestion estimate, counting headers, and ignoring jitter without a queue.
 
-    The estimate is made for video, whose packets come in bursts. A voice stream's single packets
-    look like overuse whenever the path jitters; then the rate would collapse for nothing.
+    The estimator is made for video, whose packets come in bursts. To it a voice stream's single
+    packets look like overuse whenever the path jitters, and the rate would collapse for no reason.
     """
 
     def __init__(self) -> None:
-        """An estimate of nothing yet."""
+        """A new estimator."""
         super().__init__()
         self._queue = StandingQueue()
         self._sent_s: float | None = None
 
     def add(self, arrival_time_ms: int, abs_send_time: int, payload_size: int, ssrc: int) -> Any:
-        """The estimate in bits per second and whom it is for, now and then; else None."""
+        """From time to time the estimate in bits per second and whom it is for; else None."""
         arrival_s = arrival_time_ms / 1000
         self._queue.add(arrival_s - self._unwrap(abs_send_time), arrival_s)
         result = super().add(
@@ -39,7 +39,7 @@ class PathEstimator(RemoteBitrateEstimator):
         incoming = self.incoming_bitrate.rate(arrival_time_ms)
         if result is None or incoming is None or self._queue.delay_s > MIN_QUEUE_S:
             return result
-        # What aiortc lets itself grow to at once.
+        # As much as aiortc lets the estimate grow at once.
         bitrate = max(result[0], int(1.5 * incoming) + 10_000)
         self.rate_control.set_estimate(bitrate, arrival_time_ms)
         return bitrate, result[1]

@@ -27,7 +27,7 @@ class CallOptions(VoiceOptions):
 
     ice_servers: Sequence[str] = field(default=())
     channel: bool = False
-    """Whether to call over a data channel, as web pages do, and not over RTP."""
+    """Whether to call over a data channel, as web pages do, instead of RTP."""
     real_time: bool = False
     """Whether the codec's thread has real-time scheduling."""
 
@@ -43,7 +43,7 @@ class Call(VoiceCall):
         options: CallOptions | None = None,
         recording: CallRecording | None = None,
     ) -> None:
-        """To be made inside the event loop; closes what it is given when it ends."""
+        """Create it inside the event loop; it closes what it is given when it ends."""
         self.options = options or CallOptions()
         kbps = self.options.bandwidth_kbps
         self._form = Format.of(codec, kbps)
@@ -69,7 +69,7 @@ class Call(VoiceCall):
 
     async def answer(self, offer: str) -> str:
         """The SDP to send back for ``offer``, which says whether the call goes over RTP or over a
-        data channel. Raises LinkError for one that cannot be met.
+        data channel. Raises LinkError for one that cannot be accepted.
         """
         if is_for_channel(offer) is not isinstance(self._first, ChannelTransport):
             self._first = self._new_transport(is_for_channel(offer))
@@ -85,7 +85,7 @@ class Call(VoiceCall):
 
     @property
     def transport(self) -> RtpTransport | ChannelTransport:
-        """What carries the call now."""
+        """The transport that carries the call now."""
         assert isinstance(self.line.transport, (RtpTransport, ChannelTransport))
         return self.line.transport
 
@@ -101,14 +101,14 @@ class Call(VoiceCall):
         return await self._renewal.offer()
 
     async def accept_renewal(self, answer: str, seconds: float) -> bool:
-        """Take the answer; whether the call goes on over the new path within ``seconds``."""
+        """Take the answer; whether the call moves to the new path within ``seconds``."""
         assert self._renewal is not None, "an offer comes first"
         return await self._adopt(self._renewal, await self._renewal.accept(answer), seconds)
 
     async def renew(self, offer: str) -> str:
-        """The SDP to send back for the offer of a new path, on which the call goes on by itself.
+        """The SDP to send back for the offer of a new path, to which the call then moves by itself.
 
-        Raises LinkError for an offer that cannot be met.
+        Raises LinkError for an offer that cannot be accepted.
         """
         transport = self._renewal = self._new_transport(is_for_channel(offer))
         self.line.propose(transport)
@@ -118,13 +118,13 @@ class Call(VoiceCall):
         return answer
 
     async def drop_unused_renewal(self) -> None:
-        """Give up a new path that came to nothing."""
+        """Give up a new path that failed."""
         if self._renewal is not None:
             self.line.drop(self._renewal)
             self._renewal = None
 
     async def close(self) -> None:
-        """Hang up; the recording is finished and everything released. Harmless when repeated."""
+        """Hang up, finish the recording and release everything. Repeating this is harmless."""
         if self._adopting is not None:
             self._adopting.cancel()
         await super().close()

@@ -1,4 +1,5 @@
-"""The transport that web pages have too: RTP packets as messages of a data channel, by aiortc."""
+"""The transport that web pages can use too: RTP packets as messages of a data channel, by
+aiortc."""
 
 from __future__ import annotations
 
@@ -21,14 +22,14 @@ logger = logging.getLogger(__name__)
 
 LABEL = "voice"
 MAX_BUFFERED_BYTES = 2048
-"""What may wait for SCTP, some 0.3 s; beyond it the path is congested and more would be late."""
+"""What may wait for SCTP, about 0.3 s; beyond it the path is congested and more would be late."""
 REPORT_S = 1.0
 
 
 class ChannelTransport(PeerTransport):
-    """A peer connection with a data channel that keeps no order and sends nothing twice.
+    """A peer connection with an unordered data channel without retransmissions.
 
-    No estimate of the bandwidth comes over it: the round trip tells of queues.
+    It gives no estimate of the bandwidth: the round trip shows queues.
     """
 
     def __init__(self, form: Format, ice_servers: Sequence[str] = ()) -> None:
@@ -75,7 +76,7 @@ class ChannelTransport(PeerTransport):
         return await self._take(self.format.check_channel, answer, "answer")
 
     def send(self, packet: Outgoing) -> None:
-        """As ``Transport.send``; what comes while too much waits is dropped."""
+        """As ``Transport.send``; packets are dropped while too much waits."""
         if not self._send(self._session.write(packet)):
             self.dropped += 1
 

@@ -1,4 +1,4 @@
-"""Who may call: the bearer token, and the certificate that a first call is pinned to."""
+"""Who may call: the bearer token, and the certificate that calls are pinned to."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FINGERPRINT_BYTES = 32
 def state_folder() -> Path:
     """Where token and certificate live by default: the user's configuration folder (XDG).
 
-    Raises LinkError for a user without a home, as in a container with a user of its own.
+    Raises LinkError for a user without a home, as in some containers.
     """
     base = os.environ.get("XDG_CONFIG_HOME")
     if not base:
@@ -39,9 +39,9 @@ def state_folder() -> Path:
 
 
 def write_secret(path: Path, content: bytes) -> None:
-    """Write a file that only its owner can read; it is never there in part.
+    """Write a file that only its owner can read; it appears only when complete.
 
-    Raises LinkError for what is not the name of a file.
+    Raises LinkError if ``path`` is not the name of a file.
     """
     if not path.name or path.is_dir():
         raise LinkError(f"{str(path)!r} is not the name of a file")
@@ -72,7 +72,7 @@ def read_token(path: Path) -> str:
     if path.stat().st_mode & 0o077:
         raise LinkError(f"{path} can be read by others; run 'chmod 600 {path}'")
     try:
-        # Editors of Windows put a mark before the text, and may write it as UTF-16.
+        # Windows editors put a byte order mark before the text, and may write UTF-16.
         token = path.read_text(encoding="utf-8-sig").strip()
     except UnicodeDecodeError:
         raise LinkError(f"{path} is not plain text; write the token into it as UTF-8") from None
@@ -81,7 +81,7 @@ def read_token(path: Path) -> str:
 
 
 def check_token(token: str) -> None:
-    """Raise LinkError for a token that could be guessed, or that no header could carry."""
+    """Raise LinkError for a token that could be guessed, or that does not fit into a header."""
     if len(token) < TOKEN_BYTES or not all("!" <= letter <= "~" for letter in token):
         raise LinkError(
             f"a token of {len(token)} characters; {TOKEN_BYTES} or more printable ones without "
@@ -90,7 +90,7 @@ def check_token(token: str) -> None:
 
 
 def is_authorized(header: str | None, token: str) -> bool:
-    """Whether an Authorization header carries ``token``; takes as long for any wrong one."""
+    """Whether an Authorization header carries ``token``, compared in constant time."""
     given = (header or "").encode("utf-8", "surrogateescape")
     return hmac.compare_digest(given, b"Bearer " + token.encode())
 
@@ -104,7 +104,7 @@ def is_loopback(host: str) -> bool:
 
 
 def urls(scheme: str, host: str, port: int) -> list[str]:
-    """Where others reach a server bound to ``host``: its URL, or one for each of our addresses."""
+    """The URLs of a server bound to ``host``: one, or one for each of this machine's addresses."""
     try:
         address = ipaddress.ip_address(host)
     except ValueError:
@@ -115,7 +115,7 @@ def urls(scheme: str, host: str, port: int) -> list[str]:
 
 
 def _own_addresses(version: int) -> list[ipaddress.IPv4Address | ipaddress.IPv6Address]:
-    """This machine's addresses, those that only itself or one cable reaches last if at all."""
+    """This machine's addresses; loopback and link-local ones come last, if at all."""
     import ifaddr
 
     texts = [
@@ -131,7 +131,7 @@ def _own_addresses(version: int) -> list[ipaddress.IPv4Address | ipaddress.IPv6A
 def make_certificate(certificate: Path, key: Path, names: list[str]) -> None:
     """Write a self-signed certificate for ``names`` and its key, which only the owner can read.
 
-    Raises LinkError for what is not the name of a machine.
+    Raises LinkError for a name that no machine can have.
     """
     private = ec.generate_private_key(ec.SECP256R1())
     subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "encodec-rt link")])
@@ -142,7 +142,7 @@ def make_certificate(certificate: Path, key: Path, names: list[str]) -> None:
         .issuer_name(subject)
         .public_key(private.public_key())
         .serial_number(x509.random_serial_number())
-        # A day back, as the other machine's clock may be slow.
+        # Valid from a day ago, as the other machine's clock may be slow.
         .not_valid_before(now - datetime.timedelta(days=1))
         .not_valid_after(now + datetime.timedelta(days=VALID_DAYS))
         .add_extension(x509.SubjectAlternativeName([_general_name(n) for n in names]), False)
@@ -155,7 +155,7 @@ def make_certificate(certificate: Path, key: Path, names: list[str]) -> None:
 
 
 def read_fingerprint(certificate: Path) -> str:
-    """The SHA-256 of a PEM certificate in hex, by which a caller pins it. Raises LinkError."""
+    """The SHA-256 of a PEM certificate in hex, with which callers pin it. Raises LinkError."""
     try:
         found = x509.load_pem_x509_certificate(certificate.read_bytes())
     except ValueError as error:
@@ -177,7 +177,8 @@ def parse_fingerprint(text: str) -> bytes:
 def server_context(certificate: Path, key: Path) -> ssl.SSLContext:
     """TLS 1.2 or later with this certificate.
 
-    Raises LinkError if the two do not fit, and for a key with a passphrase: nobody is there to ask.
+    Raises LinkError if the two do not match, and for a key with a passphrase, as nobody can be
+    asked.
     """
     locked = False
 

@@ -1,6 +1,6 @@
-"""Which datagrams may go on to ICE, DTLS and SRTP: anyone can send one to the port of a call.
+"""Which datagrams may pass to ICE, DTLS and SRTP: anyone can send one to the port of a call.
 
-Pure, and cheap where it refuses: what costs cryptography is for those who may be the other side.
+Pure, and cheap where it refuses: cryptography is only for those who may be the other side.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Container
 
 MAX_DATAGRAM_BYTES = 1500
-"""Longer ones are not ours, and beyond 2046 bytes they would end aiortc's receiving."""
+"""Longer ones are not ours, and beyond 2046 bytes they would end aiortc's receive loop."""
 
 _RTP_HEADER = 12
 _STUN_HEADER, _STUN_COOKIE = 20, b"\x21\x12\xa4\x42"
@@ -30,7 +30,7 @@ no ticket, and the address was checked by ICE, so that no cookie is asked for.""
 def admits(
     datagram: bytes, *, known: bool, name: bytes, transactions: Container[bytes], role: str
 ) -> bool:
-    """Whether ``datagram`` may be the other side's.
+    """Whether ``datagram`` may come from the other side.
 
     ``known``: it comes from an address that was signalled or has passed a check of ICE.
     ``name``: how the user name in the checks to this side begins; ``transactions``: the checks of
@@ -52,7 +52,7 @@ def admits(
 def _is_check(datagram: bytes, name: bytes, transactions: Container[bytes]) -> bool:
     """Whether it is a check of this call, or the answer to one (RFC 8445).
 
-    Others would be told that they are wrong (RFC 8489, 9.1.3), which is work for the asking.
+    Others would get an error response (RFC 8489, 9.1.3), which is work that anyone could cause.
     """
     if len(datagram) < _STUN_HEADER or datagram[4:8] != _STUN_COOKIE:
         return False
@@ -62,10 +62,10 @@ def _is_check(datagram: bytes, name: bytes, transactions: Container[bytes]) -> b
 
 
 def _is_dtls(datagram: bytes, role: str) -> bool:
-    """Whether all of it is records of DTLS 1.2 that have a place in this call (RFC 6347, 4.1).
+    """Whether all of it is DTLS 1.2 records that belong in this call (RFC 6347, 4.1).
 
-    What is not encrypted yet, anyone may have written. An alert among that would end the
-    handshake, and so would a message out of place.
+    Anyone may have written what is not encrypted yet. An alert in it would end the handshake, and
+    so would an out-of-place message.
     """
     at = 0
     while at < len(datagram):

@@ -1,4 +1,4 @@
-"""A microphone and a speaker as the ends of a call, each of which may be away for a while."""
+"""A microphone and a speaker as the ends of a call, each of which may be missing for a while."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from encodec_rt.sound.supervision import Watched
 from encodec_rt.types import Audio
 
 CLOCK_PULL = 0.02
-"""How much of its error the smoothed playout clock makes good per hop."""
+"""The share of its error that the smoothed playout clock corrects per hop."""
 
 
 class DeviceSource:
-    """The microphone of a handset, at the rate of the model."""
+    """A call's microphone, at the model's rate."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class DeviceSource:
         self._silent = self._shed = 0
 
     async def read(self) -> Audio | None:
-        """The next hop, silence while the device is away."""
+        """The next hop, silence while the device is missing."""
         while len(self._rest) < self._hop:
             self._poll()
             stream = self._now_open()
@@ -81,7 +81,7 @@ class DeviceSource:
             self._queue.update(self._waiting_ms(stream), now_s)
 
     def statistics(self) -> dict[str, object]:
-        """What became of what the microphone heard."""
+        """Counters of what the microphone recorded and lost."""
         counts = self.watched.counts
         return {
             "name": self._name,
@@ -125,7 +125,7 @@ class DeviceSource:
 
 
 class DeviceSink:
-    """The speaker of a handset, which asks for a hop whenever its queue runs low."""
+    """A call's speaker, which asks for a hop whenever its queue runs low."""
 
     def __init__(
         self,
@@ -137,7 +137,7 @@ class DeviceSink:
         voice: VoiceProcessor | None = None,
         buffer_ms: float = START_MS,
     ) -> None:
-        """``look`` is called often, ``close`` gives the device back; ``voice`` hears all."""
+        """``look`` is called often, ``close`` releases the device; ``voice`` gets all audio."""
         self._target_ms = buffer_ms
         self.watched = watched
         self._poll, self._close = poll, close
@@ -153,7 +153,7 @@ class DeviceSink:
         self._unplayed = 0
 
     async def ready(self) -> float:
-        """Wait for room in the queue, or for the next hop's time while the device is away."""
+        """Wait for room in the queue, or for the next hop's time while the device is missing."""
         loop = asyncio.get_running_loop()
         while True:
             self._poll()
@@ -187,11 +187,11 @@ class DeviceSink:
             self._queue.update(self._playout.fill_ms, now_s)
 
     def ahead_ms(self) -> float:
-        """How long until what is written now is heard."""
+        """How long it takes until audio written now is heard."""
         return self._buffer_ms + (self._playout.fill_ms if self._playout is not None else 0.0)
 
     def statistics(self) -> dict[str, object]:
-        """What became of what the speaker was given."""
+        """Counters of what the speaker played and lost."""
         counts, playout = self.watched.counts, self._playout
         return {
             "name": self._name,

@@ -1,4 +1,4 @@
-"""Both devices of a call: opened together, watched, and opened again when they were lost."""
+"""Both devices of a call: opened together, watched, and reopened after a loss."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ LOOK_S = 0.25
 class DevicePair:
     """A microphone, a speaker, or both: ``source`` and ``sink`` are what a call is given.
 
-    A device that is lost is opened again when it comes back, and until then the call goes on: the
-    microphone is silent, and what the speaker would play is dropped, each at its usual pace.
+    A lost device is reopened when it comes back. Until then the call goes on: the microphone is
+    silent, and the speaker's audio is dropped, each at its usual pace.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class DevicePair:
         buffer_ms: float = START_MS,
         on_event: Callable[[str], None],
     ) -> None:
-        """Open the devices; ``on_event`` hears of losses, from another thread.
+        """Open the devices; ``on_event`` is told of losses, from another thread.
 
         ``buffer_ms`` of audio are kept queued for the speaker, more after it ran empty.
 
@@ -86,7 +86,7 @@ class DevicePair:
             raise
 
     def close(self) -> None:
-        """Give the devices back. Harmless when repeated."""
+        """Release the devices. Repeating this is harmless."""
         self._closed = True
         with self._lock:
             for end in self._ends:
@@ -110,7 +110,7 @@ class DevicePair:
         return statistics | {"latencyMs": latency | {"sum": round(sum(terms.values()), 2)}}
 
     def _poll(self) -> None:
-        """See now and then whether a device was lost; what that takes is done in a thread."""
+        """Check from time to time, in a thread, whether a device was lost."""
         now_s = self._system.now()
         if now_s < self._next_s:
             return

@@ -16,7 +16,7 @@ from encodec_rt.link.whip import PATH, SDP_TYPE
 
 @dataclass(frozen=True)
 class DialAnswer:
-    """What came of posting an offer: the answer, and where to hang up."""
+    """The result of posting an offer: the answer, and where to hang up."""
 
     answer: str
     location: str
@@ -28,7 +28,7 @@ class SignallingClient:
     def __init__(self, url: str, *, token: str | None, fingerprint: str | None = None) -> None:
         """``fingerprint`` pins the server's certificate; without it the system's roots decide.
 
-        Raises LinkError for a URL that is none, or that would send the token in the clear.
+        Raises LinkError for an invalid URL, or one that would send the token unencrypted.
         """
         try:
             parts = urlsplit(url)
@@ -51,7 +51,7 @@ class SignallingClient:
     async def dial(
         self, offer: str, *, timeout_s: float = 15.0, location: str = PATH
     ) -> DialAnswer:
-        """Post ``offer``, to the ``location`` of a call for a new path of that one.
+        """Post ``offer``, to the ``location`` of an existing call for a new path.
 
         Raises LinkError if nobody answers, or the call is refused.
         """
@@ -86,11 +86,11 @@ class SignallingClient:
                 "pin it with --fingerprint, which 'encodec-rt link listen' prints there"
             ) from error
         except aiohttp.ClientConnectorError as error:
-            # Its own words show an address in memory.
+            # Its own message shows an address in memory.
             number = error.os_error.errno or 0
             reason = os.strerror(number) if number > 0 else error.os_error.strerror
             raise LinkError(f"{self._base} cannot be reached: {reason}") from error
-        # A name that cannot be one raises ValueError, and so do bytes that are not text.
+        # An impossible name raises ValueError, and so do bytes that are not text.
         except (aiohttp.ClientError, ValueError) as error:
             raise LinkError(f"{self._base} cannot be reached: {error}") from error
 
@@ -113,7 +113,7 @@ class SignallingClient:
 
 
 class SessionEnded(LinkError):
-    """A call that was to go on over a new path is over."""
+    """The call that was to continue over a new path has ended."""
 
 
 def certificate_problem(error: Exception) -> str:
@@ -129,7 +129,7 @@ def certificate_problem(error: Exception) -> str:
 
 
 def _refusal(status: int, text: str) -> str:
-    # It may be anybody's, and is shown on a terminal.
+    # It may come from anybody, and is shown on a terminal.
     text = "".join(letter for letter in text[:300] if letter.isprintable())
     reasons = {
         400: text,

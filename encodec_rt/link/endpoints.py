@@ -15,14 +15,14 @@ from encodec_rt.types import Audio
 from encodec_rt.voice.transport import CallSink, CallSource
 
 LATE_S = 0.5
-"""A file that lags behind its clock by more gives up catching up, as after a suspend."""
+"""A file that lags behind its clock by more stops catching up, as after a suspend."""
 
 
 class Clock:
     """Ticks of one hop on the event loop's clock."""
 
     def __init__(self, hop_s: float) -> None:
-        """The first tick is a hop after it is asked for."""
+        """The first tick comes a hop after the first call."""
         self._hop_s = hop_s
         self._next_s: float | None = None
 
@@ -41,7 +41,7 @@ class FileSource:
     """A sound file played into the call at the pace of a microphone."""
 
     def __init__(self, path: str | Path, config: EncodecConfig) -> None:
-        """Open ``path``. Raises InputError for what is no audio."""
+        """Open ``path``. Raises InputError if it is not audio."""
         self._closed = False
         self._reader = AudioReader(path)
         self._hops = _hops(self._reader, config)
@@ -62,7 +62,7 @@ class FileSink:
     """A sound file that records what a speaker would play, whatever ends the call."""
 
     def __init__(self, path: str | Path, config: EncodecConfig, *, force: bool = False) -> None:
-        """To be written to ``path``. Raises InputError if it exists and ``force`` is not set."""
+        """Create ``path``. Raises InputError if it exists and ``force`` is not set."""
         self._recording = AudioRecording(
             path, rate_hz=config.sampling_rate, channels=config.audio_channels, force=force
         )
@@ -77,7 +77,7 @@ class FileSink:
         self._recording.write(audio)
 
     def close(self) -> None:
-        """Finish the file; it appears under its name now."""
+        """Finish the file, which then appears under its name."""
         self._recording.finish()
 
 
@@ -117,10 +117,10 @@ class NullSink:
 
 
 class MeteredSource:
-    """A source whose level can be looked at."""
+    """A source with a level meter."""
 
     def __init__(self, source: CallSource) -> None:
-        """What ``source`` gives, as it gives it."""
+        """Passes ``source`` on unchanged."""
         self.level = Level()
         self._source = source
 
@@ -137,10 +137,10 @@ class MeteredSource:
 
 
 class MeteredSink:
-    """A sink whose level can be looked at."""
+    """A sink with a level meter."""
 
     def __init__(self, sink: CallSink) -> None:
-        """To ``sink``, as it wants it."""
+        """Passes audio on to ``sink`` unchanged."""
         self.level = Level()
         self._sink = sink
 

@@ -1,7 +1,7 @@
-"""aiortc and aioice hardened: they were written for friends, and take datagrams from anyone.
+"""aiortc and aioice hardened: they assume friendly peers, but take datagrams from anyone.
 
-The attributes that are replaced are private, so they are checked for in each call, and both
-versions are pinned, since a new release may rename them.
+The attributes replaced here are private, so each call checks that they exist, and both versions are
+pinned, since a new release may rename them.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from encodec_rt.link.sdp import PARSER_ERRORS
 logger = logging.getLogger(__name__)
 
 WAITING_DATAGRAMS = 256
-"""Datagrams that wait to be decrypted, more than a second's; what comes then is dropped."""
+"""Datagrams that may wait to be decrypted, more than a second's; further ones are dropped."""
 MAX_SOURCES = 8
-"""SSRCs in one call: aiortc forgets none, and the other side needs one."""
+"""The most SSRCs in one call: aiortc forgets none, and the other side needs one."""
 MAX_STREAMS = 16
-"""SCTP streams in one call, for the same reason."""
+"""The most SCTP streams in one call, for the same reason."""
 MAX_WAITING_CHUNKS = 64
-"""Chunks of a stream that wait for others: our messages are single chunks and need none."""
+"""The most chunks of a stream that may wait for others: our messages are single chunks."""
 MAX_MISSING = 1024
-"""Chunks received after one that is missing, which aiortc sorts with each that comes."""
+"""The most chunks received after a missing one; aiortc sorts them whenever another arrives."""
 
 UNREADABLE = (struct.error, *PARSER_ERRORS)
 
@@ -51,7 +51,7 @@ def require(owner: object, *names: str) -> None:
 
 
 def guard_sctp(sctp: Any) -> None:
-    """Do for a data channel's transport what ``guard`` does, with bounds on what it remembers.
+    """As ``guard``, for a data channel's transport, with bounds on what it remembers.
 
     To be called before the description that starts it. Raises LinkError if a library changed.
     """
@@ -72,7 +72,7 @@ def guard_sctp(sctp: Any) -> None:
 
 
 def guard(dtls: Any) -> None:
-    """Let ``dtls`` take only what ``datagrams.admits``, and outlive what even the peer may send.
+    """Let ``dtls`` take only what ``datagrams.admits``, and survive whatever the peer sends.
 
     Raises LinkError if a library changed.
     """
@@ -95,7 +95,7 @@ def guard(dtls: Any) -> None:
 def _forgiving(
     handle: Callable[..., Awaitable[None]], most_sources: int | None
 ) -> Callable[..., Awaitable[None]]:
-    """``handle`` for decrypted packets, which ends no call because of one that cannot be read."""
+    """``handle`` for decrypted packets; an unreadable one does not end the call."""
     sources: set[bytes] = set()
 
     async def forgiving(data: bytes, **rest: object) -> None:

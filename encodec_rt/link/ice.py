@@ -18,7 +18,7 @@ _ACCEPTED = "HOST:PORT, stun:HOST, turn:USER:PASSWORD@HOST or turn:USER:PASSWORD
 
 @dataclass(frozen=True)
 class IceServer:
-    """One server: its URI, and for TURN who asks."""
+    """One server: its URI, and for TURN the credentials."""
 
     uri: str
     username: str | None = None
@@ -28,7 +28,7 @@ class IceServer:
 def parse_ice_server(text: str) -> IceServer:
     """The server that ``text`` names; ``HOST:PORT`` alone is a STUN server.
 
-    What a URI has no room for in a user name or password is written %XX. Raises ConfigError.
+    Reserved characters in a user name or password are written %XX. Raises ConfigError.
     """
     match = _FORM.fullmatch(text)
     if match is None or not match["host"].strip("."):

@@ -1,4 +1,4 @@
-"""An application that listens: beyond loopback with TLS and a token, behind admission's limits."""
+"""A listening web application: beyond loopback with TLS and a token, behind admission limits."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def cannot_listen(host: str, port: int, error: OSError | UnicodeError) -> LinkEr
 
 
 class Listener:
-    """Where a web application is reached. Once opened, it listens until it is closed."""
+    """The address of a web application. Once opened, it listens until it is closed."""
 
     def __init__(self) -> None:
         """Nothing listens yet."""
@@ -46,11 +46,11 @@ class Listener:
         lingering_s: float = 10.0,
         listens: bool = True,
     ) -> int:
-        """Listen at ``place`` (host, port); the port, which the system chooses for 0.
+        """Listen at ``place`` (host, port); returns the port, which the system chooses for 0.
 
-        Without ``listens`` connections come from ``admission.take`` alone, which another process
-        accepted at ``place``.
-        Raises LinkError where it cannot, and beyond loopback without both TLS and a token.
+        Without ``listens`` all connections come through ``admission.take``; another process accepts
+        them at ``place``. Raises LinkError if it cannot, and beyond loopback without both TLS and a
+        token.
         """
         host, port = place
         check_place(host, context, has_token=has_token)
@@ -71,21 +71,22 @@ class Listener:
             await self.close()
             raise cannot_listen(host, port, error) from error
         if is_loopback(host):
-            # Else a page of another name that resolves to this machine could read along.
+            # Otherwise a page under another name that resolves to this machine could read
+            # responses.
             names = ("localhost", "127.0.0.1", "[::1]", host)
             self.hosts = frozenset(f"{name}:{bound}" for name in names)
             if bound == (80 if context is None else 443):
-                # Of the usual port nothing is said.
+                # The default port is left out.
                 self.hosts |= frozenset(names)
         return bound
 
     def let_stay(self, transport: asyncio.BaseTransport) -> None:
-        """Do not hang up on this connection by time: its session has limits of its own."""
+        """Do not time this connection out: its session has its own limits."""
         assert self.admission is not None, "a connection comes after the start"
         self.admission.let_stay(transport)
 
     async def close(self) -> None:
-        """Let nobody in any more, and end what is inside."""
+        """Admit no more connections, and end the open ones."""
         if self.admission is not None:
             await self.admission.close()
         if self._runner is not None:

@@ -1,4 +1,4 @@
-"""What the transports of WebRTC share: a peer connection, negotiated by SDP, and its end."""
+"""What the WebRTC transports share: a peer connection, negotiated by SDP, and its end."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class NegotiatedTransport(Transport, Protocol):
     async def answer(self, offer: str) -> tuple[str, int]:
         """The SDP to send back for ``offer``, and how many codebooks the other side takes.
 
-        Raises LinkError for an offer that cannot be met.
+        Raises LinkError for an offer that cannot be accepted.
         """
 
     async def accept(self, answer: str) -> int:
@@ -36,7 +36,7 @@ class PeerTransport:
     """A peer connection: ``offer`` or ``answer``, then wait for it."""
 
     def __init__(self, form: Format, ice_servers: Sequence[str] = ()) -> None:
-        """To be made inside the event loop; no packet passes before ``open``.
+        """Create it inside the event loop; no packet passes before ``open``.
 
         ``ice_servers`` are as ``parse_ice_server`` takes them; it raises ConfigError for any other.
         """

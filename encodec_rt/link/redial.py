@@ -10,7 +10,7 @@ from encodec_rt.link.call import Call
 from encodec_rt.link.dialling import SessionEnded, SignallingClient
 
 DEAD_AFTER_S = 3.0
-"""A path that is silent for so long is given up: silence itself is announced every 0.4 s."""
+"""A path that is silent for this long is given up: silence itself is announced every 0.4 s."""
 RETRY_S = 1.0
 ATTEMPT_S = 5.0
 
@@ -20,8 +20,8 @@ async def keep_connected(
 ) -> None:
     """Watch ``call``, and redial ``location`` whenever its path is dead, until cancelled.
 
-    How long it may take is up to the call, which ends when nothing has come for too long.
-    Raises SessionEnded when the other side has hung up meanwhile.
+    The call limits how long this may take: it ends when nothing has arrived for too long. Raises
+    SessionEnded when the other side has hung up meanwhile.
     """
     while True:
         await asyncio.sleep(RETRY_S / 4)
@@ -34,7 +34,7 @@ async def keep_connected(
 
 
 async def _redial(call: Call, client: SignallingClient, location: str) -> bool:
-    """Whether the call goes on over a new path. Raises SessionEnded."""
+    """Whether the call moved to a new path. Raises SessionEnded."""
     try:
         offer = await call.renewal_offer()
         dialled = await client.dial(offer, timeout_s=ATTEMPT_S, location=location)

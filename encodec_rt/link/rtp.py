@@ -1,7 +1,7 @@
 """Our payload in aiortc's RTP, which has no registry for codecs and no hook for a jitter buffer.
 
-So some of its private attributes are replaced, here and in ``hardening``. They are checked for in
-each call, and the version is pinned, since a new release may rename them.
+So some of its private attributes are replaced, here and in ``hardening``. Each call checks that
+they exist, and the version is pinned, since a new release may rename them.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ _ESTIMATOR = "_RTCRtpReceiver__remote_bitrate_estimator"
 
 
 class OutgoingTrack(MediaStreamTrack):
-    """Packets on their way to the sender; what the network does not take in time is dropped."""
+    """Packets on their way to the sender; those that the network does not accept in time are
+    dropped."""
 
     kind = "audio"
 
@@ -87,7 +88,7 @@ class _Packer:
         self._on_estimate(float(bitrate))
 
     def encode(self, frame: object, force_keyframe: bool = False) -> NoReturn:
-        """Never called, as the track gives no frames of raw audio."""
+        """Never called, as the track has no frames of raw audio."""
         raise TypeError("frames must come encoded")
 
     def pack(self, packet: Outgoing) -> tuple[list[bytes], int]:
@@ -103,7 +104,7 @@ class _Tap:
         self._on_packet = on_packet
 
     def add(self, packet: Any) -> tuple[bool, None]:
-        """Take a packet; no picture is lost, and nothing is for aiortc to decode."""
+        """Take a packet; aiortc need not request a picture and has nothing to decode."""
         received = Received(packet.payload, packet.sequence_number, packet.timestamp, packet.ssrc)
         self._on_packet(received)
         return False, None
@@ -163,7 +164,7 @@ async def read_report(connection: RTCPeerConnection) -> Report | None:
 def _register(rate_hz: int) -> None:
     """Let aiortc's negotiation know the payload at this rate.
 
-    The registry belongs to the whole process, so that what differs from call to call is not in it.
+    The registry is process-wide, so it holds nothing that differs from call to call.
     """
     codecs, extensions = CODECS["audio"], HEADER_EXTENSIONS["audio"]
     if all((codec.mimeType, codec.clockRate) != (MIME_TYPE, rate_hz) for codec in codecs):

@@ -1,4 +1,4 @@
-"""RTP and RTCP where messages are carried whole, as in a data channel: bytes in and bytes out.
+"""RTP and RTCP where messages are carried whole, as in a data channel: bytes in, bytes out.
 
 Pure: every call is told the time. A message is one RTP packet or one RTCP packet, told apart by the
 second byte (RFC 5761). Reports are as short as RFC 5506 allows, a sender or receiver report alone,
@@ -26,10 +26,10 @@ from encodec_rt.voice.transport import Received, Report
 
 RTCP_TYPES = range(192, 224)
 MAX_BYTES = 1200
-"""A message longer than this is not looked at: what a packet may hold is far shorter."""
+"""Longer messages are not examined: packets are far shorter."""
 MAX_LOST = (1 << 23) - 1
 MAX_ROUND_TRIP_S = 60.0
-"""Beyond this a report is not believed."""
+"""Beyond this a report is not trusted."""
 
 
 class RtpSession:
@@ -68,7 +68,7 @@ class RtpSession:
         return message
 
     def read(self, message: object, now_s: float) -> Received | None:
-        """The packet in a message, or None for a report, of which is taken what it tells.
+        """The packet in a message, or None for a report, which is taken into account.
 
         Raises PacketError, and nothing else, for what is neither.
         """

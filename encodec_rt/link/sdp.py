@@ -30,8 +30,8 @@ PARSER_ERRORS = (
     *(ValueError, LookupError, AssertionError, AttributeError, TypeError),
     *(StopIteration, RuntimeError),
 )
-"""How aiortc fails on garbage: its parser was written for friends. A StopIteration within a
-coroutine becomes a RuntimeError."""
+"""How aiortc's parser fails on garbage. A StopIteration within a coroutine becomes a
+RuntimeError."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class Format:
         }
 
     def describe(self, description: str) -> str:
-        """aiortc's SDP with all our parameters; aiortc knows but the rate."""
+        """aiortc's SDP with all our parameters, of which aiortc knows only the rate."""
         short = f"a=fmtp:{PAYLOAD_TYPE} rate={self.rate_hz}"
         full = ";".join(f"{name}={value}" for name, value in self.parameters.items())
         return description.replace(short, f"a=fmtp:{PAYLOAD_TYPE} {full}")
@@ -132,7 +132,7 @@ def is_for_channel(description: str) -> bool:
 
 @contextmanager
 def refusing(kind: str) -> Iterator[None]:
-    """Turn what aiortc makes of a bad description into a LinkError."""
+    """Turn aiortc's exceptions for a bad description into a LinkError."""
     try:
         yield
     except LinkError:
@@ -146,9 +146,9 @@ def refusing(kind: str) -> Iterator[None]:
 
 
 def fingerprints(description: str) -> frozenset[str]:
-    """Those of the key by which the writer of an SDP will be known in DTLS.
+    """The fingerprints of the key with which the writer of an SDP will appear in DTLS.
 
-    Each call has a key of its own. Raises LinkError for an SDP without any, with many or long ones.
+    Each call has its own key. Raises LinkError for an SDP without any, or with many or long ones.
     """
     lines = (line.strip() for line in description.splitlines())
     found = {line.split()[-1].upper() for line in lines if line.startswith("a=fingerprint:")}

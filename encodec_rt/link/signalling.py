@@ -1,7 +1,6 @@
 """How two machines find each other: one HTTP POST that carries an offer and returns an answer.
 
-DTLS only proves that media comes from whoever signalled, so that this is the gate that keeps
-everyone else out.
+DTLS only proves that media comes from whoever signalled, so this is where strangers are kept out.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ from encodec_rt.link.whip import SignalledCall, WhipEndpoint
 
 @dataclass(frozen=True)
 class Limits:
-    """What one server lets happen."""
+    """The limits of one server."""
 
     sessions: int = 1
     body_bytes: int = 64 * 1024
     requests_per_s: float = 2.0
-    """Per address, in the long run."""
+    """Per address, on average."""
     burst: int = 10
     request_s: float = 10.0
     """How long a request may take to arrive, and an answer to be made."""
@@ -36,7 +35,7 @@ class Limits:
 
 
 class SignallingServer:
-    """Listens for calls. Refusals are short, name no details, and cost little."""
+    """Listens for calls. Refusals are short, reveal no details, and are cheap."""
 
     def __init__(
         self,
@@ -88,7 +87,7 @@ class SignallingServer:
         )
 
     def add_to(self, application: web.Application) -> None:
-        """Take calls at a server of pages, from its own pages too, in place of ``start``.
+        """Instead of ``start``, take calls at a page server, from its own pages too.
 
         That server checks hosts and origins; the rate of calls and the token are checked here.
         """
@@ -101,7 +100,7 @@ class SignallingServer:
 
     @web.middleware
     async def _check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Raise the refusal of a request that may not come further, cheapest reason first."""
+        """Raise the refusal of a request that is not admitted, cheapest reason first."""
         self._check_rate(request)
         origin = request.headers.get("Origin")
         if origin is not None and origin not in self._origins:

@@ -1,7 +1,7 @@
-"""WHIP (RFC 9725), a resource of a web application: calls are posted, renewed and hung up here.
+"""WHIP (RFC 9725) as a resource of a web application: posting, renewing and hanging up calls.
 
 An SDP offer is posted, the answer comes with 201 and a Location, and deleting that location hangs
-up. Who may come this far is for the application to say.
+up. The application decides who is admitted.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ logger = logging.getLogger(__name__)
 PATH = "/call"
 SDP_TYPE = "application/sdp"
 REMEMBERED = 4096
-"""Fingerprints of offers that were taken: of an offer there are three, and no more than eight."""
+"""Remembered fingerprints of accepted offers; an offer has three, and at most eight."""
 
 
 class SignalledCall(Protocol):
     """One call as signalling sees it."""
 
     async def answer(self, offer: str) -> str:
-        """The SDP answer. Raises LinkError for an offer that cannot be met."""
+        """The SDP answer. Raises LinkError for an offer that cannot be accepted."""
 
     @property
     def is_lost(self) -> bool:
-        """Whether nothing has come for so long that another call may take the place of this one."""
+        """Whether nothing has arrived for so long that another call may replace this one."""
 
     async def renew(self, offer: str) -> str:
         """The SDP answer for a new path of this call. Raises LinkError as ``answer`` does."""
 
     async def run(self) -> None:
-        """The call from here to its end, which may be a LinkError."""
+        """Run the call to its end. Raises LinkError."""
 
     async def close(self) -> None:
         """Hang up and release everything."""
@@ -61,11 +61,11 @@ class WhipEndpoint:
         request_s: float,
         refused: Callable[[str], None] = lambda _: None,
     ) -> None:
-        """``open_line`` makes a new call for each offer that may come this far, of which it is
-        told what its address asks for; it may raise the refusal itself.
+        """``open_line`` makes a new call for each admitted offer, given what the offer's URL asks
+        for; it may raise a refusal itself.
 
-        ``request_s`` is how long an offer may take to arrive, and an answer to be made.
-        ``refused`` is told why an offer was.
+        ``request_s`` is how long an offer may take to arrive, and an answer to be made. ``refused``
+        is told why an offer was refused.
         """
         self._refused = refused
         self._open_line, self._sessions, self._request_s = open_line, sessions, request_s
@@ -94,7 +94,7 @@ class WhipEndpoint:
         application: web.Application,
         admit: Callable[[Handler], Handler] = lambda handler: handler,
     ) -> None:
-        """Give ``application`` the addresses, whose handlers ``admit`` may put a check before."""
+        """Add the routes to ``application``; ``admit`` may wrap their handlers with a check."""
         for method, path, handler in self.routes:
             application.router.add_route(method, path, admit(handler))
 
@@ -119,7 +119,7 @@ class WhipEndpoint:
             self._pending -= 1
 
     async def _renew(self, request: web.Request) -> web.Response:
-        """A caller whose path is dead offers another one for the call that it has."""
+        """A caller whose path is dead offers another one for its call."""
         if request.content_type != SDP_TYPE:
             raise web.HTTPUnsupportedMediaType
         line = self._lines.get(request.match_info["name"])
@@ -129,14 +129,14 @@ class WhipEndpoint:
         return web.Response(status=201, text=reply, content_type=SDP_TYPE)
 
     async def _clear_lost(self) -> None:
-        """End calls that wait for a caller who has gone, as this may be the same one."""
+        """End calls whose caller has gone, as this may be the same one."""
         for name, line in list(self._lines.items()):
             if line.is_lost:
                 await line.close()
                 await asyncio.gather(*(task for task in self._tasks if task.get_name() == name))
 
     async def _read_offer(self, request: web.Request) -> str:
-        """The offer, whose like was never taken before; raises the refusal of any other."""
+        """The offer, if it has not been accepted before; otherwise raises the refusal."""
         try:
             body = await asyncio.wait_for(request.read(), self._request_s)
         except asyncio.TimeoutError:
@@ -179,7 +179,7 @@ class WhipEndpoint:
         )
 
     def _take(self, offer: str) -> None:
-        """Raise the refusal of an offer that was taken before, whoever sends it again."""
+        """Raise the refusal of an offer that was accepted before, whoever sends it again."""
         try:
             names = fingerprints(offer)
         except LinkError as error:
@@ -207,7 +207,7 @@ class WhipEndpoint:
 
 
 def _why_unavailable(error: CodecError) -> str:
-    """What a caller may know of why this side cannot talk: no names of devices or files."""
+    """What a caller may know about why this side cannot talk: no names of devices or files."""
     if not isinstance(error, AudioDeviceError):
         return "the other side cannot open the files that it was told to use"
     device = "speaker" if "speaker" in str(error) else "microphone"

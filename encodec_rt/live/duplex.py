@@ -22,7 +22,7 @@ MAX_FRAMES = 8
 
 
 class Duplex:
-    """The worker: everything that is not a callback happens in ``step``."""
+    """The worker: everything outside the callbacks happens in ``step``."""
 
     def __init__(
         self,
@@ -35,10 +35,10 @@ class Duplex:
         on_event: Callable[[str], None],
         choose: Callable[[Audio, Audio], Audio] | None = None,
     ) -> None:
-        """Run ``loop`` between the ends of ``system``; ``on_event`` hears of lost devices.
+        """Run ``loop`` between the ends of ``system``; ``on_event`` is told of lost devices.
 
         With ``keep_all`` a stall costs delay rather than input, for the sake of a recording.
-        ``choose`` gets each captured piece and the frames it completed, and gives what is played.
+        ``choose`` gets each captured piece and the frames it completed, and returns what is played.
         """
         self.loop = loop
         self._system = system
@@ -93,7 +93,7 @@ class Duplex:
             self.loop.abandon()
 
     def step(self) -> bool:
-        """Take the blocks that are there through the codec; False if there are none."""
+        """Run the available blocks through the codec; False if there are none."""
         self._watch()
         source = self._source.end
         self._measure_queues()
@@ -106,7 +106,7 @@ class Duplex:
         return True
 
     def status(self) -> Status:
-        """What there is to show; may be called from another thread."""
+        """What to display; may be called from another thread."""
         loop, playout = self.loop, self._playout
         return Status(
             seconds=self._system.now() - self._began_s,
@@ -159,7 +159,7 @@ class Duplex:
         }
 
     def _pass_on(self, source: AudioSource, most: int) -> int:
-        """Take up to ``most`` samples through the codec; how many they were."""
+        """Run up to ``most`` samples through the codec; returns how many."""
         audio = source.read(min(most, round(MAX_FRAMES * BLOCK_S * source.rate_hz)))
         taken = len(audio)
         if source.rate_hz != self.loop.rate_hz:
@@ -179,7 +179,7 @@ class Duplex:
     def _drain(self) -> None:
         """Encode what is queued by now, so that a recording ends where the session did.
 
-        No more than that: to a codec that is too slow, more would come for ever.
+        No more than that: with a codec that is too slow, input would never end.
         """
         source = self._source.end
         left = 0 if source is None else source.waiting
@@ -201,7 +201,7 @@ class Duplex:
             self._poll_ends()
 
     def _poll_ends(self) -> None:
-        """Take note of streams that were opened anew."""
+        """Take note of reopened streams."""
         source = self._source.end
         if source is not None:
             self._names[0], self._latencies_ms[0] = source.name, source.latency_ms
@@ -223,5 +223,5 @@ class Duplex:
             self._playback_queue.update(self._playout.fill_ms, now_s)
 
     def _waiting_ms(self, source: AudioSource) -> float:
-        """What was captured and is not encoded yet."""
+        """What has been captured but not encoded yet."""
         return 1000 * (source.waiting / source.rate_hz + self.loop.waiting / self.loop.rate_hz)

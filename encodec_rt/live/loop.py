@@ -1,6 +1,6 @@
 """The codec as a live session uses it: encoder -> packets -> decoder, timed and recorded.
 
-``CodecLoop`` is fed by whoever has a microphone, ``loop_back`` runs a whole clip at its pace.
+``CodecLoop`` is fed from a microphone, ``loop_back`` runs a whole clip in real time.
 """
 
 from __future__ import annotations
@@ -76,7 +76,7 @@ class CodecLoop:
 
     @property
     def kbps(self) -> float:
-        """What the packets have taken, their first byte included, on average."""
+        """The packets' average bitrate, headers of the payload included."""
         seconds = self.frames * self.hop / self.rate_hz
         return 8e-3 * self.packet_bytes / seconds if seconds else 0.0
 
@@ -95,7 +95,7 @@ class CodecLoop:
         return self._listen(codes)
 
     def finish(self) -> Audio:
-        """The audio of the last, incomplete frame; the recordings are then whole and closed."""
+        """The audio of the last, incomplete frame; completes and closes the recordings."""
         given = self.frames * self.hop
         rest = self._listen(self._encoder.flush(), most=self.samples_in - given)
         self._close_recordings(self.samples_in)
@@ -134,11 +134,11 @@ class CodecLoop:
 
 @dataclass
 class Loopback:
-    """What became of the audio, and of each frame: times in milliseconds.
+    """The decoded audio, and the times of each frame in milliseconds.
 
     ``encode_ms`` and ``decode_ms`` include packing and parsing. ``late_ms`` is how long after its
-    last sample was there a frame had been decoded; a frame that takes longer than ``frame_ms``
-    has missed its deadline. ``start_up_ms`` runs from the first sample in to the first one out.
+    last sample a frame had been decoded; a frame that takes longer than ``frame_ms`` has missed its
+    deadline. ``start_up_ms`` runs from the first sample in to the first one out.
     """
 
     frame_ms: float
@@ -157,7 +157,7 @@ class Loopback:
 
     @property
     def misses(self) -> int:
-        """Frames that were not done when the next one was there."""
+        """Frames that were not done when the next one arrived."""
         return sum(late > self.frame_ms for late in self.late_ms)
 
     @property
@@ -177,8 +177,9 @@ def loop_back(
 ) -> Loopback:
     """Run ``audio`` [channels, n], at the model's rate, through one packet per frame.
 
-    ``paced`` hands in each frame only when a microphone would have it; else frames follow at once,
-    and a frame counts as late by the time it took. ``on_frame`` is called after each frame.
+    ``paced`` passes each frame only when a microphone would have it; else frames follow one another
+    immediately, and a frame's lateness is the time it took. ``on_frame`` is called after each
+    frame.
     """
     config = codec.config
     hop = config.hop_length

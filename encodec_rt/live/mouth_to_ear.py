@@ -27,7 +27,7 @@ _NEEDED = 0.6
 
 @dataclass(frozen=True)
 class Delay:
-    """What was found: the median, the extremes, and how many chirps of how many agree with it."""
+    """The measured delay: the median, the extremes, and how many of the chirps agree with it."""
 
     median_ms: float
     lowest_ms: float
@@ -37,10 +37,11 @@ class Delay:
 
 
 class Probe:
-    """Plays its chirps and keeps what comes back, by ``choose`` of a Duplex."""
+    """Plays chirps and keeps what comes back, as ``choose`` of a Duplex."""
 
     def __init__(self, rate_hz: int) -> None:
-        """The chirps begin after ``SETTLING_S`` and lie irregularly, so that no lag looks alike."""
+        """The chirps begin after ``SETTLING_S``, irregularly spaced so that every lag is
+        distinct."""
         self.rate_hz = rate_hz
         spacing = np.random.default_rng(0).uniform(*SPACING_S, CHIRPS)
         self.starts = (np.cumsum(spacing) + SETTLING_S) * rate_hz
@@ -67,11 +68,11 @@ class Probe:
         return np.pad(played, (0, len(heard) - len(played)))
 
     def before_codec(self) -> Delay | None:
-        """The delay by what the microphone gave, or None if the chirps are not in it."""
+        """The delay by the microphone's signal, or None if the chirps are not in it."""
         return self._delay(self._captured)
 
     def after_codec(self) -> Delay | None:
-        """The delay by what the decoder gave, or None if the chirps are not in it."""
+        """The delay by the decoder's output, or None if the chirps are not in it."""
         return self._delay(self._heard)
 
     def require(self) -> Delay:

@@ -1,8 +1,8 @@
 """Recordings of codes: files that are valid while they grow, so that nothing recorded is lost.
 
-As those of audio (``audio/recording.py``) they are written under a temporary name and get their own
-when they end, however they end. A program that was killed leaves a whole file up to the last frame,
-and so does a disk that was full: nothing is written after the first error, and what was stays.
+Like those of audio (``audio/recording.py``) they are written under a temporary name and renamed
+when they end, however they end. A killed program leaves a valid file up to the last frame, and so
+does a full disk: nothing is written after the first error, and what was written stays.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class ContainerRecording:
         fields: Sequence[tuple[str, str]] = (),
         force: bool = False,
     ) -> None:
-        """A recording to be at ``path``. Raises InputError if it may not be there."""
+        """A recording for ``path``. Raises InputError if it cannot be created there."""
         self.frames = 0
         self._header = header
         self._coder = coder
@@ -69,7 +69,7 @@ class ContainerRecording:
 
     @contextmanager
     def _keeping(self) -> Iterator[None]:
-        """Where the block cannot write, keep the pages that are whole, and write no more."""
+        """If the block cannot write, keep the complete pages, and write no more."""
         try:
             yield
         except OSError:
@@ -90,7 +90,7 @@ class EcdcRecording:
         *,
         force: bool = False,
     ) -> None:
-        """A recording to be at ``path``. Raises InputError if it may not be there."""
+        """A recording for ``path``. Raises InputError if it cannot be created there."""
         self.frames = 0
         self._file = _growing(path, ".ecdc", force=force)
         self._open = partial(GrowingEcdc, config=config, model=model, codebooks=codebooks)
@@ -118,7 +118,7 @@ class EcdcRecording:
 
     @contextmanager
     def _keeping(self) -> Iterator[None]:
-        """Where the block cannot write, keep what the header tells of, and write no more."""
+        """If the block cannot write, keep what the header covers, and write no more."""
         size = self._file.raw.seek(0, os.SEEK_END)
         try:
             with naming(self._file.target):

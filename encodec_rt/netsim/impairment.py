@@ -14,11 +14,11 @@ from encodec_rt.errors import ConfigError
 
 @dataclass(frozen=True)
 class PathProfile:
-    """How a path treats packets; the defaults are a perfect one."""
+    """How a path treats packets; the defaults are those of a perfect path."""
 
     delay_ms: float = 0.0
     jitter_ms: float = 0.0
-    """Mean of an exponential delay on top; packets overtake one another if it is large."""
+    """Mean of an additional exponential delay; packets overtake one another if it is large."""
     loss: float = 0.0
     """Mean share of packets lost."""
     burst: float = 1.0
@@ -28,7 +28,8 @@ class PathProfile:
     """Share of packets held back by ``reorder_ms``."""
     reorder_ms: float = 30.0
     spike_every_s: float = 0.0
-    """Every so often the path stalls: packets then queue for ``spike_ms`` and come in one burst."""
+    """From time to time the path stalls: packets then queue for ``spike_ms`` and arrive in one
+    burst."""
     spike_ms: float = 120.0
     step_at_s: float = 0.0
     """When the delay changes for good by ``step_ms``."""
@@ -94,7 +95,7 @@ class Channel:
         return any(begin <= now_s < end for begin, end in self.network.outages_s)
 
     def _queue(self, now_s: float, size: int) -> float | None:
-        """Seconds in the bottleneck, or None where its queue is full."""
+        """Seconds in the bottleneck, or None if its queue is full."""
         network = self.network
         begin, end = network.rate_span_s
         if not network.rate_kbps or not begin <= now_s < end:

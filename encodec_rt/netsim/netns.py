@@ -1,8 +1,8 @@
 """Two network namespaces on one Linux machine, and a router between them that loses and delays.
 
-The router is a process of ours between two TUN devices, since few kernels have ``netem``. Only UDP
-suffers: signalling by TCP passes unharmed, so a call is established whatever happens to its media.
-Needs root, ``ip`` and /dev/net/tun; nothing outside the two namespaces is touched.
+The router is our own process between two TUN devices, since few kernels have ``netem``. Only UDP is
+impaired: signalling over TCP is not, so a call is established whatever happens to its media. Needs
+root, ``ip`` and /dev/net/tun; nothing outside the two namespaces is touched.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Side:
 
 
 def why_unavailable() -> str | None:
-    """Why namespaces cannot be had here, or None where they can."""
+    """Why namespaces are not available here, or None if they are."""
     if os.name != "posix" or not Path("/dev/net/tun").exists():
         return "this system has no /dev/net/tun"
     if os.geteuid() != 0:
@@ -64,12 +64,12 @@ class Rig:
     """The two sides and their router, for the time of a ``with`` block."""
 
     def __init__(self, network: PathProfile, seed: int = 0) -> None:
-        """``network`` is what each direction does to packets, with seeds of its own.
+        """``network`` is what each direction does to packets, with a different seed each.
 
-        Its time, in which it steps and fails, begins now, and anew with ``impose``.
+        Its clock, for steps and outages, starts now, and again with ``impose``.
         """
         pid = os.getpid()
-        # Documentation addresses would be filtered by nobody here, but 10.88 is plainly private.
+        # Documentation addresses would work too, but 10.88 is clearly private.
         self.sides = tuple(
             Side(f"ert-{pid}-{name}", f"10.88.{at}.1", f"ert{at}") for at, name in enumerate("ab")
         )
@@ -99,7 +99,7 @@ class Rig:
         self._remove()
 
     def impose(self, network: PathProfile, seed: int = 0) -> float:
-        """Treat packets as ``network`` does from now on: its time begins.
+        """From now on treat packets as ``network`` does; its clock starts.
 
         Returns now, on the clock of ``time.monotonic``.
         """
@@ -145,7 +145,7 @@ class Rig:
                 packet = os.read(self._tuns[at], MTU)
             except BlockingIOError:
                 return
-            # IPv4 names the protocol of what it carries in its tenth byte.
+            # The tenth byte of an IPv4 packet is its protocol.
             is_udp = len(packet) > 20 and packet[0] >> 4 == 4 and packet[9] == UDP
             now_s = self._loop.time() - self._begun_s
             times_s = self.channels[at].send(now_s, len(packet)) if is_udp else [now_s]
@@ -153,7 +153,7 @@ class Rig:
                 self._loop.call_at(self._begun_s + time_s, self._deliver, 1 - at, packet)
 
     def _deliver(self, at: int, packet: bytes) -> None:
-        # An interface that is down takes nothing.
+        # An interface that is down accepts nothing.
         with suppress(OSError):
             os.write(self._tuns[at], packet)
 

@@ -1,6 +1,7 @@
 """One direction of a call over a modelled network, on a virtual clock.
 
-Everything but sockets and threads is what a real call runs, and the same seed gives the same call.
+Everything except sockets and threads is the code of a real call, and the same seed gives the same
+call.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class BandwidthEstimator(Protocol):
     def add(
         self, arrival_time_ms: int, abs_send_time: int, payload_size: int, ssrc: int
     ) -> tuple[int, list[int]] | None:
-        """Count a packet; now and then the bits per second that fit, and whom they are for."""
+        """Count a packet; from time to time returns the bandwidth in bit/s, and whom it is for."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +70,7 @@ class Heard:
 
 @dataclass
 class _Feedback:
-    """What the receiver tells the sender, delayed by the way back."""
+    """What the receiver tells the sender, delayed by the return path."""
 
     controller: RateController
     channel: Channel
@@ -99,7 +100,7 @@ class _Feedback:
             self.estimates.append((at_s + self._back_s, estimate[0]))
 
     def deliver(self, now_s: float) -> None:
-        """Tell the sender what has come back by now."""
+        """Tell the sender what has arrived by now."""
         while self.estimates and self.estimates[0][0] <= now_s:
             self.controller.on_estimate(self.estimates.pop(0)[1], now_s)
         if now_s < self.next_report_s:
@@ -125,7 +126,7 @@ class _Wire:
     queue: list[tuple[float, int, int, float, Outgoing]] = field(default_factory=list)
 
     def send(self, packet: Outgoing, now_s: float) -> None:
-        """Let the network have a packet."""
+        """Give a packet to the network."""
         size = HEADER_BYTES + len(packet.payload)
         self.wire_bytes += size
         for copy, at_s in enumerate(self.channel.send(now_s, size)):
@@ -133,7 +134,7 @@ class _Wire:
         self.sent += 1
 
     def deliver(self, listener: Receiver, until_s: float) -> None:
-        """Let the listener have what has arrived."""
+        """Give the receiver what has arrived."""
         while self.queue and self.queue[0][0] <= until_s:
             at_s, sequence, _, sent_s, packet = heapq.heappop(self.queue)
             self.feedback.see(packet, sent_s, at_s)
@@ -161,7 +162,7 @@ class Direction:
         on_plan: Callable[[float, PacketPlan], None] | None = None,
         on_transit: Callable[[float, float], None] | None = None,
     ) -> None:
-        """``frames`` are codes [Q] and whether they hold speech; each is asked for in its time.
+        """``frames`` are codes [Q] and whether they hold speech; each is requested when it is due.
 
         ``drift_ppm`` is how much faster the sender's clock runs than the receiver's. ``on_plan`` is
         told when the plan changes, ``on_transit`` when a packet arrives and its milliseconds on

@@ -14,11 +14,11 @@ from encodec_rt.voice.transport import Received, Report
 class SimulatedTransport:
     """One end of a path in memory: a ``Transport``; ``pair`` makes both.
 
-    It is told no estimate of the bandwidth, and reports what its own channel lost.
+    It gets no bandwidth estimate, and reports what its own channel lost.
     """
 
     def __init__(self, profile: PathProfile, *, ssrc: int, seed: int) -> None:
-        """The way out of this end, to be joined to another's; use ``pair``."""
+        """The outgoing path of this end, to be joined to another's; use ``pair``."""
         self._channel = Channel(profile, seed)
         self._ssrc = ssrc
         self._other: SimulatedTransport | None = None
@@ -38,7 +38,8 @@ class SimulatedTransport:
 
     @property
     def dropped(self) -> int:
-        """Packets that the path did not take in time: none, as it takes all and may lose them."""
+        """Packets that the path did not accept in time: none, as it accepts all and may lose
+        them."""
         return 0
 
     @property
@@ -61,7 +62,7 @@ class SimulatedTransport:
         await self._ended.wait()
 
     def send(self, packet: Outgoing) -> None:
-        """Let the channel have the packet; it arrives when the channel says."""
+        """Give the packet to the channel, which says when it arrives."""
         assert self._other is not None, "an end is one of a pair"
         loop = asyncio.get_running_loop()
         received = Received(packet.payload, self._sent & 0xFFFF, packet.timestamp, self._ssrc)

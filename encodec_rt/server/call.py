@@ -102,7 +102,7 @@ class ServedCall:
             self._give_back()
 
     async def close(self, code: int = WSCloseCode.OK, reason: str = "") -> None:
-        """Hang up. Harmless when repeated."""
+        """Hang up. Repeating this is harmless."""
         self.code = self.code or code
         if self._adopting is not None:
             self._adopting.cancel()
@@ -120,7 +120,7 @@ class ServedCall:
     def deliver(self, output: Output) -> None:
         """Send a frame of codes back."""
         self._room.release()
-        # What was encoded for a line that is no more would put the next one's decoder wrong.
+        # Frames encoded for a previous line would corrupt the state of the next one's decoder.
         if output.codes is not None and output.index >= self._fresh_from:
             self._metrics.frames.labels("out").inc()
             self._sender.push(output.codes, self._now_s(), active=output.active)

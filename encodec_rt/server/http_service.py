@@ -54,7 +54,7 @@ class ServerOptions:
     """Web pages that may connect; without any, no browser can."""
     limits: SessionLimits = field(default_factory=SessionLimits)
     requests_per_s: float = 50.0
-    """Per address, in the long run."""
+    """Per address, on average."""
     request_burst: int = 400
     calls: int = 0
     """Calls over WebRTC at once, each on a slot; 0 offers none."""
@@ -199,7 +199,7 @@ class HttpService:
             raise self.unavailable(error) from None
 
     async def _admit(self, request: web.Request) -> None:
-        """Raise the refusal of a request that may not come further, cheapest reason first."""
+        """Raise the refusal of a request that is not admitted, cheapest reason first."""
         address, now_s = request.remote or "", asyncio.get_running_loop().time()
         # Who asks how an engine is that stands still is answered all the same.
         probes = request.path in ("/livez", "/readyz")

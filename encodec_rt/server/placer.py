@@ -171,7 +171,7 @@ class Placer:
 
     @web.middleware
     async def _check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Raise the refusal of a request that may not come further, cheapest reason first."""
+        """Raise the refusal of a request that is not admitted, cheapest reason first."""
         if not self._rate.allows(request.remote or "", asyncio.get_running_loop().time()):
             raise web.HTTPTooManyRequests(headers={"Retry-After": "1"})
         if (hosts := self._listener.hosts) and request.host not in hosts:

@@ -1,4 +1,4 @@
-"""A known sound, and where it comes back: the probe of latency and of the echo canceller."""
+"""A known sound, and where it comes back: for measuring latency and the echo canceller's delay."""
 
 from __future__ import annotations
 

@@ -66,9 +66,9 @@ def list_devices() -> list[DeviceInfo]:
 
 
 def find_device(choice: Choice, direction: Direction) -> DeviceInfo:
-    """The device of ``direction`` with that index or whose name holds those letters.
+    """The device of ``direction`` with that index or whose name contains that text.
 
-    None is the system's default. Raises AudioDeviceError, saying what there is.
+    None is the system's default. Raises AudioDeviceError, listing the devices.
     """
     word = WORDS[direction]
     usable = [device for device in list_devices() if device.channels(direction)]

@@ -1,4 +1,4 @@
-"""Two clocks made to meet: the fill of a queue, and a resampler whose ratio follows it."""
+"""Matching two clocks: a queue, and a resampler whose ratio follows the queue's fill."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ SLACK_MS = 160.0
 
 
 class DriftLoop:
-    """The ratio that keeps a queue at its target while its two ends run on different clocks.
+    """The resampling ratio that keeps a queue at its target while its ends run on different clocks.
 
     A proportional-integral loop on the smoothed fill. The constants are for samples of 24 kHz and
     steps of ``BLOCK_S``: damping 1.3, a natural period of five and a half minutes; an integral ten
@@ -44,7 +44,7 @@ class DriftLoop:
 
     @property
     def ratio(self) -> float:
-        """Samples to make of one sample, close to 1."""
+        """Output samples per input sample, close to 1."""
         return 1.0 + self.correction
 
     @property
@@ -62,18 +62,19 @@ class DriftLoop:
         integral = self._integral - INTEGRAL * steps * error
         wanted = integral - PROPORTIONAL * error
         self.correction = min(MAX_CORRECTION, max(-MAX_CORRECTION, wanted))
-        # A correction at its limit says nothing about the clocks, and must not wind the sum up.
+        # A correction at its limit says nothing about the clocks, and must not wind up the
+        # integral.
         if wanted == self.correction:
             self._integral = integral
         return self.ratio
 
     def rebase(self, fill_ms: float) -> None:
-        """The queue was filled or cut by hand; go on from there with the drift known so far."""
+        """The queue was filled or cut from outside; continue with the drift known so far."""
         self._fill_ms = fill_ms
 
 
 class Converter:
-    """Audio from one sample rate to another, the ratio free to move with every call.
+    """Audio from one sample rate to another, with a ratio that may change in every call.
 
     libsamplerate's fastest sinc filter, which holds back 0.8 ms at 24 kHz and glides from one
     ratio to the next.
@@ -99,10 +100,10 @@ class Converter:
 class Playout:
     """Audio at the codec's rate into a sink that has its own rate and its own clock.
 
-    Drift is followed by the resampler alone. Silence is put in, up to the target, only at the start
-    and where the sink ran empty; audio is left out only after a burst that the loop could not work
-    off in seconds; both are counted. Every starvation raises the target, every calm half minute
-    lowers it.
+    Only the resampler follows drift. Silence is inserted, up to the target, only at the start and
+    when the sink ran empty; audio is skipped only after a burst that the loop could not absorb
+    within seconds; both are counted. Every starvation raises the target, every half minute without
+    one lowers it.
     """
 
     def __init__(
@@ -110,8 +111,8 @@ class Playout:
     ) -> None:
         """Play into ``sink`` audio of ``rate_hz``, with ``target_ms`` waiting in its queue.
 
-        Without ``follow`` the ratio stays as it is, for a writer who waits until the queue runs
-        low: the fill then says nothing about clocks, and a loop on it would wind itself up.
+        Without ``follow`` the ratio is fixed, for a writer that waits until the queue runs low: the
+        fill then says nothing about clocks, and the loop would wind up.
         """
         self.loop = DriftLoop()
         self._follow = follow
@@ -125,7 +126,7 @@ class Playout:
         self.attach(sink)
 
     def attach(self, sink: AudioSink) -> None:
-        """Go on with ``sink``, which was opened in place of the one before."""
+        """Continue with ``sink``, which replaces the previous one."""
         self.sink = sink
         self._converter = Converter()
         self._starved = sink.counts.starvations
@@ -164,7 +165,7 @@ class Playout:
             self.loop.update(self.fill_ms, self.target_ms, elapsed_s)
 
     def pause(self) -> None:
-        """Nothing comes for a while, so an empty queue does not count as starvation."""
+        """Nothing will be written for a while, so an empty queue does not count as starvation."""
         self.sink.pause()
         self._begun = False
 
@@ -172,7 +173,7 @@ class Playout:
         starved = self.sink.counts.starvations
         self._unchanged_s += elapsed_s
         if starved > self._starved:
-            # One stall may starve the sink several times, and says no more than once.
+            # One stall may starve the sink several times, but counts once.
             if self._unchanged_s > STALL_S:
                 most_ms = max(MAX_TARGET_MS, self._base_ms)
                 self.target_ms = min(most_ms, self.target_ms + STARVED_STEP_MS)
@@ -183,7 +184,7 @@ class Playout:
             self._unchanged_s = 0.0
 
     def _fill_up(self, wanted_ms: float) -> None:
-        """Queue as much silence as makes ``wanted_ms``; it is a fault only amid the audio."""
+        """Queue silence up to ``wanted_ms``; only in the middle of audio it counts as a fault."""
         silence = max(0, round((wanted_ms - self.fill_ms) * self.sink.rate_hz / 1000))
         self.sink.write(np.zeros(silence, np.int16))
         if self._gap:
@@ -192,9 +193,9 @@ class Playout:
         self.loop.rebase(self.target_ms)
 
     def _overfull(self, count: int) -> bool:
-        """Whether ``count`` samples more are too many; once so, until the queue is at its target.
+        """Whether ``count`` more samples are too many; if so, until the queue is at its target.
 
-        Left out in one piece, they cost one jump instead of many.
+        Skipped in one piece, they cause one jump instead of many.
         """
         if not self._skipping:
             coming_ms = self.fill_ms + 1000 * count / self.sink.rate_hz

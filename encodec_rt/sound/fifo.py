@@ -9,10 +9,10 @@ Samples = NDArray[np.int16]
 
 
 class SampleFifo:
-    """A ring of int16 samples with one writer and one reader, neither of which ever waits.
+    """A ring buffer of int16 samples with one writer and one reader, neither of which ever waits.
 
-    Nothing is allocated or locked once it is made: each side moves one counter of its own and only
-    looks at the other's, so a callback may be either side. Memory is ``capacity`` samples.
+    Nothing is allocated or locked after its creation: each side advances its own counter and only
+    reads the other's, so a callback may be on either side. Memory is ``capacity`` samples.
     """
 
     def __init__(self, capacity: int) -> None:
@@ -28,7 +28,7 @@ class SampleFifo:
         return self.written - self.taken
 
     def write(self, samples: Samples) -> int:
-        """Append ``samples`` and return how many of them, at the end, found no room."""
+        """Append ``samples`` and return how many of them, at the end, did not fit."""
         count = min(len(samples), self.capacity - self.fill)
         start = self.written % self.capacity
         first = min(count, self.capacity - start)
@@ -48,7 +48,7 @@ class SampleFifo:
         return len(target) - count
 
     def skip(self, count: int) -> int:
-        """Let go of the ``count`` oldest samples, or of all; returns how many there were."""
+        """Drop the ``count`` oldest samples, or all; returns how many there were."""
         count = min(count, self.fill)
         self.taken += count
         return count

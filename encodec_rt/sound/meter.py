@@ -1,4 +1,4 @@
-"""What a live session shows: levels, times, counters, and where its latency comes from."""
+"""What a live session displays: levels, times, counters, and where its latency comes from."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class Timings:
         self._count = 0
 
     def add(self, seconds: float, frames: int) -> None:
-        """Take in one call that treated ``frames`` frames."""
+        """Record one call that processed ``frames`` frames."""
         self._ms[self._count % WINDOW_FRAMES] = 1000 * seconds / frames
         self._count += 1
 
@@ -60,7 +60,7 @@ class Timings:
 
 
 class QueueTime:
-    """How long what passes through a queue stays in it, by Little's law: mean fill over rate."""
+    """The mean time in a queue, by Little's law: mean fill over rate."""
 
     _MEMORY_S = 5.0
 
@@ -77,10 +77,10 @@ class QueueTime:
 
 
 class ClockRate:
-    """How fast a device's clock runs against this machine's, from the samples that it moved.
+    """How fast a device's clock runs relative to this machine's, from the samples it has moved.
 
-    The slope of a straight line by least squares: blocks come and go by some 13 ms, and after five
-    minutes that is an error of some 3 parts per million.
+    The slope of a least-squares line: blocks move about 13 ms at a time, which after five minutes
+    is an error of about 3 parts per million.
     """
 
     _ENOUGH_S = 20.0
@@ -113,9 +113,9 @@ class ClockRate:
 
 @dataclass(frozen=True)
 class LatencyBudget:
-    """Mouth-to-ear latency term by term, in milliseconds, on the way of a sample.
+    """Mouth-to-ear latency term by term, in milliseconds, along a sample's path.
 
-    The buffers of the devices are what PortAudio says that it was granted; the rest is measured.
+    The device buffers are what PortAudio reports; the rest is measured.
     """
 
     input_buffer: float

@@ -1,4 +1,4 @@
-"""Playing audio that is there already, such as a file: no drift, no deadline but the speaker's."""
+"""Playing existing audio, such as a file: no drift, and no deadline except the speaker's."""
 
 from __future__ import annotations
 

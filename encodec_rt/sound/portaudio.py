@@ -1,4 +1,4 @@
-"""Opening sound devices through PortAudio, and saying what is wrong with them."""
+"""Opening sound devices through PortAudio, and reporting what is wrong with them."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class PortAudio:
         sink: Choice = None,
         block_s: float = BLOCK_S,
     ) -> None:
-        """Streams at ``rate_hz`` where the device takes it, else at the device's own rate."""
+        """Streams at ``rate_hz`` if the device takes it, else at the device's own rate."""
         self._rate_hz = rate_hz
         self._block_s = block_s
         self._choices: dict[Direction, Choice] = {"input": source, "output": sink}
@@ -80,15 +80,15 @@ class PortAudio:
             raise AudioDeviceError(f"PortAudio cannot start again: {error}") from error
 
     def now(self) -> float:
-        """Seconds of a clock that is never set."""
+        """Seconds on a monotonic clock."""
         return time.monotonic()
 
     def sleep(self, seconds: float) -> None:
-        """Come back after ``seconds``."""
+        """Sleep for ``seconds``."""
         time.sleep(seconds)
 
     def _find(self, direction: Direction) -> DeviceInfo:
-        """The chosen device, or after it was lost the one of its name, whose index may be new."""
+        """The chosen device, or after a loss the one with its name; its index may have changed."""
         before = self._chosen.get(direction)
         if before is None or self._choices[direction] is None:
             self._chosen[direction] = find_device(self._choices[direction], direction)
@@ -138,7 +138,8 @@ class PortAudio:
         )
 
     def _rates_hz(self, device: DeviceInfo) -> list[int]:
-        """The model's rate and the device's own first; some take a common one and not their own."""
+        """The model's rate and the device's own first; some take a common rate but not their
+        own."""
         return list(dict.fromkeys((self._rate_hz, device.rate_hz, *COMMON_RATES_HZ)))
 
     def _start(
@@ -167,8 +168,8 @@ class PortAudio:
             return stream
 
         def close() -> None:
-            # Closing alone cancels the callback's thread wherever it stands, which may be inside
-            # the sound service's client with a lock in its hand.
+            # Closing alone cancels the callback's thread wherever it is, perhaps inside the sound
+            # service's client and holding a lock.
             stream.stop()
             stream.close()
 
@@ -176,10 +177,9 @@ class PortAudio:
         end.attach(stream, lambda: self._bounded(close, f"closing {name}"))
 
     def _bounded(self, work: Callable[[], Any], doing: str) -> Any:
-        """What ``work`` gives or raises; AudioDeviceError where it does not come back.
+        """What ``work`` returns or raises; AudioDeviceError if it does not return in time.
 
-        A call that hangs inside PortAudio cannot be ended, only left behind, and no other may
-        follow it.
+        A call that hangs inside PortAudio cannot be ended, only abandoned, and no other may follow.
         """
         if self._hanging is None or not self._hanging.is_alive():
             outcome: Future[Any] = Future()
@@ -204,7 +204,7 @@ def _fulfil(outcome: Future[Any], work: Callable[[], Any]) -> None:
 
 
 def _channels(most: int) -> list[int]:
-    """One channel, or two, or all: microphone arrays and mixers give nothing less."""
+    """One channel, two, or all: microphone arrays and mixers accept nothing less."""
     return sorted({1, min(2, most), most})
 
 

@@ -1,4 +1,4 @@
-"""A microphone's sound made fit for a call: echo, noise and level, by WebRTC's audio processing.
+"""Processing a microphone's sound for a call: echo, noise and level, by WebRTC's audio processing.
 
 The only module that imports livekit, whose wheel carries that library, and inside a function.
 """
@@ -23,16 +23,16 @@ _TRIAL_S = 0.1
 
 
 class VoiceProcessor:
-    """Takes the speaker's echo out of what a microphone hears; noise and level where asked.
+    """Removes the speaker's echo from the microphone's sound; optionally treats noise and level.
 
-    ``played`` is told everything that the speaker is given, ``clean`` takes what the microphone
-    gave. Both take any length, at one rate, and belong to one thread.
+    ``played`` takes everything that goes to the speaker, ``clean`` what comes from the microphone.
+    Both take any length, at one rate, in the same thread.
     """
 
     def __init__(
         self, rate_hz: int, *, echo: bool = True, noise: bool = False, gain: bool = False
     ) -> None:
-        """Raises BackendUnavailable without livekit, ConfigError for a rate that it refuses."""
+        """Raises BackendUnavailable without livekit, ConfigError for an unsupported rate."""
         lowest, highest = RATES_HZ
         if not lowest <= rate_hz <= highest or rate_hz % BLOCKS_PER_S:
             raise ConfigError(

@@ -1,4 +1,4 @@
-"""Real-time scheduling, for the thread that has a frame to finish each 13.3 ms."""
+"""Real-time scheduling, for the thread that has a frame to finish every 13.3 ms."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 from encodec_rt.errors import BackendUnavailable
 
 PRIORITY = 1
-"""The lowest of SCHED_FIFO: before every ordinary thread, behind a sound server's own."""
+"""The lowest priority of SCHED_FIFO: above every ordinary thread, below a sound server's own."""
 
 
 def run_in_real_time() -> None:
-    """Let this thread run whenever it can, before all ordinary ones.
+    """Let this thread run whenever it is ready, ahead of all ordinary threads.
 
     Those share a core in slices of several milliseconds, for which a frame may have to wait. Raises
     BackendUnavailable where the system does not allow it.

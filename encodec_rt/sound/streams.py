@@ -14,7 +14,7 @@ from encodec_rt.sound.fifo import SampleFifo, Samples
 BLOCK_S = 320 / 24_000
 """What a callback moves at a time: one frame of the 24 kHz model."""
 POLL_S = 0.002
-"""The worker looks for a block this often; a callback must not wake it, since that takes a lock."""
+"""The worker polls for a block this often; a callback must not wake it, since that takes a lock."""
 MAX_BACKLOG_S = 0.2
 FIFO_S = 2.0
 
@@ -47,7 +47,7 @@ class StreamCounts:
 
 
 class AudioSource(Protocol):
-    """Something that records, mono, on a clock of its own."""
+    """Something that records, mono, on its own clock."""
 
     name: str
     rate_hz: int
@@ -66,14 +66,14 @@ class AudioSource(Protocol):
         """Up to ``most`` of the samples that were captured since the last call, at once."""
 
     def skip(self, count: int) -> int:
-        """Let go of the oldest ``count`` samples; returns how many there were."""
+        """Drop the oldest ``count`` samples; returns how many there were."""
 
     def close(self) -> None:
-        """Stop and give the device back."""
+        """Stop and release the device."""
 
 
 class AudioSink(Protocol):
-    """Something that plays, mono, on a clock of its own."""
+    """Something that plays, mono, on its own clock."""
 
     name: str
     rate_hz: int
@@ -89,17 +89,18 @@ class AudioSink(Protocol):
         """False once the stream has ended by itself."""
 
     def write(self, samples: Samples) -> int:
-        """Queue ``samples`` and return how many found no room; from now on it must not be empty."""
+        """Queue ``samples`` and return how many did not fit; an empty queue is a fault from now
+        on."""
 
     def pause(self) -> None:
-        """Until the next ``write`` an empty queue is silence, and no starvation."""
+        """Until the next ``write`` an empty queue is silence, not starvation."""
 
     def close(self) -> None:
-        """Stop and give the device back."""
+        """Stop and release the device."""
 
 
 class AudioSystem(Protocol):
-    """What opens sources and sinks, and the time by which they run."""
+    """What opens sources and sinks, and the clock they run on."""
 
     def open_source(self) -> AudioSource:
         """The input, started. Raises AudioDeviceError."""
@@ -114,7 +115,7 @@ class AudioSystem(Protocol):
         """Seconds, from any origin."""
 
     def sleep(self, seconds: float) -> None:
-        """Come back after ``seconds``."""
+        """Sleep for ``seconds``."""
 
 
 class _PortAudioStream:
@@ -132,7 +133,7 @@ class _PortAudioStream:
         self._close: Callable[[], None]
 
     def attach(self, stream: Any, close: Callable[[], None]) -> None:
-        """Belong to ``stream``, which was started and which ``close`` gives back."""
+        """Take over ``stream``, which is started and which ``close`` will close."""
         self._stream, self._close = stream, close
         self.latency_ms = 1000 * stream.latency
 
@@ -142,7 +143,7 @@ class _PortAudioStream:
         return bool(self._stream.active)
 
     def close(self) -> None:
-        """Stop and give the device back. Raises AudioDeviceError if the sound system hangs."""
+        """Stop and release the device. Raises AudioDeviceError if the sound system hangs."""
         self._close()
 
 
@@ -174,7 +175,7 @@ class InputStream(_PortAudioStream):
         return mono
 
     def skip(self, count: int) -> int:
-        """Let go of the oldest ``count`` samples; returns how many there were."""
+        """Drop the oldest ``count`` samples; returns how many there were."""
         return self._fifo.skip(count * self.channels) // self.channels
 
 
@@ -209,11 +210,12 @@ class OutputStream(_PortAudioStream):
         return self._fifo.fill // self.channels
 
     def write(self, samples: Samples) -> int:
-        """Queue ``samples`` and return how many found no room; from now on it must not be empty."""
+        """Queue ``samples`` and return how many did not fit; an empty queue is a fault from now
+        on."""
         lost = self._fifo.write(np.repeat(samples, self.channels))
         self._expected = True
         return lost // self.channels
 
     def pause(self) -> None:
-        """Until the next ``write`` an empty queue is silence, and no starvation."""
+        """Until the next ``write`` an empty queue is silence, not starvation."""
         self._expected = False

@@ -1,4 +1,4 @@
-"""A device that is watched, and opened again when it is lost."""
+"""A device that is watched, and reopened when it is lost."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ class Watched(Generic[End]):
     def __init__(
         self, word: str, open_end: Callable[[], End], on_event: Callable[[str], None]
     ) -> None:
-        """``open_end`` opens the device that people call ``word``; ``on_event`` hears of losses."""
+        """``open_end`` opens the device, called ``word`` in messages; ``on_event`` is told of
+        losses."""
         self.end: End | None = None
         self.losses = 0
         self.attempts = 0
@@ -48,7 +49,7 @@ class Watched(Generic[End]):
         self._moved_s = now_s
 
     def close(self) -> None:
-        """Give the device back; its counts stay. Raises AudioDeviceError if that hangs."""
+        """Release the device; its counts stay. Raises AudioDeviceError if that hangs."""
         if self.end is not None:
             end, self.end = self.end, None
             try:
@@ -117,10 +118,10 @@ def reopen(
     *,
     kept: Watched[AudioSource] | None = None,
 ) -> None:
-    """Try to open again what of ``ends`` is lost and due, in this order.
+    """Try to reopen those of ``ends`` that are lost and due, in this order.
 
-    A device that was plugged in anew is only seen after a rescan, and that needs every stream
-    closed. So the first try does without, and ``kept`` is never closed for the sake of another.
+    A replugged device is only seen after a rescan, which needs every stream closed. So the first
+    attempt does without, and ``kept`` is never closed for another's sake.
     """
     due = [end for end in ends if end.due(system.now())]
     if any(end.attempts for end in due) and (kept is None or kept.end is None):

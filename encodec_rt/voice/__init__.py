@@ -1,1 +1,1 @@
-"""What any voice path needs, whatever carries its packets."""
+"""What every voice path needs, whatever carries its packets."""

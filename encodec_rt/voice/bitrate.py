@@ -1,6 +1,6 @@
-"""What to send: frames per packet, codebooks and redundancy, from what the network lets through.
+"""What to send: frames per packet, codebooks and redundancy, from the network's reports.
 
-Pure: estimates and reports come in with the time, and a plan comes out.
+Pure: estimates and reports go in with their times, and a plan comes out.
 """
 
 from __future__ import annotations
@@ -17,28 +17,28 @@ HEADER_BYTES = 60
 MAX_FRAMES = 3
 MIN_CODEBOOKS = 2
 USED_SHARE = 0.9
-"""How much of the bandwidth is used once it has run short, so that its queues can drain."""
+"""The share of the bandwidth that is used once it has run short, so that queues can drain."""
 SENT_S = 1.0
-"""The time over which the rate really sent is measured."""
+"""The time over which the rate actually sent is measured."""
 PLENTY = 1.4
-"""An estimate that many times what is sent says nothing but that the path is not full."""
+"""An estimate this many times above what is sent only says that the path is not full."""
 STEP = 1.8
-"""How much more is then tried at a time."""
+"""By how much the rate is then raised at a time."""
 RAISE_AFTER_S = 1.0
-"""For how long more must have been possible before more is sent; less is sent at once."""
+"""How long more must have been possible before more is sent; a reduction is immediate."""
 RAISE_LONGEST_S = 16.0
 FAILED_S = 5.0
-"""A raise that runs short within this was one too many; the next one waits twice as long."""
+"""If bandwidth runs short this soon after a raise, the next raise waits twice as long."""
 LOSS_FADES = 0.7
 """Weight of the past in the smoothed loss, when loss falls; a rise counts at once."""
 
 QUEUE_S = 0.2
-"""A round trip longer than the shortest by this is a queue, and the rate is cut."""
+"""A round trip this much longer than the shortest means a queue, and the rate is cut."""
 CUT, CUT_EVERY_S = 0.7, 1.0
 REGAIN_PER_S = 1.1
 
 REDUNDANCY = ((0.10, 4, 4), (0.05, 3, 3), (0.02, 2, 2), (0.0, 1, 2))
-"""From which share of loss on how many frames are repeated, with how many codebooks."""
+"""From which loss rate on how many frames are repeated, with how many codebooks."""
 
 
 @dataclass(frozen=True)
@@ -59,9 +59,9 @@ class PacketPlan:
 class RateController:
     """Chooses plans for one direction of a call.
 
-    Delay is answered with fewer bits: more frames per packet first, since headers weigh more than
-    codes, then fewer codebooks. Loss without delay is answered with redundancy, which up to half
-    of the codebooks pay for: a lower rate would not lose less.
+    It answers delay with fewer bits: first more frames per packet, since headers outweigh codes,
+    then fewer codebooks. It answers loss without delay with redundancy, for which up to half of the
+    codebooks are dropped: a lower rate would not reduce the loss.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class RateController:
         self._patience_s = RAISE_AFTER_S
 
     def fresh(self, codebooks: int) -> RateController:
-        """One that has heard nothing yet, for at most so many codebooks."""
+        """A new controller, for at most ``codebooks`` codebooks."""
         return RateController(
             codebooks=codebooks,
             bits=self._bits,
@@ -103,8 +103,8 @@ class RateController:
     def on_estimate(self, bitrate_bps: float, now_s: float) -> None:
         """The peer's estimate of the bandwidth towards it (REMB), headers included.
 
-        It says that the path is short of bandwidth if it is below what was sent: it follows from
-        what came, which is little while nobody speaks.
+        Bandwidth is short only if it is below what was sent: it is derived from what arrived, which
+        is little during silence.
         """
         sent_bps = sum(size for at_s, size in self._sent if at_s > now_s - SENT_S) * 8 / SENT_S
         self.estimate_bps = bitrate_bps
@@ -149,7 +149,7 @@ class RateController:
         return self._plan
 
     def _budget_bps(self) -> float:
-        """What may be sent: an estimate says little of a path that is not filled."""
+        """The rate that may be sent: an estimate says little about a path that is not full."""
         if self.estimate_bps is None:
             return self._limit_bps
         planned_bps = self._rate_bps(self._plan)
@@ -184,7 +184,7 @@ class RateController:
         if not self._redundancy:
             return 0, 0
         copies, codebooks = next(row[1:] for row in REDUNDANCY if loss >= row[0])
-        # One lost packet takes all its frames with it.
+        # A lost packet loses all its frames.
         return min(max(copies, frames), MAX_REDUNDANT_FRAMES), min(codebooks, self.codebooks)
 
     def _rate_bps(self, plan: PacketPlan) -> float:

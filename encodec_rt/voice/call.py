@@ -1,4 +1,4 @@
-"""One call: both directions of audio over a transport, and what became of them."""
+"""One call: both directions of audio over a transport, and their statistics."""
 
 from __future__ import annotations
 
@@ -45,14 +45,14 @@ class VoiceOptions:
     bandwidth_kbps: float = 6.0
     redundancy: bool = True
     dtx: bool = True
-    """Send nothing while nobody speaks."""
+    """Send nothing during silence."""
     hang_up_s: float | None = None
     """How long after the end of the source to hang up, or None to stay on the line."""
     handshake_s: float = 15.0
     idle_s: float = 10.0
-    """Without a packet for so long the other side counts as gone."""
+    """The other side counts as gone after this long without a packet."""
     reconnect_s: float = 0.0
-    """For so long a call whose path is dead waits for another one instead; 0 for not at all."""
+    """How long a call whose path is dead waits for another path instead; 0 for not at all."""
 
 
 class VoiceCall:
@@ -72,10 +72,11 @@ class VoiceCall:
         recording: CallRecording | None = None,
     ) -> None:
         """To be made inside the event loop. ``source``, ``sink``, ``transport`` and ``recording``
-        are closed with the call. ``encoder`` and ``decoder`` begin anew whenever the line does.
+        are closed with the call. ``encoder`` and ``decoder`` restart whenever the line does.
 
         ``in_worker`` runs first in the codec's thread. ``warm_up`` runs there while the transport
-        connects, so that the first frames, which take a tenth of a second, are none of the call's.
+        connects, so that the first frames, which take a tenth of a second, are not part of the
+        call.
         """
         self.voice = options or VoiceOptions()
         config = encoder.config
@@ -111,7 +112,7 @@ class VoiceCall:
 
     @property
     def path_silent_s(self) -> float:
-        """As ``silent_s``, counted anew when the call goes on over another path."""
+        """As ``silent_s``, but restarted when the call continues over another path."""
         return min(self.silent_s, self._now_s() - self._renewed_s)
 
     @property
@@ -131,7 +132,7 @@ class VoiceCall:
     async def run(self) -> None:
         """Talk and listen until one side hangs up.
 
-        Raises LinkError if no connection comes about, or if the other side falls silent for good.
+        Raises LinkError if no connection is made, or if the other side stays silent.
         """
         tasks: list[asyncio.Task[Any]] = []
         try:
@@ -156,7 +157,7 @@ class VoiceCall:
             await self.close()
 
     async def close(self) -> None:
-        """Hang up; the recording is finished and everything released. Harmless when repeated."""
+        """Hang up, finish the recording and release everything. Repeating this is harmless."""
         try:
             await self.line.close()
             await asyncio.get_running_loop().run_in_executor(None, self._finish)
@@ -205,7 +206,7 @@ class VoiceCall:
             anew, self._anew = self._anew, False
             frames, active, taken_ms = await self._compute(self._encode, audio, anew)
             self._times.encode_ms.append(taken_ms)
-            # What was encoded for a line that is no more would put the next one's decoder wrong.
+            # Frames encoded for a previous line would corrupt the state of the next one's decoder.
             for codes in () if self._anew else frames:
                 self._sender.push(codes, self._now_s(), active=active)
         hang_up_s = self.voice.hang_up_s
@@ -253,7 +254,7 @@ class VoiceCall:
             self._sink.write(audio)
 
     async def _watch(self) -> None:
-        """Pass on receiver reports, and end the call when nothing comes any more."""
+        """Pass on receiver reports, and end the call when nothing arrives any more."""
         while True:
             await asyncio.sleep(REPORT_S)
             self._report = await self.line.report()
@@ -269,7 +270,7 @@ class VoiceCall:
 
     def _on_packet(self, packet: Received) -> None:
         if self._heard_s is None:
-            # Nobody listens yet, and what waits now would delay all that follows.
+            # Nobody is listening yet, and what is queued now would delay everything after it.
             return
         now_s = self._now_s()
         self.listener.receive(
@@ -282,7 +283,7 @@ class VoiceCall:
         self._heard_s = now_s
 
     def _on_renewed(self) -> None:
-        """Both sides begin their streams anew, so that each decoder is where the encoder is."""
+        """Both sides restart their streams, so encoder and decoder start from the same state."""
         self._sender.restart()
         self._anew = True
         self._renewed_s = self._now_s()

@@ -1,9 +1,10 @@
 """A decoder that always plays: lost frames are concealed in the latent domain.
 
-Every hop is one decoder step, so that the decoder's state moves with time whatever is lost. The
-ladder: a coarse copy of the frame, if one came; the last latent, as it is and then fading; then
-comfort noise, which is latents of the background heard earlier, in random order. A frame that comes
-just too late still puts the state right: the decoder goes back and runs the last hops again.
+Every hop is one decoder step, so the decoder's state advances with time whatever is lost. A missing
+frame is replaced by a coarse copy of it, if one arrived; else by the last latent, held and then
+fading; then by comfort noise, which is latents of the background heard earlier, in random order. A
+frame that arrives just too late still repairs the state: the decoder goes back and runs the last
+hops again.
 """
 
 from __future__ import annotations
@@ -22,14 +23,15 @@ from encodec_rt.types import Audio, Codes
 from encodec_rt.voice.activity import EnergyDetector
 
 REPAIR_FRAMES = 3
-"""How many hops back a late frame is of use; each costs a decoder step at once."""
+"""How many hops back a late frame is still useful; each one costs an immediate decoder step."""
 NOISE_FRAMES = 16
 FADE_S = 0.005
 FADE_AFTER = 2
-"""After how many lost frames the return is cross-faded.
+"""The number of lost frames from which the next good frame is cross-faded.
 
-One lost frame is bridged by the decoder as smoothly, and a fade there takes 5 ms of what came:
-0.07 of PESQ at 5 % random loss, while fading after two or more costs nothing measurable.
+The decoder bridges a single lost frame just as smoothly by itself, and a fade would sacrifice 5 ms
+of received audio: 0.07 of PESQ at 5 % random loss. Fading after two or more costs nothing
+measurable.
 """
 
 
@@ -42,7 +44,7 @@ class _State:
 
 @dataclass(frozen=True, eq=False)
 class _Hop:
-    """A hop that was played: which frame, its codes if there were any, and the state before."""
+    """A hop that was played: the frame's number, its codes if any, and the state before it."""
 
     index: int | None
     codes: Codes | None
@@ -59,7 +61,7 @@ class Concealer:
         gains: Sequence[float] = CONCEALMENT_GAINS,
         seed: int = 0,
     ) -> None:
-        """``gains`` weigh the last latent in the 1st, 2nd, ... lost frame against the noise."""
+        """``gains`` weight the last latent, against noise, in the 1st, 2nd, ... lost frame."""
         self._decoder = decoder
         self._start = decoder.snapshot()
         self._gains = tuple(gains)
@@ -90,9 +92,9 @@ class Concealer:
         return self.played(self._decoder.push_latents(self.next_latent(codes, index)))
 
     def next_latent(self, codes: Codes | None, index: int | None = None) -> Tensor:
-        """The latent [1, hidden_size] of the next hop, for who steps the decoder in a batch.
+        """The latent [1, hidden_size] of the next hop, for callers that step decoders in a batch.
 
-        What the decoder makes of it goes to ``played``; the two are the halves of ``play``.
+        Pass the decoded audio to ``played``; together the two are ``play``.
         """
         latents = None if codes is None else self._decoder.dequantize(codes)
         if codes is not None and self._lost >= FADE_AFTER and self._fading is None:
@@ -100,7 +102,7 @@ class Concealer:
         return self._next(codes, latents, index)
 
     def played(self, audio: Audio) -> Audio:
-        """What is heard of ``audio``, which the decoder made of ``next_latent``."""
+        """The audio to play, from ``audio``, which the decoder made from ``next_latent``."""
         if self._lost:
             self.quiet = self.is_noise
         else:
@@ -110,17 +112,17 @@ class Concealer:
         return self._cross_fade(audio)
 
     def restart(self) -> None:
-        """Begin anew with the next frame, as the far encoder does; the noise heard so far stays."""
+        """Restart with the next frame, as the far encoder does; the noise learned so far stays."""
         self._decoder.restore(self._start)
         self._last, self._lost = self._decoder.silence_latent(), 0
         self._fading = None
         self._history.clear()
 
     def repair(self, late: Sequence[tuple[int, Codes]]) -> int:
-        """Put the state right with frames that came too late; how many were of use.
+        """Repair the state with frames that arrived too late; returns how many were useful.
 
-        What was played stays as it was; what follows is what would have followed had they come in
-        time, cross-faded from what was being played.
+        What was played stays; what follows is as if they had arrived in time, after a cross-fade
+        from what was being played.
         """
         come = dict(late)
         hops = list(self._history)
@@ -147,7 +149,7 @@ class Concealer:
         return latent
 
     def _advance(self, latents: Tensor | None) -> Tensor:
-        """The next latent: ``latents`` if the frame came, else a rung of the ladder."""
+        """The next latent: ``latents`` if the frame arrived, else its substitute."""
         if latents is not None:
             self._last, self._lost = latents, 0
             return latents
@@ -157,7 +159,7 @@ class Concealer:
         return gain * self._last + (1 - gain) * noise
 
     def _continued(self) -> Audio:
-        """What the next hop would be, were its frame lost too."""
+        """What the next hop would be if its frame were lost too."""
         before = _State(self._decoder.snapshot(), self._last, self._lost)
         audio = self._decoder.push_latents(self._advance(None))
         self._go_back(before)

@@ -1,7 +1,7 @@
-"""What the transit times of packets tell: how long to wait for them, and whether they are queueing.
+"""What packets' transit times show: how long to wait for packets, and whether they are queueing.
 
-A transit is arrival minus media or sending time. The two clocks have origins of their own, so that
-it has no meaning but next to other transits.
+A transit is arrival minus media or sending time. The two clocks have different origins, so only
+differences between transits mean anything.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ FORGET = 0.996
 """A packet's weight after n more: FORGET ** n, so that the last 250 packets count most."""
 PRIOR_S = 0.002
 PRIOR_PACKETS = 30
-"""The belief before the first packets: this many came, this much later on average."""
+"""The prior before the first packets: this many, this much later on average."""
 SWITCH_S = 0.002
-"""A delay other than the present one has to be better by this, or the buffer would dither."""
+"""A new delay must be better than the present one by this, or the buffer would oscillate."""
 
 QUEUE_MEMORY_S = 30
 QUEUE_PACKETS = 10
-"""Fewer packets in a second do not tell a queue from chance."""
+"""With fewer packets in a second a queue cannot be told from chance."""
 
 
 class TransitHistogram:
@@ -46,7 +46,7 @@ class TransitHistogram:
             self._move(bucket - BUCKETS // 2)
             bucket = BUCKETS // 2
         self.count += 1
-        # All packets weigh the same until there are enough to forget some.
+        # All packets have equal weight until there are enough to forget some.
         keep = min(FORGET, 1 - 1 / (PRIOR_PACKETS + self.count))
         self._mass *= keep
         self._mass[bucket] += 1 - keep
@@ -68,7 +68,7 @@ class TransitHistogram:
         does: long waits are not paid for rare spikes.
         """
         buckets = np.floor((choices_s - self._low_s) / BUCKET_S).astype(int)
-        # The share that came before a bucket; none before the first, all beyond the last.
+        # The share that arrived before a bucket; none before the first, all beyond the last.
         on_time = self._sums.take(buckets - 1, mode="clip")
         on_time[buckets <= 0] = 0.0
         cost = choices_s + self._late_cost_s * (self._sums[-1] - on_time)
@@ -83,11 +83,11 @@ class TransitHistogram:
 
     def _move(self, buckets: int) -> None:
         moved = np.zeros(BUCKETS)
-        # None of them, where the move is wider than all buckets.
+        # None of them, if the move is wider than all buckets.
         kept = max(0, BUCKETS - abs(buckets))
         source = self._mass[max(0, buckets) :][:kept]
         moved[max(0, -buckets) :][:kept] = source
-        # What falls off an end stays at that end: it is as early, or as late, as can be told.
+        # What would fall off an end stays in the last bucket there.
         moved[0 if buckets > 0 else -1] += self._mass.sum() - source.sum()
         self._mass = moved
         self._low_s += buckets * BUCKET_S
@@ -106,7 +106,7 @@ class StandingQueue:
         self._fastest: deque[tuple[int, float]] = deque(maxlen=QUEUE_MEMORY_S)
 
     def add(self, transit_s: float, now_s: float) -> None:
-        """Count a packet that was under way for ``transit_s``, measured from any origin."""
+        """Count a packet with the transit time ``transit_s``, measured from any origin."""
         self._recent.append((now_s, transit_s))
         while self._recent[0][0] < now_s - 1:
             self._recent.popleft()
@@ -118,7 +118,7 @@ class StandingQueue:
 
     @property
     def delay_s(self) -> float:
-        """The wait in the queue; 0 while too few packets come to tell."""
+        """The time in the queue; 0 while too few packets arrive to tell."""
         if len(self._recent) < QUEUE_PACKETS:
             return 0.0
         transits_s = sorted(transit_s for _, transit_s in self._recent)

@@ -1,8 +1,8 @@
-"""The jitter buffer: which frame to play now, given when packets came.
+"""The jitter buffer: which frame to play now, given when packets arrived.
 
-Pure: every call is told the time, and nothing here reads a clock. In the spirit of WebRTC's NetEq,
-but in whole frames: a histogram of transit times with forgetting says what delay is worth its
-while, and the buffer holds a frame back or leaves one out to get there.
+Pure: every call is told the time, and nothing here reads a clock. It is similar to WebRTC's NetEq,
+but works in whole frames: a histogram of transit times with forgetting gives the delay that pays,
+and the buffer holds a frame back or skips one to get there.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from encodec_rt.types import Codes
 from encodec_rt.voice.delay import TransitHistogram
 
 AHEAD_S = 2.0
-"""How far before its playout a frame may come; beyond that its timestamp is not believed."""
+"""How far before its playout a frame may arrive; beyond that its timestamp is not trusted."""
 BEHIND_FRAMES = 32
-"""How long a frame that came too late is kept, should the playout move back."""
+"""How long a frame that arrived too late is kept, in case the playout moves back."""
 
 STEP_PACKETS = 4
 STEP_S = 0.05
-"""This many late packets in a row, over this time, are not a spike: the path became slower."""
+"""This many late packets in a row, over this time, are not a spike: the path has become slower."""
 
 SHRINK_S = 1.0
-"""For how long a smaller delay must be enough before a quiet frame is left out."""
+"""How long a smaller delay must suffice before a quiet frame is skipped."""
 SHRINK_LOUD_S = 3.0
-"""The same before a frame of speech is left out."""
+"""The same before a frame of speech is skipped."""
 GROW_LOUD_FRAMES = 6
-"""For how long growth waits for a quiet or missing frame before it interrupts speech."""
+"""How long growth waits for a quiet or missing frame before it interrupts speech."""
 
 Kind = Literal["idle", "frame", "copy", "lost", "silence", "hold"]
 
@@ -56,7 +56,7 @@ class PlayoutSlot:
 
 @dataclass(frozen=True, eq=False)
 class Receipt:
-    """What became of a packet: refused, or taken in, with the frames that came too late."""
+    """The result of inserting a packet: refused, or accepted with the frames that are too late."""
 
     accepted: bool
     late: list[tuple[int, Codes]] = field(default_factory=list)
@@ -119,7 +119,7 @@ class JitterBuffer:
 
     @property
     def target_ms(self) -> float:
-        """The delay aimed at, beyond that of the fastest packets."""
+        """The target delay, beyond that of the fastest packets."""
         if not self._transits.count:
             return self._floor_s * 1000
         return max(0.0, self._goal_s - self._transits.quantile(0.01)) * 1000
@@ -130,7 +130,7 @@ class JitterBuffer:
         return sum(index >= self._next for index in self._frames)
 
     def forget_source(self) -> None:
-        """Begin anew with the next packet, whoever sends it."""
+        """Restart with the next packet, whoever sends it."""
         self._ssrc = self._probation = None
         self._restart(0)
 
@@ -141,8 +141,8 @@ class JitterBuffer:
 
         None says that from this time on nothing is sent, as nobody speaks, until frames follow.
 
-        A packet from another source, or far from the time that plays, is refused; if the next one
-        continues it, the buffer starts anew there. Raises nothing.
+        A packet from another source, or far from the time being played, is refused; if the next one
+        continues it, the buffer restarts there. Raises nothing.
         """
         restarted = False
         index = self._index(timestamp) if ssrc == self._ssrc else None
@@ -172,7 +172,7 @@ class JitterBuffer:
     ) -> PlayoutSlot:
         """What to play in the hop that starts at ``now_s``.
 
-        ``quiet`` says that nobody will miss or notice a hop here: what plays is silence.
+        ``quiet`` says that silence is playing, so that a hop more or less is not noticed.
         ``clock_s`` is when that is asked, if not at ``now_s``: a frame has waited until then.
         """
         if not self._transits.count:
@@ -229,7 +229,7 @@ class JitterBuffer:
     def _keep_copy(self, number: int, codes: Codes, now_s: float) -> None:
         oldest = self._next - BEHIND_FRAMES
         if number >= oldest and number not in self._told and number not in self._frames:
-            # A frame that only its copy brings counts as one that took this long.
+            # A frame that arrives only as a copy counts as one that took this long.
             self._transits.add(now_s - number * self._hop_s)
             if number < self._next:
                 self._told.add(number)
@@ -256,12 +256,12 @@ class JitterBuffer:
             self._late_run = []
         self._aim(transit_s)
         if stepped:
-            # Back to the first frame not yet played, so that what came late is heard after all.
+            # Back to the first frame not yet played, so that late frames are heard after all.
             back = int((now_s - self._goal_s) / self._hop_s)
             self._next = min(self._next, max(back, self._played + 1, self._next - BEHIND_FRAMES))
 
     def _aim(self, transit_s: float) -> None:
-        """Set the delay to aim at, one that whole hops away from the present one."""
+        """Set the target delay, a whole number of hops away from the present one."""
         if self._playing_s is None:
             self._goal_s = transit_s + self._floor_s
             return
@@ -280,7 +280,7 @@ class JitterBuffer:
         return free or self._too_short_frames > GROW_LOUD_FRAMES
 
     def _may_skip(self, now_s: float, quiet: bool) -> bool:
-        """Whether the next frame is to be left out."""
+        """Whether to skip the next frame."""
         playing_s = now_s - self._next * self._hop_s
         if not self._begun or playing_s < self._goal_s + self._hop_s / 2:
             self._too_long_since_s = None
@@ -289,7 +289,7 @@ class JitterBuffer:
             self._too_long_since_s = now_s
         enough_s = now_s - self._too_long_since_s
         if self._next not in self._frames:
-            # Concealing a frame only to be late for the following ones would be waste.
+            # Concealing a frame only to be late for the following ones would be wasteful.
             return enough_s > SHRINK_S / 2
         if quiet:
             return enough_s > SHRINK_S

@@ -1,4 +1,4 @@
-"""What carries a call: a transport, and after a broken path the next one."""
+"""What carries a call: a transport, and after a broken path the next transport."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from encodec_rt.voice.transport import Received, Report, Transport
 MAX_PACKETS_PER_S = 400
 """More than twice what a sender of one frame per packet, each doubled, would send."""
 FAREWELL_S = 1.0
-"""How long a transport outlives its successor, so that its end is not taken for a hang-up."""
+"""How long a replaced transport is kept, so that its end is not taken for a hang-up."""
 
 
 class Line:
@@ -31,7 +31,7 @@ class Line:
         self.transport = transport
         self.renewals = 0
         self.refused = 0
-        """Packets beyond ``MAX_PACKETS_PER_S``, which are handed to nobody."""
+        """Packets beyond ``MAX_PACKETS_PER_S``, which are not passed on."""
         self._allowance = TokenBucket(MAX_PACKETS_PER_S, MAX_PACKETS_PER_S)
         self._on_packet, self._on_estimate = on_packet, on_estimate
         self._on_renewed = on_renewed
@@ -52,13 +52,13 @@ class Line:
         return before[0] + now[0], before[1] + now[1], before[2] + self.transport.dropped
 
     def begin_with(self, transport: Transport) -> None:
-        """Use ``transport`` in place of the first one, over which nothing has passed yet."""
+        """Use ``transport`` instead of the first one, which has carried nothing yet."""
         before, self.transport = self.transport, transport
         self._open(transport)
         self._leave(before, 0.0)
 
     async def connect(self, seconds: float) -> None:
-        """Wait until packets can pass. Raises LinkError if it takes longer or comes to nothing."""
+        """Wait until packets can pass. Raises LinkError if it takes longer or fails."""
         try:
             connected = await asyncio.wait_for(self.transport.wait_connected(), seconds)
         except asyncio.TimeoutError:
@@ -79,7 +79,7 @@ class Line:
         self._open(transport)
 
     def adopt(self, transport: Transport) -> bool:
-        """Go on over ``transport``; False if it is not the one that was proposed last."""
+        """Continue over ``transport``; False if it is not the one proposed last."""
         if transport is self.transport:
             return True
         if transport is not self._pending:
@@ -94,7 +94,8 @@ class Line:
         return True
 
     async def follow(self, transport: Transport, seconds: float) -> bool:
-        """Adopt a proposed transport that connects within ``seconds``, or drop it; which it was."""
+        """Adopt a proposed transport if it connects within ``seconds``, or drop it; whether it
+        did."""
         try:
             connected = await asyncio.wait_for(transport.wait_connected(), seconds)
         except asyncio.TimeoutError:
@@ -105,7 +106,7 @@ class Line:
         return False
 
     def drop(self, transport: Transport) -> None:
-        """Give up a proposed transport that came to nothing."""
+        """Give up a proposed transport that failed."""
         if transport is self._pending:
             self._pending = None
             self._leave(transport, 0.0)
@@ -130,10 +131,10 @@ class Line:
         return report
 
     async def close(self) -> None:
-        """Hang up. Harmless when repeated."""
+        """Hang up. Repeating this is harmless."""
         self._closed = True
         self._closing.set()
-        # Not cancelled: a transport whose closing is cut short leaves its sockets open.
+        # Not cancelled: a transport whose closing is interrupted leaves its sockets open.
         if self._leaving:
             await asyncio.wait(set(self._leaving))
         if self._pending is not None:

@@ -1,4 +1,4 @@
-"""Frames of codes into RTP payloads, with redundancy, and with nothing where nobody speaks."""
+"""Frames of codes into RTP payloads, with redundancy, and with nothing during silence."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from encodec_rt.types import Codes
 from encodec_rt.voice.bitrate import PacketPlan
 
 REFRESH_FRAMES = 30
-"""How often silence is announced again: each 400 ms, as Opus does."""
+"""How often silence is announced again: every 400 ms, as in Opus."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Packetizer:
     def push(self, codes: Codes, plan: PacketPlan, *, active: bool = True) -> list[Outgoing]:
         """The packets to send after the next frame, ``codes`` uint16 [Q]; often none.
 
-        ``active`` is False for a frame that nobody will miss.
+        ``active`` is False for a frame of silence.
         """
         index = self.frames
         self.frames += 1

@@ -1,4 +1,4 @@
-"""The receiving end of a call without its clock and network: payloads in, a hop of audio out."""
+"""The receiving end of a call, without clock and network: payloads in, a hop of audio out."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from encodec_rt.voice.statistics import ArrivalCounter, InboundStatistics
 
 @dataclass(frozen=True, eq=False)
 class HopPlan:
-    """What to play in one hop, the late frames to repair before it, and whether to begin anew."""
+    """What to play in one hop, the late frames to repair before it, and whether to restart."""
 
     slot: PlayoutSlot
     late: list[tuple[int, Codes]]
@@ -60,7 +60,7 @@ class Receiver:
     def receive(
         self, payload: bytes, *, sequence: int, timestamp: int, ssrc: int, now_s: float
     ) -> bool:
-        """Take the payload of an RTP packet and return whether it was of use. Raises nothing."""
+        """Take the payload of an RTP packet and return whether it was useful. Raises nothing."""
         counts = self.statistics
         packet: Packet | None = None
         if payload:
@@ -86,15 +86,14 @@ class Receiver:
         return True
 
     def restart(self) -> None:
-        """Expect a stream that begins anew, from any source; the statistics go on."""
+        """Expect a restarted stream, from any source; the statistics continue."""
         self.buffer.forget_source()
         self._late, self._anew = [], True
 
     def take(self, now_s: float, *, clock_s: float | None = None) -> HopPlan:
         """What to play in the hop that begins at ``now_s``.
 
-        ``clock_s`` is the time at which that is asked, later than the hop's own on a machine that
-        lags behind its work.
+        ``clock_s`` is the time of the call, later than the hop's own on a machine that lags behind.
         """
         slot = self.buffer.get(now_s, quiet=self._concealer.quiet, clock_s=clock_s)
         late, self._late = self._late, []
@@ -112,10 +111,9 @@ class Receiver:
         return self.played(planned, self._decoder.push_latents(self.next_latent(planned)))
 
     def next_latent(self, planned: HopPlan) -> Tensor:
-        """The latent [1, hidden_size] of a hop that is not idle, for who steps the decoder in a
-        batch.
+        """The latent [1, hidden_size] of a hop that is not idle, to step decoders in a batch.
 
-        What the decoder makes of it goes to ``played``; the two are the halves of ``render``.
+        Pass the decoded audio to ``played``; together the two are ``render``.
         """
         slot = planned.slot
         if planned.anew:
@@ -126,7 +124,7 @@ class Receiver:
         return self._concealer.next_latent(slot.codes, index)
 
     def played(self, planned: HopPlan, audio: Audio) -> Audio:
-        """What is heard of ``audio``, which the decoder made of ``next_latent``."""
+        """The audio to play, from ``audio``, which the decoder made from ``next_latent``."""
         heard = self._concealer.played(audio)
         self._count(planned.slot)
         return heard

@@ -1,6 +1,6 @@
 """The codes of a call, recorded: what was heard, hop by hop as it was played, and what was said.
 
-A recording has a thread of its own, so that neither its coding nor a slow disk holds up the voice.
+A recording has its own thread, so that neither its coding nor a slow disk delays the call.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from encodec_rt.streaming.codec import Codec
 from encodec_rt.types import Codes
 
 HELD_FRAMES = 5
-"""For so many missing frames the last one stands in, as long as concealment holds it in full."""
+"""How many missing frames the last one replaces: as long as concealment holds it at full level."""
 SILENT_FRAMES = 16
 MAX_WAITING = 4500
 """Frames that may wait to be written: half a minute of both directions at 75 a second each."""
@@ -36,7 +36,7 @@ class CodesSink(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class StandIns:
-    """Codes in place of what did not come: ``silence`` [Q] of a frame, ``least`` [Q] of codebooks.
+    """Codes for what did not arrive: ``silence`` [Q] for a frame, ``least`` [Q] for codebooks.
 
     ``least`` are the entries nearest to zero, which change the sound least.
     """
@@ -46,7 +46,7 @@ class StandIns:
 
     @classmethod
     def of(cls, codec: Codec, bandwidth_kbps: float) -> StandIns:
-        """Those of a model: what it makes of digital silence, and of its codebooks."""
+        """Those of a model, from digital silence and from its codebooks."""
         encoder = codec.stream_encoder(bandwidth_kbps)
         hop, channels = codec.config.hop_length, codec.config.audio_channels
         silence = encoder.push(np.zeros((channels, SILENT_FRAMES * hop), np.float32))[-1]
@@ -61,7 +61,7 @@ class StandIns:
 
 
 class CallRecording:
-    """Takes what a call says and hears, and writes it elsewhere; ``error`` is why it gave up."""
+    """Takes what a call says and hears, and writes it in a thread; ``error`` is why it gave up."""
 
     def __init__(
         self,
@@ -101,7 +101,7 @@ class CallRecording:
         self._submit(self._heard, self._last)
 
     def close(self) -> None:
-        """Write what waits, and give the recordings their names. Harmless when repeated."""
+        """Write what is queued, and give the recordings their names. Repeating this is harmless."""
         heard, self._heard = self._heard, None
         said, self._said = self._said, None
         for sink in filter(None, (heard, said)):

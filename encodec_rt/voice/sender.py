@@ -1,4 +1,4 @@
-"""The sending end of a call without its clock and network: codes in, packets out."""
+"""The sending end of a call, without clock and network: codes in, packets out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Sender:
         *,
         on_plan: Callable[[float, PacketPlan], None] | None = None,
     ) -> None:
-        """``send`` gets each packet and its time; ``on_plan`` hears when the plan changes."""
+        """``send`` gets each packet and its time; ``on_plan`` is called when the plan changes."""
         self.controller = controller
         self._send, self._on_plan = send, on_plan
         self._config, self._most = config, controller.codebooks
@@ -29,16 +29,16 @@ class Sender:
         self._plan: PacketPlan | None = None
 
     def limit(self, codebooks: int) -> None:
-        """Send at most so many of the codebooks, as the other side takes no more."""
+        """Send at most ``codebooks`` codebooks, as the other side takes no more."""
         self.controller = self.controller.fresh(min(codebooks, self._most))
 
     def restart(self) -> None:
-        """Begin anew, on another path."""
+        """Restart, on another path."""
         self.controller = self.controller.fresh(self.controller.codebooks)
         self._packetizer, self._plan = self._new_packetizer(), None
 
     def push(self, codes: Codes, now_s: float, *, active: bool = True) -> None:
-        """The next frame, ``codes`` uint16 [Q]; ``active`` False if nobody will miss it."""
+        """The next frame, ``codes`` uint16 [Q]; ``active`` is False for silence."""
         plan = self.controller.plan(now_s)
         if self._on_plan is not None and plan != self._plan:
             self._on_plan(now_s, plan)

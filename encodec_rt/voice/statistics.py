@@ -1,4 +1,4 @@
-"""Counters of a call under the names of W3C's webrtc-stats, so that dashboards know them.
+"""Counters of a call under the names of W3C's webrtc-stats, as dashboards expect them.
 
 Times are seconds, as there. What the standard has no name for is in ``encodecRt``.
 """
@@ -36,9 +36,9 @@ class InboundStatistics:
     recoveredFrames: int = field(default=0, metadata={"own": True})
     """Frames played from a redundant copy."""
     repairedFrames: int = field(default=0, metadata={"own": True})
-    """Frames that came too late to be played but put the decoder's state right."""
+    """Frames that arrived too late to be played but repaired the decoder's state."""
     silentFrames: int = field(default=0, metadata={"own": True})
-    """Frames that were never sent, as nobody spoke."""
+    """Frames that were never sent, because of silence."""
 
     def as_dict(self) -> dict[str, object]:
         """As JSON: the standard's names at the top, ours under "encodecRt"."""
@@ -63,7 +63,7 @@ def percentiles(samples_ms: Sequence[float]) -> dict[str, float]:
 
 
 class CodecTimes:
-    """How long the codec took for the last frames, in ms, and of what time."""
+    """How long the codec took for the last frames, in ms, and as a share of their duration."""
 
     def __init__(self, hop_s: float) -> None:
         """``hop_s`` is how long a frame lasts."""
@@ -92,8 +92,8 @@ def latency_ms(
 ) -> dict[str, float]:
     """From the first sample of a frame at the far end's input to its playout, by term, and "sum".
 
-    The far end's encoder is taken to be as fast as this one's, and the network to be as fast there
-    as back.
+    The far end's encoder is assumed to be as fast as this one's, and the network to be equally fast
+    both ways.
     """
     frame_ms = 1000 * times.hop_s
     terms = {

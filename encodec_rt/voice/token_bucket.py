@@ -1,4 +1,4 @@
-"""A limit of so many events a second, with bursts, and with the clock passed in."""
+"""A rate limit with bursts, with the clock passed in."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The seams of a voice path: what carries its packets, and where its audio comes from and goes."""
+"""The interfaces of a voice path: what carries packets, and where audio comes from and goes."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class Received:
 
 @dataclass(frozen=True)
 class Report:
-    """What the other side last reported of what it was sent."""
+    """What the other side last reported about what it was sent."""
 
     fraction_lost: float
     packets_lost: int
@@ -51,7 +51,7 @@ class Transport(Protocol):
 
     @property
     def dropped(self) -> int:
-        """Packets that the path did not take in time."""
+        """Packets that the path did not accept in time."""
 
     @property
     def failed(self) -> bool:
@@ -65,19 +65,19 @@ class Transport(Protocol):
         """
 
     async def wait_connected(self) -> bool:
-        """Wait until packets can pass; False if it has come to nothing."""
+        """Wait until packets can pass; False if the path has failed."""
 
     async def wait_ended(self) -> None:
         """Wait until the path is closed, by either side."""
 
     def send(self, packet: Outgoing) -> None:
-        """Send a packet with its timestamp and marker, or drop one that the path does not take."""
+        """Send a packet with its timestamp and marker, or drop it if the path cannot take it."""
 
     async def report(self) -> Report | None:
         """What the other side last reported, or None before its first report."""
 
     async def close(self) -> None:
-        """Close the path. Harmless when repeated."""
+        """Close the path. Repeating this is harmless."""
 
 
 class CallSource(Protocol):
@@ -87,7 +87,7 @@ class CallSource(Protocol):
         """The next hop, float32 [channels, hop], or None when there is no more."""
 
     def close(self) -> None:
-        """Let go of the device or file."""
+        """Release the device or file."""
 
 
 class CallSink(Protocol):
@@ -96,11 +96,11 @@ class CallSink(Protocol):
     async def ready(self) -> float:
         """Return when the next hop is wanted: for which time, on the event loop's clock.
 
-        That time advances by a hop each, however late this machine is with its work.
+        That time advances by one hop per call, however late this machine is.
         """
 
     def write(self, audio: Audio) -> None:
         """Take a hop, float32 [hop] or [channels, hop]."""
 
     def close(self) -> None:
-        """Keep what was heard, and let go of the device or file."""
+        """Keep what was heard, and release the device or file."""
