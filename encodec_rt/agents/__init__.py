@@ -1,1 +1,1 @@
-"""Glue for frameworks of voice agents: their audio as codes on the way to the caller and back."""
+"""Adapters for voice agent frameworks: their audio as codes on the way to the caller and back."""

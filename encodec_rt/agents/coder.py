@@ -1,4 +1,4 @@
-"""An agent's end of a conversation in codes: PCM as frameworks have it, messages as servers do.
+"""An agent's end of a conversation in codes: PCM for the framework, messages as servers send them.
 
 A message is a binary one of ``encodec-rt.v1`` (docs/server.md): kind, frame index and a packet.
 """
@@ -22,15 +22,15 @@ from encodec_rt.types import Audio
 from encodec_rt.voice.conceal import Concealer
 
 MAX_CONCEALED_FRAMES = 8
-"""Of a longer gap only so much is made up; the rest is left out."""
+"""The longest gap that is concealed; the rest of a longer one is left out."""
 
 Result = TypeVar("Result")
 
 
 class AgentCoder:
-    """Both directions of one conversation, on a thread of its own.
+    """Both directions of one conversation, on their own thread.
 
-    Each direction is one stream: what it is given follows what it was given before.
+    Each direction is one continuous stream.
     """
 
     def __init__(self, codec: Codec, bandwidth_kbps: float = 6.0) -> None:
@@ -56,7 +56,7 @@ class AgentCoder:
         return await self._compute(lambda: self._encode(pcm, rate_hz, channels))
 
     async def decode(self, message: bytes, rate_hz: int) -> bytes:
-        """A message -> PCM s16le of one channel; what was lost before it is concealed.
+        """A message -> mono PCM s16le; frames lost before it are concealed.
 
         Raises PacketError for what is not a message of codes, or comes after its time.
         """
@@ -66,7 +66,7 @@ class AgentCoder:
         return await asyncio.get_running_loop().run_in_executor(self._worker, work)
 
     def close(self) -> None:
-        """End the thread, after what it is at."""
+        """End the thread, after its current work."""
         self._worker.shutdown(wait=False)
 
     def _encode(self, pcm: bytes, rate_hz: int, channels: int) -> list[bytes]:
@@ -102,7 +102,7 @@ class AgentCoder:
 def _from_to(
     known: tuple[int, soxr.ResampleStream | None], outside_hz: int, from_hz: int, to_hz: int
 ) -> tuple[int, soxr.ResampleStream | None]:
-    """The resampler for a rate outside, a new one only where that has changed."""
+    """The resampler for an outside rate; a new one only if the rate has changed."""
     if known[0] == outside_hz:
         return known
     same = from_hz == to_hz

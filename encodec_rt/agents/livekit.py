@@ -1,4 +1,4 @@
-"""The ears and the mouth of a LiveKit agent session, for a caller who sends and takes codes."""
+"""Audio input and output of a LiveKit agent session, for a caller who sends and receives codes."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from encodec_rt.agents.coder import AgentCoder
 from encodec_rt.errors import PacketError
 
 AHEAD_S = 0.2
-"""How much is sent before it is due; what waits beyond that can still be taken back."""
+"""How much is sent before it is due; what waits beyond that can still be cancelled."""
 PIECE_S = 0.02
 
 
@@ -23,7 +23,7 @@ class CodesInput(AudioInput):  # type: ignore[misc]
     """What the caller says, from its messages of codes: ``session.input.audio``."""
 
     def __init__(self, coder: AgentCoder, messages: AsyncIterator[bytes]) -> None:
-        """A message that cannot be read is passed over."""
+        """An unreadable message is ignored."""
         super().__init__(label="encodec_rt")
         self._coder, self._messages = coder, messages
 
@@ -38,10 +38,10 @@ class CodesInput(AudioInput):  # type: ignore[misc]
 
 
 class CodesOutput(AudioOutput):  # type: ignore[misc]
-    """What the agent says, as messages of codes at the pace of speech: ``session.output.audio``."""
+    """What the agent says, as codes sent at the pace of speech: ``session.output.audio``."""
 
     def __init__(self, coder: AgentCoder, send: Callable[[bytes], Awaitable[None]]) -> None:
-        """To be made inside the event loop; ``send`` takes each message to the caller."""
+        """Create it inside the event loop; ``send`` sends each message to the caller."""
         super().__init__(
             label="encodec_rt",
             capabilities=AudioOutputCapabilities(pause=False),
@@ -49,13 +49,13 @@ class CodesOutput(AudioOutput):  # type: ignore[misc]
         )
         self._coder, self._send = coder, send
         self._waiting: deque[bytes | None] = deque()
-        """Pieces of PCM, and None where a segment ends."""
+        """Pieces of PCM, and None at the end of a segment."""
         self._something = asyncio.Event()
         self._said_s, self._begun_s = 0.0, 0.0
         self._speaking = asyncio.ensure_future(self._speak())
 
     async def capture_frame(self, frame: rtc.AudioFrame) -> None:
-        """Take audio, which may come faster than it is said."""
+        """Take audio, which may come faster than real time."""
         await super().capture_frame(frame)
         pcm, step = bytes(frame.data), 2 * int(PIECE_S * self._coder.rate_hz)
         self._waiting.extend(pcm[at : at + step] for at in range(0, len(pcm), step))
@@ -68,7 +68,7 @@ class CodesOutput(AudioOutput):  # type: ignore[misc]
         self._something.set()
 
     def clear_buffer(self) -> None:
-        """Say nothing more of what waits."""
+        """Drop what has not been sent yet."""
         interrupted = bool(self._waiting) or self._said_s > 0
         self._waiting.clear()
         if interrupted:
@@ -108,7 +108,7 @@ class CodesOutput(AudioOutput):  # type: ignore[misc]
     def _finish(self, *, interrupted: bool) -> None:
         position_s, self._said_s = self._said_s, 0.0
         if interrupted:
-            # What was sent ahead of its time has not been heard.
+            # What was sent ahead of time has not been heard.
             elapsed_s = asyncio.get_running_loop().time() - self._begun_s
             position_s = min(position_s, elapsed_s)
         self.on_playback_finished(playback_position=position_s, interrupted=interrupted)

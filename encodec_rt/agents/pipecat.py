@@ -1,4 +1,4 @@
-"""A FrameSerializer for pipecat: its WebSocket transports carry codes, 6 kbps in place of 384."""
+"""A FrameSerializer for pipecat: its WebSocket transports carry codes, 6 kbps instead of 384."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class CodesSerializer(FrameSerializer):  # type: ignore[misc]
         self._rate_hz = self._coder.rate_hz
 
     async def setup(self, setup: FrameProcessorSetup) -> None:
-        """Give audio at the rate that the pipeline wants."""
+        """Return audio at the rate that the pipeline wants."""
         self._rate_hz = setup.audio_in_sample_rate
 
     async def serialize(self, frame: Frame) -> str | bytes | None:
@@ -50,7 +50,7 @@ class CodesSerializer(FrameSerializer):  # type: ignore[misc]
         return messages[0] if messages else None
 
     async def deserialize(self, data: str | bytes) -> Frame | None:
-        """The audio of a message; None for anything else, which is not worth the connection."""
+        """The audio of a message; None for anything else, which does not end the connection."""
         if isinstance(data, str):
             return None
         try:

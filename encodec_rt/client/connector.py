@@ -1,4 +1,4 @@
-"""How a stream gets its connection, and gets it back: tries again, at a placer's word elsewhere."""
+"""How a stream connects and reconnects: with retries, and elsewhere if a placer says so."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Connector:
         ticket: str | None,
         retry_s: float,
     ) -> None:
-        """``placed`` says that ``place`` is a placer's. A full server is tried again too."""
+        """``placed`` says that ``place`` is a placer's address. A full server is retried too."""
         self._place, self._placed, self._retry_s = place, placed, retry_s
         self._headers = {"Authorization": f"Bearer {token}"} if token is not None else {}
         self._ticket = ticket
@@ -41,11 +41,11 @@ class Connector:
         self._session: aiohttp.ClientSession | None = None
 
     def open(self) -> None:
-        """To be called inside the event loop, before anything else."""
+        """Call this inside the event loop, before anything else."""
         self._session = aiohttp.ClientSession()
 
     async def close(self) -> None:
-        """Let go of all connections."""
+        """Close all connections."""
         if self._session is not None:
             await self._session.close()
 
@@ -57,8 +57,8 @@ class Connector:
         """A WebSocket and its welcome. Raises LinkError once ``retry_s`` are over, or if no further
         try would change anything.
 
-        ``wanted`` says before each try what to ask for, and the token of a session to resume.
-        Where nothing of that is kept, ``begin_again`` forgets it, if the stream can begin again.
+        ``wanted`` says before each attempt what to ask for, and the token of a session to resume.
+        If nothing of it was saved, ``begin_again`` forgets it, if the stream can start over.
         """
         loop = asyncio.get_running_loop()
         until_s, wait_s = loop.time() + self._retry_s, 0.1
@@ -91,6 +91,6 @@ class Connector:
 
 
 def _check_secrecy(placer: str, worker: str) -> None:
-    """Raise LinkError where what is secret would go to a worker in the clear."""
+    """Raise LinkError if a secret would be sent to a worker unencrypted."""
     if urlsplit(placer).scheme == "https" and urlsplit(worker).scheme != "https":
         raise LinkError(f"the placer uses https, but the worker that it names does not: {worker}")

@@ -1,11 +1,11 @@
-"""Which frames went and came: how many are under way, and which of them are new."""
+"""Which frames were sent and received: how many are in flight, and which are new."""
 
 from __future__ import annotations
 
 from encodec_rt.server.protocol import Kind, StreamRequest
 
 WINDOW_FRAMES = 6
-"""Frames that are under way at most; the server drops what waits beyond eight."""
+"""The most frames in flight; the server drops what waits beyond eight."""
 
 
 class Flow:
@@ -26,11 +26,11 @@ class Flow:
             self._starts = {Kind.CODES: encoder_start - 1, Kind.PCM: decoder_start - 1}
 
     def sent(self, kind: Kind, index: int) -> None:
-        """Frame ``index`` went, or a part of it."""
+        """Frame ``index`` was sent, or a part of it."""
         self._sent[kind] = index + 1
 
     def came(self, kind: Kind, index: int, frames: int) -> bool:
-        """Frames from ``index`` on came; whether they are new."""
+        """Frames from ``index`` on were received; whether they are new."""
         self._seen[kind] = max(self._seen[kind], index + frames)
         if index < self.next[kind]:
             return False
@@ -38,18 +38,18 @@ class Flow:
         return True
 
     def pass_over(self, index: int) -> None:
-        """Frames before ``index`` are under way no more; some may still come."""
+        """Frames before ``index`` are no longer in flight; some may still arrive."""
         for kind in self._seen:
             self._seen[kind] = max(self._seen[kind], index)
 
     @property
     def is_full(self) -> bool:
-        """Whether what comes next had better wait."""
+        """Whether the next frame should wait."""
         return self.under_way >= WINDOW_FRAMES
 
     @property
     def under_way(self) -> int:
-        """Frames sent on this connection of which nothing came, beyond what a start needs."""
+        """Frames sent on this connection without a result, beyond what a start needs."""
         pcm, codes = (self._sent[kind] for kind in (Kind.PCM, Kind.CODES))
         encoder, decoder = (self._starts[kind] for kind in (Kind.CODES, Kind.PCM))
         counts = [0]

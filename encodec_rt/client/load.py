@@ -1,4 +1,4 @@
-"""Clients that talk at a microphone's pace, and how long each frame takes there and back."""
+"""Clients that send at a microphone's pace, and the round trip of each frame."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from encodec_rt.types import Audio, Codes
 
 @dataclass
 class Talk:
-    """What became of one client."""
+    """The result of one client."""
 
     sent: int = 0
     """Frames."""
     round_trip_ms: list[float] = field(default_factory=list)
-    """Of each frame that came back as audio, from its last sample sent."""
+    """For each frame that came back as audio, from when its last sample was sent."""
     codes: list[Codes] = field(default_factory=list)
     indices: list[int] = field(default_factory=list)
     """Of ``codes``."""
@@ -32,15 +32,15 @@ class Talk:
 
     @property
     def missing(self) -> int:
-        """Frames that never came back."""
+        """Frames that did not come back."""
         return self.sent - len(self.round_trip_ms)
 
 
 async def talk(url: str, audio: Audio, *, delay_s: float = 0.0, **options: Any) -> Talk:
     """Echo ``audio`` [n] frame by frame in real time; ``options`` are StreamClient's.
 
-    Unless they say ``live=False`` nothing waits for the server: what it cannot take, it drops and
-    says so.
+    Unless they include ``live=False`` nothing waits for the server, which drops what it cannot take
+    and says so.
     """
     result = Talk()
     await asyncio.sleep(delay_s)
@@ -63,7 +63,7 @@ async def _converse(stream: StreamClient, audio: Audio, result: Talk) -> None:
     async def speak() -> None:
         begun_s = loop.time()
         for index in range(len(audio) // hop):
-            # By the start, not by the frame before: a pause never adds up.
+            # Relative to the start, not to the previous frame, so delays do not add up.
             await asyncio.sleep(max(0.0, begun_s + index * period_s - loop.time()))
             sent_s.append(loop.time())
             await stream.send_audio(audio[index * hop : (index + 1) * hop])

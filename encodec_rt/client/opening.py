@@ -37,15 +37,15 @@ from encodec_rt.types import Audio, Codes
 
 NOTHING_KEPT = 409
 FINAL = {400, 401, 403, 404, NOTHING_KEPT}
-"""Answers that no further try changes."""
+"""Answers that no further attempt would change."""
 WELCOME_S = 10.0
 ENDS = {aiohttp.WSCloseCode.OK, *(code for code in CloseCode if code != CloseCode.SLOW)}
-"""Why a server closes a stream that is not to be resumed, before its end was heard of."""
+"""Close codes of a stream that cannot be resumed."""
 
 
 @dataclass(frozen=True, eq=False)
 class ServedFrame:
-    """What came of a frame: codes uint16 [Q], or audio float32 [n] or [channels, n]."""
+    """The result of a frame: codes uint16 [Q], or audio float32 [n] or [channels, n]."""
 
     index: int
     codes: Codes | None = None
@@ -66,7 +66,7 @@ def unpack_frame(kind: Kind, index: int, payload: bytes, welcome: Mapping[str, A
 
 @dataclass(frozen=True)
 class Dropped:
-    """Frames that are gone, because the server or its client was too slow."""
+    """Frames that were dropped, because the server or its client was too slow."""
 
     where: Literal["in", "out"]
     first: int
@@ -86,7 +86,7 @@ def pack_codes(codes: Codes, welcome: Mapping[str, Any]) -> bytes:
 
 
 class Refused(LinkError):
-    """The server answered, and it was no."""
+    """The server refused."""
 
     def __init__(self, status: int) -> None:
         super().__init__(f"the server refused the stream ({status})")
@@ -95,14 +95,14 @@ class Refused(LinkError):
 
 @dataclass(frozen=True)
 class Place:
-    """A server, and how its certificate is checked."""
+    """A server, and how to check its certificate."""
 
     url: str
     context: ssl.SSLContext | aiohttp.Fingerprint | None
 
 
 def place_of(url: str, context: ssl.SSLContext | aiohttp.Fingerprint | None) -> Place:
-    """The server at ``url``. Raises LinkError for what is not an address of one."""
+    """The server at ``url``. Raises LinkError if that is not a server's address."""
     try:
         parts = urlsplit(url)
         good = parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
@@ -141,7 +141,7 @@ async def ask_placer(
 
 
 async def send_if_open(socket: aiohttp.ClientWebSocketResponse | None, data: bytes | str) -> None:
-    """Send a message or an event; what cannot be sent now is sent when the stream is resumed."""
+    """Send a message or an event; if that fails, it is sent when the stream resumes."""
     if socket is not None:
         with suppress(ConnectionError, RuntimeError):
             await (socket.send_bytes(data) if isinstance(data, bytes) else socket.send_str(data))
@@ -184,7 +184,7 @@ async def open_socket(
             protocols=protocols,
             headers=headers,
             ssl=context if context is not None else True,
-            # A reply that comes too late would hide why the server closed.
+            # A reply that arrives too late would hide why the server closed.
             autoclose=False,
             max_msg_size=2 * MAX_MESSAGE_BYTES,
             timeout=aiohttp.ClientWSTimeout(ws_close=2.0),
@@ -209,7 +209,7 @@ async def open_socket(
     except asyncio.TimeoutError as error:
         raise LinkError(f"{url} did not answer within {WELCOME_S:g} s") from error
     except (aiohttp.ClientError, OSError, ValueError) as error:
-        # A name that cannot be one raises ValueError.
+        # An impossible name raises ValueError.
         raise LinkError(f"{url} cannot be reached: {error}") from error
     finally:
         if socket is not None:

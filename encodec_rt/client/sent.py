@@ -1,4 +1,4 @@
-"""What was sent, in frames, for as long as the server may ask for it again."""
+"""What was sent, in frames, kept as long as the server may ask for it again."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from collections import deque
 
 
 class SentAudio:
-    """Audio that was sent, in frames, as long as the server may ask for it again."""
+    """Audio that was sent, in frames, kept as long as the server may ask for it again."""
 
     def __init__(self) -> None:
         """Nothing was sent."""
         self.frame_samples = 320
         self.index = 0
-        """Of the frame that is being filled."""
+        """The index of the frame being filled."""
         self._frames: deque[tuple[int, bytearray]] = deque([(0, bytearray())])
 
     @property
@@ -21,7 +21,8 @@ class SentAudio:
         return self._frames[0][0] == 0
 
     def add(self, pcm: bytes) -> tuple[int, bytes]:
-        """Take bytes, at most a frame's; the number of the frame in which they begin, and they."""
+        """Take at most a frame of bytes; the index of the frame in which they begin, and the
+        bytes."""
         first, size = self.index, 2 * self.frame_samples
         frame = self._frames[-1][1]
         here = pcm[: size - len(frame)]

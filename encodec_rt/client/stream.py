@@ -1,4 +1,4 @@
-"""A client of ``encodec-rt serve``: audio or codes in, codes or audio out, whatever restarts.
+"""A client of ``encodec-rt serve``: audio or codes in, codes or audio out, across restarts.
 
     async with StreamClient("http://127.0.0.1:8445", mode="encode") as stream:
         await stream.send_audio(samples)
@@ -53,7 +53,7 @@ KEEP_ALIVE_S = 3.0
 
 
 class StreamClient:
-    """One stream. Sending waits while too much is under way, so that nothing is dropped."""
+    """One stream. Sending waits while too much is in flight, so that nothing is dropped."""
 
     def __init__(
         self,
@@ -72,8 +72,8 @@ class StreamClient:
         """``url`` is http(s)://HOST:PORT; anything else raises LinkError. With ``live``, sending
         waits for nothing but a lost connection, and frames may be dropped.
 
-        With ``placed``, ``url`` is a placer's, which names a server whenever one is needed.
-        A lost connection is tried again for ``retry_s``; a full server too.
+        With ``placed``, ``url`` is a placer's, which names a server whenever one is needed. A lost
+        connection is retried for ``retry_s``; a full server too.
         """
         self.request = StreamRequest(mode, bandwidth_kbps, start)
         self.dropped: list[Dropped] = []
@@ -111,8 +111,8 @@ class StreamClient:
         return self
 
     async def __aexit__(self, *args: object) -> None:
-        """Hang up; what has not come is given up."""
-        # Before Python 3.12 wait_for can swallow a cancellation, so that alone is not enough.
+        """Hang up; results that have not arrived are lost."""
+        # Before Python 3.12 wait_for can swallow a cancellation, so one is not always enough.
         self._ended = True
         if self._task is not None:
             self._task.cancel()
@@ -146,14 +146,14 @@ class StreamClient:
             await self._send(Kind.CODES, index, payload)
 
     async def finish(self) -> None:
-        """Say that nothing more comes; what is left follows, and then the stream ends."""
+        """End the input; the remaining results follow, and then the stream ends."""
         self._check_open()
         self._finishing = True
         if self._connected.is_set():
             await self._send_event("CloseStream")
 
     def __aiter__(self) -> AsyncIterator[ServedFrame]:
-        """The frames as they come, until the stream has ended. Raises LinkError."""
+        """The frames as they arrive, until the stream has ended. Raises LinkError."""
         return self
 
     async def __anext__(self) -> ServedFrame:
@@ -169,7 +169,7 @@ class StreamClient:
             raise StateError("this stream is finished; open a new one")
 
     async def _room(self) -> None:
-        """Wait until there is a connection, and not too much under way on it."""
+        """Wait until there is a connection, and not too much is in flight."""
         while not self._ended:
             await self._connected.wait()
             if self._live or not self._flow.is_full:
@@ -200,14 +200,14 @@ class StreamClient:
         return replace(self.request, frame=codes, decoded=pcm), token
 
     def _begin_again(self) -> bool:
-        """Forget a server that went before it kept anything: the same from the start."""
+        """Forget a server that went away before it saved anything, and start over."""
         if not (self._pcm.has_all and self._codes.has_all):
             return False
         del self.welcome["resume"]
         return True
 
     async def _repeat(self) -> None:
-        """Send once more what the server has not kept, and let what is new follow."""
+        """Send again what the server has not saved, and let new frames follow."""
         for index, message in self._pcm.since(self.welcome["frame"]):
             await self._room_again()
             await self._send(Kind.PCM, index, message)
@@ -225,7 +225,7 @@ class StreamClient:
             await self._moved.wait()
 
     async def _run(self) -> None:
-        """Receive, and connect again when that ends, until the stream has ended."""
+        """Receive, and reconnect when that ends, until the stream has ended."""
         try:
             while True:
                 await self._receive()

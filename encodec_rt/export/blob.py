@@ -1,8 +1,8 @@
 """A causal model as one file for the WebAssembly codec (docs/web.md has its layout).
 
-The file holds the layers as data and plain matrices; how they are packed is the reader's business.
-A tensor is written in float16 where that loses nothing, which makes the embedded model's file as
-small as its checkpoint.
+The file holds the layers as data and plain matrices; packing them is up to the reader. A tensor is
+written in float16 if that loses nothing, which makes the embedded model's file as small as its
+checkpoint.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ MAX_START_FRAMES = 1 << 12
 
 _PAD_MODES = ("constant", "reflect", "replicate")
 _FOLDED = 2.0**-22
-"""How far, as a share, folding a weight norm moves a weight that was stored folded in float16."""
+"""The relative change of a weight, stored folded in float16, by folding its weight norm again."""
 
 
 def blob(model: EncodecModel, *, half: bool = False) -> bytes:

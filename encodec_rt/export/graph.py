@@ -1,4 +1,4 @@
-"""A small builder of ONNX graphs: nodes by their operator's name, constants as they come."""
+"""A small builder of ONNX graphs: nodes by operator name, constants as needed."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from encodec_rt.errors import BackendUnavailable, ConfigError
 
 OPSET = 18
 IR_VERSION = 9
-"""What onnxruntime reads since its version 1.14."""
+"""Versions that onnxruntime reads since 1.14."""
 
 
 def import_onnx() -> Any:
-    """The ``onnx`` package. Raises BackendUnavailable where it is missing."""
+    """The ``onnx`` package. Raises BackendUnavailable if it is missing."""
     try:
         import onnx
     except ImportError:
@@ -70,7 +70,7 @@ class Graph:
         return name
 
     def integers(self, *values: int) -> str:
-        """A constant int64 [n], shared by all who ask for the same."""
+        """A constant int64 [n], shared between equal ones."""
         if values not in self._shared:
             self._shared[values] = self.constant(np.array(values, np.int64))
         return self._shared[values]
@@ -89,11 +89,11 @@ class Graph:
         return str(self.node("Slice", x, *numbers))
 
     def concat(self, parts: Sequence[str], axis: int) -> str:
-        """The parts in a row; a single one as it is."""
+        """The concatenation of the parts; a single one is returned as it is."""
         return parts[0] if len(parts) == 1 else str(self.node("Concat", *parts, axis=axis))
 
     def rename(self, value: str, name: str) -> None:
-        """Give a value the name that it has outside."""
+        """Name a value as an output."""
         self._nodes.append(self._onnx.helper.make_node("Identity", [value], [name]))
 
     def model(

@@ -30,7 +30,7 @@ CHECK_FRAMES = 100
 
 @dataclass(frozen=True)
 class GraphCheck:
-    """What onnxruntime made of one pair of graphs beside the project's own streams."""
+    """How one pair of graphs in onnxruntime compares with the project's own streams."""
 
     graphs: str
     codes: int
@@ -48,10 +48,10 @@ def export_onnx(
 ) -> list[GraphCheck]:
     """Write the four graphs and the states of a "primed" stream into ``folder``.
 
-    The encoders give the codebooks of ``bandwidth_kbps``, by default the model's highest; fewer of
-    them, from the first on, are those of a lower bandwidth. Raises ConfigError for a model that is
-    not causal or a wrong bandwidth, InputError for files that exist, and BackendUnavailable where
-    onnx or onnxruntime is missing or computes something else.
+    The encoders output the codebooks of ``bandwidth_kbps``, by default the model's highest; the
+    first of them are those of a lower bandwidth. Raises ConfigError for a model that is not causal
+    or a wrong bandwidth, InputError for files that exist, and BackendUnavailable if onnx or
+    onnxruntime is missing or computes something else.
     """
     import_onnx()
     _import_onnxruntime()
@@ -83,7 +83,7 @@ def export_onnx(
         np.savez(file, encoder=encoder.numpy(), decoder=decoder.numpy())
     reports = [_check_steps(codec, kbps, target), _check_clips(codec, kbps, target)]
     for report in reports:
-        # With rounded weights other codes are to be expected; otherwise near-ties alone may differ.
+        # With rounded weights different codes are expected; otherwise only near-ties may differ.
         if not half and (report.audio_db < 100 or report.different > report.codes // 100):
             raise BackendUnavailable(
                 f"onnxruntime computes different {report.graphs} ({report}); do not use these files"

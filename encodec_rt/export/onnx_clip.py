@@ -99,7 +99,8 @@ class _Clip:
     def _pad(self, x: str, left: int, stride: int) -> str:
         """As model/conv.py pads: ``left``, and on the right what a stride lacks.
 
-        A reflection wider than the clip reflects the clip lengthened by zeros, which are cut off.
+        A reflection wider than the clip reflects the clip extended with zeros, which are then
+        removed.
         """
         graph, mode = self.graph, self._model.config.pad_mode
         length = graph.node("Gather", graph.node("Shape", x), graph.integers(2), axis=0)

@@ -46,7 +46,7 @@ def encoder_step(model: EncodecModel, codebooks: int, meta: dict[str, str], *, h
 def decoder_step(model: EncodecModel, meta: dict[str, str], *, half: bool) -> Any:
     """codes int64 [1, books], state [N] -> pcm [channels, hop], state_next [N].
 
-    Any number of codebooks may come; a code of -1 leaves its codebook out.
+    Any number of codebooks is accepted; a code of -1 leaves its codebook out.
     """
     config = model.config
     step = _Step(model, plan(model.decoder, "decoder"), half=half)
@@ -78,7 +78,7 @@ def look_up(graph: Graph, model: EncodecModel, codes: str) -> str:
     """Codes [T, books], -1 for one that is absent -> latents [T, D]."""
     size = model.config.codebook_size
     books = [graph.rounded(stage.codebook.embed).numpy() for stage in model.quantizer.stages]
-    # A row of zeros before the vectors is what an absent codebook adds.
+    # The row of zeros before the vectors is for absent codebooks.
     zeros = np.zeros((1, books[0].shape[1]), np.float32)
     table = graph.weight(np.concatenate([zeros, *books]))
     count = graph.node("Gather", graph.node("Shape", codes), graph.scalar(1), axis=0)
@@ -160,7 +160,7 @@ class _Step:
         graph, stride, channels = self.graph, spec.stride, spec.out_channels
         assert spec.kernel == 2 * stride, "every transposed convolution of a config is so"
         width = stride * channels
-        # The bias is added once, when a sample leaves the overlap: to the first half alone.
+        # The bias is added once, when a sample leaves the overlap: to the first half only.
         biases = np.concatenate([np.tile(bias, stride), np.zeros(width, np.float32)])
         spread = graph.node("Gemm", graph.node("Elu", x), weight, graph.constant(biases))
         early = graph.slice(spread, 0, width, axis=1)

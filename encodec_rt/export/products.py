@@ -1,4 +1,4 @@
-"""A layer's weights as the matrix products that it consists of: what every exported form holds."""
+"""A layer's weights as the matrix products it consists of, which every exported format holds."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from encodec_rt.types import Audio
 
 
 def to_portable(snapshot: Snapshot, hop_length: int) -> PortableSnapshot:
-    """The portable form of ``snapshot``, of a stream of a model with that hop.
+    """The portable form of ``snapshot``, for a stream of a model with that hop.
 
     Raises StateError for a stream of blocks that holds back whole frames: the WebAssembly codec
     steps frame by frame and never does.

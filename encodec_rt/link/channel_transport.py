@@ -1,5 +1,4 @@
-"""The transport that web pages can use too: RTP packets as messages of a data channel, by
-aiortc."""
+"""The transport that web pages use too: RTP packets as messages of a data channel, by aiortc."""
 
 from __future__ import annotations
 

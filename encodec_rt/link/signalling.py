@@ -68,7 +68,7 @@ class SignallingServer:
         return self._whip.sessions
 
     async def start(self, host: str, port: int, context: ssl.SSLContext | None) -> int:
-        """Listen; the port, which is chosen by the system for 0.
+        """Listen; returns the port, which the system chooses for 0.
 
         Raises LinkError for an address beyond loopback without both TLS and a token.
         """

@@ -40,8 +40,7 @@ class Probe:
     """Plays chirps and keeps what comes back, as ``choose`` of a Duplex."""
 
     def __init__(self, rate_hz: int) -> None:
-        """The chirps begin after ``SETTLING_S``, irregularly spaced so that every lag is
-        distinct."""
+        """The chirps begin after ``SETTLING_S``, irregularly spaced so that lags are distinct."""
         self.rate_hz = rate_hz
         spacing = np.random.default_rng(0).uniform(*SPACING_S, CHIRPS)
         self.starts = (np.cumsum(spacing) + SETTLING_S) * rate_hz

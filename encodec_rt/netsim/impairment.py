@@ -28,8 +28,7 @@ class PathProfile:
     """Share of packets held back by ``reorder_ms``."""
     reorder_ms: float = 30.0
     spike_every_s: float = 0.0
-    """From time to time the path stalls: packets then queue for ``spike_ms`` and arrive in one
-    burst."""
+    """How often the path stalls: packets then queue for ``spike_ms`` and arrive in one burst."""
     spike_ms: float = 120.0
     step_at_s: float = 0.0
     """When the delay changes for good by ``step_ms``."""

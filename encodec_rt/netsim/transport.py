@@ -38,8 +38,7 @@ class SimulatedTransport:
 
     @property
     def dropped(self) -> int:
-        """Packets that the path did not accept in time: none, as it accepts all and may lose
-        them."""
+        """Packets that the path did not accept in time: none; it accepts all, and may lose them."""
         return 0
 
     @property

@@ -39,7 +39,7 @@ _ADDRESSED = 1 << 32
 
 @dataclass(frozen=True)
 class Description:
-    """What a model's file says of it, beside its weights."""
+    """What a model's file says about it, besides its weights."""
 
     name: str
     weights_sha256: str
@@ -64,13 +64,13 @@ class Description:
 
 
 class Module:
-    """A loaded model. Numbers go in and out by three buffers, which the next call overwrites."""
+    """A loaded model. Numbers pass through three buffers, which the next call overwrites."""
 
     def __init__(self, content: bytes) -> None:
         """Load a model's file. Raises WeightsError if it is not one, BackendUnavailable."""
         runtime, engine, module = compiled()
         self._store: wasmtime.Store = runtime.Store(engine)
-        # Before the interpreter takes apart what wasmtime's own finalizers need.
+        # Before the interpreter tears down what wasmtime's finalizers need.
         weakref.finalize(self, self._store.close)
         self._exports: Any = runtime.Instance(self._store, module, []).exports(self._store)
         self._memory = self._exports["memory"]
@@ -106,10 +106,10 @@ class Module:
         )
 
     def _prefer_huge_pages(self) -> None:
-        """Ask for pages of 2 MiB, where the system has them, before the weights come.
+        """Ask for 2 MiB pages, if the system has them, before the weights are loaded.
 
-        A step reads every weight once, and waits for their addresses otherwise: at full size it
-        takes 8 to 10 % less CPU time so, and not a bit of what it computes changes.
+        A step reads every weight once and would wait for address translation: at full size this
+        saves 8 to 10 % CPU time, with the same bits.
         """
         if hasattr(mmap, "MADV_HUGEPAGE"):
             base = ctypes.addressof(self._memory.data_ptr(self._store).contents)
@@ -130,7 +130,7 @@ class Module:
             raise WeightsError(f"this file is not a model for the codec: {_REFUSALS[refused]}")
 
     def _view(self, at: int, shape: tuple[int, ...], kind: DTypeLike) -> NDArray[Any]:
-        # Made anew each time: the memory may have grown, and moved, since the last call.
+        # Created each time, since the memory may have grown and moved since the last call.
         count = int(np.prod(shape))
         size = count * np.dtype(kind).itemsize
         at &= 0xFFFFFFFF
@@ -148,7 +148,7 @@ def wasm_bytes() -> bytes:
 
 @cache
 def compiled() -> tuple[Any, Any, Any]:
-    """wasmtime, an engine of it, and the codec compiled by that, once per process."""
+    """wasmtime, its engine, and the codec compiled by it, once per process."""
     try:
         import wasmtime
     except ImportError:

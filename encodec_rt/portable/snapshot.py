@@ -1,4 +1,4 @@
-"""A stream between two pushes as bytes, which Python, wasmtime and a browser read alike.
+"""A stream between two pushes as bytes, which Python, wasmtime and a browser can read.
 
 docs/web.md has the byte layout.
 """
@@ -103,7 +103,7 @@ class PortableSnapshot:
         width: int,
         most: int,
     ) -> None:
-        """Raise StateError unless it is of such a stream, and fewer than ``most`` wait."""
+        """Raise StateError unless it fits such a stream, and fewer than ``most`` rows wait."""
         given = (self.direction, self.weights_sha256, len(self.state), self.waiting.shape[1])
         if given != (direction, weights_sha256, state, width):
             raise StateError("this snapshot is of another model or of the other direction")

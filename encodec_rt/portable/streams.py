@@ -78,7 +78,7 @@ class _Stream:
         raise NotImplementedError
 
     def _most_waiting(self, begun: bool) -> int:
-        """So many are never held back, once the stream has begun or before."""
+        """This many are never held back, before or after the stream has begun."""
         raise NotImplementedError
 
     def _check_open(self) -> None:

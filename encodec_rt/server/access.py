@@ -1,4 +1,4 @@
-"""Who may come in: the bearer token, or a ticket that it buys, good once and for a while."""
+"""Access: the bearer token, or a ticket obtained with it, valid once and for a short time."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from encodec_rt.link.credentials import check_token, is_authorized
 
 TICKET_S = 30.0
 MAX_USED = 4096
-"""Tickets that are remembered as used. They are only forgotten earlier if that many are used within
-their time, which the limit of requests per address does not allow."""
+"""How many used tickets are remembered. More could only be used within a ticket's lifetime by
+exceeding the limit of requests per address."""
 
 
 class Access:
-    """Checks tokens and tickets; without a token everybody may come in."""
+    """Checks tokens and tickets; without a token everybody is admitted."""
 
     def __init__(self, token: str | None, clock: Callable[[], float]) -> None:
-        """``clock`` gives seconds and only rises. Raises LinkError for a token easy to guess."""
+        """``clock`` is a monotonic clock in seconds. Raises LinkError for a token easy to guess."""
         if token is not None:
             check_token(token)
         self._token, self._clock = token, clock
@@ -28,16 +28,16 @@ class Access:
         self._used: OrderedDict[str, None] = OrderedDict()
 
     def allows(self, authorization: str | None) -> bool:
-        """Whether an Authorization header is that of who has the token."""
+        """Whether an Authorization header carries the token."""
         return self._token is None or is_authorized(authorization, self._token)
 
     def make_ticket(self) -> str:
-        """A ticket for one stream, to be used within TICKET_S; of characters a subprotocol has."""
+        """A ticket for one stream, valid for TICKET_S, of characters that a subprotocol allows."""
         claim = f"{int(1000 * (self._clock() + TICKET_S))}.{secrets.token_hex(8)}"
         return f"{claim}.{self._sign(claim)}"
 
     def takes_ticket(self, ticket: str) -> bool:
-        """Whether ``ticket`` is one of ours, in time, and not used before; it is used now."""
+        """Whether ``ticket`` is ours, still valid and unused; marks it as used."""
         claim, _, signature = ticket.rpartition(".")
         given, wanted = signature.encode("utf-8", "replace"), self._sign(claim).encode()
         if not hmac.compare_digest(given, wanted) or claim in self._used:

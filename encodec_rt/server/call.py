@@ -1,4 +1,4 @@
-"""A call over WebRTC that is served: the far side hears itself, decoded and encoded by a slot."""
+"""A served call over WebRTC: the far side hears itself, decoded and encoded again by a slot."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from encodec_rt.voice.transport import Received
 
 HANDSHAKE_S = 15.0
 HOPS_AHEAD = 2
-"""Hops of one call that the engine may have at once; fewer than wait in its queues."""
+"""The most hops of one call that the engine may have at once; fewer than its queues hold."""
 LOST_S = 5.0
-"""Silent for so long, a call may be taken for one whose caller has gone and calls again."""
+"""After this much silence the caller counts as gone, and may be the one that calls again."""
 
 
 class ServedCall:
-    """One call on a slot that was reserved; as signalling and as ``Sessions`` see it.
+    """One call on a reserved slot; as signalling and as ``Sessions`` see it.
 
-    Nothing of it can be resumed by a token: a caller whose path breaks offers another one for the
-    same call, on which both directions begin anew.
+    It cannot be resumed with a token: a caller whose path breaks offers another one for the same
+    call, on which both directions restart.
     """
 
     def __init__(self, sessions: Sessions, slot: int, form: Format, metrics: Metrics) -> None:
-        """To be made inside the event loop. It gives ``slot`` back, whatever becomes of it."""
+        """Create it inside the event loop. It releases ``slot``, however it ends."""
         self.key = sessions.new_key()
         self.token: str | None = None
         self.blocked_since_s: float | None = None
@@ -58,7 +58,7 @@ class ServedCall:
         )
         self._sender = Sender(sessions.config, controller, self._send)
         self._count = self._fresh_from = 0
-        """Hops that were handed to the engine, and the first one after the last renewal."""
+        """Hops given to the engine so far, and the first one after the last renewal."""
         self._adopting: asyncio.Task[None] | None = None
         self._running = False
 
@@ -85,7 +85,7 @@ class ServedCall:
 
     @property
     def line(self) -> Line:
-        """What carries the call, once it was answered."""
+        """What carries the call, once it has been answered."""
         assert self._line is not None, "an answer comes first"
         return self._line
 
@@ -112,10 +112,10 @@ class ServedCall:
             self._give_back()
 
     def cut(self) -> None:
-        """Never called: nothing of a call waits for being taken."""
+        """Never called: a call sends nothing that waits."""
 
     def send_event(self, name: str, **fields: object) -> None:
-        """A call has no way for events."""
+        """A call cannot carry events."""
 
     def deliver(self, output: Output) -> None:
         """Send a frame of codes back."""
@@ -147,12 +147,12 @@ class ServedCall:
         return CallStream(self.key, slot, kbps, self._pcm, self._hops, engine, silence)
 
     async def _hear(self) -> None:
-        """Hand the engine a hop of playout whenever one is due."""
+        """Give the engine a hop of playout whenever one is due."""
         assert self._stream is not None, "a call is heard once it has a stream"
         receiver, clock = self._stream.receiver, Clock(self._hop_s)
         while True:
             due_s = await clock.tick()
-            # Who catches up faster than hops are decoded outruns the packets that have come.
+            # Catching up faster than hops are decoded would outrun the packets that have arrived.
             await self._room.acquire()
             now_s = self._now_s()
             plan = receiver.take(due_s, clock_s=now_s)
@@ -200,7 +200,7 @@ class ServedCall:
         self.heard_s = now_s
 
     def _on_renewed(self) -> None:
-        """Both sides begin anew, so that each decoder is where the other's encoder is."""
+        """Both sides restart, so that encoder and decoder start from the same state."""
         self._sender.restart()
         self._fresh_from = self._count
         if self._stream is not None:

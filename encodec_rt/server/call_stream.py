@@ -1,4 +1,4 @@
-"""A call as the engine's thread sees it: each hop is decoded, then encoded again to go back."""
+"""A call as the engine's thread sees it: each hop is decoded, then encoded again and sent back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from encodec_rt.voice.receiver import HopPlan, Receiver
 
 @dataclass(frozen=True, eq=False, slots=True)
 class WaitingHop(WaitingFrame):
-    """A hop of a call's playout that waits to be decoded; ``content`` has no part in it."""
+    """A hop of a call's playout that waits to be decoded; equality ignores ``content``."""
 
     plan: HopPlan
 
@@ -39,14 +39,14 @@ class CallStream(SlotStream):
         engine: Engine,
         silence: Tensor,
     ) -> None:
-        """Take ``slot`` as new; ``codes`` has WaitingHops."""
+        """Use ``slot``, reset; ``codes`` has WaitingHops."""
         request = StreamRequest("duplex", bandwidth_kbps)
         super().__init__(key, slot, request, pcm, codes, engine, silence)
         config = engine.model.config
         self.receiver = Receiver(EngineDecoder(engine, slot, silence))
-        """Its ``receive`` and ``take`` are the event loop's."""
+        """``receive`` and ``take`` are called on the event loop."""
         self.renewed_at: int | None = None
-        """The hop with which both directions begin anew; set by the event loop."""
+        """The hop with which both directions restart; set by the event loop."""
         self._detector = EnergyDetector(frame_s=config.hop_length / config.sampling_rate)
         self._active: dict[int, bool] = {}
 
@@ -64,10 +64,10 @@ class CallStream(SlotStream):
         return self.receiver.next_latent(plan)
 
     def heard(self, frame: WaitingFrame, audio: Audio) -> list[Output]:
-        """Nothing yet: what is heard is encoded first, in the same pass."""
+        """Nothing yet: the audio is encoded first, in the same pass."""
         played = np.atleast_2d(self.receiver.played(_plan_of(frame), audio))
         if len(self._active) > self.pcm.most:
-            # Of frames that were dropped before they were encoded.
+            # From frames that were dropped before they were encoded.
             del self._active[min(self._active)]
         self._active[frame.index] = self._detector.is_active(played)
         self.pcm.put(WaitingFrame(frame.index, to_int16(played), frame.arrived_s))

@@ -1,4 +1,4 @@
-"""How many sessions a machine carries: measured at the start, with the engine that will serve."""
+"""How many sessions a machine can carry: measured at the start, with the engine that will serve."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from encodec_rt.streaming.engine import Engine
 from encodec_rt.streaming.slot_steps import batch_sizes
 
 SHARE_OF_HOP = 0.75
-"""What the slowest of a hundred passes may take of a frame's duration; the rest is for transport
-and for whoever else wants the core."""
+"""The share of a frame's duration that the slowest of a hundred passes may take; the rest is for
+transport and other users of the core."""
 PASSES = 100
 MAX_SESSIONS = 64
-"""On one CPU core, where twenty are more than any so far carried."""
+"""For one CPU core; none so far carried twenty."""
 
 
 def step_p99_s(engine: Engine, slots: int, clock: Callable[[], float] = time.perf_counter) -> float:
-    """What a pass over so many echoing sessions takes, at the 99th percentile."""
+    """The 99th percentile of a pass over this many echoing sessions."""
     hop = engine.model.config.hop_length
     shape = (slots, hop) if engine.model.config.audio_channels == 1 else (slots, 2, hop)
     pcm = 0.1 * torch.randn(shape, generator=torch.Generator().manual_seed(0))
@@ -51,5 +51,5 @@ def measure_capacity(
             over = slots
             break
         fits = slots
-    # Between two sizes of batch the larger is what is computed.
+    # Between two batch sizes the larger one is computed.
     return min(fits, over - 1)

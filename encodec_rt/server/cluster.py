@@ -1,4 +1,4 @@
-"""Workers on Ray: it places them, restarts them and says where they are; media goes past it."""
+"""Workers on Ray, which places them, restarts them and says where they are; media bypasses it."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ def start_workers(
 ) -> list[RayWorker]:
     """Actors on the cluster that Ray is connected to; each restarts whenever it dies.
 
-    What is named by a path, the model and the folder of sessions above all, all machines see under
-    the same name. Raises ConfigError for more than the cluster could ever start.
+    All machines must see the model and the folder of sessions under the same path. Raises
+    ConfigError for more workers than the cluster could ever start.
     """
     share = _fit(ray.cluster_resources(), count, codec.device, say)
-    # Their answers are waited for while sessions run, so that they come from the same loop.
+    # Their answers are awaited while sessions run, so they must come from the same loop.
     actor = ray.remote(max_restarts=-1, max_task_retries=0, **share)(Worker)
     own = "127.0.0.1" if address == LOCAL and is_loopback(settings.host) else None
     return [RayWorker(actor.remote(codec, settings, own)) for _ in range(count)]
@@ -55,7 +55,7 @@ def start_workers(
 def _fit(
     resources: dict[str, float], count: int, device: str, say: Callable[[str], None]
 ) -> dict[str, float]:
-    """What each worker reserves, so that all of them can start: Ray would wait for ever."""
+    """What each worker reserves, so that all can start: otherwise Ray would wait forever."""
     kind = "CPU" if device == "cpu" else "GPU"
     cpus, most = resources.get("CPU", 0.0), resources.get(kind, 0.0)
     free = cpus - _CPUS_LEFT_FOR_RAY

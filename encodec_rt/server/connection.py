@@ -1,4 +1,4 @@
-"""One client's WebSocket: what comes in goes to the queues, what the engine gives goes out."""
+"""One client's WebSocket: its input goes to the queues, the engine's output goes out."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ from encodec_rt.voice.token_bucket import TokenBucket
 logger = logging.getLogger(__name__)
 
 MAX_EVENTS = 64
-"""Events that wait for a client that does not read."""
+"""The most events that wait for a client that does not read."""
 
 
 class Connection:
@@ -57,7 +57,7 @@ class Connection:
         intake: Intake,
         now_s: float,
     ) -> None:
-        """``token`` resumes the session; ``intake`` takes its frames to the engine."""
+        """``token`` resumes the session; ``intake`` passes its frames to the engine."""
         self.key, self.request = key, request
         self.token: str | None = token
         self.opened_s = self.heard_s = now_s
@@ -78,13 +78,13 @@ class Connection:
         self._closing = self._hanging_up = False
         self._hung_up = asyncio.Event()
         self.ended = asyncio.Event()
-        """Set when its slot is free and its state is kept."""
+        """Set when its slot is free and its state is saved."""
         self._messages = TokenBucket(limits.messages_per_s, limits.message_burst)
         self._texts = TokenBucket(limits.events_per_s, limits.event_burst)
         self._errors = TokenBucket(limits.errors_per_s, limits.error_burst)
 
     def begin(self, progress: Progress) -> None:
-        """Expect what comes after ``progress``."""
+        """Expect the frames after ``progress``."""
         self._framer.skip_to(progress.encoded)
         self._next_codes = progress.decoded
 
@@ -113,7 +113,7 @@ class Connection:
                     self.send_event("Error", error=type(error).__name__, message=str(error))
         finally:
             if self._hanging_up:
-                # Who returns to aiohttp earlier cuts off the client's answer.
+                # Returning to aiohttp earlier would cut off the client's answer.
                 await asyncio.wait({asyncio.ensure_future(self._hung_up.wait())}, timeout=2.0)
             sender.cancel()
             self.code = self.code or self._socket.close_code or WSCloseCode.ABNORMAL_CLOSURE
@@ -136,11 +136,11 @@ class Connection:
         self._transport.abort()
 
     def send_event(self, name: str, **fields: object) -> None:
-        """Send an event when those before it are sent."""
+        """Send an event after those before it."""
         self.deliver(Output(self.key, event=name, fields=fields))
 
     def deliver(self, output: Output) -> None:
-        """Send ``output``; the oldest frame of its kind goes if too many wait."""
+        """Send ``output``; if too many frames of its kind wait, the oldest is dropped."""
         if output.data is None:
             self._deliver_event(output)
         else:
@@ -164,7 +164,7 @@ class Connection:
         self._order.append(None)
 
     def lose(self, where: str, loss: Loss | None) -> None:
-        """Report frames that were dropped, as one event where they follow one another."""
+        """Report dropped frames, consecutive ones as one event."""
         if loss is None:
             return
         self._metrics.dropped.labels(where).inc(loss.count)
@@ -261,7 +261,7 @@ class Connection:
         _check_last(index + len(packet.codes))
         if index + len(packet.codes) <= self._next_codes:
             raise InputError(f"codes of frame {index}; frame {self._next_codes} comes next")
-        # Of a longer gap only the end could be played.
+        # Only the end of a longer gap could be played.
         known = _by_index(packet, index)
         first = max(self._next_codes, index - self._limits.waiting_frames)
         for at in range(first, index + len(packet.codes)):

@@ -1,4 +1,4 @@
-"""What a browser asks before a page of another origin may post, as calls and tickets are posted."""
+"""CORS preflight: what a browser asks before a page of another origin may post calls or tickets."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ _KEPT_S = "600"
 
 
 class CrossOrigin:
-    """Says to browsers which pages may read the answers (Fetch standard, 3.3: CORS)."""
+    """Tells browsers which pages may read the answers (Fetch standard, 3.3: CORS)."""
 
     def __init__(self, origins: Container[str]) -> None:
         """``origins`` are the pages that may."""

@@ -1,7 +1,7 @@
-"""The thread that owns an engine: commands between passes, and a pass whenever something waits.
+"""The thread that owns an engine: commands between passes, and a pass whenever input waits.
 
-It keeps no grid of time. A grid never catches up after a stall; who steps whenever it is idle
-gathers what came in meanwhile into one larger batch.
+It has no fixed tick, which never catches up after a stall. Stepping whenever it is idle gathers
+what arrived meanwhile into one larger batch.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from encodec_rt.server.stepper import Stepper
 from encodec_rt.streaming.engine import Engine
 
 IDLE_S = 0.25
-"""How long it sleeps where nobody wakes it."""
+"""How long it sleeps if nobody wakes it."""
 
 Result = TypeVar("Result")
 Made = TypeVar("Made", bound=SlotStream)
@@ -38,7 +38,8 @@ class EngineLoop:
     def __init__(
         self, engine: Engine, deliver: Deliver, save: Save, metrics: Metrics, snapshot_s: float
     ) -> None:
-        """``deliver`` gets what each pass gave, ``save`` a session's state every ``snapshot_s``.
+        """``deliver`` gets the results of each pass, ``save`` a session's state every
+        ``snapshot_s``.
 
         Both are called on this thread and must not take long.
         """
@@ -55,11 +56,11 @@ class EngineLoop:
         self._thread = threading.Thread(target=self._run, name="encodec-rt-engine", daemon=True)
 
     def start(self) -> None:
-        """Begin. The engine is this thread's from now on."""
+        """Start. The engine belongs to this thread from now on."""
         self._thread.start()
 
     def stop(self) -> None:
-        """End after the pass in progress, and wait for that."""
+        """Stop after the pass in progress, and wait for that."""
         self._stopping = True
         self._wake.set()
         self._thread.join()
@@ -76,7 +77,7 @@ class EngineLoop:
 
     @property
     def idle_s(self) -> float:
-        """How long ago the thread last moved; endless where it has ended."""
+        """How long ago the thread last moved; infinite if it has ended."""
         return time.monotonic() - self._moved_s if self._thread.is_alive() else float("inf")
 
     def call(self, work: Callable[[], Result]) -> Future[Result]:
@@ -89,7 +90,7 @@ class EngineLoop:
             try:
                 done.set_result(work())
             except BaseException as error:  # noqa: BLE001
-                # Whoever waits for the result is who it concerns.
+                # The caller that waits for the result gets the error.
                 done.set_exception(error)
             return []
 
@@ -101,7 +102,7 @@ class EngineLoop:
         return done
 
     def _give_up(self) -> None:
-        """Nobody waits for a thread that has ended."""
+        """Do not let anyone wait for a thread that has ended."""
         self._ended = True
         for done in list(self._waiting):
             if done.set_running_or_notify_cancel():
@@ -118,7 +119,7 @@ class EngineLoop:
         return self.call(add)
 
     def remove(self, key: int) -> Future[SessionState | None]:
-        """Step a session no more; its state, None where that is not kept or in the making."""
+        """Stop stepping a session; its state, or None if it is not kept or not ready."""
 
         def remove() -> SessionState | None:
             stream = self._streams.pop(key, None)
@@ -160,7 +161,7 @@ class EngineLoop:
             if stepped:
                 self._measure(stepped, now_s)
             if outputs:
-                # Of a session that is gone nothing is of use to anybody.
+                # Results of a session that is gone are of no use.
                 self._deliver([each for each in outputs if each.key in self._streams])
             if now_s - saved_s >= self._snapshot_s:
                 saved_s = now_s

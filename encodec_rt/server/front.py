@@ -2,9 +2,9 @@
 
     python -m encodec_rt.server.front SOCKET WRITE READ
 
-It is begun by ``front_process.Front``, with three descriptors: the socket beside the rings, on
-which it is first told how to serve, and the two rings. It imports no torch. It ends when the other
-process does, and is deaf to signals, which that one obeys.
+``front_process.Front`` starts it with three descriptors: the socket beside the rings, over which it
+is first told how to serve, and the two rings. It does not import torch. It ends when the other
+process does, and ignores signals, which that one handles.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _LENGTH_BYTES = 4
 
 @dataclass(frozen=True)
 class FrontSettings:
-    """How a front is to serve; plain values, which travel as JSON."""
+    """How a front is to serve; plain values, which are sent as JSON."""
 
     facts: ServerFacts
     options: ServerOptions
@@ -53,7 +53,7 @@ class FrontSettings:
     key: str | None = None
 
     def to_bytes(self) -> bytes:
-        """Length and JSON; with the token, so that it is in no list of processes."""
+        """Length and JSON; it includes the token, which thus appears in no process list."""
         values = {
             "facts": {**asdict(self.facts), "config": self.facts.config.to_dict()},
             "options": {**asdict(self.options), "origins": sorted(self.options.origins)},
@@ -65,7 +65,7 @@ class FrontSettings:
 
     @staticmethod
     def receive(beside: socket.socket) -> FrontSettings:
-        """What came as ``to_bytes``. Raises PacketError where the other process has gone."""
+        """Read what ``to_bytes`` wrote. Raises PacketError if the other process has gone."""
         length = int.from_bytes(_receive(beside, _LENGTH_BYTES), "little")
         values: dict[str, Any] = json.loads(_receive(beside, length))
         facts, options = values.pop("facts"), values.pop("options")
@@ -93,7 +93,7 @@ class Ending:
 async def serve(
     settings: FrontSettings, beside: socket.socket, writer: RingWriter, reader: RingReader
 ) -> CodecError | None:
-    """Serve until the engine's process ends, or nothing more of it can be understood: an error."""
+    """Serve until the engine's process ends, or sends something unreadable, which is an error."""
     ending = Ending()
     metrics = Metrics(1 / settings.facts.config.frame_rate)
     host = RemoteHost(settings.facts, metrics)
@@ -132,7 +132,7 @@ async def serve(
 
 
 def main() -> None:
-    """As the descriptors say that the command line names."""
+    """Serve with the descriptors on the command line."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     log_as_json()

@@ -20,16 +20,16 @@ from encodec_rt.server.ring_link import RingLink
 logger = logging.getLogger(__name__)
 
 REPORT_S = 0.05
-"""How long losses may be gathered before they are reported."""
+"""How long losses may be collected before they are reported."""
 
 
 class FrontClient:
-    """A session whose connection is a front's: a Client."""
+    """A Client whose connection belongs to a front."""
 
     def __init__(
         self, key: int, token: str, intake: Intake, link: RingLink, codebooks: int
     ) -> None:
-        """For a bandwidth of so many codebooks."""
+        """For a bandwidth of ``codebooks`` codebooks."""
         self.key = key
         self.token: str | None = token
         self.intake, self.codebooks = intake, codebooks
@@ -43,7 +43,7 @@ class FrontClient:
 
     @property
     def heard_s(self) -> float:
-        """Now: who is silent is for the front to see."""
+        """Now: the front watches for silent clients."""
         return asyncio.get_running_loop().time()
 
     def take(self, record: RingRecord, config: Any) -> None:
@@ -55,7 +55,7 @@ class FrontClient:
             self._lose("in", kind, loss)
 
     def deliver(self, output: Output) -> None:
-        """As ``Client.deliver``; the newest frame is dropped where the ring is full."""
+        """As ``Client.deliver``; if the ring is full, the newest frame is dropped."""
         if output.data is None:
             self._report()
             self._link.send(
@@ -71,7 +71,7 @@ class FrontClient:
         self.deliver(Output(self.key, event=name, fields=fields))
 
     async def close(self, code: int, reason: str) -> None:
-        """Have the front hang up; it says when that is done."""
+        """Tell the front to hang up; it reports when that is done."""
         self._link.send(with_fields(RecordKind.CLOSE, self.key, code=code, reason=reason))
 
     def cut(self) -> None:
@@ -79,7 +79,7 @@ class FrontClient:
         self._link.send(RingRecord(RecordKind.CUT, self.key).pack())
 
     def _lose(self, where: str, kind: Kind, loss: Loss) -> None:
-        """Report a loss soon, with those that follow it."""
+        """Report a loss soon, together with those that follow it."""
         before = self._lost.get((where, kind))
         if before is not None and before.first + before.count != loss.first:
             self._report()
@@ -111,7 +111,7 @@ class FrontClient:
 
 
 class FrontClients:
-    """All sessions of one front, and the answers to what it asks."""
+    """All sessions of one front, and the answers to its requests."""
 
     def __init__(self, host: SessionHost, metrics: Metrics) -> None:
         """``link`` is to be set."""
@@ -120,7 +120,7 @@ class FrontClients:
         self._clients: dict[int, FrontClient] = {}
         self._tasks: set[asyncio.Task[None]] = set()
         self._fed: FrontClient | None = None
-        """One for which something came since the engine was last woken."""
+        """A session that got input since the engine was last woken."""
         self._has_gone = False
 
     def __len__(self) -> int:
@@ -128,13 +128,13 @@ class FrontClients:
         return len(self._clients)
 
     def take(self, record: RingRecord) -> None:
-        """A record of the front. Raises PacketError for one that tells of no single session."""
+        """Handle a record from the front. Raises PacketError if it belongs to no single session."""
         if record.kind == RecordKind.ASK:
             self._begin(self._answer(record.key, record.fields))
         elif record.kind == RecordKind.FIGURES:
             self._count(record.fields.get("grown"))
         elif record.kind in (RecordKind.KEPT, *_ITEMS):
-            # One that has ended meanwhile may still have had frames under way.
+            # A session that has ended meanwhile may still have had frames in flight.
             client = self._clients.get(record.key)
             if client is not None:
                 self._take(client, record)
@@ -142,14 +142,14 @@ class FrontClients:
             raise PacketError(f"a record of kind {record.kind.name} from a front")
 
     def wake(self) -> None:
-        """Have stepped what has come."""
+        """Wake the engine for what has arrived."""
         if self._fed is not None:
-            # Of all that came, as they have one engine.
+            # Once for everything, as there is one engine.
             self._fed.intake.wake()
             self._fed = None
 
     async def leave(self) -> None:
-        """End all sessions of a front that is no more; they can be resumed at another."""
+        """End all sessions of a front that has gone; they can be resumed at another."""
         self._has_gone = True
         clients = list(self._clients.values())
         ending = (self._end(client, WSCloseCode.ABNORMAL_CLOSURE) for client in clients)
@@ -226,7 +226,7 @@ class FrontClients:
 
     async def _status(self, asked: dict[str, Any]) -> dict[str, object]:
         status = await self._host.status()
-        # JSON has no endless number.
+        # JSON has no infinity.
         idle_s = status.idle_s if status.idle_s < 1e9 else 1e9
         return {"sessions": status.sessions, "draining": status.is_draining, "idle_s": idle_s}
 

@@ -1,4 +1,4 @@
-"""One front as the engine's process has it: a process, and what is shared with it."""
+"""One front as seen by the engine's process: a process, and what is shared with it."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ START_S = 200.0
 END_S = 5.0
 """How long it may take to end before it is killed."""
 TURN_S, SLOW_TURNS, SILENT_TURNS = 1.0, 5, 30
-"""How often it is looked whether a front said anything, how often in vain until others have new
-connections first, and until it is ended."""
+"""How often a front is checked for signs of life, after how many checks without any other fronts
+get new connections first, and after how many it is killed."""
 HANDED_S = 1.0
-"""How long a connection that was handed over counts as a session to come."""
+"""How long a connection that was handed over counts as a coming session."""
 
 
 class Front:
@@ -41,31 +41,31 @@ class Front:
         self.pid = 0
         self.is_ready = False
         self._silent = 0
-        """Turns in which it said nothing."""
+        """Checks in a row in which it said nothing."""
         self._is_told = False
-        """Whether it was told why it is to end, and says that to its clients."""
+        """Whether it was told why it must end, and tells its clients."""
         self.clients = FrontClients(host, host.metrics)
         self._ready = asyncio.Event()
         self._gone = asyncio.Event()
         self._handed: deque[float] = deque()
         self.connections = 0
-        """Connections that it was given."""
+        """Connections that it was given so far."""
 
     @property
     def order(self) -> tuple[bool, int, int]:
-        """By which the front is found that is to have the next connection."""
+        """The sort key by which the front for the next connection is chosen."""
         return self._silent > SLOW_TURNS, self._load, self.connections
 
     @property
     def _load(self) -> int:
-        """Sessions, and connections of the last moment, which may become some."""
+        """Sessions, plus very recent connections, which may become sessions."""
         now_s = time.monotonic()
         while self._handed and now_s - self._handed[0] > HANDED_S:
             self._handed.popleft()
         return len(self.clients) + len(self._handed)
 
     def hand_over(self, connection: socket.socket) -> bool:
-        """Give it a connection; False if it does not take it."""
+        """Give it a connection; False if it does not accept it."""
         if not (self.is_ready and self._link.hand_over(connection)):
             return False
         self.connections += 1
@@ -99,12 +99,12 @@ class Front:
             take=self._take, ended=self._ended, batch=self.clients.wake,
         )  # fmt: skip
         with suppress(OSError):
-            # One that has ended at once is seen by who reads.
+            # If it ended immediately, the reader notices.
             mine.sendall(self._settings.to_bytes())
         self._link.start()
 
     async def wait_ready(self) -> None:
-        """Until it serves. Raises StateError where it ends instead."""
+        """Wait until it serves. Raises StateError if it ends instead."""
         waiting = [asyncio.ensure_future(each.wait()) for each in (self._ready, self._gone)]
         try:
             await asyncio.wait(waiting, timeout=START_S, return_when=asyncio.FIRST_COMPLETED)
@@ -115,7 +115,7 @@ class Front:
             raise StateError("a front did not start; see the log")
 
     async def run(self) -> None:
-        """Until it has ended, and nothing is left of it."""
+        """Wait until it has ended and everything is cleaned up."""
         try:
             await self._wait_gone()
         finally:
@@ -124,7 +124,7 @@ class Front:
             try:
                 await asyncio.shield(clearing)
             except asyncio.CancelledError:
-                # The server closes: what has begun is brought to its end all the same.
+                # The server is closing: what has begun is still completed.
                 await clearing
                 raise
 
@@ -134,12 +134,12 @@ class Front:
         self._link.close()
 
     async def _wait_gone(self) -> None:
-        """Until it has ended, or has said nothing for long."""
+        """Wait until it has ended, or has said nothing for too long."""
         while not self._gone.is_set():
             try:
                 await asyncio.wait_for(self._gone.wait(), TURN_S)
             except asyncio.TimeoutError:
-                # Counted, and not taken from a clock: this process may have stood still itself.
+                # Counted, not taken from a clock, since this process may have stalled itself.
                 self._silent += self.is_ready
                 if self._silent > SILENT_TURNS:
                     self._ended(StateError("it sent nothing for too long"))
@@ -173,7 +173,7 @@ class Front:
 
 
 def ring_bytes(settings: FrontSettings) -> int:
-    """Room for all that may wait of all sessions, should they all be one front's."""
+    """Room for everything that may wait for all sessions, if all belong to one front."""
     facts = settings.facts
     frame = 2 * facts.config.audio_channels * facts.config.hop_length + HEAD_BYTES + 64
     # Audio and codes.

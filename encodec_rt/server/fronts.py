@@ -1,7 +1,7 @@
-"""A server of several processes: this one has the engine, and fronts have the network.
+"""A server of several processes: this one owns the engine, and fronts handle the network.
 
-Connections are accepted here and handed to the front with the fewest sessions; slots, states,
-tickets and figures are here alone. A front that ends is begun again, and its sessions are kept.
+Connections are accepted here and handed to the front with the fewest sessions; only this process
+has slots, states, tickets and metrics. A front that ends is restarted, and its sessions are saved.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ logger = logging.getLogger(__name__)
 CLOSE_S = 5.0
 """How long fronts may take to hang up."""
 AGAIN_S, AGAIN_AT_MOST_S = 0.1, 5.0
-"""How soon a front that ended is begun again, at first and after it has ended many times."""
+"""How soon a front that ended is restarted, at first and after many times."""
 LASTED_S = 10.0
-"""A front that ended after so long is begun again as soon as at first."""
+"""A front that ran for this long is restarted as soon as at first."""
 
 
 class FrontedServer(EngineHost):
-    """Sessions over WebSockets that fronts carry, on the slots of one engine."""
+    """Sessions over WebSockets through fronts, on the slots of one engine."""
 
     def __init__(
         self,
@@ -46,9 +46,9 @@ class FrontedServer(EngineHost):
         fronts: int,
         certificate: tuple[Path, Path] | None = None,
     ) -> None:
-        """As ``EngineHost``, with so many fronts; ``certificate`` is a file and its key's, for TLS.
+        """As ``EngineHost``, with ``fronts`` fronts; ``certificate`` is the files of it and its key.
 
-        Raises ConfigError for calls and pages, too, which fronts do not carry.
+        Also raises ConfigError for calls and pages, which fronts do not handle.
         """
         if options.calls or options.page is not None:
             raise ConfigError("fronts handle only WebSockets; serve calls without --fronts")
@@ -61,10 +61,10 @@ class FrontedServer(EngineHost):
         self._acceptor = Acceptor(self._hand_over)
 
     async def start(self, host: str, port: int, context: ssl.SSLContext | None) -> int:
-        """Listen; the port, which is chosen by the system for 0.
+        """Listen; returns the port, which the system chooses for 0.
 
         Raises LinkError for an address beyond loopback without both TLS and a token, and StateError
-        where a front does not start.
+        if a front does not start.
         """
         check_place(host, context, has_token=self._options.token is not None)
         self.sessions.start()
@@ -98,14 +98,14 @@ class FrontedServer(EngineHost):
         return super().is_alive and not any(task.done() for task in self._keeping)
 
     async def allows(self, address: str) -> bool:
-        """As ``SessionHost.allows``: fronts count by themselves first, and together here."""
+        """As ``SessionHost.allows``, for all fronts together; each one counts by itself first."""
         return self._rate.allows(address, asyncio.get_running_loop().time())
 
     async def close(self) -> None:
         """As ``EngineHost.close``."""
         self.sessions.is_draining = True
         closing = asyncio.create_task(self.sessions.close())
-        # A front that does not hang up is ended, and its sessions with it.
+        # A front that does not hang up is killed, and its sessions with it.
         await asyncio.wait({closing}, timeout=CLOSE_S)
         for task in self._keeping:
             task.cancel()
@@ -131,7 +131,7 @@ class FrontedServer(EngineHost):
                     logger.error("a front cannot be begun: %s", error.strerror)
 
     def _hand_over(self, connection: socket.socket, address: str) -> None:
-        """Give a connection to the front that has least to do."""
+        """Give a connection to the least busy front."""
         fronts = list(self._fronts.values())
         fronts.sort(key=lambda each: each.order)
         taken = any(front.hand_over(connection) for front in fronts)

@@ -1,6 +1,6 @@
-"""What the network's side asks of whoever has the engine, in this process or in another one.
+"""What the network side needs from the owner of the engine, in this process or in another.
 
-Needs no torch, so that a front is a small process.
+It does not need torch, so that a front is a small process.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from encodec_rt.server.queues import FrameSink, Output, Progress
 
 @dataclass(frozen=True)
 class ServerFacts:
-    """What a server knows of itself from its start on: plain values."""
+    """What a server knows about itself when it starts: plain values."""
 
     model: str
     weights_sha256: str
@@ -29,10 +29,10 @@ class ServerFacts:
     slots: int
     bandwidth_kbps: float
     limits: SessionLimits
-    """With what an exact stream begins with among the frames that may wait."""
+    """The frames that may wait include those that an exact stream begins with."""
 
     def check(self, wanted: StreamRequest) -> None:
-        """Raise ConfigError for a bandwidth that is not served."""
+        """Raise ConfigError for a bandwidth that the server does not offer."""
         books = self.config.codebooks_for(wanted.bandwidth_kbps)
         if books > self.config.codebooks_for(self.bandwidth_kbps):
             raise ConfigError(
@@ -49,41 +49,41 @@ class ServerStatus:
     """Slots that are taken."""
     is_draining: bool
     idle_s: float
-    """How long ago the engine's thread last moved; endless where it has ended."""
+    """How long ago the engine's thread last moved; infinite if it has ended."""
 
 
 class UnavailableError(Exception):
     """There is no slot; ``reason`` is "full", "draining", or "stalled"."""
 
     def __init__(self, reason: str) -> None:
-        """For a refusal that is counted by its reason."""
+        """Refusals are counted by their reason."""
         super().__init__(reason)
         self.reason = reason
 
 
 class Client(Protocol):
-    """A session on the network's side, whatever carries it. Everything is the event loop's."""
+    """A session on the network side, over any transport. Everything runs on the event loop."""
 
     key: int
     token: str | None
-    """What resumes it, or None where nothing does."""
+    """The token that resumes it, or None."""
     opened_s: float
     blocked_since_s: float | None
-    """Since when a message waits for being taken."""
+    """Since when a message has been waiting to be read."""
     code: int | None
     """Why it was closed, once it is: a code of WebSockets."""
     ended: asyncio.Event
-    """Set when its slot is free and its state is kept."""
+    """Set when its slot is free and its state is saved."""
 
     @property
     def heard_s(self) -> float:
-        """When anything came from it."""
+        """When anything last arrived from it."""
 
     def deliver(self, output: Output) -> None:
         """Send ``output``."""
 
     def send_event(self, name: str, **fields: object) -> None:
-        """Send an event, where there is a way for one."""
+        """Send an event, if the transport can carry one."""
 
     async def close(self, code: int, reason: str) -> None:
         """Hang up."""
@@ -93,7 +93,7 @@ class Client(Protocol):
 
 
 class Intake(Protocol):
-    """What takes a session's frames to the engine."""
+    """What passes a session's frames to the engine."""
 
     @property
     def pcm(self) -> FrameSink:
@@ -107,7 +107,7 @@ class Intake(Protocol):
         """Say that something waits."""
 
     def kept(self) -> None:
-        """The client has heard of one more snapshot."""
+        """The client has confirmed another snapshot."""
 
 
 @dataclass(frozen=True)
@@ -121,13 +121,13 @@ class Opened:
 
 Joined = TypeVar("Joined", bound=Client)
 MakeClient = Callable[[int, str, Intake], Joined]
-"""(key, the token that resumes it, what takes its frames) -> a client."""
+"""(key, the token that resumes it, the intake of its frames) -> a client."""
 
 
 class SessionHost(Protocol):
-    """Has the slots, and decides who gets one.
+    """Owns the slots, and decides who gets one.
 
-    All that is asked of one in another process may raise UnavailableError: it does not answer.
+    Requests to one in another process may raise UnavailableError if it does not answer.
     """
 
     facts: ServerFacts
@@ -135,34 +135,34 @@ class SessionHost(Protocol):
     async def open(
         self, wanted: StreamRequest, resume: str | None, make: MakeClient[Joined]
     ) -> tuple[Joined, Opened]:
-        """A session as ``wanted``, on a slot of its own, or the one that ``resume`` resumes.
+        """A session as ``wanted``, on its own slot, or the one that ``resume`` resumes.
 
-        Raises UnavailableError without a slot, and StateError where there is nothing to resume.
+        Raises UnavailableError without a slot, and StateError if there is nothing to resume.
         """
 
     async def end(self, client: Client) -> None:
-        """End a session that was opened, and give its slot back."""
+        """End a session that was opened, and release its slot."""
 
     async def status(self) -> ServerStatus:
         """How it is now."""
 
     async def metrics_text(self) -> bytes:
-        """The figures of the whole server in Prometheus' text format."""
+        """The metrics of the whole server in Prometheus' text format."""
 
     async def make_ticket(self) -> str:
         """A ticket for one stream."""
 
     async def takes_ticket(self, ticket: str) -> bool:
-        """Whether a ticket is good; it is used now."""
+        """Whether a ticket is valid; marks it as used."""
 
     async def allows(self, address: str) -> bool:
-        """Whether one more request from ``address`` may pass, of all that came to this server."""
+        """Whether another request from ``address`` may pass, counting the whole server."""
 
 
 def overdue(
     clients: Collection[Client], limits: SessionLimits, now_s: float
 ) -> list[tuple[Client, CloseCode, str]]:
-    """Who does not read, is silent, or has been here too long: client, code, reason."""
+    """Clients that do not read, are silent, or have stayed too long: client, code, reason."""
     found: list[tuple[Client, CloseCode, str]] = []
     for client in clients:
         since_s = client.blocked_since_s
@@ -176,10 +176,10 @@ def overdue(
 
 
 class Supervisor:
-    """Closes, once in a while, the sessions that are overdue."""
+    """Periodically closes overdue sessions."""
 
     def __init__(self, clients: dict[int, Client], limits: SessionLimits) -> None:
-        """Watch ``clients``, which is what it is at any time."""
+        """Watch ``clients``, a live collection."""
         self._clients, self._limits = clients, limits
         self._tasks: set[asyncio.Task[None]] = set()
 

@@ -1,4 +1,4 @@
-"""The server as the network sees it: its addresses, and who is let in. Needs no torch."""
+"""The server as the network sees it: its routes, and admission. It does not need torch."""
 
 from __future__ import annotations
 
@@ -40,9 +40,9 @@ if TYPE_CHECKING:
 
 MAX_BODY_BYTES = 64 * 1024
 REQUEST_S, PAGE_S = 15.0, 600.0
-"""How long a connection without a session may stay; a browser's may fetch a model of 12 MB."""
+"""How long a connection without a session may stay; a browser may fetch a 12 MB model."""
 STALLED_S = 1.0
-"""How long the engine's thread may stand still and the server still be called alive."""
+"""How long the engine's thread may stall while the server still counts as alive."""
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,11 @@ class ServerOptions:
     calls: int = 0
     """Calls over WebRTC at once, each on a slot; 0 offers none."""
     page: bytes | None = None
-    """A model's file for browsers, to which a page is served that calls; it needs ``calls``."""
+    """A model's file for browsers, which are then served a page that calls; needs ``calls``."""
 
 
 class HttpService:
-    """The addresses of a server, and the WebSockets that are opened there."""
+    """The routes of a server, and the WebSockets opened there."""
 
     def __init__(self, host: SessionHost, options: ServerOptions, metrics: Metrics) -> None:
         """For the sessions of ``host``. Raises LinkError for a token that could be guessed."""
@@ -74,15 +74,15 @@ class HttpService:
         self.listener = Listener()
         self.calls: WhipEndpoint | None = None
         self.page: PageFiles | None = None
-        """Both are served, too, if they are there before the start."""
+        """Served too, if set before the start."""
 
     async def start(
         self, host: str, port: int, context: ssl.SSLContext | None, *, listens: bool = True
     ) -> int:
-        """Serve; the port, which is chosen by the system for 0.
+        """Serve; returns the port, which the system chooses for 0.
 
-        ``listens`` is false where connections are accepted elsewhere and handed over.
-        Raises LinkError for an address beyond loopback without both TLS and a token.
+        ``listens`` is false if connections are accepted elsewhere and handed over. Raises LinkError
+        for an address beyond loopback without both TLS and a token.
         """
         application = web.Application(client_max_size=MAX_BODY_BYTES, middlewares=[self._check])
         application.router.add_get(STREAM_PATH, self._stream)
@@ -108,7 +108,7 @@ class HttpService:
         self._metrics.refused.labels(reason).inc()
 
     def unavailable(self, error: UnavailableError) -> web.HTTPError:
-        """The refusal of who got no slot; it is counted."""
+        """The refusal for a client without a slot; it is counted."""
         self.refuse(error.reason)
         return web.HTTPServiceUnavailable(headers={"Retry-After": "2"})
 
@@ -134,7 +134,7 @@ class HttpService:
             raise _refusal(web.HTTPBadRequest, error) from None
         transport = request.transport
         if transport is None:
-            # It was hung up while its ticket was looked at.
+            # It was closed while its ticket was checked.
             raise web.HTTPBadRequest
         stay = partial(self.listener.let_stay, transport)
         try:
@@ -184,7 +184,7 @@ class HttpService:
         return web.Response(text="ok")
 
     async def _status(self) -> ServerStatus:
-        """How the server is; of one that does not say so in time, that it stands still."""
+        """The server's status, or "stalled" if it does not answer in time."""
         try:
             return await asyncio.wait_for(self._host.status(), STALLED_S)
         except (asyncio.TimeoutError, UnavailableError):
@@ -201,7 +201,7 @@ class HttpService:
     async def _admit(self, request: web.Request) -> None:
         """Raise the refusal of a request that is not admitted, cheapest reason first."""
         address, now_s = request.remote or "", asyncio.get_running_loop().time()
-        # Who asks how an engine is that stands still is answered all the same.
+        # Status requests are answered even if the engine has stalled.
         probes = request.path in ("/livez", "/readyz")
         allowed = self._rate.allows(address, now_s)
         if not allowed or not (probes or await self._host.allows(address)):
@@ -215,7 +215,7 @@ class HttpService:
             raise web.HTTPForbidden
         asked = request.method == "OPTIONS" and origin is not None
         public = asked or probes or request.path == STREAM_PATH
-        # What of the page is secret, it knows itself.
+        # The page itself protects what is secret.
         public |= self.page is not None and request.path in self.page
         if not public and not self._is_authorized(request):
             raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"})
@@ -225,13 +225,13 @@ class HttpService:
         return token is None or is_authorized(request.headers.get("Authorization"), token)
 
     def _is_welcome(self, origin: str, request: web.Request) -> bool:
-        """Whether a web page may connect: one that was named, or the one that is served here."""
+        """Whether a web page may connect: one that was allowed, or the one served here."""
         own = f"{request.scheme}://{request.host}"
         return origin in self._options.origins or (self.page is not None and origin == own)
 
 
 def connection_limits(slots: int, *, has_page: bool = False) -> ConnectionLimits:
-    """Connections of a server of so many slots, each of which one address may have."""
+    """Connection limits of a server with ``slots`` slots; one address may have all of them."""
     most = 2 * slots + 64
     seconds = PAGE_S if has_page else REQUEST_S
     return ConnectionLimits(connections=most, per_address=most, connection_s=seconds)

@@ -1,4 +1,4 @@
-"""What one session may do to the server, and how long it may take."""
+"""What one session may ask of the server, and how long it may take."""
 
 from __future__ import annotations
 

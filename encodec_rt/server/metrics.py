@@ -96,7 +96,7 @@ class Metrics:
             self._misses.inc()
 
     def concealed(self, frames: int) -> None:
-        """So many lost frames were concealed."""
+        """``frames`` lost frames were concealed."""
         self._concealed.inc(frames)
 
     def snapshots(self) -> AbstractContextManager[object]:

@@ -1,7 +1,7 @@
-"""Where a session goes: one address that knows all workers and names the one with most room.
+"""Placing sessions: one address that knows all workers and names the one with the most room.
 
-Media never comes here. A worker reserves the slot itself, so a placer that is a moment behind
-places nobody twice: the client is refused there, and asks again.
+Media never passes here. A worker reserves the slot itself, so out-of-date information here does no
+harm: the worker refuses the client, which asks again.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ logger = logging.getLogger(__name__)
 
 ASK_EVERY_S = 0.5
 ANSWER_S = 60.0
-"""How long a worker may take to say how it is: one that starts loads a model first."""
+"""How long a worker may take to report its status: one that starts loads a model first."""
 STALE_S = 3.0
-"""A worker that has said nothing for so long is not sent anybody."""
+"""A worker that has said nothing for this long gets no clients."""
 TRIES = 3
-"""A worker that fails so often before it has ever served will not start."""
+"""A worker that has failed this often before ever serving counts as unable to start."""
 REQUESTS_PER_S, BURST = 50.0, 400
-"""Per address, in the long run and at once."""
+"""Per address, on average and in a burst."""
 
 
 class WorkerHandle(Protocol):
     """A worker, wherever it runs."""
 
     async def status(self) -> WorkerStatus:
-        """How it is. Raises an exception where that cannot be found out."""
+        """Its status. Raises an exception if that cannot be found out."""
 
     async def drain(self) -> None:
         """Let its sessions end."""
 
 
 class _Known:
-    """A worker and what was last heard of it."""
+    """A worker and its last known status."""
 
     def __init__(self, handle: WorkerHandle) -> None:
         self.handle = handle
@@ -56,11 +56,11 @@ class _Known:
         self.heard_s = float("-inf")
         self.restarts = self.failures = 0
         self.trouble = ""
-        """What was said when it failed last."""
+        """The message of its last failure."""
 
     @property
     def free(self) -> int:
-        """Slots that are free as far as is known; 0 of one that takes nobody."""
+        """Free slots as far as known; 0 for a worker that takes nobody."""
         status = self.status
         if status is None or status.draining or time.monotonic() - self.heard_s > STALE_S:
             return 0
@@ -68,10 +68,10 @@ class _Known:
 
 
 class Placer:
-    """Answers who asks for a place with the address of a worker."""
+    """Answers requests for a place with the address of a worker."""
 
     def __init__(self, handles: Sequence[WorkerHandle], token: str | None) -> None:
-        """``token`` is what clients, and the workers, have; None on loopback."""
+        """``token`` is shared by clients and workers; None on loopback."""
         self._workers = [_Known(handle) for handle in handles]
         self._access = Access(token, time.monotonic)
         self._has_token = token is not None
@@ -98,7 +98,7 @@ class Placer:
         return bound
 
     async def wait_ready(self) -> None:
-        """Wait until every worker has said how it is. Raises StateError if one cannot."""
+        """Wait until every worker has reported its status. Raises StateError if one cannot."""
         while any(worker.status is None for worker in self._workers):
             for worker in self._workers:
                 if worker.failures >= TRIES and worker.heard_s < 0:
@@ -106,7 +106,7 @@ class Placer:
             await asyncio.sleep(0.05)
 
     async def drain(self) -> None:
-        """Place nobody any more, and let the workers' sessions end."""
+        """Place no more sessions, and let the workers' sessions end."""
         self.is_draining = True
         drains = (worker.handle.drain() for worker in self._workers)
         for result in await asyncio.gather(*drains, return_exceptions=True):
@@ -115,7 +115,7 @@ class Placer:
 
     async def close(self) -> None:
         """Stop asking and listening."""
-        # Before Python 3.12 wait_for can swallow a cancellation, so that alone is not enough.
+        # Before Python 3.12 wait_for can swallow a cancellation, so one is not always enough.
         self.is_draining = self._closed = True
         for task in self._tasks:
             task.cancel()
@@ -129,7 +129,7 @@ class Placer:
             except asyncio.CancelledError:
                 raise
             except Exception as error:  # noqa: BLE001
-                # Whatever became of it, it serves nobody until it answers again.
+                # Whatever happened to it, it gets no clients until it answers again.
                 worker.failures += 1
                 worker.trouble = str(error).strip().rpartition("\n")[2] or type(error).__name__
                 if worker.status is not None:
@@ -144,13 +144,13 @@ class Placer:
         last = request.query.get("last")
         serving = [each.status for each in self._workers if each.status and not self.is_draining]
         for status in serving:
-            # Who comes back finds its session, and its slot, where it was.
+            # A returning client finds its session, and its slot, where it was.
             if status.url == last and not status.draining:
                 return _answer(status)
         best = max(self._workers, key=lambda worker: worker.free)
         if self.is_draining or best.free <= 0 or best.status is None:
             raise web.HTTPServiceUnavailable(headers={"Retry-After": "2"})
-        # Who comes next is not told the same before the worker has been asked again.
+        # The next client is not sent to the same slot before the worker has been asked again.
         best.status = replace(best.status, sessions=best.status.sessions + 1)
         return _answer(best.status)
 

@@ -1,6 +1,6 @@
 """The messages of ``encodec-rt.v1`` between a client and the server; docs/server.md has the tables.
 
-Needs neither torch nor a network, so that the client has it too.
+It needs neither torch nor a network, so that the client can use it too.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from encodec_rt.errors import ConfigError, PacketError
 
 SUBPROTOCOL = "encodec-rt.v1"
 TICKET, RESUME = "encodec-rt.ticket.", "encodec-rt.resume."
-"""What is secret comes as a subprotocol of its own: a browser can send no header, and addresses
-are written to logs."""
+"""Secrets are sent as subprotocols: a browser cannot send headers, and URLs end up in logs."""
 STREAM_PATH = "/v1/stream"
 TICKET_PATH = "/v1/tickets"
 INFO_PATH = "/v1/info"
@@ -26,7 +25,7 @@ MAX_MESSAGE_BYTES = 64 * 1024
 MAX_EVENT_BYTES = 1024
 MAX_INDEX = (1 << 32) - 1
 MAX_FRAME = MAX_INDEX - (1 << 16)
-"""The last frame that a client may send: what comes of a clip's end has a number, too."""
+"""The last frame that a client may send: the frames of a clip's end have numbers too."""
 _HEADER = struct.Struct("<BI")
 
 Mode = Literal["encode", "decode", "duplex", "echo"]
@@ -53,7 +52,7 @@ class CloseCode(IntEnum):
 
 
 def pack_message(kind: Kind, index: int, payload: bytes) -> bytes:
-    """Kind, the number of the frame in which the payload begins, and the payload."""
+    """Kind, the index of the frame in which the payload begins, and the payload."""
     return _HEADER.pack(kind, index) + payload
 
 
@@ -89,7 +88,7 @@ def parse_event(text: str) -> dict[str, object]:
 class StreamRequest:
     """What a client asks for; ``frame`` and ``decoded`` are the next codes and audio it wants.
 
-    Both are 0 but for a client that resumes.
+    Both are 0 except for a client that resumes.
     """
 
     mode: Mode = "echo"
@@ -109,7 +108,7 @@ class StreamRequest:
         return self.mode in ("decode", "duplex")
 
     def to_query(self) -> dict[str, str]:
-        """The parameters of the address."""
+        """The parameters for the URL."""
         return {
             "mode": self.mode,
             "bandwidth": f"{self.bandwidth_kbps:g}",
@@ -120,7 +119,7 @@ class StreamRequest:
 
     @staticmethod
     def from_query(query: Mapping[str, str]) -> StreamRequest:
-        """What an address asks for. Raises ConfigError, naming what is accepted."""
+        """What a URL asks for. Raises ConfigError, naming what is accepted."""
         mode = query.get("mode", "echo")
         if mode not in get_args(Mode):
             raise ConfigError(f"mode={mode[:20]!r}; accepted: {', '.join(get_args(Mode))}")

@@ -1,4 +1,4 @@
-"""What goes between the network and the engine: whole frames, some of which wait, and results.
+"""What passes between the network and the engine: whole frames, some of them waiting, and results.
 
 The network's thread puts in and the engine's takes out; a deque does both at once safely.
 """
@@ -37,7 +37,7 @@ class ClipEnd:
 
 @dataclass(frozen=True)
 class Loss:
-    """Frames that are gone: from ``first``, ``count`` of them."""
+    """Frames that were dropped: ``count`` of them, from ``first`` on."""
 
     first: int
     count: int
@@ -52,17 +52,17 @@ class Output:
     codes: Codes | None = None
     """A frame [Q] for a call, which has packets of its own."""
     active: bool = True
-    """Whether anybody would miss ``codes``."""
+    """Whether ``codes`` hold more than silence."""
     event: str = ""
     fields: dict[str, Any] = field(default_factory=dict)
     index: int = 0
     arrived_s: float | None = None
-    """When what it was made of came in, to measure by."""
+    """When its input arrived, for measuring latency."""
 
 
 @dataclass
 class Progress:
-    """How far a session has come; with its slot's state, all that a restart needs."""
+    """How far a session has got; with its slot's state, all that a restart needs."""
 
     encoded: int = 0
     """The next frame to encode."""
@@ -71,20 +71,20 @@ class Progress:
     encoder_begun: bool = True
     decoder_begun: bool = True
     to_drop: int = 0
-    """Samples before the clip's first that the decoder still gives."""
+    """Samples before the clip's first one that the decoder still returns."""
     resumed: int = 0
-    """How often the session was resumed, by which its last server's states are known."""
+    """How often the session was resumed, which identifies its last server's states."""
 
 
 class FrameSink(Protocol):
-    """Where frames of one direction go on their way to the engine."""
+    """A queue for frames of one direction on their way to the engine."""
 
     def put(self, item: WaitingFrame | ClipEnd) -> Loss | None:
-        """Take ``item``; what was dropped for it, if anything was."""
+        """Add ``item``; returns what was dropped for it, if anything."""
 
 
 class FrameQueue:
-    """Frames in their order, and the marks between clips."""
+    """Frames in order, and the marks between clips."""
 
     def __init__(self, most: int) -> None:
         """Hold ``most`` frames."""
@@ -96,7 +96,7 @@ class FrameQueue:
         return len(self._items)
 
     def put(self, item: WaitingFrame | ClipEnd) -> Loss | None:
-        """Take ``item``; what was dropped for it, if anything was."""
+        """Add ``item``; returns what was dropped for it, if anything."""
         dropped = None
         if len(self._items) >= self.most:
             dropped = self._drop_oldest()
@@ -104,21 +104,21 @@ class FrameQueue:
         return dropped
 
     def peek(self, at: int = 0) -> WaitingFrame | ClipEnd | None:
-        """An item that waits, the next one or one behind it."""
+        """A waiting item: the next one or a later one."""
         try:
             return self._items[at]
         except IndexError:
             return None
 
     def take(self) -> WaitingFrame | ClipEnd | None:
-        """The next item, which then waits no more."""
+        """Remove and return the next item."""
         try:
             return self._items.popleft()
         except IndexError:
             return None
 
     def take_frames(self, most: int) -> list[WaitingFrame]:
-        """Up to ``most`` frames, as many as are before a mark."""
+        """Up to ``most`` frames, as many as there are before a mark."""
         frames: list[WaitingFrame] = []
         while len(frames) < most:
             item = self.take()
@@ -139,7 +139,7 @@ class FrameQueue:
     def _drop_oldest(self) -> Loss | None:
         item = self.take()
         if isinstance(item, ClipEnd):
-            # A mark is not lost: the frame behind it is.
+            # A mark is never lost: the frame after it is dropped instead.
             following = self.take()
             self._items.appendleft(item)
             item = following
@@ -147,13 +147,13 @@ class FrameQueue:
 
 
 class QueuedIntake:
-    """Takes a session's frames to an engine of this process."""
+    """Passes a session's frames to an engine in this process."""
 
     def __init__(self, waiting_frames: int, wake: Callable[[], None]) -> None:
-        """So many frames may wait in each direction."""
+        """``waiting_frames`` frames may wait in each direction."""
         self.pcm, self.codes = FrameQueue(waiting_frames), FrameQueue(waiting_frames)
         self.saved = self.answered = 0
-        """Snapshots, which the engine's thread counts, and those that the client has heard of."""
+        """Snapshots, counted by the engine's thread, and those that the client has confirmed."""
         self._wake = wake
 
     def wake(self) -> None:
@@ -161,7 +161,7 @@ class QueuedIntake:
         self._wake()
 
     def kept(self) -> None:
-        """The client has heard of one more snapshot."""
+        """The client has confirmed another snapshot."""
         self.answered += 1
 
 
@@ -173,7 +173,7 @@ class PcmFramer:
         self._hop, self._channels = hop, channels
         self._rest = np.zeros((channels, 0), np.int16)
         self.index = 0
-        """Of the frame that is being filled."""
+        """The index of the frame being filled."""
 
     @property
     def is_empty(self) -> bool:
@@ -181,7 +181,7 @@ class PcmFramer:
         return not self._rest.shape[1]
 
     def skip_to(self, index: int) -> None:
-        """Go on with frame ``index``; what waited of an earlier one is gone."""
+        """Continue with frame ``index``; samples of an earlier one are dropped."""
         self._rest, self.index = self._rest[:, :0], index
 
     def push(self, pcm: bytes, now_s: float) -> list[WaitingFrame]:
@@ -198,7 +198,7 @@ class PcmFramer:
         return frames
 
     def finish(self) -> ClipEnd:
-        """The end of a clip; the next one begins with the frame after what was left."""
+        """The end of a clip; the next one begins with the frame after the remainder."""
         end = ClipEnd(self.index, self._rest)
         self.skip_to(self.index + (not self.is_empty))
         return end

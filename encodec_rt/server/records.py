@@ -1,7 +1,6 @@
-"""What fronts and the engine's process write to one another.
+"""The records that fronts and the engine's process exchange.
 
-Nothing is trusted more for coming from a process of our own: whatever cannot be read is a
-PacketError.
+Records from our own processes are trusted no more than others: an unreadable one is a PacketError.
 """
 
 from __future__ import annotations
@@ -50,7 +49,7 @@ _KINDS = {int(each): each for each in RecordKind}
 
 
 class RingRecord(NamedTuple):
-    """Something about the session ``key``, or about none where that is 0."""
+    """A record about the session ``key``, or about none if that is 0."""
 
     kind: RecordKind
     key: int = 0
@@ -108,7 +107,7 @@ def pack_item(key: int, kind: Kind, item: WaitingFrame | ClipEnd) -> bytes:
 def unpack_item(
     record: RingRecord, config: EncodecConfig, codebooks: int
 ) -> tuple[Kind, WaitingFrame | ClipEnd]:
-    """What ``pack_item`` made of a session of so many codebooks. Raises PacketError."""
+    """Read what ``pack_item`` made, for ``codebooks`` codebooks. Raises PacketError."""
     form, index, channels = record.kind, record.frame, config.audio_channels
     if form == RecordKind.LOST_CODES:
         return Kind.CODES, WaitingFrame(index, None, record.arrived_s)

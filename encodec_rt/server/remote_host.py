@@ -34,7 +34,7 @@ ANSWER_S = 10.0
 
 
 class RingSink:
-    """Takes one direction of a session's frames to the ring; one too many is dropped."""
+    """Passes one direction of a session's frames to the ring; those that do not fit are dropped."""
 
     def __init__(self, key: int, kind: Kind, link: RingLink) -> None:
         """For the session ``key``."""
@@ -51,7 +51,7 @@ class RingSink:
 
 
 class RingIntake:
-    """Takes a session's frames to the engine's process."""
+    """Passes a session's frames to the engine's process."""
 
     def __init__(self, key: int, link: RingLink) -> None:
         """For the session ``key``."""
@@ -59,7 +59,7 @@ class RingIntake:
         self._key, self._link = key, link
 
     def wake(self) -> None:
-        """Nothing: a record wakes who reads it."""
+        """Does nothing: a record wakes its reader."""
 
     def kept(self) -> None:
         """As ``Intake.kept``."""
@@ -70,7 +70,7 @@ class RemoteHost:
     """A SessionHost in another process. Everything here runs on the event loop."""
 
     def __init__(self, facts: ServerFacts, metrics: Metrics) -> None:
-        """``metrics`` are the front's own, which it passes on; ``link`` is to be set."""
+        """``metrics`` are the front's own, which it passes on; set ``link`` afterwards."""
         self.facts, self._metrics = facts, metrics
         self.link: RingLink
         self._clients: dict[int, Client] = {}
@@ -81,7 +81,7 @@ class RemoteHost:
         self._closing: set[asyncio.Future[None]] = set()
 
     async def run(self) -> None:
-        """Say that it serves, watch the sessions and pass on figures, until it is cancelled."""
+        """Report that it serves, watch the sessions and pass on metrics, until cancelled."""
         watching = asyncio.create_task(Supervisor(self._clients, self.facts.limits).run())
         try:
             while True:
@@ -96,13 +96,13 @@ class RemoteHost:
         self, wanted: StreamRequest, resume: str | None, make: MakeClient[Joined]
     ) -> tuple[Joined, Opened]:
         """As ``SessionHost.open``."""
-        # Exactly, and not as an address shows it.
+        # Exactly, not as a URL shows it.
         query = wanted.to_query() | {"bandwidth": repr(wanted.bandwidth_kbps)}
         asking = self._ask("open", query=query, resume=resume)
         try:
             answer = await asyncio.wait_for(asyncio.shield(asking), ANSWER_S)
         except (asyncio.TimeoutError, asyncio.CancelledError) as error:
-            # It may still be opened; then nobody is there any more.
+            # It may still be opened, but then nobody is there.
             asking.add_done_callback(self._end_unwanted)
             if isinstance(error, asyncio.CancelledError):
                 raise
@@ -120,7 +120,7 @@ class RemoteHost:
         try:
             await self._ask("end", key=client.key, code=client.code)
         except UnavailableError:
-            # Of a front that has gone, the engine's process ends the sessions by itself.
+            # The engine's process ends the sessions of a front that has gone.
             return
         finally:
             client.ended.set()
@@ -178,7 +178,7 @@ class RemoteHost:
             raise PacketError(f"a record of kind {record.kind.name} for a front")
 
     async def give_up(self, error: CodecError | None) -> None:
-        """End all sessions, whose clients may resume elsewhere; they are told an ``error``."""
+        """End all sessions, telling clients the ``error``; they may resume elsewhere."""
         self._has_ended = True
         for asking in self._asked.values():
             if not asking.done():
@@ -190,7 +190,7 @@ class RemoteHost:
             else:
                 client.send_event("Error", error=type(error).__name__, message=str(error))
         if error is not None:
-            # Events have a turn before the close.
+            # Let events be sent before the close.
             await asyncio.sleep(0.05)
             closing = (
                 client.close(WSCloseCode.INTERNAL_ERROR, "this front is broken; resume")
@@ -204,7 +204,7 @@ class RemoteHost:
         task.add_done_callback(self._closing.discard)
 
     def _ask(self, what: str, **fields: object) -> asyncio.Future[dict[str, Any]]:
-        """Ask the engine's process. The answer raises UnavailableError and StateError."""
+        """Ask the engine's process. Awaiting the answer raises UnavailableError and StateError."""
         number = next(self._numbers)
         asking: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         if self._has_ended:
@@ -239,7 +239,7 @@ class RemoteHost:
             unwanted.add_done_callback(lambda each: each.cancelled() or each.exception())
 
     def _tell_figures(self) -> None:
-        """Pass on by how much the front's own figures have grown."""
+        """Pass on by how much the front's own metrics have grown."""
         grown = []
         for name, label, total in self._metrics.counted():
             more = total - self._told.get((name, label), 0.0)

@@ -1,7 +1,7 @@
-"""Records through memory that two processes share: one writes, the other one reads, nobody waits.
+"""Records through memory that two processes share: one writes, the other reads, neither waits.
 
-The memory has no name: it is an open file that was unlinked, handed on as a descriptor, and goes
-with the last process that has it, however that ends. In it, in the machine's own byte order:
+The memory has no name: it is an open, unlinked file, passed on as a descriptor, and vanishes with
+the last process that has it, however that ends. Its layout, in the machine's byte order:
 
 | bytes | |
 |---|---|
@@ -33,18 +33,18 @@ _SHARED_MEMORY = Path("/dev/shm")
 
 
 def make_ring_file(capacity: int) -> int:
-    """The descriptor of a ring of ``capacity`` bytes that has no name. Raises OSError."""
+    """The descriptor of an unnamed ring of ``capacity`` bytes. Raises OSError."""
     folder = _SHARED_MEMORY if _SHARED_MEMORY.is_dir() else None
     descriptor, name = tempfile.mkstemp(prefix="encodec-rt-", dir=folder)
     Path(name).unlink()
     with open(descriptor, "wb", closefd=False) as file:
-        # Written, not only made long: who writes to memory that there is not is killed.
+        # Written, not only extended: writing to memory that cannot be provided kills the process.
         file.write(bytes(_CONTENT + _padded(capacity)))
     return descriptor
 
 
 class _Ring:
-    """What both ends have of a ring."""
+    """What both ends of a ring share."""
 
     def __init__(self, descriptor: int) -> None:
         """Map what ``make_ring_file`` made; ``descriptor`` stays the caller's."""
@@ -55,15 +55,15 @@ class _Ring:
         self._barrier = threading.Lock()
 
     def close(self) -> None:
-        """Give the memory back. Nothing may be called afterwards."""
+        """Release the memory. Nothing may be called afterwards."""
         self._words.release()
         self._bytes.release()
         self._map.close()
 
     def _fence(self) -> None:
-        """What was stored before is visible before what is stored or loaded after.
+        """A memory barrier: earlier stores are visible before later stores and loads.
 
-        Two turns of a lock: nothing moves over both, whatever the machine's order of memory is.
+        Locking twice: nothing is reordered across both, whatever the machine's memory order is.
         """
         with self._barrier:
             pass
@@ -80,7 +80,7 @@ class RingWriter(_Ring):
         self._at = self._words[_WRITTEN]
 
     def write(self, record: bytes, spare: int = 0) -> bool:
-        """Put ``record`` in, if there is room for it and ``spare`` bytes more.
+        """Add ``record``, if there is room for it and ``spare`` more bytes.
 
         Raises PacketError for one that is too long, and for a ring that is damaged.
         """
@@ -106,7 +106,7 @@ class RingWriter(_Ring):
         return True
 
     def must_wake(self) -> bool:
-        """Whether the reader sleeps and is to be woken by who asks: True once for each sleep."""
+        """Whether the reader sleeps and the caller must wake it: True once for each sleep."""
         self._fence()
         if not self._words[_ASLEEP]:
             return False
@@ -121,7 +121,7 @@ class RingWriter(_Ring):
 
 
 class RingReader(_Ring):
-    """The end that reads. It believes nothing that it finds."""
+    """The reading end. It trusts nothing that it finds."""
 
     def __init__(self, descriptor: int) -> None:
         """As ``_Ring``."""
@@ -144,7 +144,7 @@ class RingReader(_Ring):
         return None
 
     def sleeps(self) -> bool:
-        """Say that a wake-up is wanted from now on; False, and it is not, if a record has come."""
+        """Ask to be woken from now on; returns False, without asking, if a record has arrived."""
         self._words[_ASLEEP] = 1
         self._fence()
         if self._words[_WRITTEN] == self._at:

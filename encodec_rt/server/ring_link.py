@@ -1,7 +1,7 @@
-"""A process's end of what it shares with another: a ring each way, and a socket beside them.
+"""A process's end of its link to another: a ring each way, and a socket beside them.
 
-A byte on the socket wakes who sleeps, a connection that was accepted comes with such a byte, and
-that the other process has ended shows there, too.
+A byte on the socket wakes the other side, may carry an accepted connection, and the socket's end
+shows that the other process has ended.
 """
 
 from __future__ import annotations
@@ -17,17 +17,17 @@ from encodec_rt.server.records import RecordKind, RingRecord, with_fields
 from encodec_rt.server.ring import RingReader, RingWriter
 
 RECORDS_AT_ONCE = 256
-"""Read before others have their turn on the event loop."""
+"""Records read before others get their turn on the event loop."""
 SPARE_BYTES = 32 * 1024
-"""Of a ring, for what may not be dropped."""
+"""The share of a ring that is reserved for what may not be dropped."""
 WAITING_PER_SESSION = 32
-"""Of what may not be dropped and has no room: who takes nothing for so long is given up."""
+"""A process that takes nothing for this long, while what may not be dropped waits, is given up."""
 AGAIN_S = 0.01
 _WAKE = b"w"
 
 
 class RingLink:
-    """Records to and from another process. It is the event loop's, and waits for nothing."""
+    """Records to and from another process. It belongs to the event loop, and never waits."""
 
     def __init__(
         self,
@@ -41,7 +41,7 @@ class RingLink:
         batch: Callable[[], None] = lambda: None,
         connection: Callable[[socket.socket], None] = socket.socket.close,
     ) -> None:
-        """For up to so many sessions.
+        """For up to ``sessions`` sessions.
 
         ``take`` gets each record, and ``batch`` is called after some of them.
         ``ended`` is called once: with None when the other process has gone, with an error when
@@ -58,7 +58,7 @@ class RingLink:
 
     @property
     def is_behind(self) -> bool:
-        """Whether the other process has not yet had room for what may not be dropped."""
+        """Whether records that may not be dropped still wait for room."""
         return bool(self._waiting)
 
     def start(self) -> None:
@@ -75,7 +75,7 @@ class RingLink:
             asyncio.get_running_loop().remove_reader(self._beside)
 
     def close(self) -> None:
-        """Have nothing in common with the other process any more. Harmless when repeated."""
+        """Close everything shared with the other process. Repeating this is harmless."""
         if self._beside.fileno() < 0:
             return
         self.stop()
@@ -87,7 +87,7 @@ class RingLink:
         self._reader.close()
 
     def send(self, record: bytes) -> None:
-        """Send what may not be dropped, when there is room at the latest."""
+        """Send what may not be dropped, as soon as there is room."""
         if self._beside.fileno() < 0:
             return
         self._waiting.append(record)
@@ -109,7 +109,7 @@ class RingLink:
         return written
 
     def hand_over(self, connection: socket.socket) -> bool:
-        """Send a connection; False if the other process does not take it now."""
+        """Send a connection; False if the other process cannot take it now."""
         if self._beside.fileno() < 0:
             return False
         try:
@@ -136,7 +136,7 @@ class RingLink:
 
     def _wake(self) -> None:
         if self._writer.must_wake():
-            # One that is full of wake-ups wakes, too; one that is broken is seen by who reads.
+            # A socket full of wake-ups wakes too; the reader notices a broken one.
             with suppress(OSError):
                 self._beside.send(_WAKE)
 
@@ -175,7 +175,7 @@ class RingLink:
             self._fail(error)
             return
         except Exception as error:
-            # Whatever it is, neither side may wait for the other for ever.
+            # Whatever it is, neither side may wait for the other forever.
             self._fail(StateError(f"a record could not be obeyed: {error!r}"))
             raise
         finally:
@@ -202,5 +202,5 @@ class RingLink:
 
 
 def broken(error: CodecError) -> bytes:
-    """A record that says why nothing more can be understood."""
+    """A record that says why nothing more can be read."""
     return with_fields(RecordKind.BROKEN, error=type(error).__name__, message=str(error))

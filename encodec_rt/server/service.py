@@ -47,7 +47,7 @@ class EngineHost(ABC):
         store: SessionStore,
         options: ServerOptions,
     ) -> None:
-        """Have up to ``slots`` sessions of up to ``bandwidth_kbps``; make all that they need.
+        """Prepare for up to ``slots`` sessions of up to ``bandwidth_kbps``.
 
         Raises LinkError for a token that could be guessed, and ConfigError.
         """
@@ -64,7 +64,7 @@ class EngineHost(ABC):
 
     @property
     def is_draining(self) -> bool:
-        """Whether nobody new is taken."""
+        """Whether new sessions are refused."""
         return self.sessions.is_draining
 
     async def open(
@@ -95,17 +95,17 @@ class EngineHost(ABC):
         return self._access.takes_ticket(ticket)
 
     async def allows(self, address: str) -> bool:
-        """As ``SessionHost.allows``: the one service there is has counted already."""
+        """As ``SessionHost.allows``: the only service has counted already."""
         return True
 
     async def drain(self) -> None:
-        """Take nobody new, let the sessions end in their time, keep the rest, and close."""
+        """Refuse new sessions, let the others end in time, save the rest, and close."""
         await self.sessions.drain()
         await self.close()
 
     @abstractmethod
     async def close(self) -> None:
-        """Stop serving; sessions that are open can be resumed."""
+        """Stop serving; open sessions can be resumed."""
 
 
 class StreamServer(EngineHost):
@@ -119,8 +119,8 @@ class StreamServer(EngineHost):
         store: SessionStore,
         options: ServerOptions,
     ) -> None:
-        """As ``EngineHost``; and raises ConfigError for a page without calls, and
-        BackendUnavailable for calls where the link's libraries are not installed.
+        """As ``EngineHost``. Also raises ConfigError for a page without calls, and
+        BackendUnavailable for calls if the link's libraries are not installed.
         """
         super().__init__(codec, slots, bandwidth_kbps, store, options)
         self._http = HttpService(self, options, self.metrics)
@@ -134,7 +134,7 @@ class StreamServer(EngineHost):
             self._http.page = PageFiles(options.page, calls="server", token=options.token)
 
     async def start(self, host: str, port: int, context: ssl.SSLContext | None) -> int:
-        """Listen; the port, which is chosen by the system for 0.
+        """Listen; returns the port, which the system chooses for 0.
 
         Raises LinkError for an address beyond loopback without both TLS and a token.
         """

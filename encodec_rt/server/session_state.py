@@ -1,4 +1,4 @@
-"""A session as bytes: what it asked for, how far it came, and its slot."""
+"""A session as bytes: what it asked for, how far it has got, and its slot."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ class SessionState:
 
     @staticmethod
     def of(stream: SlotStream, engine: Engine) -> SessionState:
-        """What ``stream`` is now; nothing of it may be in the making."""
+        """The present state of ``stream``, of which nothing may be in progress."""
         assert stream.is_quiet, "a session is frozen when nothing of it is in the making"
         progress = Progress(**asdict(stream.progress))
         return SessionState(stream.request, progress, engine.snapshot(stream.slot))
 
     def is_for(self, request: StreamRequest) -> bool:
-        """Whether who asks for ``request`` can go on from here and has all that came before."""
+        """Whether the client of ``request`` can continue from here and has everything before."""
         mine = self.request
         return (
             (mine.mode, mine.bandwidth_kbps, mine.start)

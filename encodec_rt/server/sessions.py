@@ -1,4 +1,4 @@
-"""The sessions of one engine: on which slot, resumed from what, and how they end."""
+"""The sessions of one engine: their slots, what they resume from, and how they end."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ Made = TypeVar("Made", bound=SlotStream)
 
 
 class Sessions:
-    """Who is on which slot. Everything here runs on the event loop, unless it says otherwise."""
+    """Which client has which slot. Everything runs on the event loop unless noted otherwise."""
 
     def __init__(
         self,
@@ -56,10 +56,10 @@ class Sessions:
         limits: SessionLimits,
         metrics: Metrics,
     ) -> None:
-        """Up to ``slots`` sessions of up to ``bandwidth_kbps``; makes all that they need."""
+        """Prepares for up to ``slots`` sessions of up to ``bandwidth_kbps``."""
         packed = codec.packed
         starts = max(packed.encoder_start_frames, packed.decoder_start_frames)
-        # What an exact stream begins with waits as a whole, beside what comes in meanwhile.
+        # The first frames of an exact stream wait together, besides what arrives meanwhile.
         waiting = limits.waiting_frames + (starts if starts > 1 else 0)
         self.limits = replace(limits, waiting_frames=waiting)
         self.config, self._store, self._metrics = codec.config, store, metrics
@@ -112,7 +112,7 @@ class Sessions:
         self._writer.shutdown()
 
     async def drain(self) -> None:
-        """Let the sessions end in their time, and close those that are left, to be resumed."""
+        """Let the sessions end in time, and close those that are left, which can be resumed."""
         self.is_draining = True
         loop, seconds = asyncio.get_running_loop(), self.limits.drain_s
         logger.info("draining %d sessions for up to %g s", self.count, seconds)
@@ -127,7 +127,7 @@ class Sessions:
             await asyncio.sleep(self.limits.close_over_s / len(left))
 
     def reserve(self) -> int:
-        """A slot that is nobody else's until ``release``. It waits for nothing.
+        """Reserve a slot until ``release``, without waiting.
 
         Raises UnavailableError.
         """
@@ -191,15 +191,15 @@ class Sessions:
         return found
 
     def new_key(self) -> int:
-        """A name for one more client."""
+        """A key for another client."""
         self._opened += 1
         return self._opened
 
     async def join(self, client: Client, make: Callable[[Tensor, Engine], Made]) -> Made:
-        """Step a client's session from now on, on a slot that was reserved.
+        """Step a client's session from now on, on a reserved slot.
 
-        ``make`` is called on the engine's thread, with the latent of silence and the engine.
-        Raises StateError for what ``make`` cannot make, and of an engine that has ended.
+        ``make`` is called on the engine's thread, with the latent of silence and the engine. Raises
+        StateError if ``make`` fails or the engine has ended.
         """
         adding = self.engine_loop.add(partial(make, self._silence))
         try:
@@ -211,7 +211,7 @@ class Sessions:
         return stream
 
     async def leave(self, client: Client) -> None:
-        """End a session; keep what its client may come back for. Its slot is still reserved."""
+        """End a session; save what its client may come back for. Its slot stays reserved."""
         self._clients.pop(client.key, None)
         now_s = asyncio.get_running_loop().time()
         self._metrics.session_seconds.observe(now_s - client.opened_s)
@@ -223,7 +223,7 @@ class Sessions:
         try:
             state = await asyncio.wrap_future(self.engine_loop.remove(client.key))
         except StateError:
-            # The engine has died; what was kept before is what there is.
+            # The engine has died; only what was saved before is left.
             state = None
         if client.token is not None and client.code == WSCloseCode.OK:
             self._writer.submit(self._store.forget, client.token)
@@ -240,7 +240,7 @@ class Sessions:
                 client.code = CloseCode.SUPERSEDED
                 await client.close(CloseCode.SUPERSEDED, "resumed by another connection")
                 await client.ended.wait()
-                # Its slot is given back as its handler returns.
+                # Its slot is released when its handler returns.
                 await asyncio.sleep(0)
 
     def _hand_over(self, outputs: list[Output]) -> None:
@@ -255,12 +255,12 @@ class Sessions:
                 client.deliver(output)
 
     def _save(self, key: int, state: SessionState) -> None:
-        """Called on the engine's thread; the client hears of it when it is on disk."""
+        """Called on the engine's thread; the client is told when it is on disk."""
         client, intake = self._clients.get(key), self._intakes.get(key)
-        # On a disk that lags behind, the states that are not even begun are left out.
+        # If the disk lags behind, states whose writing has not begun are skipped.
         if client is None or client.token is None or intake is None or key in self._saving:
             return
-        # More would displace the last one that a client which lags behind can go on from.
+        # More would displace the last one from which a slow client can resume.
         if intake.answered and intake.saved - intake.answered >= MAX_UNANSWERED:
             return
         intake.saved += 1

@@ -1,4 +1,4 @@
-"""A server from plain values, as a command has them and as they travel to other machines."""
+"""A server from plain values, as a command has them and as they are sent to other machines."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from encodec_rt.server.store import SessionStore
 from encodec_rt.streaming.codec import Codec
 
 SWITCH_S = 0.0005
-"""How long one thread may keep the interpreter while another waits; a step has many short calls."""
+"""How long one thread may keep the interpreter while another waits; steps make short calls."""
 
 
 @dataclass(frozen=True)
 class Entrance:
-    """Who may come in and how; all None for loopback without either."""
+    """Token and TLS; all None on loopback without either."""
 
     token: str | None = None
     context: ssl.SSLContext | None = None
     fingerprint: str | None = None
-    """Of the certificate, by which a client pins it."""
+    """The certificate's fingerprint, with which a client pins it."""
     certificate: tuple[Path, Path] | None = None
-    """Where it and its key are, for fronts, which make a context of their own."""
+    """The files of the certificate and its key, for fronts, which make their own context."""
 
     @property
     def scheme(self) -> str:
@@ -54,13 +54,13 @@ class ServeSettings:
     origins: tuple[str, ...] = ()
     drain_s: float = 30.0
     requests_per_s: float = 50.0
-    """From one address; behind a proxy everybody has the same one."""
+    """Per address; behind a proxy all clients share one."""
     certificate: Path | None = None
     key: Path | None = None
     token_file: Path | None = None
 
     def access(self) -> Entrance:
-        """The token and the certificate, which is made where there is none; beyond loopback both.
+        """The token and, beyond loopback, the certificate, which is made if there is none.
 
         Raises LinkError and ConfigError.
         """
@@ -81,7 +81,7 @@ class ServeSettings:
         return Entrance(token, context, fingerprint, (certificate, key))
 
     def slots(self, codec: Codec) -> int:
-        """How many sessions there will be. Raises ConfigError where that is not even one."""
+        """How many sessions there will be. Raises ConfigError if not even one fits."""
         if self.sessions:
             return self.sessions
         if codec.device.type != "cpu":

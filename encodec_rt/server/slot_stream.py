@@ -1,4 +1,4 @@
-"""One session as the engine's thread sees it: a slot, what it waits for, and what it gives."""
+"""One session as the engine's thread sees it: a slot, its input and its output."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from encodec_rt.types import Audio, Codes
 from encodec_rt.voice.conceal import Concealer
 
 MAX_OWED_FRAMES = 16.0
-"""How far behind a stream may be, by its clock, and still catch up by several frames a step."""
+"""How far behind its clock a stream may be and still catch up by several frames a step."""
 
 
 class EngineDecoder:
-    """A slot's decoder as ``voice.conceal`` wants one, on the engine itself: nothing is made."""
+    """A slot's decoder in the form that ``voice.conceal`` needs, on the engine itself."""
 
     def __init__(self, engine: Engine, slot: int, silence: Tensor) -> None:
         """``silence`` is the latent [1, hidden_size] of a silent frame."""
@@ -62,10 +62,10 @@ class EngineDecoder:
 
 
 class SlotStream:
-    """A session on its slot. Only the engine's thread calls it."""
+    """A session on its slot. Called only by the engine's thread."""
 
     is_kept = True
-    """Whether its state is kept for a client that comes back."""
+    """Whether its state is saved for a client that comes back."""
 
     def __init__(
         self,
@@ -77,15 +77,15 @@ class SlotStream:
         engine: Engine,
         silence: Tensor,
     ) -> None:
-        """Take ``slot`` as new under the bandwidth and start of ``request``."""
+        """Use ``slot``, reset to the bandwidth and start of ``request``."""
         self.key, self.slot, self.request = key, slot, request
         self.pcm, self.codes = pcm, codes
         self.to_echo: deque[tuple[int, Tensor, float]] = deque()
-        """Frames of codes [Q] that were encoded and are to be decoded too."""
+        """Encoded frames [Q] that are to be decoded too."""
         self.encoding_apart = self.decoding_apart = False
-        """Whether a beginning or an end is being computed on the other thread."""
+        """Whether a start or an end is being computed on the other thread."""
         self.changed = False
-        """Whether the slot moved since its last snapshot."""
+        """Whether the slot has advanced since its last snapshot."""
         self._engine, self._silence = engine, silence
         self.progress = Progress()
         self._seen_s, self._owed = time.monotonic(), 0.0
@@ -101,15 +101,15 @@ class SlotStream:
         return self._engine.model.config.codebook_nbits
 
     def resume(self, snapshot: SlotSnapshot, progress: Progress) -> None:
-        """Go on where ``snapshot`` and ``progress`` were taken. Raises StateError."""
+        """Continue from ``snapshot`` and ``progress``. Raises StateError."""
         self._engine.restore(self.slot, snapshot)
         self.progress = replace(progress, resumed=progress.resumed + 1)
 
     def may_take(self, frames: int, now_s: float) -> int:
         """How many frames the stream may have in one step, 1 or up to ``frames``.
 
-        Who was made to wait catches up by several; who sends faster than time passes gets one in
-        each pass, so that no neighbour waits for it.
+        A stream that had to wait catches up by several; one that sends faster than real time gets
+        one per pass, so that the others do not wait for it.
         """
         elapsed_s, self._seen_s = max(0.0, now_s - self._seen_s), now_s
         self._owed = min(MAX_OWED_FRAMES, self._owed + elapsed_s * self._frame_rate)
@@ -123,7 +123,7 @@ class SlotStream:
         return self.request.mode == "echo"
 
     def renew_encoder(self) -> None:
-        """Be as at the start of a clip; frames are counted on."""
+        """Return to the start of a clip; frame numbers continue."""
         weights = self._engine.model
         row = weights.start_state(self.request.start, self.books)[0]
         self._engine.load_state(self.slot, (row, None))
@@ -142,11 +142,11 @@ class SlotStream:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether nothing is between the slot and the queues, so that a snapshot holds all."""
+        """Whether nothing is between the slot and the queues, so that a snapshot is complete."""
         return not (self.to_echo or self.encoding_apart or self.decoding_apart)
 
     def own(self, codes: Tensor) -> Tensor:
-        """Codes [frames, Q] without those beyond the session's bandwidth, which are absent: -1."""
+        """Codes [frames, Q] with -1 (absent) beyond the session's bandwidth."""
         codes = codes.clone()
         codes[:, self.books :] = ABSENT
         return codes
@@ -156,12 +156,12 @@ class SlotStream:
         return frame.content is None
 
     def next_latent(self, frame: WaitingFrame) -> Tensor:
-        """The latent [1, hidden_size] of a frame to decode, or of what conceals it."""
+        """The latent [1, hidden_size] of a frame to decode or conceal."""
         codes = None if frame.content is None else frame.content[None].astype(np.uint16)
         return self.concealer.next_latent(codes, frame.index)
 
     def heard(self, frame: WaitingFrame, audio: Audio) -> list[Output]:
-        """What is to be sent of ``audio``, which the slot made of ``next_latent``."""
+        """The output to send for ``audio``, which the slot made from ``next_latent``."""
         return self.audio_out(frame.index, self.concealer.played(audio), frame.arrived_s)
 
     def codes_out(self, index: int, codes: Codes, arrived_s: float | None) -> Output:
@@ -171,7 +171,7 @@ class SlotStream:
         return Output(self.key, data, index=index, arrived_s=arrived_s)
 
     def audio_out(self, index: int, audio: Audio, arrived_s: float | None) -> list[Output]:
-        """Audio [n] or [channels, n] as a message, but for what comes before the clip."""
+        """Audio [n] or [channels, n] as a message, without what comes before the clip."""
         sounding = np.atleast_2d(audio)[:, self.progress.to_drop :]
         self.progress.to_drop -= audio.shape[-1] - sounding.shape[1]
         if not sounding.shape[1]:

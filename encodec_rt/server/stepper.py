@@ -1,7 +1,7 @@
-"""One pass over all sessions: what waits is encoded and decoded, each in one batch.
+"""One pass over all sessions: waiting input is encoded and decoded, each in one batch.
 
-It never waits for anybody. Beginnings and ends of exact streams, which take as long as several
-passes, are handed to another thread and come back as a command.
+It never waits. Starts and ends of exact streams, which take as long as several passes, are given to
+another thread and come back as commands.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from encodec_rt.server.slot_stream import SlotStream
 from encodec_rt.streaming.engine import Engine
 
 MAX_FRAMES = 4
-"""Of one session in one step, where it is behind."""
+"""The most frames of one session in one step, when it is behind."""
 
 Apart = Callable[[Callable[[], Any], Callable[[Any], list[Output]]], None]
-"""(work, what to do with its result): work goes to another thread, the rest comes back here."""
+"""(work, what to do with its result): work runs on another thread, the result comes back here."""
 Group = list[tuple[SlotStream, list[WaitingFrame]]]
 
 
@@ -39,7 +39,7 @@ class Stepper:
         """Lost frames that were concealed."""
 
     def step(self, streams: Iterable[SlotStream], now_s: float) -> list[Output]:
-        """What one pass over ``streams`` gives, at ``now_s`` of a clock that only rises."""
+        """The results of one pass over ``streams``, at ``now_s`` of a monotonic clock."""
         streams = list(streams)
         # Decoded first: what a call decodes is encoded again in the same pass.
         outputs = self._decode([each for each in streams if self._has_codes(each)])
@@ -53,7 +53,7 @@ class Stepper:
         return outputs
 
     def _next_pcm(self, stream: SlotStream, now_s: float) -> list[WaitingFrame]:
-        """What ``stream`` encodes in this pass; begins and ends its clips on the way."""
+        """What ``stream`` encodes in this pass; also begins and ends its clips."""
         queue = stream.pcm
         if stream.encoding_apart or not len(queue):
             return []
@@ -61,7 +61,7 @@ class Stepper:
             if isinstance(queue.peek(), ClipEnd):
                 self._finish_pcm(stream, [])
                 return []
-            # A power of two, so that few kinds of steps are enough.
+            # A power of two, so that few kinds of steps are needed.
             ready = queue.frames_ready(MAX_FRAMES)
             ready = stream.may_take(ready, now_s) if ready else 0
             return queue.take_frames(1 << ready.bit_length() - 1 if ready else 0)
@@ -117,7 +117,7 @@ class Stepper:
         return outputs
 
     def _has_codes(self, stream: SlotStream) -> bool:
-        """Whether ``stream`` decodes in this pass; begins and ends its clips on the way."""
+        """Whether ``stream`` decodes in this pass; also begins and ends its clips."""
         queue = stream.codes
         if stream.decoding_apart or not len(queue):
             return False
@@ -170,7 +170,7 @@ class Stepper:
         self._apart(lambda: edges.begin_encoder(pcm), begun)
 
     def _begin_echo(self, stream: SlotStream) -> None:
-        """Begin the decoder of what waits to be echoed, if that is enough."""
+        """Begin decoding what waits to be echoed, if that is enough."""
         needed = self._engine.model.decoder_start_frames
         if stream.decoding_apart or len(stream.to_echo) < needed:
             return
@@ -195,7 +195,7 @@ class Stepper:
             stream.progress.decoder_begun = stream.changed = True
             stream.progress.decoded = index + len(codes)
             outputs = stream.audio_out(index, audio.cpu().numpy(), arrived_s)
-            # Frames that were encoded meanwhile.
+            # Including frames encoded meanwhile.
             while stream.to_echo:
                 at, row, since_s = stream.to_echo.popleft()
                 frame = WaitingFrame(at, None, since_s)
@@ -205,7 +205,7 @@ class Stepper:
         self._apart(lambda: edges.begin_decoder(codes), begun)
 
     def _finish_pcm(self, stream: SlotStream, frames: list[WaitingFrame]) -> None:
-        """End a clip: what is left of it, ``frames`` that could not begin it among them."""
+        """End a clip with what is left, including ``frames`` that were too few to begin it."""
         if stream.decoding_apart:
             return
         end = stream.pcm.take()
@@ -279,7 +279,7 @@ class Stepper:
         self._apart(finish, finished)
 
     def _whole_codes(self, frame: WaitingFrame) -> Tensor:
-        """A frame's codes [Q] of all the engine's codebooks; absent ones, or all, are -1."""
+        """A frame's codes [Q] for all of the engine's codebooks; absent ones are -1."""
         codes = torch.full((self._engine.codebooks,), -1, dtype=torch.int64)
         if frame.content is not None:
             codes[: len(frame.content)] = torch.from_numpy(frame.content.astype(np.int64))

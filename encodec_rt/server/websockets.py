@@ -1,4 +1,4 @@
-"""Sessions over WebSockets: from a request that may have one to the end of its stream."""
+"""Sessions over WebSockets: from an admitted request to the end of its stream."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from encodec_rt.server.metrics import Metrics
 from encodec_rt.server.protocol import MAX_MESSAGE_BYTES, SUBPROTOCOL, StreamRequest
 
 SEND_BUFFER_BYTES = 64 * 1024
-"""In the system and in the process, each: a client that does not read is then noticed in time."""
+"""For the system's and the process's buffer each, so that a slow client is noticed in time."""
 
 
 async def serve_websocket(
@@ -27,7 +27,7 @@ async def serve_websocket(
     resume: str | None,
     stay: Callable[[], None],
 ) -> web.StreamResponse:
-    """A session from its opening to its end; ``stay`` lifts the time that a connection has.
+    """A session from its opening to its end; ``stay`` lifts the connection's time limit.
 
     Before it answers, it raises UnavailableError without a slot, and StateError where there
     is nothing to resume.

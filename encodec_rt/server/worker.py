@@ -1,4 +1,4 @@
-"""A server as an actor of Ray: placed and restarted by it, and asked by the placer how it is."""
+"""A server as a Ray actor: placed and restarted by Ray; the placer asks it for its status."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class CodecSettings:
 
 @dataclass(frozen=True)
 class WorkerStatus:
-    """What a placer knows of a worker."""
+    """What a placer knows about a worker."""
 
     url: str
     fingerprint: str | None
@@ -37,12 +37,12 @@ class WorkerStatus:
 
 
 class Worker:
-    """One server on whatever port is free. It starts with the first question how it is, so that
-    one that was restarted serves again without anybody's doing.
+    """One server on any free port. It starts when first asked for its status, so that a restarted
+    one serves again by itself.
     """
 
     def __init__(self, codec: CodecSettings, settings: ServeSettings, address: str | None) -> None:
-        """``address`` is this machine's, None to take what Ray knows it by."""
+        """``address`` is this machine's; None means the one that Ray knows."""
         self._codec, self._address = codec, address
         self._settings = replace(settings, port=0)
         self._starting = asyncio.Lock()
@@ -50,14 +50,14 @@ class Worker:
         self._fingerprint: str | None = None
 
     async def status(self) -> dict[str, object]:
-        """A WorkerStatus, as plain values. Raises what starting the server does."""
+        """A WorkerStatus, as plain values. Raises what starting the server raises."""
         async with self._starting:
             if not self._url:
                 await self._start()
         server = self._server
         if not server.is_alive and not server.is_draining:
             logger.error("the engine's thread has ended, and so does this process")
-            # Ray starts again what ends like this, and only that.
+            # Ray restarts only actors that end like this.
             os._exit(1)
         status = WorkerStatus(
             self._url,
@@ -70,7 +70,7 @@ class Worker:
         return asdict(status)
 
     async def drain(self) -> None:
-        """Let the sessions end in their time, and keep the rest."""
+        """Let the sessions end in time, and save the rest."""
         if self._url:
             await self._server.drain()
 
@@ -90,7 +90,7 @@ class Worker:
         self._server = settings.make_server(codec, access)
         port = await self._server.start(host, 0, access.context)
         self._fingerprint = access.fingerprint
-        # Of an address of IPv6 the brackets belong to the URL.
+        # The brackets of an IPv6 address belong to the URL.
         self._url = urls(access.scheme, host, port)[0]
 
 

@@ -138,8 +138,7 @@ class PortAudio:
         )
 
     def _rates_hz(self, device: DeviceInfo) -> list[int]:
-        """The model's rate and the device's own first; some take a common rate but not their
-        own."""
+        """The model's rate and the device's own first; some accept neither but a common one."""
         return list(dict.fromkeys((self._rate_hz, device.rate_hz, *COMMON_RATES_HZ)))
 
     def _start(

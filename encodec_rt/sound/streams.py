@@ -89,8 +89,7 @@ class AudioSink(Protocol):
         """False once the stream has ended by itself."""
 
     def write(self, samples: Samples) -> int:
-        """Queue ``samples`` and return how many did not fit; an empty queue is a fault from now
-        on."""
+        """Queue ``samples`` and return how many did not fit; from now on it must not run empty."""
 
     def pause(self) -> None:
         """Until the next ``write`` an empty queue is silence, not starvation."""
@@ -210,8 +209,7 @@ class OutputStream(_PortAudioStream):
         return self._fifo.fill // self.channels
 
     def write(self, samples: Samples) -> int:
-        """Queue ``samples`` and return how many did not fit; an empty queue is a fault from now
-        on."""
+        """Queue ``samples`` and return how many did not fit; from now on it must not run empty."""
         lost = self._fifo.write(np.repeat(samples, self.channels))
         self._expected = True
         return lost // self.channels

@@ -94,8 +94,8 @@ class Line:
         return True
 
     async def follow(self, transport: Transport, seconds: float) -> bool:
-        """Adopt a proposed transport if it connects within ``seconds``, or drop it; whether it
-        did."""
+        """Adopt a proposed transport if it connects within ``seconds``, or drop it; which it
+        was."""
         try:
             connected = await asyncio.wait_for(transport.wait_connected(), seconds)
         except asyncio.TimeoutError:

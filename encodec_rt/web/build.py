@@ -1,7 +1,7 @@
 """``python -m encodec_rt.web.build [FILE]``: compile the codec's C source to WebAssembly.
 
 Needs ``ziglang`` from PyPI (a development dependency), whose version constraints.txt pins: the
-committed ``codec.wasm`` is what that version makes, byte for byte.
+committed ``codec.wasm`` is what that version compiles, byte for byte.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
-"""Where two pages find each other: a WebSocket that hands one's messages to the other.
+"""Where two pages find each other: a WebSocket that passes messages between them.
 
-A caller without a page, such as ``link call``, can ring the one that waits.
+A caller without a page, such as ``link call``, can ring the waiting one.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from encodec_rt.link.sdp import is_for_channel
 
 MAX_MESSAGE_BYTES = 64 * 1024
 MAX_MESSAGES = 8
-"""From one page: a description, and room for more."""
+"""Per page: a description, and room for more."""
 HELLO_S = 10.0
 WAIT_S = 600.0
 """How long a page may wait for another."""
@@ -25,7 +25,7 @@ BUSY, REFUSED = 4000, 4001
 
 
 class _Occupant(Protocol):
-    """Who is in the room, and can be told something."""
+    """Someone in the room, who can be sent messages."""
 
     async def send_str(self, data: str, /) -> None: ...
 
@@ -37,7 +37,7 @@ class _Caller:
         self.answer: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     async def send_str(self, data: str, /) -> None:
-        """Take the page's description or refusal; whatever else it says is of no use here."""
+        """Take the page's description or refusal; anything else is ignored."""
         try:
             said = json.loads(data)
             refused, description = said.get("refused"), said.get("description") or {}
@@ -53,20 +53,20 @@ class _Caller:
 
 
 class Meeting:
-    """One room of two. The second to come makes the offer; then both go away."""
+    """One room for two. The second to arrive makes the offer; then both leave."""
 
     def __init__(self, token: str | None) -> None:
-        """``token`` is asked for in the first message, as a browser can send no header here."""
+        """``token`` is required in the first message, as a browser cannot send a header here."""
         self._token = token
         self._inside: list[_Occupant] = []
 
     @property
     def waiting(self) -> bool:
-        """Whether one is inside, whom another could meet."""
+        """Whether a page is waiting for another."""
         return len(self._inside) == 1
 
     async def join(self, request: web.Request) -> web.WebSocketResponse:
-        """Let a page in, and hand on what it says."""
+        """Admit a page, and pass on its messages."""
         socket = web.WebSocketResponse(
             max_msg_size=MAX_MESSAGE_BYTES, heartbeat=20.0, compress=False, timeout=2.0
         )
@@ -140,12 +140,12 @@ class Meeting:
 
 
 class RungCall:
-    """The call of someone who rings a page, as signalling sees it: it goes on without us."""
+    """A call to a page, as signalling sees it: it continues without this server."""
 
     is_lost = False
 
     def __init__(self, meeting: Meeting) -> None:
-        """Of the page that waits in ``meeting``."""
+        """To the page that waits in ``meeting``."""
         self._meeting = meeting
 
     async def answer(self, offer: str) -> str:

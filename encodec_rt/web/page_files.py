@@ -1,7 +1,7 @@
 """The page as files: itself, the compiled codec, one model, and a clip to try.
 
-Everything but the page itself is named by the hash of its content and may be kept for ever. The
-page runs under a policy that lets it load from here alone.
+Everything except the page itself is named by the hash of its content and may be cached forever. The
+page's content security policy lets it load only from here.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class PageFiles:
     """The files by their paths; counts what was sent of them in ``bytes_sent``."""
 
     def __init__(self, model: bytes, *, calls: str, token: str | None) -> None:
-        """``model`` is the content of a model's file; a ``token`` is asked for before it is given.
+        """``model`` is the content of a model's file; a ``token`` is required to get it.
 
         ``calls`` is whom the page calls: "pages", the "listener" or the "server" it comes from.
         """
@@ -75,11 +75,11 @@ class PageFiles:
         return path in self._files
 
     async def get(self, request: web.Request) -> web.Response:
-        """The answer to a request for one of them; raises the refusal of any other."""
+        """The answer to a request for one of them; raises the refusal for any other."""
         file = self._files.get(request.path)
         if file is None:
             raise web.HTTPNotFound
-        # By fetch alone: a browser cannot send a token when it goes to an address.
+        # Only by fetch: a browser cannot send a token when it navigates to a URL.
         given, token = request.headers.get("Authorization"), self._token
         if file.secret and token is not None and not is_authorized(given, token):
             raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"})

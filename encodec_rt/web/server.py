@@ -1,4 +1,4 @@
-"""The server of the page, and of the room where two pages meet."""
+"""The server for the page, and for the room where two pages meet."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from encodec_rt.web.page_files import HEADERS, TRANSFER_S, PageFiles
 
 REQUESTS_PER_S = 10.0
 BURST = 60
-"""A page makes some twenty requests at once, and one that is loaded again as many."""
+"""A page makes about twenty requests at once, and again when it is reloaded."""
 LIMITS = ConnectionLimits(connections=32, per_address=12, connection_s=TRANSFER_S)
 """A browser opens six connections."""
 
@@ -28,9 +28,9 @@ class PageServer:
     def __init__(
         self, model: bytes, *, token: str | None = None, calls: SignallingServer | None = None
     ) -> None:
-        """``model`` is the content of a model's file; a ``token`` is asked for before it is given.
+        """``model`` is the content of a model's file; a ``token`` is required to get it.
 
-        The page calls who answers ``calls``, or, without it, another page. ``calls`` asks for the
+        The page calls whoever answers ``calls``, or without it another page. ``calls`` requires the
         same token, and is closed with the server. Raises LinkError for a token that could be
         guessed.
         """
@@ -49,7 +49,7 @@ class PageServer:
         return self._meeting is not None and self._meeting.waiting
 
     async def start(self, host: str, port: int, context: ssl.SSLContext | None) -> int:
-        """Listen; the port, which is chosen by the system for 0.
+        """Listen; returns the port, which the system chooses for 0.
 
         Raises LinkError for an address beyond loopback without both TLS and a token.
         """
@@ -77,7 +77,7 @@ class PageServer:
 
     @web.middleware
     async def _check(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Refuse what may not come further, cheapest reason first; put headers on answers."""
+        """Refuse requests that are not admitted, cheapest reason first; add headers to answers."""
         try:
             if not self._rate.allows(request.remote or "", asyncio.get_running_loop().time()):
                 raise web.HTTPTooManyRequests
