@@ -29,7 +29,7 @@ NO_HASH = bytes(32)
 
 
 class Coding(IntEnum):
-    """What an identification header calls the coding of its layers."""
+    """The coding of the layers, as numbered in an identification header."""
 
     RAW = 0
     TABLES = 1
@@ -39,8 +39,8 @@ class Coding(IntEnum):
 class CodeCoder(Protocol):
     """Codes of a packet to payloads and back.
 
-    ``layers`` are the codebooks of each layer of the stream; a packet may have fewer layers, of
-    which ``codes`` [frames, codebooks] and ``payloads`` tell.
+    ``layers`` are the codebooks of each layer of the stream; a packet may have fewer layers, as
+    ``codes`` [frames, codebooks] and ``payloads`` show.
     """
 
     coding: Coding
@@ -49,13 +49,13 @@ class CodeCoder(Protocol):
     """Whether a packet can only be decoded after all others since the last restart."""
 
     def fresh(self) -> CodeCoder:
-        """The same for another stream, nothing being loaded again."""
+        """The same for another stream, without loading anything again."""
 
     def encode(self, codes: Codes, layers: Sequence[int], *, restart: bool) -> list[Payload]:
         """One payload per layer."""
 
     def packet(self, layers: Sequence[int], *, restart: bool) -> PacketEncoder:
-        """The same for frames that are not all there yet."""
+        """The same for frames that have not all arrived yet."""
 
     def decode(
         self, payloads: Sequence[Payload], layers: Sequence[int], frames: int, *, restart: bool
@@ -93,7 +93,7 @@ class RawCoder:
         self._bits = (codebook_size - 1).bit_length()
 
     def fresh(self) -> RawCoder:
-        """Itself: it remembers nothing."""
+        """Itself, as it has no state."""
         return self
 
     def encode(self, codes: Codes, layers: Sequence[int], *, restart: bool) -> list[Payload]:
@@ -101,13 +101,13 @@ class RawCoder:
         return [Payload(True, pack_codes(part, self._bits)) for part in split_layers(codes, layers)]
 
     def packet(self, layers: Sequence[int], *, restart: bool) -> WholePacket:
-        """A packet to be coded when all its frames are there."""
+        """A packet that is coded when all its frames have arrived."""
         return WholePacket(partial(self.encode, layers=layers, restart=restart))
 
     def decode(
         self, payloads: Sequence[Payload], layers: Sequence[int], frames: int, *, restart: bool
     ) -> Codes:
-        """The codes. Raises PacketError for a length that is not theirs."""
+        """The codes. Raises PacketError for a wrong length."""
         parts = []
         for payload, books in zip(payloads, layers, strict=False):
             if not payload.raw:
@@ -139,13 +139,13 @@ class CodeTables:
 
     @property
     def sha256(self) -> bytes:
-        """The hash that a stream names them by: of the shape and all counts, little-endian."""
+        """The hash by which streams name them: of the shape and all counts, little-endian."""
         shape = struct.pack("<II", *self.counts.shape)
         return hashlib.sha256(shape + self.counts.astype("<u2").tobytes()).digest()
 
     @classmethod
     def from_codes(cls, codes: Codes, codebook_size: int, codes_sha256: bytes) -> CodeTables:
-        """Tables that fit ``codes`` [frames, codebooks]; the same for the same codes anywhere."""
+        """Tables fitted to ``codes`` [frames, codebooks]; the same on every machine."""
         rows = [np.bincount(book, minlength=codebook_size) for book in codes.T]
         return cls(np.stack([to_counts(row) for row in rows]).astype(np.uint16), codes_sha256)
 
@@ -171,8 +171,8 @@ class CodeTables:
 def to_counts(frequencies: NDArray[np.integer]) -> NDArray[np.int64]:
     """Counts of at least 1 that add up to TOTAL, in proportion to whole ``frequencies`` [symbols].
 
-    In whole numbers: floor of each share, and the rest to the most frequent symbol (the lowest
-    index of equals). Frequencies of nothing but zeros give equal counts.
+    In integers: the floor of each share, and the rest to the most frequent symbol (the lowest index
+    of equals). All-zero frequencies give equal counts.
     """
     given = frequencies.astype(np.int64)
     if not given.any():
@@ -186,7 +186,7 @@ def to_counts(frequencies: NDArray[np.integer]) -> NDArray[np.int64]:
 
 
 class TableCoder:
-    """Range coding by a fixed table per codebook. Every packet stands for itself."""
+    """Range coding with a fixed table per codebook. Packets are independent."""
 
     coding = Coding.TABLES
     needs_history = False
@@ -197,7 +197,7 @@ class TableCoder:
         self._books = [Distribution(row.astype(np.int64)) for row in tables.counts]
 
     def fresh(self) -> TableCoder:
-        """Itself: it remembers nothing."""
+        """Itself, as it has no state."""
         return self
 
     def encode(self, codes: Codes, layers: Sequence[int], *, restart: bool) -> list[Payload]:
@@ -216,13 +216,13 @@ class TableCoder:
         return payloads
 
     def packet(self, layers: Sequence[int], *, restart: bool) -> WholePacket:
-        """A packet to be coded when all its frames are there."""
+        """A packet that is coded when all its frames have arrived."""
         return WholePacket(partial(self.encode, layers=layers, restart=restart))
 
     def decode(
         self, payloads: Sequence[Payload], layers: Sequence[int], frames: int, *, restart: bool
     ) -> Codes:
-        """The codes. Raises PacketError for bytes that are none."""
+        """The codes. Raises PacketError for invalid bytes."""
         parts, first = [], 0
         for payload, books in zip(payloads, layers, strict=False):
             if payload.raw:
@@ -242,7 +242,7 @@ class TableCoder:
 
 
 def unpack_raw(data: bytes, bits: int, frames: int, books: int) -> Codes:
-    """A packed layer. Raises PacketError unless it has exactly its bytes, filled up with zeros."""
+    """A packed layer. Raises PacketError unless its length is exact and its padding zero."""
     codes = unpack_codes(data, bits, (frames, books))
     used = codes.size * bits % 8
     if used and data[-1] >> used:
@@ -251,7 +251,7 @@ def unpack_raw(data: bytes, bits: int, frames: int, books: int) -> Codes:
 
 
 def codes_sha256_of(metadata: Mapping[str, str]) -> str:
-    """Whose codes a file of tables or of a language model is for; first ones named all weights."""
+    """Whose codes a file of tables or of a language model is for; early files name all weights."""
     return metadata.get("codes_sha256") or metadata["weights_sha256"]
 
 
@@ -262,7 +262,7 @@ def tables_for_model(codes_sha256: bytes, folder: Path | None = None) -> CodeTab
 
 
 def tables_by_hash(sha256: bytes, folder: Path | None = None) -> CodeTables:
-    """The tables that a stream names. Raises WeightsError where they are not at hand."""
+    """The tables that a stream names. Raises WeightsError if they are not available."""
     for tables in _all_tables(folder):
         if tables.sha256 == sha256:
             return tables
@@ -275,7 +275,7 @@ def tables_by_hash(sha256: bytes, folder: Path | None = None) -> CodeTables:
 def coder_for(
     coding: Coding, sha256: bytes, codebook_size: int, *, folder: Path | None = None
 ) -> CodeCoder:
-    """What decodes a stream of that coding. Raises WeightsError for what is not at hand."""
+    """The decoder for a stream of that coding. Raises WeightsError if it is not available."""
     if coding is Coding.RAW:
         return RawCoder(codebook_size)
     if coding is Coding.TABLES:

@@ -21,7 +21,7 @@ TAGS_MAGIC = b"EnCdTags"
 VERSION = 1
 STARTS = ("exact", "primed", "zero")
 PRE_ROLL_S = 1.0
-"""Audio decoded and thrown away after a seek, while the decoder's state forgets where it began."""
+"""Audio decoded and discarded after a seek, until the decoder's state has forgotten its start."""
 
 MAX_PACKET_BYTES = 1 << 20
 MAX_CODES_PER_PACKET = 1 << 20
@@ -37,7 +37,7 @@ class StreamHeader:
     """The identification header: everything that reading, cutting and scaling need to know.
 
     ``layers`` are the codebooks that each layer adds. ``segment`` and ``stride`` are 0 for a model
-    that streams frame by frame. ``pre_skip`` samples are decoded first and thrown away.
+    that streams frame by frame. ``pre_skip`` samples are decoded first and discarded.
     """
 
     sampling_rate: int
@@ -55,7 +55,7 @@ class StreamHeader:
     coder_sha256: bytes = NO_HASH
 
     def __post_init__(self) -> None:
-        """Raise PacketError, in one sentence, for a stream that cannot be."""
+        """Raise PacketError, in one sentence, for an impossible stream."""
         numbers = (self.sampling_rate, self.hop, self.segment, self.stride, self.pre_skip)
         if min(numbers) < 0 or max(numbers) > _MAX_U32 or not self.sampling_rate or not self.hop:
             raise PacketError(
@@ -91,12 +91,12 @@ class StreamHeader:
 
     @property
     def max_frames(self) -> int:
-        """The most frames that a packet has: those of a second, or of a segment."""
+        """The most frames in a packet: those of a second, or of a segment."""
         return max(1, -(-(self.segment or self.sampling_rate) // self.hop))
 
     @property
     def pre_roll(self) -> int:
-        """Samples to decode before a place that is sought."""
+        """Samples to decode before the target of a seek."""
         if self.segment:
             return self.segment - self.stride
         return math.ceil(PRE_ROLL_S * self.sampling_rate / self.hop) * self.hop
@@ -106,7 +106,7 @@ class StreamHeader:
         return 1e-3 * codebooks * self.bits * math.ceil(self.sampling_rate / self.hop)
 
     def duration(self, frames: int) -> int:
-        """Samples that are final once a packet of so many frames is decoded, and not the last."""
+        """Samples that are final after a packet of ``frames`` frames that is not the last."""
         return self.stride or frames * self.hop
 
     @classmethod
@@ -163,9 +163,9 @@ class StreamHeader:
 
     @classmethod
     def parse(cls, data: bytes) -> StreamHeader:
-        """The header in ``data``. Bytes after what version 1 has are passed over.
+        """The header in ``data``. Bytes beyond those of version 1 are ignored.
 
-        Raises PacketError for another magic or major version, and for impossible values.
+        Raises PacketError for a wrong magic or major version, and for impossible values.
         """
         if not data.startswith(HEAD_MAGIC):
             raise PacketError("not an identification header of an .encodec stream")
@@ -238,7 +238,7 @@ class Comments:
     def parse(cls, data: bytes) -> Comments:
         """The header in ``data``. Raises PacketError.
 
-        Bytes that are not UTF-8 are replaced, and fields whose name is none are left out.
+        Bytes that are not UTF-8 are replaced, and fields with an invalid name are left out.
         """
         if not data.startswith(TAGS_MAGIC):
             raise PacketError("the comment header is missing")
@@ -270,7 +270,7 @@ def _is_field_name(name: str) -> bool:
 
 
 def codebooks_for_kbps(header: StreamHeader, bandwidth_kbps: float) -> Sequence[int]:
-    """The first layers of a stream that ``bandwidth_kbps`` bears. Raises ConfigError for none."""
+    """The first layers of a stream that fit ``bandwidth_kbps``. Raises ConfigError if none does."""
     for count in range(len(header.layers), 0, -1):
         if header.kbps(sum(header.layers[:count])) <= bandwidth_kbps + 1e-9:
             return header.layers[:count]

@@ -21,10 +21,10 @@ _RESTART = 1
 
 @dataclass(frozen=True)
 class DataPacket:
-    """The codes of up to a second, or of one segment, in layers that stand for themselves.
+    """The codes of up to a second, or of one segment, in independent layers.
 
-    ``restart`` says that a language model begins anew here. ``missing`` counts the layers that
-    were there but damaged, the first of which and all above were left out.
+    ``restart`` says that a language model's context restarts here. ``missing`` counts the layers
+    left out because they, or one below them, were damaged.
     """
 
     frames: int
@@ -34,7 +34,7 @@ class DataPacket:
     missing: int = field(default=0, compare=False)
 
     def to_bytes(self) -> bytes:
-        """The packet. The last layer ends it, so that only the others say how long they are."""
+        """The packet. The last layer ends it, so only the others state their length."""
         first = _RESTART * self.restart | (len(self.layers) - 1) << 1
         parts = [bytes([first]) + self._head()[1:]]
         for index, layer in enumerate(self.layers):
@@ -57,8 +57,8 @@ class DataPacket:
     def parse(cls, data: bytes, header: StreamHeader, *, salvage: bool = False) -> DataPacket:
         """The packet in ``data`` of a stream with ``header``.
 
-        Raises PacketError for anything that no writer makes; with ``salvage`` a layer that is
-        damaged ends the packet and counts as missing, unless it is the first.
+        Raises PacketError for anything that no writer makes; with ``salvage`` a damaged layer ends
+        the packet and counts as missing, unless it is the first.
         """
         if not data:
             raise PacketError("an empty packet")
@@ -128,12 +128,12 @@ def _checked(data: bytes, place: int, size: int | None, head: bytes, index: int)
 
 
 def _payload(data: bytes, packed: int) -> Payload:
-    """Bytes as many as packed codes have are packed codes: nobody codes what gains nothing."""
+    """A payload as long as packed codes is packed, since coding that saves nothing is not used."""
     if len(data) > packed:
         raise PacketError(f"a layer of {len(data)} bytes, although its codes take {packed} packed")
     return Payload(len(data) == packed, data)
 
 
 def _checksum(head: bytes, index: int, payload: bytes) -> int:
-    """CRC-16/IBM-3740 of what a layer means: the packet's head, its own number, and its bytes."""
+    """CRC-16/IBM-3740 of a layer: the packet's head, the layer's index, and its bytes."""
     return binascii.crc_hqx(head + bytes([index]) + payload, 0xFFFF)

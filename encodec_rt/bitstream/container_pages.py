@@ -39,7 +39,7 @@ class LinkReader:
             raise PacketError("not an .encodec file: there is no EnCodec stream in it")
 
     def next_link(self) -> bool:
-        """Go on to the next stream, past what is left of this one; False if there is none."""
+        """Skip to the next stream, past the rest of this one; False if there is none."""
         page = self._next or self._find_head()
         self._next = None
         while page is not None:
@@ -76,7 +76,7 @@ class LinkReader:
                 if whole is None:
                     continue
                 self.comments = Comments.parse(whole)
-                # Codes begin on a page of their own, so that this one holds nothing else.
+                # Codes begin on a new page, so this one holds nothing else.
                 if len(follower.pieces()) > 1 or not complete:
                     raise PacketError("the comment header does not end its page")
                 self.ended = follower.last
@@ -85,7 +85,7 @@ class LinkReader:
             raise PacketError("the stream ends within its headers")
 
     def _data_pages(self) -> Iterator[Page]:
-        """Pages of the present link; stops, with the page kept, where another link begins."""
+        """Pages of the current link; stops where another link begins, keeping that page."""
         while (page := self._page()) is not None:
             own = page.serial == self.serial
             if page.first:
@@ -120,7 +120,7 @@ class LinkReader:
         return None
 
     def _joined(self, data: bytes, complete: bool) -> bytes | None:
-        """The packet that ``data`` ends, or None if it goes on."""
+        """The packet that ``data`` ends, or None if it continues."""
         held = self._partial if self._partial is not None else bytearray()
         held += data
         if len(held) > MAX_PACKET_BYTES:
@@ -131,14 +131,14 @@ class LinkReader:
 
     def _check_order(self, page: Page) -> None:
         wanted = self._sequence & 0xFFFFFFFF
-        # Damage that leaves a page in its place may well have hit this number instead.
+        # Damage that leaves a page in place may have hit this number instead.
         self._sequence = (page.sequence if page.intact else wanted) + 1
         if page.sequence != wanted and page.intact:
             self._problem(f"page {page.sequence} follows where page {wanted} was due")
             self._partial, self._damaged = None, True
         if page.continued != (self._partial is not None) and not (self._damaged and page.continued):
             self._problem("a packet is not continued as it should be")
-            # A damaged page may say so by mistake; what is no packet shows in its checksums.
+            # A damaged page may say so by mistake; checksums reveal what is not a packet.
             self._damaged |= page.intact
             self._partial = None
 

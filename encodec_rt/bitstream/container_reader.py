@@ -22,7 +22,7 @@ MAX_POSITION = 2**62
 
 @dataclass(frozen=True, slots=True)
 class Located:
-    """A packet that stands for the samples from ``start`` to ``end``; ``last`` ends its stream."""
+    """A packet for the samples from ``start`` to ``end``; ``last`` ends its stream."""
 
     packet: DataPacket
     start: int
@@ -32,7 +32,7 @@ class Located:
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Samples from ``start`` to ``end`` that are lost, and why; none if nobody counted them."""
+    """Lost samples from ``start`` to ``end``, and why; none if their number is unknown."""
 
     start: int
     end: int
@@ -41,7 +41,7 @@ class Gap:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class CodeBlock:
-    """Codes uint16 [frames, codebooks] that stand for the samples from ``start`` to ``end``."""
+    """Codes uint16 [frames, codebooks] for the samples from ``start`` to ``end``."""
 
     codes: Codes
     scale: float | None
@@ -54,11 +54,11 @@ class PacketReader(LinkReader):
 
     Opening reads the headers of the first link. With ``salvage`` damage comes as Gap and in
     ``problems``; without, it raises PacketError. A stream that simply stops at the end of a page,
-    as a killed writer leaves it, is no damage: ``ended`` stays False.
+    as a killed writer leaves it, is not damaged: ``ended`` stays False.
     """
 
     def __iter__(self) -> Iterator[Located | Gap]:
-        """What is left of the present link."""
+        """The rest of the current link."""
         for page in self._data_pages():
             try:
                 yield from self._located(page)
@@ -73,7 +73,7 @@ class PacketReader(LinkReader):
             self._problem("the stream ends within a packet")
 
     def _located(self, page: Page) -> Iterator[Located | Gap]:
-        """The packets that end on ``page``, with the place in time that its granule gives them."""
+        """The packets that end on ``page``, with their positions in time from its granule."""
         self._check_order(page)
         if not page.intact:
             what = "the file ends within a page" if page.cut else "a page has a wrong checksum"
@@ -113,7 +113,7 @@ class PacketReader(LinkReader):
         if lost and page.last and not self.header.segment:
             # The end cuts the last frame, not one that was lost.
             missing = -(-missing // self.header.hop) * self.header.hop
-        # Even where nothing is missing, what was coded before may not be what was decoded.
+        # Even if nothing is missing, what was decoded before may not be what was coded.
         if (missing or self._damaged) and not lost:
             yield self._gap(missing, "lost pages")
         for index, (packet, duration) in enumerate(zip(packets, durations, strict=True)):
@@ -156,7 +156,8 @@ class PacketReader(LinkReader):
             return granule
         ahead = granule > high and page.intact
         if lost and not page.intact:
-            # Either the packets were hit or the position was: it is believed where it may be true.
+            # Either the packets or the position were hit: the position is trusted if it is
+            # possible.
             most = ends + lost * self.header.duration(self.header.max_frames)
             return granule if ends < granule <= most else most
         if ahead and ((self._first and not page.last) or self._damaged or lost):
@@ -174,8 +175,7 @@ class PacketReader(LinkReader):
 def skip_to(located: Iterator[Located | Gap], sample: int) -> Iterator[Located | Gap]:
     """From the last packet at or before ``sample`` on where decoding may begin, and on.
 
-    What lies before is passed over without being decoded; only the packets since the latest
-    restart are held.
+    Earlier packets are skipped without decoding; only those since the latest restart are held.
     """
     held: list[Located | Gap] = []
     for item in located:
@@ -193,7 +193,7 @@ def read_codes(
 ) -> Iterator[CodeBlock | Gap]:
     """The codes of packets. What was coded after lost codes is lost too, up to the next restart.
 
-    Raises PacketError for bytes that are no codes, which ``salvage`` makes a gap of.
+    Raises PacketError for bytes that are not codes; with ``salvage`` they become a gap.
     """
     depth = len(header.layers) if not coder.needs_history else 0
     for item in located:

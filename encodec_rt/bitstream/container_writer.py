@@ -1,4 +1,4 @@
-"""Writing an ``.encodec`` stream: no length is needed in advance, and nothing is ever sought."""
+"""Writing an ``.encodec`` stream without knowing its length and without seeking."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class PacketWriter:
         page_s: float = FILE_PAGE_S,
         serial: int | None = None,
     ) -> None:
-        """Write both headers at once, each on its own page, as RFC 7845 has it."""
+        """Write both headers immediately, each on its own page, as in RFC 7845."""
         self.header = header
         self.serial = zlib.crc32(header.to_bytes()) if serial is None else serial
         self.position = 0
@@ -60,9 +60,9 @@ class PacketWriter:
         return self._on_page == 0
 
     def write(self, packet: DataPacket) -> None:
-        """Append ``packet``. It must have been made for its place, see ``starts_page``."""
+        """Append ``packet``. It must have been made for its position, see ``starts_page``."""
         self.release()
-        # A page that is lost should not take with it what could be decoded without it.
+        # A lost page should not affect what could be decoded without it.
         if packet.restart and self.header.coding is Coding.LANGUAGE_MODEL:
             self._pages.flush()
             self._on_page = 0
@@ -90,7 +90,7 @@ class PacketWriter:
         self._pages.flush(last=True)
 
     def release(self) -> None:
-        """Write the packet that waits, which is then not the one that the stream ends in."""
+        """Write the waiting packet, which is then not the last one."""
         if self._waiting is None:
             return
         self.position += self.header.duration(self._waiting.frames)
@@ -101,7 +101,7 @@ class PacketWriter:
 
 
 class ContainerWriter:
-    """Codes as they come, in any number of frames, to a stream in ``file``."""
+    """Writes codes as they come, in any number of frames, to a stream in ``file``."""
 
     def __init__(
         self,
@@ -113,7 +113,7 @@ class ContainerWriter:
         page_s: float = FILE_PAGE_S,
         serial: int | None = None,
     ) -> None:
-        """Begin a stream of ``header``, whose coding is that of ``coder``."""
+        """Start a stream with ``header``, whose coding must be that of ``coder``."""
         self.header = replace(header, coding=coder.coding, coder_sha256=coder.sha256)
         self._coder = coder
         comments = Comments(f"encodec_rt {__version__}", tuple(fields))
@@ -164,7 +164,7 @@ class ContainerWriter:
     def finish(self, samples: int) -> int:
         """End the stream of ``samples`` per channel, those to be skipped included -> its bytes.
 
-        Raises StateError if the codes are not those of so many samples.
+        Raises StateError if the number of codes does not match ``samples``.
         """
         wanted = self.frames if self.header.segment else -(-samples // self.header.hop)
         if wanted != self.frames:
@@ -174,7 +174,7 @@ class ContainerWriter:
         return self._packets.bytes_written
 
     def _push(self, codes: Codes) -> None:
-        """Code frames at once, so that a live stream has the same work with each of them."""
+        """Code frames immediately, so that each frame of a live stream takes the same work."""
         if self._packet is None:
             self._restart = self._packets.starts_page or not self._coder.needs_history
             self._packet = self._coder.packet(self.header.layers, restart=self._restart)
@@ -182,7 +182,7 @@ class ContainerWriter:
         self._in_packet += len(codes)
 
     def _end_packet(self, scale: float | None = None) -> None:
-        """Hand over the packet; the last one stays open, since the stream may end within it."""
+        """Pass on the packet; the last one stays open, since the stream may end within it."""
         if self._packet is None:
             return
         payloads = tuple(self._packet.finish())

@@ -40,9 +40,9 @@ _BLOCK_FRAMES = 512
 
 @dataclass(frozen=True, eq=False)
 class Block:
-    """A piece of a stream: ``codes`` uint16 [frames, codebooks] that stand for ``samples``.
+    """A piece of a stream: ``codes`` uint16 [frames, codebooks] for ``samples`` samples.
 
-    For a model that streams in segments it is a whole one, else any number of frames.
+    For a model that streams in segments it is a whole segment, else any number of frames.
     """
 
     codes: Codes
@@ -54,7 +54,7 @@ class CodeSegmentDecoder(Protocol):
     """A language model's decoder."""
 
     def segment(self, file: BinaryIO, frames: int, books: int) -> Iterator[Codes]:
-        """The codes of the next segment in ``file``, in blocks; fewer where the file ends."""
+        """The codes of the next segment in ``file``, in blocks; fewer if the file ends."""
 
 
 class EcdcReader:

@@ -17,7 +17,7 @@ MAX_HEADER_BYTES = 4096
 MAX_SAMPLES = 2**53
 
 SCALE = struct.Struct("!f")
-"""In front of the codes of a segment, where the model normalises."""
+"""Before the codes of a segment, if the model normalises."""
 
 _PREFIX = struct.Struct("!4sBI")
 _READ_BYTES = 1 << 16
@@ -25,7 +25,7 @@ _READ_BYTES = 1 << 16
 
 @dataclass(frozen=True, slots=True)
 class EcdcHeader:
-    """What stands in front of the codes: model, samples per channel, codebooks, coding."""
+    """What precedes the codes: model, samples per channel, codebooks, coding."""
 
     model: str
     samples: int
@@ -35,8 +35,8 @@ class EcdcHeader:
     def to_bytes(self, *, text_size: int = 0) -> bytes:
         """The header as the original package writes it.
 
-        Spaces make its JSON ``text_size`` bytes long, so that a header whose numbers grow can be
-        written over.
+        Spaces pad its JSON to ``text_size`` bytes, so that a header whose numbers grow can be
+        overwritten.
         """
         fields = {
             "m": self.model,
@@ -97,7 +97,7 @@ def _checked(fields: dict[str, object]) -> EcdcHeader:
 def read_up_to(file: BinaryIO, size: int) -> bytes:
     """``size`` bytes, or fewer if the file ends; pipes and sockets may give them in pieces.
 
-    Nothing is set aside beforehand for a size that the file only claims to have.
+    No memory is allocated in advance for a size that the file only claims to have.
     """
     pieces = []
     while size > 0:

@@ -31,7 +31,7 @@ class CodeSegmentEncoder(Protocol):
 
 
 class _CodePacker:
-    """Packs the codes of a stream one behind the other, as many at a time as fill whole bytes."""
+    """Packs the codes of a stream consecutively, as many at a time as fill whole bytes."""
 
     def __init__(self, bits: int) -> None:
         self._bits = bits
@@ -56,7 +56,7 @@ class _CodePacker:
 class EcdcWriter:
     """Takes the codes of one stream as they come, and writes the file once its length is known.
 
-    Until then the codes lie in a temporary file that has no name. Close it, or use it in ``with``.
+    Until then the codes are in an unnamed temporary file. Close it, or use it in ``with``.
     """
 
     def __init__(
@@ -138,10 +138,10 @@ class EcdcWriter:
 
 
 class GrowingEcdc:
-    """Writes codes into a file that is whole after every write: its header keeps up with them.
+    """Writes codes into a file that is complete after every write: its header is kept up to date.
 
-    ``file`` is one that can seek, and is not closed here. Models that stream in segments have no
-    such files.
+    ``file`` must be seekable, and is not closed here. This does not work for models that stream in
+    segments.
     """
 
     def __init__(
@@ -176,7 +176,7 @@ class GrowingEcdc:
         self._file.seek(0, os.SEEK_END)
 
     def _put(self, data: bytes) -> None:
-        """All of ``data``: an unbuffered file takes a part where the disk becomes full."""
+        """Write all of ``data``: an unbuffered file writes only a part if the disk is full."""
         rest = memoryview(data)
         while rest:
             rest = rest[self._file.write(rest) or 0 :]

@@ -1,6 +1,6 @@
 """Scaling, cutting and joining ``.encodec`` streams as they are: no model, no decoding.
 
-A packet keeps its bytes; layers are left out, places in time and headers are written anew.
+Packets keep their bytes; layers are left out, and positions and headers are rewritten.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from encodec_rt.pcm import sample_at
 
 
 def scale(source: BinaryIO, target: ByteSink, bandwidth_kbps: float) -> int:
-    """The streams of ``source`` with the layers that ``bandwidth_kbps`` bears -> bytes written.
+    """The streams of ``source`` with the layers that fit ``bandwidth_kbps`` -> bytes written.
 
-    Raises ConfigError where not even the first layer is so small, and PacketError.
+    Raises ConfigError if not even the first layer fits, and PacketError.
     """
     reader, size, serials = PacketReader(source), 0, set[int]()
     while True:
@@ -36,7 +36,7 @@ def scale(source: BinaryIO, target: ByteSink, bandwidth_kbps: float) -> int:
 def join(sources: Sequence[BinaryIO], target: ByteSink) -> int:
     """All streams of ``sources``, one after the other, as a chain -> bytes written.
 
-    Each is decoded by itself, so that the sound is that of the parts. Raises PacketError.
+    Each is decoded by itself, so the sound is that of the parts. Raises PacketError.
     """
     joiner = Joiner(target)
     for source in sources:
@@ -62,11 +62,11 @@ class Joiner:
 
 
 def cut(source: BinaryIO, target: ByteSink, begin_s: float, end_s: float | None) -> int:
-    """What sounds from ``begin_s`` to ``end_s`` in a file of one stream -> bytes written.
+    """The part from ``begin_s`` to ``end_s`` of a file with one stream -> bytes written.
 
     Whole packets are kept, from far enough before the cut that the decoder's state has forgotten
-    where it began; the new stream says how much of its sound to skip. Raises InputError for times
-    that the stream does not have, and PacketError.
+    its start; the new stream says how much to skip. Raises InputError for times outside the stream,
+    and PacketError.
     """
     reader = PacketReader(source)
     header = reader.header
@@ -89,7 +89,7 @@ def cut(source: BinaryIO, target: ByteSink, begin_s: float, end_s: float | None)
         item = next(kept, None) if end is None or item.end < end else None
     if final.end <= begin:
         raise InputError(f"from {begin_s:g} s; the stream ends after {_length_s(reader):.2f} s")
-    # A segment but the last sounds on beyond what it has made final.
+    # Every segment except the last extends beyond its final samples.
     writer.finish((final.end if end is None else min(end, final.end)) - first.start)
     if final.last and reader.next_link():
         raise InputError("a chain of streams; cut each one before joining them")
@@ -110,7 +110,7 @@ def _length_s(reader: PacketReader) -> float:
 def _writer(
     target: ByteSink, header: StreamHeader, reader: PacketReader, serials: set[int]
 ) -> PacketWriter:
-    """A writer whose serial number is none of those that the file has already."""
+    """A writer with a serial number that the file does not have yet."""
     serial = zlib.crc32(header.to_bytes())
     while serial in serials:
         serial = (serial + 1) & 0xFFFFFFFF

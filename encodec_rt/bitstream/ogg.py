@@ -1,7 +1,7 @@
 """Ogg pages (RFC 3533): reading with resynchronisation, writing without seeking.
 
-Only the framing: what packets mean is the business of ``container``. Memory is bounded by a few
-pages, whatever the bytes claim.
+Only the framing: ``container`` interprets the packets. Memory is bounded by a few pages, whatever
+the bytes claim.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class ByteSink(Protocol):
 def checksum(data: bytes) -> int:
     """The CRC-32 of an Ogg page: polynomial 0x04c11db7, most significant bit first, from zero.
 
-    zlib's has the same polynomial with every bit order reversed, and begins and ends inverted.
+    zlib's has the same polynomial with all bit orders reversed, and inverts the start and end
+    values.
     """
     found = zlib.crc32(data.translate(_REVERSED_BITS), 0xFFFFFFFF) ^ 0xFFFFFFFF
     return int(f"{found:032b}"[::-1], 2)
@@ -47,7 +48,7 @@ def checksum(data: bytes) -> int:
 class Page:
     """One page. ``offset`` is its place in the file, ``intact`` whether its checksum is right.
 
-    The file ends within one that is ``cut``: it has the packets before that, and no position.
+    If the file ends within it, it is ``cut``: it has the packets before that, and no position.
     """
 
     serial: int
@@ -63,7 +64,7 @@ class Page:
     offset: int = 0
 
     def to_bytes(self) -> bytes:
-        """The page as it stands in a file, with its checksum."""
+        """The page's bytes, with its checksum."""
         flags = _CONTINUED * self.continued | _FIRST * self.first | _LAST * self.last
         fields = (CAPTURE, 0, flags, self.granule, self.serial, self.sequence, 0)
         data = bytearray(_HEADER.pack(*fields, len(self.segments)) + self.segments + self.body)
@@ -118,7 +119,7 @@ class PageReader:
                 yield page
 
     def _page(self) -> Page | Junk:
-        """The page at the head, consumed; or why there is none, with nothing consumed."""
+        """The next page, consumed; or why there is none, with nothing consumed."""
         if not self._fill(_HEADER.size):
             return self._junk("the file ends within a page")
         fields = _HEADER.unpack_from(self._held)
@@ -157,9 +158,9 @@ class PageReader:
         return page
 
     def _whole(self, segments: bytes, begin: int) -> bytes:
-        """The segments of the packets that are there of a page that the file ends in.
+        """The segments of the complete packets of a page in which the file ends.
 
-        None without ``salvage``, and where another page follows: then the lengths are damaged.
+        None without ``salvage``, or if another page follows: then the lengths are damaged.
         """
         if not self._salvage or self._held.find(CAPTURE, 1) >= 0:
             return b""
@@ -178,7 +179,7 @@ class PageReader:
         return self._held[size : size + len(CAPTURE)] == CAPTURE
 
     def _skip(self, reason: str) -> Junk:
-        """Pass over everything up to the next capture pattern."""
+        """Skip everything up to the next capture pattern."""
         offset = self._offset
         self._drop(1)
         while self._fill(len(CAPTURE)):
@@ -200,7 +201,7 @@ class PageReader:
         return Junk(self._offset, 0, reason)
 
     def _fill(self, size: int) -> bool:
-        """Whether ``size`` bytes could be brought to the head."""
+        """Whether ``size`` bytes could be buffered."""
         while len(self._held) < size and not self._ended:
             piece = self._file.read(_READ_BYTES)
             self._ended = not piece
@@ -213,7 +214,7 @@ class PageReader:
 
 
 class PageWriter:
-    """Lays packets out on pages and writes each page in one call. Nothing is ever sought."""
+    """Lays out packets on pages and writes each page in one call, without seeking."""
 
     def __init__(self, file: ByteSink, serial: int) -> None:
         self._file = file
@@ -228,8 +229,8 @@ class PageWriter:
     def add(self, packet: bytes, granule: int) -> None:
         """Append ``packet``, at whose end the stream's position is ``granule``.
 
-        A packet that a page of its own can hold is not split. Raises InputError for a position
-        that Ogg cannot express.
+        A packet that fits on one page is not split. Raises InputError for a position that Ogg
+        cannot express.
         """
         if not 0 <= granule <= MAX_GRANULE:
             raise InputError(f"granule position {granule}; Ogg has 0 to 2^63 - 1")

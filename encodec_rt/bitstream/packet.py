@@ -1,6 +1,6 @@
 """Codes as bits, and the payload of one live packet (docs/format.md has the byte layout).
 
-Needs numpy alone, so that a relay or a recorder can read packets without torch.
+It needs only numpy, so that a relay or a recorder can read packets without torch.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ MAX_BITS = 16
 class Redundancy:
     """A second, coarser copy of earlier frames: ``codes`` uint16 [frames, first codebooks].
 
-    Its first frame lies ``back`` frames before the packet's own first frame.
+    Its first frame is ``back`` frames before the packet's own first frame.
     """
 
     back: int
@@ -54,8 +54,8 @@ def group_size(bits: int) -> int:
 def pack_codes(codes: NDArray[np.integer], bits: int) -> bytes:
     """The bytes of ``codes`` [frames, codebooks] in memory order, least significant bit first.
 
-    The order is that of ``.ecdc`` files: time outside, codebook inside, and the last byte filled
-    up with zero bits. Raises InputError for a code that does not fit into ``bits``.
+    The order is that of ``.ecdc`` files: by time, then by codebook, with the last byte padded with
+    zero bits. Raises InputError for a code that does not fit into ``bits``.
     """
     _check_bits(bits)
     flat = np.asarray(codes).reshape(-1)
@@ -108,9 +108,9 @@ def encode_packet(packet: Packet, *, bits: int) -> bytes:
 def parse_packet(data: bytes, *, bits: int, max_codebooks: int = MAX_CODEBOOKS) -> Packet:
     """The packet whose payload is ``data``; its arrays own their memory.
 
-    Every payload has one reading and every packet one payload: a length that is not exact, filling
-    bits that are not zero, more than ``max_codebooks`` or a copy of the packet's own frames raise
-    PacketError, and nothing else is ever raised.
+    Every payload has one meaning and every packet one payload: an inexact length, non-zero padding
+    bits, more than ``max_codebooks`` or a copy of the packet's own frames raise PacketError, and
+    nothing else is ever raised.
     """
     if not data:
         raise PacketError("an empty payload; the contents byte is missing")

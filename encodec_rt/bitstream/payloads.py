@@ -1,4 +1,4 @@
-"""The coded layers of a packet, and how a packet is coded while its frames come."""
+"""The coded layers of a packet, and coding a packet while its frames arrive."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Payload(NamedTuple):
 
 
 class PacketEncoder(Protocol):
-    """A packet that is coded while its frames come, in pieces of any size: the same bytes."""
+    """A packet that is coded while its frames arrive, in pieces of any size, to the same bytes."""
 
     def push(self, codes: Codes) -> None:
         """Append ``codes`` [frames, codebooks], as many codebooks as before. Raises InputError."""
@@ -28,7 +28,7 @@ class PacketEncoder(Protocol):
 
 
 class WholePacket:
-    """A packet whose frames are collected and then coded at once, for a coder that is quick."""
+    """A packet whose frames are collected and then coded together, for fast coders."""
 
     def __init__(self, encode: Callable[[Codes], list[Payload]]) -> None:
         self._encode = encode

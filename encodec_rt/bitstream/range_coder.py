@@ -1,8 +1,8 @@
 """Range coding with integer counts, by ``constriction``; docs/format.md has the arithmetic.
 
 ``constriction`` takes probabilities in floating point and rounds them itself. Here they are always
-whole numbers of 2^-16 that add up to 1, for which every operation of that rounding is exact in
-float64. So the bytes depend on the counts alone, never on a machine.
+integer multiples of 2^-16 that add up to 1, for which every operation of that rounding is exact in
+float64. So the bytes depend only on the counts, never on the machine.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Distribution:
 
 
 class SymbolEncoder:
-    """Symbols to bytes; the shortest bytes that no other symbols of the same number share."""
+    """Symbols to bytes; the shortest bytes that decode to exactly these symbols."""
 
     def __init__(self) -> None:
         self._coder = constriction.stream.queue.RangeEncoder()
@@ -56,7 +56,7 @@ class SymbolEncoder:
         self._coder.encode(np.array([symbol], np.int32), _EACH, probabilities)
 
     def finish(self) -> bytes:
-        """The bytes, without the trailing ones that a decoder takes to be zero anyway.
+        """The bytes, without trailing ones that a decoder assumes to be zero anyway.
 
         Any number in [lower, lower + range) decodes to these symbols; of those the one with the
         most trailing zero bytes is taken. Two words of state, as the coder ends by itself, would
@@ -68,7 +68,8 @@ class SymbolEncoder:
         before, (lower, width) = self._coder.pos()
         size = _WORD_BYTES * before + _STATE_BITS // 8
         ended: int = int.from_bytes(words.astype(">u4").tobytes().ljust(size, b"\0"), "big")
-        # The coder may still owe a carry to the words before its state; what it ended with has it.
+        # The coder may still owe a carry to the words before its state; its final output includes
+        # it.
         first: int = ended - (ended - lower) % (1 << _STATE_BITS)
         for zeros in range(size, 0, -1):
             point = -(-first >> 8 * zeros) << 8 * zeros

@@ -111,7 +111,7 @@ def _in_words(model: str, codec: Codec) -> str:
 
 
 def _codec(model: str, device: str, backend: str) -> tuple[Codec, bool]:
-    """The codec, and whether its weights are random for want of the embedded ones."""
+    """The codec, and whether its weights are random because the embedded ones are missing."""
     import torch
 
     from encodec_rt.cli.console import check_device
@@ -137,7 +137,7 @@ def _codec(model: str, device: str, backend: str) -> tuple[Codec, bool]:
 def _read(clip: str, codec: Codec) -> Audio:
     """The whole clip; a demo is short, and its picture needs all of it.
 
-    One of less than a frame is filled up with silence. Raises InputError for one of no samples.
+    A clip shorter than a frame is padded with silence. Raises InputError for an empty one.
     """
     import numpy as np
 

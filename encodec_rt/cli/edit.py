@@ -59,7 +59,7 @@ def cat(
     def join(out: BinaryIO) -> int:
         writer = editing.Joiner(out)
         for source in sources:
-            # One at a time: a system lets a program open a thousand or so.
+            # One at a time, as a system lets a program open only a thousand or so.
             with about(source), open_input(source) as file:
                 writer.add(file)
         return writer.bytes_written

@@ -61,7 +61,7 @@ class RawOptions:
 def open_output(target: str, *, force: bool) -> Iterator[BinaryIO]:
     """A file to write bytes to, which says its own name in an error.
 
-    ``target`` appears under its name when the block ends well; "-" is standard output.
+    ``target`` appears under its name when the block succeeds; "-" is standard output.
     """
     from encodec_rt.atomic import WholeWrites, replacing, standard_output
 
@@ -74,7 +74,7 @@ def open_output(target: str, *, force: bool) -> Iterator[BinaryIO]:
 
 @contextmanager
 def about(source: str) -> Iterator[None]:
-    """Let a PacketError of the block that names no file name the input ``source``."""
+    """Make a PacketError in the block name the input ``source`` if it names no file."""
     try:
         yield
     except PacketError as error:

@@ -122,7 +122,7 @@ def _option_name(name: str, hint: Any) -> str:
 
 
 def _check_finite(names: dict[str, str], given: dict[str, Any]) -> None:
-    """Raise ConfigError for a number that is none; it passes every comparison with a bound."""
+    """Raise ConfigError for NaN and infinity; NaN passes every comparison with a bound."""
     for name, value in given.items():
         if isinstance(value, float) and not math.isfinite(value):
             raise ConfigError(f"{names[name]} {value:g}; a finite number is needed")

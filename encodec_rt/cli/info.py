@@ -30,7 +30,7 @@ Facts = dict[str, Fact]
 
 
 class Measured(NamedTuple):
-    """A number with its unit, and how it is shown to people if not as both."""
+    """A number with its unit, and how it is displayed if not as both."""
 
     value: float
     unit: str
@@ -101,7 +101,7 @@ def _magic(path: Path) -> bytes:
 
 
 def _piped_facts(model: str) -> Facts:
-    """Those of standard input: of codes as of a file, for which they are kept a while."""
+    """Those of standard input; codes are copied to a temporary file for that."""
     import shutil
     import tempfile
 
@@ -144,7 +144,7 @@ def _audio_facts(source: str) -> Facts:
 
 
 def _ogg_facts(path: Path, head: bytes) -> Facts:
-    """Those of an .encodec stream, which others may come before, or else of audio."""
+    """Those of an .encodec stream, which may come after others, or else of audio."""
     try:
         return dict(container_facts(path))
     except PacketError:
@@ -182,7 +182,7 @@ def _ecdc_facts(path: Path, model: str) -> Facts:
 
 
 def _config_of(header: EcdcHeader, model: str) -> EncodecConfig | None:
-    """The configuration of the model that a file names, if it is at hand."""
+    """The configuration of the model that a file names, if it is available."""
     from encodec_rt.config import PRESETS
     from encodec_rt.model.encodec import EncodecModel
     from encodec_rt.model.identity import model_name

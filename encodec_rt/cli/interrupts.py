@@ -19,13 +19,13 @@ NUMBERS = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
 PATIENCE = 3
-"""So many requests are one too many for a process that is cleaning up."""
+"""After this many requests a process that is cleaning up ends immediately."""
 
 _received: list[int] = []
 
 
 class InterruptedWork(Exception):
-    """A piece of work was interrupted; an ordinary exception, which crosses processes."""
+    """A piece of work was interrupted; an ordinary exception, so it can cross processes."""
 
 
 def received() -> bool:
@@ -49,7 +49,7 @@ def handle_requests_to_end() -> None:
 
 @contextmanager
 def deaf_children() -> Iterator[None]:
-    """Processes begun within the block ignore Ctrl-C and SIGHUP, which are sent to whole groups.
+    """Processes started within the block ignore Ctrl-C and SIGHUP, which are sent to whole groups.
 
     Their parent passes on that it was asked to end, by SIGTERM.
     """

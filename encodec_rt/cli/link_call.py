@@ -79,7 +79,7 @@ class CallCourse:
             await asyncio.gather(shown, return_exceptions=True)
 
     def report(self) -> None:
-        """Say how the call ended, and write its statistics where that was asked for.
+        """Say how the call ended, and write its statistics if requested.
 
         A call that was refused has nothing to report.
         """
@@ -128,7 +128,7 @@ class CallCourse:
 
 
 def overloaded(statistics: dict[str, Any]) -> str:
-    """That the codec takes more time than it has."""
+    """The warning that the codec takes more time than a frame lasts."""
     return (
         f"the codec takes {100 * statistics['encodecRt']['codecShare']:.0f} % of the time that a "
         "frame lasts, too slow for a call here; try a smaller model or another --backend"
@@ -145,7 +145,7 @@ def require_link() -> None:
 
 
 def prepare(options: CodecOptions, link: LinkOptions) -> Codec:
-    """The codec, warm. Raises now what ``link`` asks for and cannot have, not at the first call."""
+    """The codec, warmed up. Errors in ``link``'s options are raised now, not at the first call."""
     import torch
 
     from encodec_rt.atomic import check_target
@@ -214,7 +214,7 @@ async def answer_calls(
                 try:
                     self._course.report()
                 except OSError as error:
-                    # What could not be written must not keep the next call away.
+                    # A failed write must not prevent the next call.
                     say(f"warning: {error.filename or 'a file'}: {error.strerror}")
                 finally:
                     if once:

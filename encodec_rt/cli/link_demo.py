@@ -166,7 +166,7 @@ def _call(
         except subprocess.TimeoutExpired as error:
             raise LinkError(f"one side of the call did not end within {error.timeout} s") from error
         except KeyboardInterrupt:
-            # In sessions of their own, both sides hear of it once, from here, and keep their files.
+            # In their own sessions both sides get the signal once, from here, and keep their files.
             for end in ends:
                 end.send_signal(signal.SIGINT)
             for end in ends:

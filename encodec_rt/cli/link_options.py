@@ -91,7 +91,7 @@ class LinkOptions:
     def for_call(
         self, bandwidth_kbps: float, *, hang_up_s: float | None = None, channel: bool = False
     ) -> CallOptions:
-        """What of them the call itself needs. Raises ConfigError for an ICE server that is none."""
+        """The call's own options. Raises ConfigError for an invalid ICE server."""
         from encodec_rt.link.call import CallOptions
         from encodec_rt.link.ice import parse_ice_server
 
@@ -110,9 +110,9 @@ class LinkOptions:
         )
 
     def voice(self, rate_hz: int) -> VoiceProcessor | None:
-        """What cleans the microphone's sound, None if nothing does.
+        """The processing of the microphone's sound, or None.
 
-        Raises ConfigError where a file takes the place of what it needs.
+        Raises ConfigError if a file replaces a device that it needs.
         """
         if not (self.echo_cancel or self.noise_suppression or self.gain_control):
             return None
@@ -136,7 +136,7 @@ class LinkOptions:
         )
 
     def token(self, *, needed: bool) -> str | None:
-        """The token, None where neither it nor its file was asked for."""
+        """The token, or None if it is not needed and no file was given."""
         from encodec_rt.link import credentials
 
         if self.token_file is None and not needed:

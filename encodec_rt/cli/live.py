@@ -154,7 +154,7 @@ def _run(
     *,
     real_time: bool,
 ) -> None:
-    """Let ``duplex`` work in a thread of its own, and show it, until there is reason to end."""
+    """Run ``duplex`` in its own thread, and display it, until there is a reason to end."""
     from encodec_rt.cli.live_panel import Display, panel, plain_line
     from encodec_rt.sound.realtime import run_in_real_time
 
@@ -196,7 +196,7 @@ def _report(status: Status, probe: Probe | None, stats_json: Path | None) -> Non
 
 
 def _found(probe: Probe) -> dict[str, Delay]:
-    """The delays that the chirps told, by where they were found again."""
+    """The measured delays, by where the chirps were found."""
     delays = {"byMicrophone": probe.before_codec(), "byDecoder": probe.after_codec()}
     return {name: delay for name, delay in delays.items() if delay is not None}
 

@@ -35,7 +35,7 @@ def plain_line(status: Status) -> str:
 def status_json(status: Status, measured: dict[str, dict[str, float]]) -> dict[str, object]:
     """A session at its end, with the delays that were ``measured``, by how; times in milliseconds.
 
-    Names are in the manner of webrtc-stats, as in the statistics of a call.
+    Names are in the style of webrtc-stats, as in the statistics of a call.
     """
     budget = {_camel(name): round(value, 3) for name, value in status.budget.terms()}
     times = {"encodeMs": status.encode_ms, "decodeMs": status.decode_ms}
@@ -158,7 +158,7 @@ class Display(Generic[S]):
 
 
 def level_bar(level_db: float) -> str:
-    """Thirty places for the 60 decibels below full scale."""
+    """Thirty characters for the 60 dB below full scale."""
     filled = round(min(30.0, max(0.0, (level_db + 60) / 2)))
     return "#" * filled + "." * (30 - filled)
 

@@ -144,7 +144,7 @@ def _fill_in(given: dict[str, Any], context: typer.Context, path: Path) -> None:
 
 
 def _as_given(option: Any, value: Any, context: typer.Context) -> Any:
-    """A value of JSON as the command line would give it; null is an option that is left away.
+    """A JSON value as the command line would give it; null means that the option is absent.
 
     Raises TypeError for another type, BadParameter for a value that the option refuses.
     """
@@ -215,7 +215,7 @@ async def _serve(options: CodecOptions, settings: ServeSettings) -> None:
 
 
 async def _until(ending: asyncio.Event, server: StreamServer | FrontedServer) -> None:
-    """Serve until told to end; a server whose engine has died ends too, to be started again."""
+    """Serve until told to end; a server whose engine has died also ends, to be restarted."""
     try:
         while not ending.is_set():
             try:

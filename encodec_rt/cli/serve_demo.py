@@ -28,7 +28,7 @@ SECONDS = 6.0
 
 @contextmanager
 def server(arguments: list[str]) -> Iterator[str]:
-    """A server in a process of its own; its address. Raises LinkError if it does not start."""
+    """A server in its own process; yields its address. Raises LinkError if it does not start."""
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "encodec_rt", "serve", "--port", "0", "--state", folder]
         running = subprocess.Popen(
@@ -67,7 +67,7 @@ def _clips(rate_hz: int) -> list[Audio]:
     with AudioReader(str(clip)) as reader:
         speech = np.concatenate(list(reader.blocks(rate_hz, 1)), axis=1)[0]
     length = int(SECONDS * rate_hz)
-    # As 16 bits carry them, so that the codes can be compared.
+    # Rounded to 16 bits, so that the codes can be compared.
     speech = (np.rint(speech * 32768.0).clip(-32768, 32767) / 32768.0).astype(np.float32)
     return [np.resize(np.roll(speech, -at * rate_hz // 2), length) for at in range(CLIENTS)]
 

@@ -1,4 +1,4 @@
-"""encodec-rt serve --ray: servers on a Ray cluster, and one address that says where room is."""
+"""encodec-rt serve --ray: servers on a Ray cluster, and one address that knows which has room."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 async def serve_on_ray(
     options: CodecOptions, settings: ServeSettings, address: str, workers: int
 ) -> None:
-    """Place so many servers on the cluster at ``address``, and sessions on them, until told to end.
+    """Run ``workers`` servers on the cluster at ``address``, and place sessions, until told to end.
 
     Raises BackendUnavailable without such a cluster, and LinkError and ConfigError.
     """
@@ -54,7 +54,7 @@ async def serve_on_ray(
 
 
 async def _ready_before(ended: asyncio.Task[Any], placer: Placer) -> bool:
-    """Whether the workers serve before the command was told to end. Raises StateError."""
+    """Whether the workers serve before the command is told to end. Raises StateError."""
     from encodec_rt.server.cluster import START_S
 
     ready = asyncio.create_task(placer.wait_ready())

@@ -28,7 +28,7 @@ def prepare_standard_streams() -> None:
 
 
 def discard_unwritten() -> None:
-    """Let go of what standard output did not take, which was said; at exit it would be tried again.
+    """Drop what standard output did not take, which was reported; at exit it would be retried.
 
     A full disk is the usual reason.
     """

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from encodec_rt.corpus.summary import Summary
 
 EXIT_ERRORS = 3
-"""The corpus is done, and errors.parquet names what could not be read."""
+"""The corpus is done, and errors.parquet lists what could not be read."""
 REPORT_EVERY_S = 60.0
 """How often a run without a terminal says how far it is."""
 
@@ -51,7 +51,7 @@ JsonOption = Annotated[bool, typer.Option("--json", help="Print the summary as J
 
 @dataclasses.dataclass(frozen=True)
 class UnitOptions:
-    """How much is worked on and written as a whole."""
+    """How much is processed and written as a unit."""
 
     shard_clips: Annotated[
         int, typer.Option("--shard-clips", help="The most clips in one shard.", min=1)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from encodec_rt.types import Codes
 
 RESTART_S = 8.0
-"""How often a stream in a file begins anew, which is how held-out speech is measured."""
+"""How often the context restarts in a file, and when measuring held-out speech."""
 
 
 def lm(

@@ -63,7 +63,7 @@ async def _serve(
 
 
 def model_for_browser(model: str) -> bytes:
-    """The model's file for the page. Raises ConfigError for one that is not causal."""
+    """The model's file for the page. Raises ConfigError if the model is not causal."""
     from encodec_rt.export.blob import blob
     from encodec_rt.model.encodec import EncodecModel
 
@@ -71,5 +71,5 @@ def model_for_browser(model: str) -> bytes:
 
 
 def page_address(url: str, token: str | None) -> str:
-    """Where the page at ``url`` is opened: the token stands behind the #, which is never sent."""
+    """The address to open for the page at ``url``: the token follows the #, which is never sent."""
     return f"{url}/" if token is None else f"{url}/#token={token}"

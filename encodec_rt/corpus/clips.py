@@ -1,4 +1,4 @@
-"""A clip of a corpus, and its audio as a model takes it: read as it is needed, never held whole."""
+"""A clip of a corpus, and its audio for a model: read as needed, never held in memory whole."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ ChannelChoice = Literal["mix", "each"]
 class CorpusClip:
     """What a clip is called, where its bytes are, and which part of them is wanted.
 
-    ``id`` is unique in the corpus. ``open`` gives a path, or a file object that the reader closes;
-    what it raises is the clip's error. ``meta`` are the columns that go with it.
+    ``id`` is unique in the corpus. ``open`` returns a path, or a file object that the reader
+    closes; what it raises is the clip's error. ``meta`` are the columns that go with it.
     """
 
     id: str
@@ -41,9 +41,9 @@ class CorpusClip:
 class Treatment:
     """How clips become a model's audio.
 
-    ``channels`` "mix" makes of a clip what the model takes, "each" a clip of each of its channels.
-    ``loudness_lufs`` is the loudness (ITU-R BS.1770) that each clip is brought to, None for none.
-    ``strict`` refuses what is damaged.
+    ``channels`` "mix" mixes a clip to the model's channels, "each" makes a clip of every channel.
+    ``loudness_lufs`` is the loudness (ITU-R BS.1770) that each clip is brought to, or None.
+    ``strict`` refuses damaged audio.
     """
 
     channels: ChannelChoice = "mix"
@@ -51,7 +51,7 @@ class Treatment:
     strict: bool = False
 
     def check(self, config: EncodecConfig) -> None:
-        """Raise ConfigError for what a model of ``config`` cannot take."""
+        """Raise ConfigError for choices that a model of ``config`` does not allow."""
         if self.channels not in ("mix", "each"):
             raise ConfigError(f"channels={self.channels!r}; accepted: mix, each")
         if self.channels == "each" and config.audio_channels != 1:
@@ -84,7 +84,7 @@ class Feed:
         self._treatment, self._config, self._channel = treatment, config, channel
 
     def __iter__(self) -> Iterator[Audio]:
-        """The audio, from the begin."""
+        """The audio, from the start."""
         if self._gain == 1.0:
             yield from self._blocks()
             return
@@ -93,7 +93,7 @@ class Feed:
 
     @cached_property
     def _gain(self) -> float:
-        """What brings the clip to the wanted loudness, which takes a first pass over it."""
+        """The gain to the wanted loudness, for which the clip is read once before."""
         wanted = self._treatment.loudness_lufs
         if wanted is None:
             return 1.0
@@ -145,7 +145,7 @@ def _only(reader: AudioReader, rate_hz: int, channel: int) -> Iterator[Audio]:
 
 
 def _window(blocks: Iterator[Audio], rate_hz: int, clip: CorpusClip) -> Iterator[Audio]:
-    """From the clip's begin to its end. Raises InputError if the file ends before."""
+    """From the clip's start to its end. Raises InputError if the file ends before."""
     read = yield from excerpt(blocks, rate_hz, clip.begin_s, clip.end_s)
     if 0 < round(clip.begin_s * rate_hz) >= read:
         raise InputError(

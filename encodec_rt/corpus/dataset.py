@@ -21,16 +21,16 @@ from encodec_rt.streaming.engine_work import ABSENT
 from encodec_rt.types import Codes
 
 _GROUPS_HELD = 64
-"""Row groups, of half a megabyte each, that stay decoded."""
+"""The number of row groups, of half a megabyte each, that stay decoded."""
 
 
 class CodesDataset(Dataset[dict[str, Any]]):
     """The clips of a corpus as {"id": str, "codes": int64 [frames, Q], and ``columns``}.
 
-    ``crop_frames`` takes as many frames from a random place, by torch's generator, which a
-    DataLoader seeds for each of its workers; clips that are shorter are left out, or with ``pad``
-    filled up with -1. ``codebooks`` keeps the first ones. It reads Parquet, .npz and .npy, a row
-    when it is asked for. Raises InputError and ConfigError.
+    ``crop_frames`` takes that many frames from a random place, by torch's generator, which a
+    DataLoader seeds for each of its workers; shorter clips are left out, or with ``pad`` padded
+    with -1. ``codebooks`` keeps only the first ones. It reads Parquet, .npz and .npy, each row on
+    demand. Raises InputError and ConfigError.
     """
 
     def __init__(
@@ -65,7 +65,7 @@ class CodesDataset(Dataset[dict[str, Any]]):
         return self._ends[-1] if self._ends else 0
 
     def __getitem__(self, index: int) -> dict[str, Any]:
-        """A clip, cropped anew every time."""
+        """A clip, with a new random crop each time."""
         if not -len(self) <= index < len(self):
             raise IndexError(index)
         index %= len(self)
@@ -75,7 +75,7 @@ class CodesDataset(Dataset[dict[str, Any]]):
         return {"id": name, "codes": self._cropped(codes), **rest}
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is held decoded, for the workers of a DataLoader."""
+        """Without the decoded row groups, for the workers of a DataLoader."""
         return {**self.__dict__, "_held": OrderedDict()}
 
     def _index(self, path: Path, least: int) -> None:

@@ -31,7 +31,7 @@ C = TypeVar("C", bound=ClipOfCodes)
 
 
 def decodes_in_slots(codec: Codec) -> bool:
-    """Whether the model's clips can be decoded so: it streams by frames and trims on the right."""
+    """Whether this works for the model: it must stream by frames and trim on the right."""
     return not codec.segmented and not codec.packed.decoder_lag
 
 
@@ -95,13 +95,13 @@ class _DecodingSeat(Generic[C]):
     error: Exception | None = None
 
     def next(self, frames: int) -> Codes:
-        """The next frames, which are then decoded."""
+        """The next frames to decode."""
         taken = self.clip.codes[self.at : self.at + frames]
         self.at += frames
         return taken
 
     def write(self, pcm: Audio, hop: int) -> None:
-        """What was decoded last, as far as the clip goes."""
+        """The last decoded audio, up to the clip's end."""
         beyond = max(0, self.at * hop - self.clip.samples)
         try:
             self.clip.write(pcm[:, : pcm.shape[1] - beyond].copy())

@@ -56,8 +56,8 @@ def detokenize(
     """Decode every clip of the codes in ``inputs`` into audio files in the folder ``out``.
 
     ``inputs`` are what ``tokenize`` made: its folders, or any of its files. ``bandwidth_kbps``
-    leaves out the codebooks beyond it. All else is as in ``tokenize``. Raises CodecError, and
-    OSError where ``out`` cannot be written.
+    drops the codebooks beyond it. Everything else is as in ``tokenize``. Raises CodecError, and
+    OSError if ``out`` cannot be written.
     """
     codec = codec or Codec.load("default")
     config, suffix = codec.config, f".{audio_format.lower().lstrip('.')}"
@@ -167,7 +167,7 @@ class Detokenizer:
         return None
 
     def _clips(self, unit: Unit, failures: list[Failure], opened: set[_Item]) -> Iterator[_Item]:
-        """The clips of a unit, which are ``opened`` now."""
+        """The clips of a unit."""
         for label, row in self._rows(unit, failures):
             name = f"{label}/{row.id}" if label else row.id
             given = StoredClip(
@@ -182,7 +182,7 @@ class Detokenizer:
             yield clip
 
     def _path(self, name: str) -> Path:
-        """Where a clip's audio goes. Raises InputError for an id that is no name."""
+        """Where a clip's audio goes. Raises InputError for an id that is not a valid name."""
         parts = PurePosixPath(name).parts
         if PurePosixPath(name).is_absolute() or ".." in parts or not parts or "\0" in name:
             raise InputError(f"the id {name!r} leads outside the folder, or is not a file name")
@@ -199,7 +199,7 @@ class Detokenizer:
                 if info is not None:
                     info.check(self._codec)
                 for row in read_rows(Path(entry.path), self._codec.config):
-                    # A file of one clip is called what its name says.
+                    # A file with a single clip keeps its name.
                     yield ("", replace(row, id=entry.id)) if unit.files else (entry.id, row)
             except Exception as error:  # noqa: BLE001 - whatever a file's reader raises is its own
                 failures.append(
@@ -208,7 +208,7 @@ class Detokenizer:
 
 
 class _Item:
-    """A row on its way to a file, which is there once it is finished.
+    """A row on its way to a file, which appears once it is finished.
 
     Raises InputError and PacketError for a row that cannot be decoded.
     """
@@ -246,7 +246,7 @@ class _Item:
         return self._path.stat().st_size
 
     def drop(self) -> None:
-        """Leave nothing of a file that is not finished."""
+        """Remove an unfinished file."""
         writer, self._writer = self._writer, None
         if writer is not None:
             with suppress(OSError, CodecError):
@@ -286,7 +286,7 @@ def _planned(paths: Sequence[tuple[str, str]], size: UnitSize) -> Iterator[Unit]
                 index += 1
                 continue
             stem = name.removesuffix(file.suffix)
-            # Of two kinds of one name, the second keeps its suffix.
+            # If two formats have the same name, the second keeps its suffix.
             entries.append(FileEntry(stem if seen.add(stem) else name, str(file), *state))
             if len(entries) >= size.clips:
                 yield Unit(index, "codes", files=tuple(entries))
@@ -296,5 +296,5 @@ def _planned(paths: Sequence[tuple[str, str]], size: UnitSize) -> Iterator[Unit]
 
 
 def _base(path: Path) -> Path:
-    """The folder that names are relative to: a corpus has its codes in one of its own."""
+    """The folder that names are relative to: a corpus keeps its codes in a subfolder."""
     return path / "data" if manifest_of(path) is not None else path

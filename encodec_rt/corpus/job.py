@@ -1,4 +1,4 @@
-"""What encoding and decoding a corpus have in common: plan, resume, work, and say how far it is."""
+"""What encoding and decoding a corpus have in common: planning, resuming, working, progress."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from encodec_rt.streaming.codec import Codec
 from encodec_rt.version import __version__
 
 FORMAT = 1
-"""Of the manifest and the state beside it."""
+"""The version of the manifest and the state beside it."""
 _PACKAGES = ("torch", "soxr", "soundfile", "av")
-"""Those that can move a sample or a code."""
+"""The packages that can change a sample or a code."""
 
 
 @dataclass
@@ -70,10 +70,10 @@ class RunProgress:
 
 @dataclass(frozen=True)
 class JobRunner:
-    """How the units are worked on, and who is told.
+    """How the units are processed, and who is told.
 
-    ``ray`` is the address of a Ray cluster, or "local", in place of processes of our own; ``jobs``
-    counts workers in both, None for one per core, or one for a GPU.
+    ``ray`` is the address of a Ray cluster, or "local", instead of local processes; ``jobs`` is the
+    number of workers in both cases, None for one per core, or one for a GPU.
     """
 
     jobs: int | None = None
@@ -82,10 +82,10 @@ class JobRunner:
     on_remark: Callable[[str], None] = lambda _: None
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for no workers, BackendUnavailable where Ray is not installed."""
+        """Raise ConfigError for no workers, BackendUnavailable if Ray is not installed."""
         if self.jobs is not None and self.jobs < 1:
             raise ConfigError(f"jobs={self.jobs}; at least one process is needed")
-        # Found and not imported: Ray reads its settings while it is, and they come later.
+        # Found but not imported: Ray reads its settings on import, and they are set later.
         if self.ray is not None and find_spec("ray") is None:
             refusal = missing(ModuleNotFoundError(name="ray"), "a run on Ray")
             assert refusal is not None, "ray is in EXTRAS"
@@ -99,7 +99,8 @@ class JobRunner:
         arguments: tuple[Any, ...],
         codec: Codec,
     ) -> None:
-        """Do what is left of the ``count`` units of the plan in ``folder``, by what ``make`` makes.
+        """Process the unfinished of the ``count`` units in the plan of ``folder``, by ``make``'s
+        result.
 
         ``arguments`` hold ``codec``.
         """
@@ -138,7 +139,7 @@ def begin(folder: OutputFolder, manifest: Mapping[str, Any], plan: Iterable[Unit
 
 
 def environment(codec: Codec) -> dict[str, Any]:
-    """What every manifest says: versions, and the kind of machine that the sums depend on."""
+    """What every manifest has: versions, and the kind of machine, on which sums depend."""
     return {
         "format": FORMAT,
         "encodec_rt": __version__,

@@ -1,4 +1,4 @@
-"""Lists of files with begin and end: CSV and TSV with a header, JSON lines, and plain text."""
+"""Lists of files with start and end: CSV and TSV with a header, JSON lines, and plain text."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from encodec_rt.errors import InputError
 
 LIST_SUFFIXES = frozenset((".csv", ".tsv", ".jsonl", ".json", ".txt"))
 META = "meta"
-"""The column of what has no columns of its own: a JSON object, as text."""
+"""The column for everything without its own column: a JSON object, as text."""
 
 _PATH = ("path", "file_name", "file", "filename", "audio_filepath", "audio")
 _BEGIN = ("start", "begin", "offset")
@@ -27,10 +27,10 @@ _DURATION = ("duration",)
 
 
 def read_list(path: str) -> Iterator[FileEntry]:
-    """The entries of a list. Raises InputError, naming the line, for what is not one.
+    """The entries of a list. Raises InputError, naming the line, for an invalid one.
 
-    Paths are relative to the folder of the list. A duration counts from the begin; alone it is a
-    property of the file, which the whole of is taken.
+    Paths are relative to the folder of the list. A duration counts from the start; without a start
+    it merely describes the file, and the whole file is taken.
     """
     folder = os.path.dirname(os.path.abspath(path))
     seen = Seen()
@@ -60,14 +60,14 @@ def columns_of(path: str) -> list[str]:
 
 
 class Seen:
-    """A set of names in eight bytes each; two names take one place once in 10^19 pairs."""
+    """A set of names in eight bytes each; two names collide once in 10^19 pairs."""
 
     def __init__(self) -> None:
         self._recent: set[int] = set()
         self._sorted = array("Q")
 
     def add(self, name: str) -> bool:
-        """Whether ``name`` was not there before."""
+        """Add ``name``; whether it is new."""
         digest = blake2b(name.encode("utf-8", "surrogateescape"), digest_size=8).digest()
         key = int.from_bytes(digest, "little")
         at = bisect_left(self._sorted, key)
@@ -141,7 +141,7 @@ def _meta(row: Mapping[str, Any], table: bool) -> dict[str, str]:
 
 
 def _path(place: str, text: str) -> str:
-    """``text`` unless no file can be called so: JSON has halves of characters."""
+    """``text`` if a file can have that name: JSON can hold lone surrogates."""
     try:
         os.fsencode(text)
     except UnicodeEncodeError:
@@ -150,12 +150,12 @@ def _path(place: str, text: str) -> str:
 
 
 def _readable(text: str) -> str:
-    """Text of a list in Latin-1 or with half a character, its other bytes escaped."""
+    """Text of a list in Latin-1 or with a lone surrogate, its invalid bytes escaped."""
     return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _safe(place: str, name: str) -> str:
-    """An id that stays inside the folder of the output."""
+    """The id, if it stays inside the output folder."""
     inside = name.lstrip("/")
     while inside.startswith("../"):
         inside = inside[3:]

@@ -1,8 +1,8 @@
 """Programme loudness after ITU-R BS.1770-5, measured block by block.
 
-The K-weighting of its annex 1 is two biquads given for 48 kHz. Here they are designed anew for each
-rate from their analogue prototypes, and applied through the FFT as a finite impulse response, which
-is cut off where it has decayed by more than 150 dB.
+The K-weighting of its annex 1 is two biquads given for 48 kHz. Here they are designed for each rate
+from their analogue prototypes, and applied through the FFT as a finite impulse response, truncated
+where it has decayed by more than 150 dB.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ STEP_S = 0.1
 ABSOLUTE_GATE_LUFS = -70.0
 RELATIVE_GATE_LU = -10.0
 MAX_PEAK = 1.0
-"""A gain stops where a peak reaches full scale."""
+"""The gain is limited so that no peak exceeds full scale."""
 
 _OFFSET_LUFS = -0.691
 _RESPONSE_S = 0.1
@@ -73,7 +73,7 @@ class LoudnessMeter:
 
 
 def gain_for(meter: LoudnessMeter, wanted_lufs: float) -> float:
-    """The factor that brings what ``meter`` heard to ``wanted_lufs``; 1 for silence."""
+    """The factor that brings what ``meter`` measured to ``wanted_lufs``; 1 for silence."""
     if not math.isfinite(meter.lufs):
         return 1.0
     gain = float(10 ** ((wanted_lufs - meter.lufs) / 20))

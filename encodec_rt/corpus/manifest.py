@@ -1,9 +1,9 @@
-"""The output folder: what was done with what, which units are finished, and who works in it now.
+"""The output folder: how it was made, which units are finished, and a lock for the current run.
 
-``manifest.json`` names everything that the codes depend on, and a run that differs in any of it is
-refused. Beside it the hidden folder of state has the plan, a line per unit, and a record of each
-finished unit. A record is written after the unit's output is on the disk, so whatever dies in
-between, the machine included, is done again, to the same bytes.
+``manifest.json`` holds everything that the codes depend on, and a run that differs in any of it is
+refused. Beside it a hidden folder holds the plan, a line per unit, and a record of each finished
+unit. A record is written after the unit's output is on the disk, so a unit interrupted by anything,
+even a crash of the machine, is done again, to the same bytes.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class OutputFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Make the folder, and work in it alone. Raises StateError where another run does.
+        """Create the folder, and lock it. Raises StateError if another run has it.
 
-        What a killed run left half written is removed.
+        Incomplete files of a killed run are removed.
         """
         if self.path.is_dir():
             names = set(os.listdir(self.path))
-            # Another program's folder may have a manifest.json, too.
+            # Another program's folder may have a manifest.json too.
             ours = {STATE, MANIFEST} <= names or names <= {STATE, self.data.name}
             if not ours or names == {self.data.name}:
                 raise InputError(f"{self.path} is not empty and holds no corpus; give a new folder")
@@ -59,7 +59,7 @@ class OutputFolder:
             yield
 
     def begin(self, manifest: Mapping[str, Any]) -> bool:
-        """Whether the folder is new; of an older one the manifest is compared.
+        """Whether the folder is new; otherwise its manifest is compared.
 
         Raises ConfigError, naming the difference.
         """
@@ -78,9 +78,9 @@ class OutputFolder:
         return False
 
     def keep_plan(self, units: Iterable[Unit]) -> int:
-        """Write the plan, or compare it with the one that is there -> units.
+        """Write the plan, or compare it with the existing one -> number of units.
 
-        Raises InputError where the corpus is not what it was, or holds nothing.
+        Raises InputError if the corpus has changed, or holds nothing.
         """
         if self._plan.exists():
             return self._compare(units)
@@ -118,7 +118,7 @@ class OutputFolder:
         return self._record(index).exists()
 
     def forget_lost(self, count: int, suffix: str) -> int:
-        """Have those of ``count`` units done again whose shard somebody took away -> how many."""
+        """Mark for repetition those of ``count`` units whose shard was deleted -> how many."""
         lost = 0
         for index in range(count):
             shard = self.data / f"{Unit(index, 'files').name}{suffix}"
@@ -128,7 +128,7 @@ class OutputFolder:
         return lost
 
     def finish(self, index: int, record: Mapping[str, Any]) -> None:
-        """Note a unit as finished; its output must be on the disk."""
+        """Record a unit as finished; its output must be on the disk."""
         write_json(self._record(index), record, indent=None)
 
     def records(self) -> Iterator[dict[str, Any]]:
@@ -140,7 +140,7 @@ class OutputFolder:
             yield read_json(path)
 
     def _record(self, index: int) -> Path:
-        # In folders of a thousand, which no file system minds.
+        # In folders of a thousand, which every file system handles well.
         return self._units / f"{index // 1000:06d}" / f"{index:06d}.json"
 
     def _compare(self, units: Iterable[Unit]) -> int:
@@ -174,7 +174,7 @@ def _difference(old: Unit | None, new: Unit | None) -> str:
 
 
 def write_json(path: Path, values: Mapping[str, Any], indent: int | None = 2) -> None:
-    """A file that appears whole, and is on the disk then."""
+    """Write a file that appears only when complete and on the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     text = json.dumps(values, indent=indent, sort_keys=True, ensure_ascii=True)
     with replacing(path, force=True, durable=True) as part:

@@ -1,4 +1,4 @@
-"""Our own processes: each gets the codec once, and then one unit after another."""
+"""Local processes: each gets the codec once, and then one unit after another."""
 
 from __future__ import annotations
 
@@ -22,11 +22,10 @@ Work = Callable[[Unit], R]
 def run_units(
     make: Callable[..., Work[R]], arguments: tuple[Any, ...], units: Iterable[Unit], jobs: int
 ) -> Iterator[R]:
-    """What ``make(*arguments)`` gives of each unit, in any order, worked on by ``jobs`` processes.
+    """The results of ``make(*arguments)`` for each unit, in any order, from ``jobs`` processes.
 
-    No more units are taken than are being worked on. ``arguments`` are pickled once per process.
-    One job is done in this process. Raises what the work raises, and StateError where a process
-    died.
+    No more units are taken than are being worked on. ``arguments`` are pickled once per process. A
+    single job runs in this process. Raises what the work raises, and StateError if a process died.
     """
     if jobs == 1:
         with one_thread():
@@ -50,7 +49,7 @@ def run_units(
 
 
 def default_jobs() -> int:
-    """As many as this process may use cores."""
+    """The number of cores that this process may use."""
     return len(os.sched_getaffinity(0))
 
 
@@ -61,7 +60,7 @@ class _Worker(Generic[R]):
 
     def give(self, unit: Unit) -> None:
         self.unit = unit
-        # A process that is gone already is noticed when its result is waited for.
+        # A process that has already died is noticed when its result is awaited.
         with suppress(BrokenPipeError, ConnectionResetError):
             self.connection.send(unit.to_line())
 
@@ -82,7 +81,7 @@ class _Worker(Generic[R]):
 
 
 class _Workers(Generic[R]):
-    """Processes that work; leaving the block ends them, in the middle of a unit if need be."""
+    """Worker processes; leaving the block ends them, even in the middle of a unit."""
 
     def __init__(self, make: Callable[..., Work[R]], arguments: tuple[Any, ...]) -> None:
         self._context = multiprocessing.get_context("spawn")
@@ -131,7 +130,7 @@ class _Workers(Generic[R]):
 def _serve(
     connection: Connection, make: Callable[..., Work[R]], arguments: tuple[Any, ...]
 ) -> None:
-    """In each process: work until there is nothing more to do, or nobody to do it for."""
+    """In each process: work until there is nothing more to do, or the parent has gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
     work: Work[R] | None = None
@@ -153,7 +152,7 @@ def _serve(
 
 
 def _end_with_parent() -> None:
-    """A parent that was killed leaves nobody who would read the result."""
+    """If the parent was killed, nobody reads the result."""
     parent = multiprocessing.parent_process()
     if parent is not None:
         parent.join()
@@ -162,7 +161,7 @@ def _end_with_parent() -> None:
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Compute on one thread in the block: the cores are shared out among processes."""
+    """Compute on one thread in the block: the processes share the cores."""
     import torch
 
     before = torch.get_num_threads()

@@ -1,9 +1,9 @@
 """The same units and the same work function on Ray Data.
 
-What travels is where each unit stands in the plan: the actors read the plan, the sources and the
-output folder themselves, so all machines need to see them under the same names. So a run on Ray
-resumes, and ends in the same bytes, as one in our own processes does. Ray's own reader of files,
-its checkpoints and its object store have no part in it.
+Only each unit's position in the plan is sent: the actors read the plan, the sources and the output
+folder themselves, so all machines must see them under the same names. So a run on Ray resumes, and
+ends in the same bytes, as one in local processes does. Ray's own file reader, checkpoints and
+object store are not used.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from encodec_rt.errors import ConfigError
 from encodec_rt.ray_cluster import start_ray
 
 MAX_OVERHEAD = 0.15
-"""The share of the time beyond which it is said that the corpus is too small for Ray."""
+"""The share of the time beyond which the user is told that the corpus is too small for Ray."""
 _CPUS_LEFT_FOR_RAY = 0.1
 
 
@@ -36,10 +36,10 @@ def run_on_ray(
     device: str,
     say: Callable[[str], None],
 ) -> Iterator[Done]:
-    """What the work gives of the units ``todo``, by actors on the cluster at ``address``.
+    """The results of the units ``todo``, by actors on the cluster at ``address``.
 
-    "local" starts one on this machine that listens on the loopback interface and asks for a token.
-    Raises BackendUnavailable without Ray, or without a cluster at the address.
+    "local" starts one on this machine that listens on loopback and requires a token. Raises
+    BackendUnavailable without Ray, or without a cluster at the address.
     """
     if not todo:
         return
@@ -79,7 +79,7 @@ def run_on_ray(
 
 
 class _Actor:
-    """Works on units; one per process of Ray."""
+    """Works on units; one per Ray process."""
 
     def __init__(self, worker: Any, folder: str) -> None:
         import ray
@@ -91,7 +91,7 @@ class _Actor:
         self._folder = OutputFolder(folder)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        """Places in the plan -> what became of the units there, as JSON."""
+        """Positions in the plan -> the results of the units there, as JSON."""
         found = []
         for place in batch["place"].tolist():
             done = self._work(self._folder.unit_at(place))
@@ -108,7 +108,7 @@ def _fit(
 ) -> tuple[int, dict[str, float]]:
     """Actors and what each reserves, so that all of them can start.
 
-    Ray waits for ever, and says nothing, where a plan wants more than the cluster has.
+    Ray waits forever, without a message, if a plan wants more than the cluster has.
     """
     cpus, gpus = resources.get("CPU", 0.0), resources.get("GPU", 0.0)
     if device != "cpu" and not gpus:

@@ -1,4 +1,4 @@
-"""A clip's codes as they are stored, and what they were made by."""
+"""A clip's codes as they are stored, and the model that made them."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ class StoredClip:
 
 @dataclass(frozen=True)
 class CodesInfo:
-    """The model that made the codes, and what a reader has to know of it."""
+    """The model that made the codes, and what a reader must know about it."""
 
     model: str
     codes_sha256: str
@@ -51,7 +51,7 @@ class CodesInfo:
 
     @staticmethod
     def of(codec: Codec, bandwidth_kbps: float) -> CodesInfo:
-        """Of what ``codec`` makes. Raises ConfigError for a bandwidth that it lacks."""
+        """For codes of ``codec``. Raises ConfigError for a bandwidth that it lacks."""
         config = codec.config
         return CodesInfo(
             model=codec.name,
@@ -88,7 +88,7 @@ class CodesInfo:
 
 @dataclass(frozen=True)
 class SinkContext:
-    """What every sink knows: where, what the codes are, and the metadata columns by type."""
+    """What every sink knows: its folder, the codes' origin, and the metadata columns by type."""
 
     folder: Path
     info: CodesInfo
@@ -97,12 +97,12 @@ class SinkContext:
 
 
 def stored_name(name: str) -> str:
-    """What a metadata column is called in the output, where some names are taken."""
+    """The name of a metadata column in the output, where some names are taken."""
     return f"source_{name}" if name in OWN_COLUMNS else name
 
 
 def described(row: StoredClip, info: CodesInfo) -> dict[str, Any]:
-    """All of a row but its codes, and what made them, for JSON."""
+    """Everything in a row except its codes, and the model that made them, for JSON."""
     meta = {stored_name(name): value for name, value in row.meta.items()}
     scales = {"scales": list(row.scales)} if row.scales else {}
     own = {"id": row.id, "samples": row.samples, "sampling_rate": info.sampling_rate}

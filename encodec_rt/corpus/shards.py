@@ -1,4 +1,4 @@
-"""A Parquet file or a tar for each unit, written row by row; it appears whole."""
+"""A Parquet file or a tar for each unit, written row by row; it appears only when complete."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ with needed_for("a corpus"):
     import pyarrow.parquet as pq
 
 ROW_GROUP_CODES = 1 << 18
-"""Half a megabyte, so that a single row is read quickly wherever it is."""
+"""Half a megabyte, so that any single row can be read quickly."""
 
 
 class ParquetWriter:
@@ -55,9 +55,9 @@ class ParquetWriter:
         self._schema = pa.schema([*own, *self._meta], metadata=described)
 
     def __enter__(self) -> ParquetWriter:
-        """Begin the file, beside its name."""
+        """Start the file, under a temporary name."""
         self._part = self._stack.enter_context(replacing(self._path, force=True, durable=True))
-        # pyarrow opens no name that is not UTF-8; of a file that is open it needs none.
+        # pyarrow cannot open names that are not UTF-8, so it gets an open file.
         self._file = self._stack.enter_context(self._part.open("wb"))
         self._writer = self._stack.enter_context(
             pq.ParquetWriter(self._file, self._schema, compression="zstd")
@@ -116,7 +116,7 @@ class TarWriter:
         self._stack = ExitStack()
 
     def __enter__(self) -> TarWriter:
-        """Begin the file, beside its name."""
+        """Start the file, under a temporary name."""
         self._part = self._stack.enter_context(replacing(self._path, force=True, durable=True))
         self._tar = self._stack.enter_context(
             tarfile.open(self._part, "w", format=tarfile.PAX_FORMAT)
@@ -146,7 +146,7 @@ class TarWriter:
         self._tar.addfile(member, io.BytesIO(data))
 
     def _key(self, name: str) -> str:
-        """A key without dots, since a suffix begins at the first one."""
+        """A key without dots, since the suffix begins at the first one."""
         folder, slash, base = without_suffix(name).rpartition("/")
         wanted = folder + slash + base.replace(".", "_")
         key, number = wanted, 1
@@ -158,6 +158,6 @@ class TarWriter:
 
 
 def without_suffix(name: str) -> str:
-    """An id without the suffix of the audio file that it was."""
+    """An id without the audio file's suffix."""
     stem, dot, suffix = name.rpartition(".")
     return stem if dot and f".{suffix.lower()}" in AUDIO_SUFFIXES else name

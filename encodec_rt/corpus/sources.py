@@ -266,9 +266,9 @@ def labelled(paths: Sequence[str]) -> list[tuple[str, str]]:
 
 
 def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:
-    """The files below ``folder``, relative to it, links followed but not in circles.
+    """The files below ``folder``, relative to it, following links but not in circles.
 
-    A folder that a corpus was written to is passed over.
+    Output folders of corpora are skipped.
     """
     here = os.stat(folder)
     if (here.st_dev, here.st_ino) in above or os.path.isdir(os.path.join(folder, STATE)):

@@ -1,4 +1,4 @@
-"""What is counted of clips: how often each entry of each codebook is used, and silent frames."""
+"""Statistics of clips: how often each entry of each codebook is used, and silent frames."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class CodeCounts:
 
 @dataclass(frozen=True)
 class BookUse:
-    """Of one codebook: the share of its entries that occur, and the entropy in bits per code."""
+    """For one codebook: the share of its entries that occur, and the entropy in bits per code."""
 
     used_share: float
     entropy_bits: float

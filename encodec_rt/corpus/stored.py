@@ -35,7 +35,7 @@ _DAMAGE: tuple[type[Exception], ...] = (
     *(ValueError, LookupError, TypeError, AttributeError, EOFError, RecursionError),
     *(zipfile.BadZipFile, tarfile.TarError, zlib.error, pa.ArrowException),
 )
-"""What the libraries below raise for bytes that are not theirs."""
+"""What the libraries below raise for bytes that are not in their format."""
 
 
 def code_files(path: str | Path) -> Iterator[Path]:
@@ -55,7 +55,7 @@ def code_files(path: str | Path) -> Iterator[Path]:
 
 
 def info_of(path: Path) -> CodesInfo | None:
-    """What made the codes in a file: the file says so, or the manifest of its corpus."""
+    """What made the codes in a file, according to the file or the manifest of its corpus."""
     if path.suffix == ".parquet":
         described = (open_parquet(str(path)).schema_arrow.metadata or {}).get(INFO_KEY)
         if described is not None:
@@ -68,7 +68,7 @@ def info_of(path: Path) -> CodesInfo | None:
 
 
 def manifest_of(folder: Path) -> dict[str, Any] | None:
-    """The manifest of a corpus of codes in ``folder``; other programs have files of that name."""
+    """The manifest of a corpus of codes in ``folder``; other programs use the same file name."""
     try:
         held = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError):
@@ -77,7 +77,7 @@ def manifest_of(folder: Path) -> dict[str, Any] | None:
 
 
 def read_rows(path: Path, config: EncodecConfig | None = None) -> Iterator[StoredClip]:
-    """The rows of a file of codes. Raises PacketError and InputError for what is none.
+    """The rows of a file of codes. Raises PacketError and InputError for any other file.
 
     ``config`` is the model's, which .ecdc needs.
     """
@@ -157,7 +157,7 @@ def _npy(path: Path) -> Iterator[StoredClip]:
 
 
 def _opened(file: BinaryIO, path: Path) -> Any:
-    # By name it would stay open where it is not an archive.
+    # Opened by name it would stay open if it is not an archive.
     try:
         return np.load(file, allow_pickle=False)
     except (ValueError, EOFError) as error:

@@ -1,4 +1,4 @@
-"""What a corpus amounts to: a table, a picture, and a file of its errors."""
+"""A summary of a corpus: a table, a picture, and a file of its errors."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ _DUPLICATES = pa.schema([pa.field("id", pa.string()), pa.field("same_as", pa.str
 class Summary:
     """The sums over all units of a corpus; ``errors`` counts the rows of errors.parquet.
 
-    ``verified`` is what checking a sample gave, None where none was asked for.
+    ``verified`` is the result of checking a sample, or None.
     """
 
     info: CodesInfo
@@ -145,9 +145,9 @@ def _error_row(one: Failure) -> dict[str, Any]:
 
 
 class _Rows:
-    """A Parquet file of rows, in as little memory as some thousand of them take.
+    """A Parquet file of rows, of which about a thousand are held in memory.
 
-    Without any row there is no file, and one that was there is removed.
+    Without any row no file is written, and an old one is removed.
     """
 
     def __init__(self, path: Path, schema: Any) -> None:

@@ -1,4 +1,4 @@
-"""Trust, but encode again: a sample of clips, one by one, compared with what was stored."""
+"""Verifying: encode a sample of clips again, one by one, and compare with what was stored."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""One unit from its sources to its output: what every process runs, our own or Ray's."""
+"""One unit from its sources to its output: what every process runs, local or Ray's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ with needed_for("a corpus"):
     import pyarrow as pa
 
 OUTPUT_FAULTS = frozenset((28, 30, 122))
-"""ENOSPC, EROFS, EDQUOT: no later clip would fare better."""
+"""ENOSPC, EROFS, EDQUOT: later clips would fail too."""
 NAME_FAULTS = frozenset((17, 20, 21))
 """EEXIST, ENOTDIR, EISDIR."""
 
@@ -50,7 +50,7 @@ class Settings:
 
 @dataclass(frozen=True)
 class Failure:
-    """A clip that was not, or only in part, what it should be.
+    """A clip that could not be read, or only in part.
 
     ``kept`` says whether codes of what could be decoded, ``seconds`` of it, were written.
     """
@@ -64,7 +64,7 @@ class Failure:
 
 @dataclass(frozen=True)
 class UnitRecord:
-    """What became of a unit. It depends on nothing but the unit, so that it can be compared."""
+    """The result of a unit. It depends only on the unit, so that it can be compared."""
 
     unit: int
     clips: int = 0
@@ -85,7 +85,7 @@ class UnitRecord:
 
 @dataclass(frozen=True)
 class Done:
-    """A unit's record, and the seconds of wall and CPU that it took."""
+    """A unit's record, and the wall and CPU seconds that it took."""
 
     record: UnitRecord
     wall_s: float
@@ -106,7 +106,7 @@ class Tokenizer:
         self._context = SinkContext(self._out.data, info, unpacked(settings.columns), codec)
 
     def __call__(self, unit: Unit) -> Done:
-        """Write the unit's output, and then its record. Raises OSError where that is impossible."""
+        """Write the unit's output, and then its record. Raises OSError if that is impossible."""
         wall, cpu = time.perf_counter(), time.process_time()
         tally = _Tally(self._context.info)
         with open_sink(self._settings.sink, self._context, unit.name) as writer:
@@ -117,7 +117,7 @@ class Tokenizer:
         return Done(record, time.perf_counter() - wall, time.process_time() - cpu)
 
     def _in_order(self, unit: Unit, tally: _Tally) -> Iterator[tuple[Feed, Coded]]:
-        """The clips that could be encoded, as the unit has them; the others go to ``tally``."""
+        """The clips that could be encoded, in the unit's order; the others go to ``tally``."""
         numbers: dict[int, int] = {}
         done: dict[int, tuple[Feed, Coded] | None] = {}
         following = 0

@@ -1,7 +1,7 @@
 """Many clips through the slots of one batch: a work queue without padding.
 
-Each slot holds a clip. All slots step a block of frames at a time; a clip ends where it ends, as
-the offline model pads it, and the next one takes its slot. So what comes of a clip does not depend
+Each slot holds a clip. All slots step a block of frames at a time; a clip may end anywhere in it,
+padded as in the offline model, and the next one takes its slot. So a clip's result does not depend
 on its neighbours.
 """
 
@@ -22,7 +22,7 @@ GPU_SLOTS, GPU_BLOCK_FRAMES = 64, 64
 """On a GPU. Not measured."""
 MIN_FRAMES = 2
 STEP_COSTS_FRAMES = 1
-"""What a step costs beside its frames, in frames of every slot."""
+"""The fixed cost of a step, in frames of every slot."""
 
 T = TypeVar("T")
 S = TypeVar("S")
@@ -39,13 +39,13 @@ def table_size(codec: Codec, slots: int | None, block_frames: int | None) -> tup
 
 
 class WorkQueue(ABC, Generic[T, S, R]):
-    """Clips T, seated as S while they are in a slot, become results R, in any order.
+    """Clips T, held as S while in a slot, become results R, in any order.
 
     ``head_frames`` is what a clip needs to begin within a step.
     """
 
     def __init__(self, batch: ClipBatch, frames: int, head_frames: int, unit: int) -> None:
-        """Take up to ``frames`` a step, of all slots together; a frame has ``unit`` inputs."""
+        """Take up to ``frames`` per step; a frame has ``unit`` inputs."""
         self.head_frames = head_frames
         self._clips = batch
         self._frames, self._unit = frames, unit
@@ -56,14 +56,14 @@ class WorkQueue(ABC, Generic[T, S, R]):
 
     @abstractmethod
     def poll(self, number: int, seat: S, frames: int) -> ClipPart | R:
-        """What a clip has for a step of ``frames``, or what became of it. May raise anything."""
+        """A clip's input for a step of ``frames``, or its result. May raise anything."""
 
     @abstractmethod
     def step(self, seated: Mapping[int, S], parts: Mapping[int, ClipPart], frames: int) -> None:
-        """Move the clips of ``parts``, by slot."""
+        """Step the clips of ``parts``, by slot."""
 
     def run(self, clips: Iterable[T]) -> Iterator[tuple[T, R | Exception]]:
-        """Each clip with its result, or with what was wrong with it, as it is ready."""
+        """Each clip with its result or its error, as it becomes ready."""
         waiting = iter(clips)
         seated: dict[int, S] = {}
         given: dict[int, T] = {}
@@ -109,7 +109,7 @@ class WorkQueue(ABC, Generic[T, S, R]):
         return max(MIN_FRAMES, self.head_frames, self._frames // rows)
 
     def _frames_for(self, parts: Iterable[ClipPart], most: int) -> int:
-        """The ``most``, a half or a quarter of them: what wastes least on short clips."""
+        """All, a half or a quarter of ``most``: what wastes least on short clips."""
         left = [-(-part.inputs // self._unit) for part in parts]
         lowest = max(MIN_FRAMES, self.head_frames)
         choices = [most, *(some for some in (most // 2, most // 4) if some >= lowest)]

@@ -17,17 +17,17 @@ from encodec_rt.lm.stepping import LmStepper
 from encodec_rt.types import Codes
 
 MIN_BATCH = 4
-"""So many frames are coded faster at once than one by one."""
+"""From this many frames on, coding them together is faster than one by one."""
 
 
 class LmCoder:
-    """A CodeCoder by a language model. One for each direction of each stream: it remembers."""
+    """A CodeCoder with a language model. Use one per direction and stream, as it has state."""
 
     coding = Coding.LANGUAGE_MODEL
     needs_history = True
 
     def __init__(self, model: IntegerLm, product: Product = np.matmul) -> None:
-        """``product`` multiplies whole numbers exactly; which one is used changes no bit."""
+        """``product`` multiplies integers exactly; the choice changes no bit."""
         self.sha256 = model.sha256
         self._model = model
         self._product = product
@@ -36,7 +36,7 @@ class LmCoder:
         self._steppers: dict[int, LmStepper] = {}
 
     def fresh(self) -> LmCoder:
-        """Another one by the same model."""
+        """A new coder with the same model."""
         return LmCoder(self._model, self._product)
 
     def encode(self, codes: Codes, layers: Sequence[int], *, restart: bool) -> list[Payload]:
@@ -46,13 +46,13 @@ class LmCoder:
         return packet.finish()
 
     def packet(self, layers: Sequence[int], *, restart: bool) -> LmPacket:
-        """A packet to be coded while its frames come. Raises InputError."""
+        """A packet that is coded while its frames arrive. Raises InputError."""
         return LmPacket(self, layers, self._begin(layers, restart, InputError))
 
     def decode(
         self, payloads: Sequence[Payload], layers: Sequence[int], frames: int, *, restart: bool
     ) -> Codes:
-        """The codes. Raises PacketError for bytes that are none."""
+        """The codes. Raises PacketError for invalid bytes."""
         state = self._begin(layers, restart, PacketError)
         books = [sum(layers[:layer]) for layer in range(len(payloads) + 1)]
         codes = np.empty((frames, books[-1]), np.uint16)
@@ -74,7 +74,7 @@ class LmCoder:
         return codes
 
     def stepper(self, depth: int) -> LmStepper:
-        """What goes through frames of so many layers one by one."""
+        """The stepper for frames of ``layers`` layers, one by one."""
         if depth not in self._steppers:
             self._steppers[depth] = LmStepper(self._model, depth, self._product)
         return self._steppers[depth]
@@ -102,10 +102,10 @@ class LmCoder:
 
 
 class LmPacket:
-    """The payloads of a packet, coded while its frames come, in pieces of any size."""
+    """The payloads of a packet, coded while its frames arrive, in pieces of any size."""
 
     def __init__(self, coder: LmCoder, layers: Sequence[int], state: LmState) -> None:
-        """``state`` is where the packet begins; it is moved on."""
+        """``state`` is the state at the packet's start; it is advanced."""
         self._coder, self._layers, self._state = coder, layers, state
         self._pieces: list[Codes] = []
         self._encoders: list[SymbolEncoder] = []
@@ -123,7 +123,7 @@ class LmPacket:
         counts, book = self._coder.counts(codes, self._state, len(parts)), 0
         for encoder, part in zip(self._encoders, parts, strict=True):
             own = counts[book : book + part.shape[1]]
-            # Time outside, codebook inside.
+            # By time, then by codebook.
             stacked = np.stack(own, axis=1).reshape(part.size, -1)
             encoder.encode_each(part.reshape(-1), stacked)
             book += part.shape[1]

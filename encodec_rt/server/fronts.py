@@ -46,7 +46,7 @@ class FrontedServer(EngineHost):
         fronts: int,
         certificate: tuple[Path, Path] | None = None,
     ) -> None:
-        """As ``EngineHost``, with ``fronts`` fronts; ``certificate`` is the files of it and its key.
+        """As ``EngineHost``, with this many ``fronts``; ``certificate`` is its file and its key's.
 
         Also raises ConfigError for calls and pages, which fronts do not handle.
         """
