@@ -1,4 +1,4 @@
-"""What is wrong with a source that is read all the same: where, and how much is missing."""
+"""Damage in a source that is read nevertheless: where, and how much is missing."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ _MAX_PLACES = 5
 
 
 class Damage:
-    """Collects what a decoder could not read, or refuses it at once if ``strict``."""
+    """Collects what a decoder could not read, or refuses it immediately if ``strict``."""
 
     def __init__(self, name: str, *, strict: bool) -> None:
         self.position_s = 0.0
-        """Seconds of audio that came out so far, which places the next gap."""
+        """Seconds of audio decoded so far, the position of the next gap."""
         self._name = name
         self._strict = strict
         self._gaps: dict[float, float] = {}
         self.remarks: list[str] = []
-        """What was noted besides gaps."""
+        """Remarks, apart from gaps."""
 
     @property
     def found(self) -> bool:
@@ -26,7 +26,7 @@ class Damage:
 
     @property
     def lost_s(self) -> float:
-        """Seconds that are known to be missing."""
+        """Seconds known to be missing."""
         return sum(self._gaps.values())
 
     def gap(self, reason: str, lost_s: float = 0.0) -> None:

@@ -1,4 +1,4 @@
-"""What reads samples as they are: WAV and raw PCM here, and what is left to libsndfile."""
+"""Decoders for uncompressed samples (WAV and raw PCM), and for what is left to libsndfile."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ Pieces = Iterator[tuple[int, Audio]]
 """(rate in Hz, float32 [channels, n]); rate and channels may change from one to the next."""
 
 _BLOCK_FRAMES = 1 << 14
-# FFmpeg does not read these, or not as their makers meant; libsndfile does.
+# FFmpeg does not read these, or not correctly; libsndfile does.
 _SNDFILE_MAGIC = (b"caff", b"ALawSoundFile**", b"2BIT", b"Extended Instrument: ", b"\xf0\x7e")
 _AU_G72X = (23, 25, 26)
 _WAV_G72X = (0x38, 0x40)
@@ -48,7 +48,7 @@ def open_raw(source: ByteSource, raw: RawFormat) -> Decoded:
 
 
 def open_wav(source: ByteSource, damage: Damage) -> Decoded | None:
-    """WAV whose samples are their bytes, or None."""
+    """WAV with uncompressed samples, or None."""
     header = read_wav_header(source)
     if header is None:
         return None
@@ -63,7 +63,7 @@ def open_wav(source: ByteSource, damage: Damage) -> Decoded | None:
 
 
 def _wav_pieces(source: ByteSource, first: WavHeader, damage: Damage) -> Pieces:
-    """The samples after ``first``, and those of the WAV files that were joined on."""
+    """The samples after ``first``, and those of WAV files appended to it."""
     header: WavHeader | None = first
     while header is not None:
         if header.unfinished:
@@ -81,7 +81,7 @@ def _wav_pieces(source: ByteSource, first: WavHeader, damage: Damage) -> Pieces:
 
 
 def wants_libsndfile(source: ByteSource) -> bool:
-    """Whether ``source`` begins like a kind that FFmpeg does not read well."""
+    """Whether ``source`` begins like a format that FFmpeg does not read well."""
     head = source.peek(64)
     if head.startswith(b".snd") and int.from_bytes(head[12:16], "big") in _AU_G72X:
         return True
@@ -122,7 +122,7 @@ def open_sndfile(source: ByteSource, damage: Damage, stack: ExitStack) -> Decode
 
 
 class _Calm:
-    """A file for libsndfile, which may ask for places that a damaged header made up."""
+    """A file for libsndfile, which may seek to positions that a damaged header made up."""
 
     def __init__(self, file: BinaryIO) -> None:
         self.read, self.tell, self._seek = file.read, file.tell, file.seek

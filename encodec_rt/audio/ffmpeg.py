@@ -1,7 +1,7 @@
 """What FFmpeg reads, through PyAV, packet by packet.
 
-It does not ask a header how long a file is, so that what is joined, cut, damaged or still
-unfinished gives all the audio that it holds.
+It does not rely on a header for the length, so that joined, cut, damaged or unfinished files give
+all the audio they hold.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _MAX_FAILURES = 64
 _MAX_ANNOUNCED_S = 1e8
 # Without a header; recognised by their name alone.
 _HEADERLESS = {".g722": "g722", ".gsm": "gsm"}
-# Of such a start FFmpeg is only sure after some packets, and a short clip has none to spare.
+# FFmpeg recognises such a start only after some packets, and a short clip has too few.
 _SHORT = ((b"\xff\xf1", "aac"), (b"\xff\xf9", "aac"), (b"G@", "mpegts"))
 _OPTIONS = {
     # A playlist may not make us open other files or addresses.
@@ -66,7 +66,7 @@ def open_ffmpeg(source: ByteSource, damage: Damage, stack: ExitStack) -> Decoded
     seconds = None
     if stream.duration is not None and stream.time_base is not None:
         seconds = float(stream.duration * stream.time_base)
-        # Some headers of streams announce an impossible length for one that they do not know.
+        # Some stream headers give an impossible length if it is unknown.
         seconds = seconds if seconds < _MAX_ANNOUNCED_S else None
     pieces: Pieces = _Packets(container, stream, damage, view).pieces()
     if length is not None:
@@ -82,7 +82,7 @@ def open_ffmpeg(source: ByteSource, damage: Damage, stack: ExitStack) -> Decoded
 
 
 def _formats(source: ByteSource) -> list[str | None]:
-    """FFmpeg's names of the formats to try; None is what it finds out by itself."""
+    """FFmpeg's names of the formats to try; None lets it probe."""
     if source.suffix in _HEADERLESS:
         return [_HEADERLESS[source.suffix]]
     head = source.peek(2)
@@ -90,7 +90,7 @@ def _formats(source: ByteSource) -> list[str | None]:
 
 
 class _Packets:
-    """Decodes one stream of a container, passing over what is damaged."""
+    """Decodes one stream of a container, skipping what is damaged."""
 
     def __init__(self, container: Any, stream: Any, damage: Damage, view: _View) -> None:
         self._container = container
@@ -117,7 +117,7 @@ class _Packets:
                 if frame.is_corrupt:
                     self._damage.gap("a frame is incomplete")
                 self._look_for_hole(frame)
-                # What comes before the first sample, where FFmpeg was told to leave that to us.
+                # What precedes the first sample, which FFmpeg was told to leave to us.
                 skipped = sum(_start_skip(data) for data in frame.side_data)
                 yield frame.sample_rate, self._floats(frame)[:, skipped:]
         if self._container.format.name == "ogg":
@@ -181,7 +181,7 @@ class _Packets:
 class _View:
     """A source for PyAV, without a name by which it would guess a format.
 
-    Only what cannot be read in order may be sought in. ``tail`` is the last of what was read.
+    Only formats that cannot be read in order may seek. ``tail`` is the end of what was read.
     """
 
     def __init__(self, source: ByteSource, *, seekable: bool) -> None:

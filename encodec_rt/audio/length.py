@@ -1,6 +1,7 @@
 """Where the audio of an MP3 or Ogg stream ends within its last packets, and whether it got there.
 
-FFmpeg finds this out by seeking to the end, which a pipe cannot do; a header at the start says it.
+FFmpeg finds this out by seeking to the end, which is impossible in a pipe; a header at the start
+says it too.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ TAIL_BYTES = 27 + 255 + 255 * 255
 
 @dataclass(frozen=True, slots=True)
 class Length:
-    """``samples`` of audio, followed by at most ``padding`` more that are none.
+    """``samples`` of audio, followed by at most ``padding`` samples of padding.
 
     ``replaces_skip`` is set where FFmpeg's own idea of the end is wrong and must not be applied.
     """
@@ -50,7 +51,7 @@ def true_length(source: ByteSource) -> Length | None:
 def trimmed(pieces: Iterator[tuple[int, Audio]], length: Length) -> Iterator[tuple[int, Audio]]:
     """``pieces`` without the padding after ``length``.
 
-    If more follows than padding, another stream was joined on, and all of it is audio.
+    If more than padding follows, another stream was appended, and all of it is audio.
     """
     samples = 0
     held: list[tuple[int, Audio]] = []

@@ -17,7 +17,7 @@ FULL_SCALE = 32768.0
 
 @dataclass(frozen=True, slots=True)
 class SampleFormat:
-    """How one sample lies in ``width`` bytes: a ``kind``, and the order of its bytes.
+    """How one sample is stored in ``width`` bytes: a ``kind``, and the byte order.
 
     Kinds: "s" signed, "u" unsigned, "f" float, "alaw", "mulaw".
     """
@@ -81,7 +81,7 @@ RAW_FORMATS = {
     for kind, width in (("s", 2), ("s", 3), ("s", 4), ("f", 4), ("f", 8))
     for big in (False, True)
 }
-"""Names of headerless samples, those that FFmpeg and SoX use."""
+"""Names of formats without a header, as in FFmpeg and SoX."""
 
 RAW_OUTPUT_FORMATS = {
     name: form for name, form in RAW_FORMATS.items() if form.width != 3 and "law" not in name

@@ -28,7 +28,7 @@ from encodec_rt.types import Audio
 
 RATES_HZ = (100, 10_000_000)
 LOUD = 4.0
-"""Peaks beyond four times full scale are not a hot mix but samples in other units."""
+"""Peaks beyond four times full scale are not a loud mix but samples in other units."""
 
 _SHORTFALL_S = 0.25
 
@@ -38,9 +38,9 @@ class AudioReader:
 
     A seekable file object may be given instead, called ``name``; whoever opened it closes it.
     ``rate_hz`` and ``channels`` are those of its first samples; a stream may change them, and
-    ``blocks`` follows. What is damaged is passed over and told of in ``warnings``, or refused if
-    ``strict``. ``raw`` says what samples without a header are. ``tags`` has title, artist and the
-    like. Close it, or use it in ``with``. Raises InputError for what is not audio.
+    ``blocks`` follows. Damage is skipped and reported in ``warnings``, or refused if ``strict``.
+    ``raw`` describes samples without a header. ``tags`` has title, artist and the like. Close it,
+    or use it in ``with``. Raises InputError for what is not audio.
     """
 
     rate_hz: int
@@ -91,7 +91,7 @@ class AudioReader:
 
     @property
     def duration_s(self) -> float | None:
-        """Seconds as the header announces them, for a progress bar: they may be wrong."""
+        """Seconds according to the header, for a progress bar: they may be wrong."""
         return self._announced_s
 
     @property
@@ -147,13 +147,13 @@ class AudioReader:
             yield rate_hz, block
 
     def _next(self) -> tuple[int, Audio] | None:
-        # FFmpeg would read on in memory that is no longer there.
+        # FFmpeg would otherwise read freed memory.
         if self._closed:
             raise StateError(f"{self.name} was closed before its audio was read; open it again")
         return next(self._pieces, None)
 
     def _compare_length(self) -> None:
-        """Say so if a file ends early; what it has beyond its announcement is simply audio."""
+        """Report if a file ends early; audio beyond the announced length is simply audio."""
         missing_s = (self._announced_s or 0.0) - self.seconds - self._damage.lost_s
         if missing_s > _SHORTFALL_S and not self._damage.remarks:
             self._damage.remark(
@@ -187,7 +187,7 @@ class AudioReader:
     def _started(
         self, opened: Decoded, first: tuple[int, Audio] | None = None
     ) -> tuple[Decoded, Pieces]:
-        """The first samples know better than a header what rate and channels they have."""
+        """Rate and channels of the first samples are more reliable than the header's."""
         first = first or next(opened.pieces, None)
         self._source.commit()
         if first is None:

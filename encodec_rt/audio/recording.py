@@ -1,4 +1,4 @@
-"""Audio files that are whole while they grow, so that a killed program loses nothing."""
+"""Audio files that are valid while they grow, so that a killed program loses nothing."""
 
 from __future__ import annotations
 
@@ -15,26 +15,25 @@ from encodec_rt.audio.writer import OUTPUT_FORMATS, AudioWriter, check_target_fo
 from encodec_rt.types import Audio
 
 FLUSH_S = 1.0
-"""How much audio a compressed file may lack when its program is killed, or a little more."""
+"""Roughly how much audio a compressed file may lack when its program is killed."""
 
 _PCM_16 = SampleFormat("s", 2)
 
 
 class AudioRecording:
-    """Audio of a length that nobody knows, written as it is heard.
+    """Audio of unknown length, written as it is heard.
 
-    The file lies beside its target as NAME.PID.part.SUFFIX until ``finish``. A WAV file has the
-    true length in its header after every ``write``, and becomes RF64 beyond 4 GiB; any other is
-    readable up to its last page or block, about a second ago. Nothing is made before the first
-    sample.
+    Until ``finish`` the file is NAME.PID.part.SUFFIX next to its target. A WAV file has the true
+    length in its header after every ``write``, and becomes RF64 beyond 4 GiB; any other is readable
+    up to its last page or block, about a second ago. No file is created before the first sample.
     """
 
     def __init__(
         self, path: str | Path, *, rate_hz: int, channels: int = 1, force: bool = False
     ) -> None:
-        """A recording to be at ``path``, or on a pipe or device as it comes.
+        """A recording for ``path``, or directly to a pipe or device.
 
-        Raises InputError if it may not be there, or for a suffix that names no format.
+        Raises InputError if it cannot be created there, or for a suffix of no known format.
         """
         self.samples = 0
         self._rate_hz, self._channels = rate_hz, channels
@@ -69,7 +68,7 @@ class AudioRecording:
             self._append(block)
 
     def finish(self) -> None:
-        """End the recording and give it its name; nothing was made if nothing was written."""
+        """End the recording and give it its name; without samples there is no file."""
         try:
             self._stack.close()
         finally:

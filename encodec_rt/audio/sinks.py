@@ -1,4 +1,4 @@
-"""How samples get into a file: as they are, as WAV, or by libsndfile, with every error noticed."""
+"""How samples are written: raw, as WAV, or by libsndfile, without missing any error."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from encodec_rt.types import Audio
 
 _PCM_16 = SampleFormat("s", 2)
 _ENCODER_FRAMES = 4096
-"""libsndfile's Vorbis encoder keeps on its stack all that it is given at once."""
+"""libsndfile's Vorbis encoder puts everything from one call on its stack."""
 
 
 class OutputFormat(NamedTuple):
@@ -50,7 +50,7 @@ class RawSink:
 
 
 class WavSink(RawSink):
-    """WAV, whose header is right at the start if the length is known, else put right at the end."""
+    """WAV, whose header is right from the start if the length is known, else fixed at the end."""
 
     def __init__(
         self, rate_hz: int, channels: int, samples: int | None, tags: dict[str, str]
@@ -81,7 +81,7 @@ class WavSink(RawSink):
 
 
 class SndfileSink:
-    """What libsndfile writes, by way of a file of ours that remembers why a write failed."""
+    """Formats of libsndfile, through our own file object that remembers why a write failed."""
 
     def __init__(
         self, form: OutputFormat, rate_hz: int, channels: int, tags: dict[str, str]
@@ -140,7 +140,7 @@ class SndfileSink:
             self._raise(None)
 
     def flush(self) -> None:
-        """Bring the file up to date, its header included where that says the length."""
+        """Bring the file up to date, including the length in its header."""
         self._sound.flush()
         if self._watched.error:
             self._raise(None)
@@ -177,7 +177,7 @@ class SndfileSink:
         )
 
     def _verify(self, samples: int) -> None:
-        """Read all of it again: some encoders do not report what could not be written."""
+        """Read everything back: some encoders do not report failed writes."""
         import soundfile
 
         self._file.seek(0)
@@ -250,7 +250,7 @@ class _Keep(io.RawIOBase):
 
 
 def _make_room(file: BinaryIO, out: WholeWrites, size: int) -> None:
-    """Move all of ``file`` up by ``size`` bytes, from its end on, in place."""
+    """Move the content of ``file`` up by ``size`` bytes in place, starting at its end."""
     end = file.seek(0, os.SEEK_END)
     for start in range((end - 1) // PIECE_BYTES * PIECE_BYTES, -1, -PIECE_BYTES):
         file.seek(start)
@@ -268,11 +268,11 @@ def _read_exactly(file: BinaryIO, size: int) -> bytes:
 
 
 def _sync(file: BinaryIO) -> None:
-    """Let a disk say now what it would otherwise say when nobody listens any more."""
+    """Make a disk report errors now rather than when nobody would notice."""
     with suppress(AttributeError, io.UnsupportedOperation):
         try:
             os.fsync(file.fileno())
         except OSError as error:
-            # Pipes, terminals and some devices have nothing to let go to.
+            # Pipes, terminals and some devices cannot be synced.
             if error.errno not in (errno.EINVAL, errno.ENOTSUP, errno.EROFS):
                 raise

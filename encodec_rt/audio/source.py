@@ -1,7 +1,7 @@
 """The bytes of a file, a pipe or standard input, read once from front to back.
 
-Whatever they come from, decoders see the same thing: bytes without a length that cannot be sought
-in. So a file gives by name what it gives through a pipe.
+Decoders always see the same: bytes of unknown length, without seeking. So a file gives the same
+audio by name and through a pipe.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ class ByteSource:
         return data
 
     def skip(self, size: int) -> None:
-        """Pass over ``size`` bytes, or as many as there are."""
+        """Skip ``size`` bytes, or as many as there are."""
         while size > 0 and (data := self.read(min(size, PIECE_BYTES))):
             size -= len(data)
 
@@ -88,13 +88,13 @@ class ByteSource:
         self._given, self._given_bytes = [], 0
 
     def commit(self) -> None:
-        """Keep no more of what was read; ``rewind`` has become impossible for a pipe."""
+        """Stop keeping what was read; ``rewind`` is then impossible for a pipe."""
         self._given = None
 
     def seekable(self) -> BinaryIO:
-        """All of it from the first byte on, to be sought in; what is piped goes into a file first.
+        """All of it from the first byte on, seekable; piped data is first copied to a file.
 
-        That file has no name and lies where temporary files do.
+        That file is an unnamed temporary file.
         """
         self.rewind()
         if not self._is_file:
@@ -117,7 +117,7 @@ class ByteSource:
             ) from error
 
     def _read(self, size: int) -> bytes:
-        # A pipe's read1 gives what is there, where read would wait for all of it.
+        # A pipe's read1 returns what is available; read would wait for all of it.
         read = getattr(self._file, "read1", self._file.read)
         with naming(self.name):
             return bytes(read(size) or b"")

@@ -1,7 +1,7 @@
 """WAV headers, read and written without seeking, so that files and pipes are the same thing.
 
 RIFF, RF64 (EBU Tech 3306) and their relatives RIFX (big-endian) and BW64. libsndfile and FFmpeg
-both refuse, cut or need to seek in some of what a stream gives.
+both refuse, cut or need to seek in some streams.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from encodec_rt.audio.pcm import SampleFormat
 from encodec_rt.audio.source import ByteSource
 
 MAX_RIFF_BYTES = 2**32 - 1
-"""A RIFF chunk cannot say more; 2^32 - 1 itself means "until the end"."""
+"""The largest size of a RIFF chunk; 2^32 - 1 itself means "until the end"."""
 HEADER_BYTES = 44
 DS64_BYTES = 36
 
 _FORMS = {b"RIFF": "<", b"RF64": "<", b"BW64": "<", b"RIFX": ">"}
 _UNKNOWN = MAX_RIFF_BYTES
-# SoX and others announce some such size where they cannot know it.
+# SoX and others announce such a size if they do not know it.
 _ANNOUNCED_UNKNOWN = 0x7FFF0000
 _PCM, _FLOAT, _ALAW, _MULAW, _EXTENSIBLE = 1, 3, 6, 7, 0xFFFE
 _GUID_TAIL = bytes.fromhex("000000001000800000aa00389b71")
@@ -40,9 +40,9 @@ _INFO_NAMES = {
 
 @dataclass(slots=True)
 class WavHeader:
-    """What stands before the samples; ``data_bytes`` is None where that is not said or not known.
+    """What precedes the samples; ``data_bytes`` is None if it is missing or unknown.
 
-    ``unfinished`` is set where the header has no length because its writer never came back to it.
+    ``unfinished`` is set if the header has no length because its writer never completed it.
     """
 
     form: SampleFormat
@@ -63,7 +63,7 @@ class WavHeader:
 def read_wav_header(source: ByteSource) -> WavHeader | None:
     """The header, with ``source`` left at the first sample.
 
-    None, and ``source`` to be rewound, if it is not WAV, or not with samples that are their bytes.
+    None, and ``source`` must be rewound, if it is not WAV, or its samples are compressed.
     """
     magic = source.peek(12)
     if magic[:4] not in _FORMS or magic[8:12] != b"WAVE":
@@ -106,13 +106,13 @@ def read_wav_header(source: ByteSource) -> WavHeader | None:
 
 
 def more_follows(source: ByteSource) -> bool:
-    """Whether a good deal follows the samples that is neither another chunk nor zeros."""
+    """Whether much more follows the samples that is neither another chunk nor zeros."""
     after = source.peek(_FILLING_BYTES)
     return len(after) == _FILLING_BYTES and any(after) and not _is_chunk(after)
 
 
 def next_wav_header(source: ByteSource) -> WavHeader | None:
-    """The header of a WAV file that was joined on after the last one, past its other chunks."""
+    """The header of a WAV file appended to the last one, after its other chunks."""
     while _is_chunk(start := source.peek(12)):
         if start[:4] in _FORMS and start[8:12] == b"WAVE":
             return read_wav_header(source)
@@ -124,9 +124,9 @@ def next_wav_header(source: ByteSource) -> WavHeader | None:
 def wav_header(
     rate_hz: int, channels: int, data_bytes: int | None, tags: dict[str, str] | None = None
 ) -> bytes:
-    """The header in front of ``data_bytes`` of 16-bit samples, or of any number of them for None.
+    """The header for ``data_bytes`` of 16-bit samples, or for an unknown number if None.
 
-    It is RF64 where 32 bits cannot say so many. ``tags`` go into an INFO list.
+    It is RF64 if 32 bits are too few for the length. ``tags`` go into an INFO list.
     """
     info = _info_chunk(tags or {})
     form = struct.pack(
@@ -147,7 +147,7 @@ def wav_header(
 
 
 def growing_wav_header(rate_hz: int, channels: int, data_bytes: int) -> bytes:
-    """As ``wav_header``, of one size whatever the length: what RF64 needs is kept free.
+    """As ``wav_header``, but of fixed size: the space that RF64 needs is reserved.
 
     EBU Tech 3306, 3.5.
     """
@@ -167,7 +167,7 @@ def _parse_format(body: bytes, order: str) -> WavHeader | None:
         tag = struct.unpack_from(f"{order}H", body, 24)[0]
     if not channels or not rate_hz:
         return None
-    # 12 bits lie in the upper part of two bytes, and so on; the block says how many bytes.
+    # 12 bits are in the upper part of two bytes, and so on; the block size gives the bytes.
     width = -(-bits // 8)
     if align % channels == 0 and width < align // channels <= 4 and tag == _PCM:
         width = align // channels

@@ -36,10 +36,10 @@ KEPT_TAGS = ("title", "artist", "album", "comment", "date", "genre", "copyright"
 class AudioWriter:
     """Writes audio to a file named by its suffix, or WAV to standard output for "-".
 
-    What is not compressed by a lossy codec has 16 bits. The file appears under its name when the
-    ``with`` block ends well and what was written could be read again, and not at all otherwise.
-    ``clipped`` counts samples beyond full scale; ``samples`` is the length to come, if known,
-    which the header of a pipe needs. ``raw`` writes samples without a header.
+    Formats without lossy compression have 16 bits. The file appears under its name only if the
+    ``with`` block succeeds and what was written could be read back. ``clipped`` counts samples
+    beyond full scale; ``samples`` is the length to come, if known, which the header of a pipe
+    needs. ``raw`` writes samples without a header.
     """
 
     def __init__(
@@ -114,7 +114,7 @@ def check_target_format(
 ) -> OutputFormat:
     """The format that the suffix of ``target`` names; WAV for "-" and for devices.
 
-    Raises InputError for another suffix, and where nothing may be written.
+    Raises InputError for another suffix, and if nothing may be written there.
     """
     if raw is not None and raw.name not in RAW_OUTPUT_FORMATS:
         accepted = ", ".join(RAW_OUTPUT_FORMATS)

@@ -201,7 +201,7 @@ class TableCoder:
         return self
 
     def encode(self, codes: Codes, layers: Sequence[int], *, restart: bool) -> list[Payload]:
-        """One payload per layer, packed where that is shorter."""
+        """One payload per layer, packed if that is shorter."""
         payloads, first = [], 0
         for part in split_layers(codes, layers):
             encoder = SymbolEncoder()

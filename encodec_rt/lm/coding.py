@@ -40,7 +40,7 @@ class LmCoder:
         return LmCoder(self._model, self._product)
 
     def encode(self, codes: Codes, layers: Sequence[int], *, restart: bool) -> list[Payload]:
-        """One payload per layer, packed where that is shorter. Raises InputError."""
+        """One payload per layer, packed if that is shorter. Raises InputError."""
         packet = self.packet(layers, restart=restart)
         packet.push(codes)
         return packet.finish()
@@ -129,7 +129,7 @@ class LmPacket:
             book += part.shape[1]
 
     def finish(self) -> list[Payload]:
-        """One payload per layer, packed where that is shorter."""
+        """One payload per layer, packed if that is shorter."""
         codes, bits = np.concatenate(self._pieces), self._coder.bits
         payloads = []
         for encoder, part in zip(self._encoders, split_layers(codes, self._layers), strict=True):

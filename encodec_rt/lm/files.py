@@ -21,7 +21,7 @@ def lm_for_model(codes_sha256: bytes, folder: Path | None = None) -> IntegerLm |
 def lm_by_hash(sha256: bytes, folder: Path | None = None, path: Path | None = None) -> IntegerLm:
     """The language model that a stream names, in ``path`` if given.
 
-    Raises WeightsError where it is not at hand.
+    Raises WeightsError if it is not available.
     """
     if path is not None:
         model = IntegerLm.load(path)

@@ -1,8 +1,8 @@
 """The portable language model: integers end to end, so that its bits are the same everywhere.
 
-Weights and activations have 8 bits. Products are taken in float32, where every partial sum is a
-whole number below 2^24 and thus exact in any order, on any device, by any BLAS; what lies between
-them is float64 whose every operation is exact. docs/language-model.md has the arithmetic.
+Weights and activations have 8 bits. Products are computed in float32, where every partial sum is an
+integer below 2^24 and thus exact in any order, on any device, with any BLAS; the steps between are
+in float64, and every one is exact. docs/language-model.md has the arithmetic.
 
 Needs numpy alone.
 """
@@ -29,12 +29,12 @@ from encodec_rt.types import Codes
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Product = Callable[[Floats, Floats], Any]
-"""[T, K] times [K, N] of whole numbers whose partial sums are below 2^24, exactly."""
+"""The exact product of [T, K] and [K, N], of integers with partial sums below 2^24."""
 
 UNIT = 16
-"""An 8-bit activation of 16 stands for 1; sums of them are kept 16 times finer."""
+"""An 8-bit activation of 16 stands for 1; sums are kept 16 times finer."""
 LOG_STEPS = 64
-"""Logits count in 64ths of a bit."""
+"""Logits are in 64ths of a bit."""
 _TABLE_BITS = 20
 TABLE_END = LOG_STEPS * _TABLE_BITS
 
@@ -47,7 +47,7 @@ class Affine:
         self.weight: Floats = np.ascontiguousarray(weight.astype(np.float32).T)
         shift = tensors[f"{name}.shift"].astype(np.int64)
         self.scale: Doubles = np.ldexp(tensors[f"{name}.multiplier"].astype(np.float64), -shift)
-        # Exact as well: bias * multiplier is below 2^46 and the shift at most 40.
+        # Exact too: bias * multiplier is below 2^46 and the shift at most 40.
         self.offset: Doubles = tensors[f"{name}.bias"] * self.scale + 0.5
 
     def part(self, rows: slice, columns: Sequence[slice]) -> Affine:
@@ -67,10 +67,10 @@ class Affine:
 
 @dataclass
 class LmState:
-    """What a model remembers: the last frame, and for each block as many as its dilation.
+    """A model's state: the last frame, and for each block as many frames as its dilation.
 
-    ``last`` [1, width] is what the last frame is in the model, as ``IntegerLm.embedded`` has it.
-    ``past`` are ring buffers [dilation, width], whose oldest row is number ``frames`` modulo their
+    ``last`` [1, width] is the embedding of the last frame, as from ``IntegerLm.embedded``. ``past``
+    are ring buffers [dilation, width], whose oldest row has the index ``frames`` modulo their
     length.
     """
 
@@ -80,7 +80,7 @@ class LmState:
 
 
 class IntegerLm:
-    """A model ready to predict, all of whose results are whole numbers."""
+    """A model ready to predict; all its results are integers."""
 
     def __init__(
         self,
@@ -89,7 +89,7 @@ class IntegerLm:
         *,
         codes_sha256: bytes = bytes(32),
     ) -> None:
-        """``tensors`` as ``tensor_shapes`` has them. Raises WeightsError for any other.
+        """``tensors`` are those of ``tensor_shapes``. Raises WeightsError for any others.
 
         ``codes_sha256`` names the model whose codes it was trained on.
         """
@@ -103,7 +103,7 @@ class IntegerLm:
             tensors[f"embedding.{book}"].astype(np.float32) for book in range(len(books))
         ]
         self.heads = [Affine(tensors, f"head.{book}") for book in range(len(books))]
-        # Made now, and not by the first frame of a stream that may be live.
+        # Made now rather than by the first frame of a stream that may be live.
         powers()
         self.depths = [Depth(tensors, config, depth) for depth in range(1, len(config.ends) + 1)]
 
@@ -142,10 +142,10 @@ class IntegerLm:
     def contexts(
         self, codes: Codes, state: LmState, depth: int, product: Product = np.matmul
     ) -> Doubles:
-        """What the frames before say of each next one -> [T, units of ``depth`` layers].
+        """The context of each next frame, from those before it -> [T, units of ``depth`` layers].
 
-        The first frame to predict comes after ``state.last``, the others after each of ``codes``
-        [T - 1, Q]. Moves the past of ``state`` on; its last frame is the caller's to set.
+        The first frame to predict comes after ``state.last``, the others after each of ``codes`` [T
+        - 1, Q]. Advances the past of ``state``; the caller sets its last frame.
         """
         parts = self.depths[depth - 1]
         sums = np.concatenate([state.last, self.embedded(codes)])[:, : parts.width] * UNIT
@@ -183,14 +183,14 @@ class IntegerLm:
         return to_probabilities(self.heads[book](units, product))
 
     def embed(self, codes: NDArray[np.integer[Any]], book: int) -> Doubles:
-        """What codes [T] of a codebook are in the model -> [T, width], zero below their layer."""
+        """The embeddings of codes [T] of a codebook -> [T, width], zero below their layer."""
         found = np.zeros((len(codes), self.config.width))
         begin = self.config.begin(self.config.layer_of_book[book])
         found[:, begin:] = self.embeddings[book][codes]
         return found
 
     def embedded(self, codes: Codes) -> Doubles:
-        """What whole frames [T, Q] are in the model -> [T, width]: the sum over their codebooks."""
+        """The embeddings of whole frames [T, Q] -> [T, width]: the sum over their codebooks."""
         sums = np.zeros((len(codes), self.config.width))
         for book in range(codes.shape[1]):
             sums += self.embed(codes[:, book], book)
@@ -198,7 +198,7 @@ class IntegerLm:
 
 
 class Depth:
-    """The weights that some layers need, cut out of those of all."""
+    """The part of the weights that the first layers need."""
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]], config: LmConfig, depth: int) -> None:
         self.width, all_units = config.ends[depth - 1], config.width
@@ -217,7 +217,7 @@ class Depth:
 
 
 def to_probabilities(logits: Doubles) -> NDArray[np.int64]:
-    """Whole logits [T, n] in 64ths of a bit -> counts [T, n], at least 1, that add up to TOTAL.
+    """Integer logits [T, n] in 64ths of a bit -> counts [T, n], at least 1, that add up to TOTAL.
 
     Shares of 2^logit by a table, rounded down; the rest goes to the likeliest, the first of equals.
     """
@@ -234,7 +234,7 @@ def to_probabilities(logits: Doubles) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=1)
 def powers() -> NDArray[np.int64]:
-    """round(2^20 * 2^(-i / 64)), in decimal arithmetic, which no machine does its own way."""
+    """round(2^20 * 2^(-i / 64)), in decimal arithmetic, which is the same on every machine."""
     context = Context(prec=40)
     roots = [
         context.power(Decimal(2), context.divide(Decimal(-index), Decimal(LOG_STEPS)))
@@ -254,6 +254,6 @@ def _to_int8(sums: Doubles) -> Floats:
 
 
 def _held(values: Doubles, least: int) -> Doubles:
-    """Between ``least`` and 127, several times faster than ``numpy.clip`` for a few numbers."""
+    """Clip to ``least`` and 127, several times faster than ``numpy.clip`` for a few numbers."""
     held: Doubles = np.minimum(np.maximum(values, least), MAX_INT8)
     return held

@@ -1,8 +1,8 @@
 """The paper's language model (arXiv 2210.13438, 3.3), for ``.ecdc`` files of the original package.
 
-It computes in floating point, and its arithmetic coder takes what comes out as it is: a file
-decodes only where machine, torch and number of threads give the same last bits. Every operation
-here is in the order of the original's, so that its files and ours are the same on one machine.
+It computes in floating point, and its arithmetic coder uses the results directly: a file decodes
+only if machine, torch and number of threads give the same last bits. Operations here are in the
+same order as the original's, so on one machine its files and ours are the same.
 """
 
 from __future__ import annotations
@@ -118,7 +118,7 @@ class PaperLm(nn.Module):
 
     @torch.inference_mode()
     def step(self, last: Tensor, past: State | None, frame: int) -> tuple[Tensor, State]:
-        """Probabilities [size, books] after ``last`` [1, books, 1], and what to remember.
+        """Probabilities [size, books] after ``last`` [1, books, 1], and the new state.
 
         ``last`` has the codes of the frame before plus 1, and 0 where there was none.
         """
@@ -186,7 +186,7 @@ class PaperDecoder:
     def segment(self, file: BinaryIO, frames: int, books: int) -> Iterator[Codes]:
         """The codes of a segment, in blocks; they end early where ``file`` does.
 
-        Raises PacketError for bits that this machine's numbers do not lead to.
+        Raises PacketError for bits that are impossible with this machine's numbers.
         """
         state, bits = _Frames(self._model), _bits_of(file)
         low = high = current = held = 0
@@ -258,13 +258,13 @@ def _inside(edges: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], ND
 
 
 def _bits_of(file: BinaryIO) -> Iterator[int]:
-    """Bits from the lowest of each byte; no byte is read before one of its bits is needed."""
+    """Bits, from the lowest of each byte; a byte is read only when one of its bits is needed."""
     while byte := file.read(1):
         yield from (byte[0] >> place & 1 for place in range(8))
 
 
 def _position(frame: int, dim: int) -> Tensor:
-    """Cosines and sines of the place, as the original reckons them [1, 1, D]."""
+    """Cosines and sines of the position, as the original computes them [1, 1, D]."""
     half = torch.arange(dim // 2).view(1, 1, -1)
     phase = torch.full((1, 1, 1), frame) / (_MAX_PERIOD ** (half / (dim // 2 - 1)))
     return torch.cat([torch.cos(phase), torch.sin(phase)], dim=-1)

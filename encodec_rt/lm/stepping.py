@@ -1,7 +1,7 @@
-"""The portable language model one frame after the other, as a decoder and a live encoder need it.
+"""The portable language model frame by frame, as a decoder and a live encoder need it.
 
-The same numbers as those of ``integer.py``, which says what they are; here every array is made
-once, since for a single frame making them would cost more than the arithmetic.
+It computes the same numbers as ``integer.py``, which documents them; here every array is allocated
+once, since for a single frame allocation would cost more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from encodec_rt.lm.tensors import MAX_INT8
 
 
 class LmStepper:
-    """``begin`` a frame, then per codebook ask for its ``probabilities`` and ``take`` its code."""
+    """``begin`` a frame, then for each codebook get its ``probabilities`` and ``take`` its code."""
 
     def __init__(self, model: IntegerLm, depth: int, product: Product = np.matmul) -> None:
         """For frames of the first ``depth`` layers."""
@@ -52,12 +52,12 @@ class LmStepper:
         self._book = 0
 
     def clear(self, state: LmState) -> None:
-        """Forget what ``state`` has of layers above; before the first frame of a packet."""
+        """Forget the state of the layers above, before the first frame of a packet."""
         for ring in state.past:
             ring[:, self._width :] = 0
 
     def begin(self, state: LmState) -> None:
-        """Look at what came before a frame, and move the past of ``state`` on."""
+        """Compute the context of a frame, and advance the past of ``state``."""
         width, product, inputs = self._width, self._product, self._inputs
         np.multiply(state.last[:, :width], UNIT, out=self._sums)
         for ring, (mix, back) in zip(state.past, self._blocks, strict=True):
@@ -74,19 +74,19 @@ class LmStepper:
         self._book = 0
 
     def probabilities(self) -> Doubles:
-        """Of the next codebook's codes, whole numbers of 2^-16: [1, size], good until the next."""
+        """The next codebook's probabilities [1, size], multiples of 2^-16, until the next call."""
         layer = self._layers[self._layer_of_book[self._book]]
         units = layer.units(self._context, self._product)
         return self._heads(self._book, units, self._product)
 
     def take(self, code: int) -> None:
-        """The code that the next codebook has."""
+        """Set the code of the next codebook."""
         below = self._layers[self._layer_of_book[self._book]].below
         np.add(below, self._embeddings[self._book][code], out=below)
         self._book += 1
 
     def end(self, state: LmState) -> None:
-        """The frame is whole: it is what the next one follows."""
+        """End the frame, which the next one then follows."""
         state.last[:] = self._below
 
 
@@ -124,7 +124,7 @@ class _RowRounding:
 
 
 class _LayerUnits:
-    """What a layer's codebooks make of the context and of the frame's codebooks before them."""
+    """A layer's predictions from the context and the frame's earlier codebooks."""
 
     def __init__(self, model: IntegerLm, layer: int, below: Floats) -> None:
         begin, end = model.config.begin(layer), model.config.ends[layer]
@@ -143,17 +143,17 @@ class _LayerUnits:
 
 
 class _BookHeads:
-    """Probabilities of each codebook, as ``integer.to_probabilities`` makes them of its logits."""
+    """Probabilities of each codebook, those of ``integer.to_probabilities`` for its logits."""
 
     def __init__(self, affines: Sequence[Affine]) -> None:
         size = len(affines[0].scale)
-        # One set of arrays for all, which then stay in the processor's nearest cache.
+        # One set of arrays for all, which then stays in the first-level cache.
         self._logits: Doubles = np.empty((1, size))
         self._counts: Doubles = np.empty((1, size))
         self._index: NDArray[np.intp] = np.empty((1, size), np.intp)
         self._steps = [_RowAffine(affine, self._logits) for affine in affines]
-        # Shares times what is to be shared out lie below 2^36 and their sum below 2^53, so that
-        # division in float64, rounded down, gives the whole number that integers would.
+        # The products of shares and total are below 2^36 and their sum below 2^53, so division in
+        # float64, rounded down, gives the same as integer division.
         self._free = TOTAL - size
         self._shares: Doubles = (powers() * self._free).astype(np.float64)
 

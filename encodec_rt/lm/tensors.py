@@ -27,9 +27,9 @@ _MAX_PRODUCT = 2**24
 class LmConfig:
     """Shape of a model: the stream's ``layers`` and, for each, how many ``widths`` units it adds.
 
-    What belongs to a layer sees the codes of that layer and of those below, never of those above,
-    so that a stream can lose its upper layers. Block i looks at the present frame and at the one
-    ``dilations[i]`` before.
+    A layer's units see the codes of that layer and of those below, never of those above, so that a
+    stream can drop its upper layers. Block i sees the current frame and the one ``dilations[i]``
+    before.
     """
 
     layers: tuple[int, ...]
@@ -38,7 +38,7 @@ class LmConfig:
     dilations: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        """Raise WeightsError for a shape that no model has."""
+        """Raise WeightsError for an impossible shape."""
         numbers = (*self.layers, *self.widths, *self.dilations)
         if len(self.layers) != len(self.widths) or not self.layers or min(numbers) < 1:
             raise WeightsError(f"a language model of layers {self.layers} and widths {self.widths}")

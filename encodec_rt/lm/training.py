@@ -1,7 +1,7 @@
 """Training the portable language model: the same network in floating point, with fake rounding.
 
-Weights and activations are rounded as ``integer`` rounds them, the gradient passing through, so
-that what is exported predicts as well as what was trained.
+Weights and activations are rounded as in ``integer``, with the gradient passing through, so that
+the exported model predicts as well as the trained one.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from encodec_rt.lm.tensors import MAX_INT8, LmConfig
 from encodec_rt.types import Codes
 
 _LEAST_STEP = 1e-5
-"""The finest step of a row of weights; a row smaller than that is as good as zero."""
+"""The finest step of a row of weights; a smaller row counts as zero."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ def lm_config(
 
 
 class QuantizedLinear(nn.Module):
-    """A linear layer whose weights are rounded to 8 bits per row, those of ``mask`` 0 left out."""
+    """A linear layer with weights rounded to 8 bits per row, and zero where ``mask`` is 0."""
 
     mask: Tensor
 
@@ -161,10 +161,10 @@ def train_lm(
     recipe: LmRecipe,
     on_progress: Callable[[float, float], None] = lambda share, bits: None,
 ) -> TrainableLm:
-    """Train on ``clips``, codes [frames, Q] each; ``on_progress`` hears the share done
-    and bits per code.
+    """Train on ``clips`` of codes [frames, Q]; ``on_progress`` gets the share done and bits per
+    code.
 
-    Raises InputError where the clips hold too little.
+    Raises InputError if the clips hold too little.
     """
     books = sum(config.layers)
     flat, starts = _pieces(clips, books, recipe.frames)
@@ -203,7 +203,7 @@ def train_lm(
 
 
 def bits_per_code(model: IntegerLm, clips: Sequence[Codes], frames: int) -> NDArray[np.float64]:
-    """What each codebook of ``clips`` takes on average, begun anew after every ``frames``."""
+    """The average bits of each codebook of ``clips``, with a restart after every ``frames``."""
     books = sum(model.config.layers)
     total, count = np.zeros(books), 0
     for clip in clips:
@@ -236,7 +236,7 @@ def _pieces(clips: Sequence[Codes], books: int, frames: int) -> tuple[Codes, NDA
 
 
 def _to_unit(x: Tensor) -> Tensor:
-    """Rounded to 16ths between -127/16 and 127/16, the gradient passing through between them."""
+    """Rounded to 16ths and clipped to +-127/16; within that range the gradient passes through."""
     held = x.clamp(-MAX_INT8 / UNIT, MAX_INT8 / UNIT)
     return held + ((held * UNIT + 0.5).floor() / UNIT - held).detach()
 
