@@ -113,7 +113,7 @@ def _rvq_decode_kernel(
 
 
 def pack_codebooks(weights: Packed, *, rules: configs.Rules = configs.MANY) -> Packed:
-    """(vectors [Q, V, D],) -> these and their squared norms [Q, V], rounded once from float64.
+    """(vectors [Q, V, D],) -> those and their squared norms [Q, V], rounded once from float64.
 
     And, of the first configs.TABLE_BOOKS books, the tables of the search in tables, and the vectors
     as its product reads them.
