@@ -1,7 +1,7 @@
 """The command line: ``encodec-rt --help`` lists the commands.
 
-Modules of this package import what is slow to import inside their functions, so that help and
-usage errors come at once.
+Modules of this package import slow dependencies inside their functions, so that help and usage
+errors appear immediately.
 """
 
 from __future__ import annotations
@@ -60,12 +60,12 @@ def _errors_in_a_sentence() -> Iterator[None]:
         say(f"encodec-rt: {one_line(error)}")
     except ImportError as error:
         if received():
-            # An import that was interrupted fails with whatever was half imported.
+            # An interrupted import fails with whatever was half imported.
             raise typer.Exit(exit_status()) from None
         refusal: Exception | None = missing(error, "this command")
         if refusal is None and (error.name or "").startswith("encodec_rt"):
             raise
-        # A library that is there and cannot be loaded, for want of memory, say.
+        # A library that is installed but cannot be loaded, for example for lack of memory.
         say(f"encodec-rt: {one_line(refusal or error)}")
     except (MemoryError, RuntimeError) as error:
         # torch says so with a RuntimeError.
@@ -116,7 +116,7 @@ def _group(help_text: str, *commands: Callable[..., None], completion: bool = Fa
 
 
 class _Training(_Commands):
-    """``train RUN ...`` trains the codec, as ``train model RUN ...`` does; ``train lm`` another."""
+    """``train RUN ...`` is ``train model RUN ...``; ``train lm`` trains a language model."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         """The arguments, with the name of the command that is meant."""

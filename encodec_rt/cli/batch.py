@@ -32,9 +32,9 @@ JobsOption = Annotated[
 class Naming:
     """How a command names its outputs: ``clip.wav`` becomes ``clip`` with ``ending``.
 
-    ``inputs`` are the suffixes that are taken from a folder, ``outputs`` those that tell an output
-    from one more input where it exists already; None if the second of two names is the output,
-    whatever it is.
+    ``inputs`` are the suffixes that are taken from a folder. An existing second file counts as an
+    output if its suffix is in ``outputs``, else as another input; with None it is always the
+    output.
     """
 
     ending: str
@@ -50,7 +50,7 @@ class Naming:
         return Path(path).suffix.lower() in self.outputs
 
     def default(self, source: Path) -> Path:
-        """The output beside ``source``. Raises InputError for what is not the name of a file."""
+        """The output next to ``source``. Raises InputError if that is not the name of a file."""
         if not source.name:
             raise InputError(f"{str(source)!r} is not the name of a file; give one, or a folder")
         return source.with_name(source.stem + self.ending)
@@ -96,7 +96,7 @@ def several(naming: Naming) -> Callable[[Callable[..., None]], Callable[..., Non
 def plan(paths: Sequence[str], naming: Naming) -> list[tuple[str, str]]:
     """(input, output) of each file that ``paths`` name.
 
-    Raises InputError where a folder holds nothing, or where two would have one output.
+    Raises InputError if a folder holds nothing, or if two inputs would have the same output.
     """
     *first, last = paths
     into: Path | None = None
@@ -146,7 +146,7 @@ def _run_all(
     jobs: int,
     options: dict[str, Any],
 ) -> None:
-    """Run ``command`` on every pair, whatever becomes of the others."""
+    """Run ``command`` on every pair, even if others fail."""
     for _, target in pairs:
         Path(target).parent.mkdir(parents=True, exist_ok=True)
     failed = 0
@@ -202,7 +202,7 @@ def _attempt(
 
 
 def _begin(verbosity: Verbosity, threads: int) -> None:
-    """In each process: speak as loudly as the first one, and leave the others their cores."""
+    """In each process: take over the verbosity, and leave the other processes their cores."""
     import torch
 
     from encodec_rt.cli import console

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class CallEndpoints:
-    """What a call hears and says, and the devices among it."""
+    """A call's audio source and sink, and its devices."""
 
     source: CallSource
     sink: CallSink
@@ -26,7 +26,7 @@ class CallEndpoints:
 
 
 def rehearse(codec: Codec, link: LinkOptions, *, force: bool) -> None:
-    """Open what a call needs, and close it: what is wrong with it is said now.
+    """Open what a call needs, and close it again, so that errors are raised now.
 
     Raises AudioDeviceError, InputError and ConfigError.
     """

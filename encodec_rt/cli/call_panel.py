@@ -24,7 +24,7 @@ Statistics = dict[str, Any]
 
 @dataclass(frozen=True)
 class CallStatus:
-    """One look at a call: its statistics, and the recent course of those that are sums."""
+    """A snapshot of a call: its statistics, and the recent change of those that are sums."""
 
     seconds: float
     statistics: Statistics
@@ -37,10 +37,10 @@ class CallStatus:
 
 
 class CallMeter:
-    """Turns the statistics of a call, which count from its beginning, into what happens now."""
+    """Turns the statistics of a call, which count from its start, into current values."""
 
     def __init__(self) -> None:
-        """The first look has nothing before it to compare with."""
+        """The first snapshot has nothing to compare with."""
         self._past: deque[tuple[float, Statistics]] = deque()
 
     def update(
@@ -70,7 +70,7 @@ class CallMeter:
 
 
 def concealed_share(inbound: Statistics) -> float:
-    """What was concealed while somebody spoke, as a share of all that was played."""
+    """The share of concealed audio, silence excluded, in everything that was played."""
     audible = inbound["concealedSamples"] - inbound["silentConcealedSamples"]
     return float(audible / max(1, inbound["totalSamplesReceived"]))
 
@@ -169,7 +169,7 @@ def _device_text(statistics: Statistics) -> Text:
 
 
 def _silence(statistics: Statistics) -> str:
-    """That the line is dead, if it is."""
+    """The notice that the line is dead, if it is."""
     silent_s = statistics["encodecRt"]["secondsSincePacket"]
     return f"no packets for {silent_s:.1f} s" if silent_s >= DEAD_LINE_S else ""
 
@@ -202,7 +202,7 @@ def _device_faults(statistics: Statistics) -> list[tuple[str, int]]:
 
 
 def _latency_terms(statistics: Statistics) -> list[tuple[str, float]]:
-    """On the way of a sample, if the far microphone is like this one."""
+    """Latency along a sample's path, assuming that the far microphone is like this one."""
     devices = dict(statistics.get("devices", {}).get("latencyMs", {}))
     capture = ("inputBuffer", "inputQueue", "voiceProcessing")
     terms = [(name, devices.pop(name)) for name in capture if name in devices]

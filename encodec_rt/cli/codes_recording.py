@@ -1,4 +1,4 @@
-"""Recordings of codes that 'live --save' and 'link --save' make, of the kind their names say."""
+"""Recordings of codes for 'live --save' and 'link --save', in the format of their suffix."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class CodesRecorder:
-    """Opens recordings; what they are coded with is loaded once, when the first is checked."""
+    """Opens recordings; their coder is loaded once, for the first one."""
 
     def __init__(self, codec: Codec, codebooks: int, options: CodecOptions) -> None:
         from encodec_rt.container_audio import header_for
@@ -52,7 +52,7 @@ class CallRecorder:
     """Opens the recordings of each call that ``--save`` and ``--save-sent`` ask for."""
 
     def __init__(self, codec: Codec, options: CodecOptions, link: LinkOptions) -> None:
-        """Raises InputError and ConfigError for names that cannot be."""
+        """Raises InputError and ConfigError for impossible names."""
         from encodec_rt.voice.recording import StandIns
 
         if link.save is not None and link.save == link.save_sent:
@@ -68,7 +68,7 @@ class CallRecorder:
         return [numbered(path, call) for path in self._paths if path is not None]
 
     def open(self, call: int, on_error: Callable[[str], None]) -> CallRecording:
-        """The recordings of a call. Raises InputError where they may not be."""
+        """The recordings of a call. Raises InputError if they cannot be created."""
         from encodec_rt.voice.recording import CallRecording
 
         heard, said = self._open(call)
@@ -82,7 +82,7 @@ class CallRecorder:
 
 
 def recorder_for(codec: Codec, options: CodecOptions, link: LinkOptions) -> CallRecorder | None:
-    """What records the codes of calls, None where nobody asked for it."""
+    """The recorder of the codes of calls, or None if not requested."""
     asked = link.save is not None or link.save_sent is not None
     return CallRecorder(codec, options, link) if asked else None
 

@@ -1,4 +1,4 @@
-"""What the commands share: how they speak, open files and load codecs."""
+"""What the commands share: printing messages, opening files and loading codecs."""
 
 from __future__ import annotations
 
@@ -32,22 +32,22 @@ _CONTROLS = re.compile("[\x00-\x09\x0b-\x1f\x7f-\x9f]")
 def say(text: str) -> None:
     """One line on standard error, which is where everything but the output itself goes.
 
-    A name that is not UTF-8 is shown with its bytes escaped, and so is what steers a terminal.
+    Bytes of names that are not UTF-8 are escaped, and so are terminal control characters.
     """
     typer.echo(printable(text), err=True)
 
 
 def printable(text: str) -> str:
-    """``text`` as any stream can take it, and as no file can steer a terminal by its tags or name.
+    """``text`` in a form that any stream can take, and that cannot control a terminal.
 
-    Escaped are the bytes of a name that is not UTF-8, and all control characters but a line's end.
+    It escapes the bytes of names that are not UTF-8, and all control characters except newlines.
     """
     shown = text.encode("utf-8", "backslashreplace").decode()
     return _CONTROLS.sub(lambda found: f"\\x{ord(found[0]):02x}", shown)
 
 
 def one_line(text: object) -> str:
-    """``text`` without its line ends, which a file's name or tag may have to look like more."""
+    """``text`` without newlines, with which a file's name or tag could fake other lines."""
     return str(text).replace("\n", "\\n")
 
 
@@ -74,19 +74,19 @@ def _check_output_stream() -> None:
 
 
 def report(text: str) -> None:
-    """What was done, which --quiet leaves out."""
+    """A message about what was done, which --quiet suppresses."""
     if VERBOSITY.get() >= Verbosity.NORMAL:
         say(text)
 
 
 def detail(text: str) -> None:
-    """What only --verbose shows."""
+    """A message that only --verbose shows."""
     if VERBOSITY.get() >= Verbosity.VERBOSE:
         say(text)
 
 
 def report_abandoned(*recordings: Path | None) -> None:
-    """Say where the recordings lie whose programs were killed, in the folders of ``recordings``."""
+    """Say where killed programs left recordings, in the folders of ``recordings``."""
     from encodec_rt.atomic import abandoned_recordings
 
     for folder in sorted({path.absolute().parent for path in recordings if path is not None}):
@@ -103,7 +103,7 @@ def status_console() -> Console:
 
 
 def event_printer(console: Console) -> Callable[[str], None]:
-    """Says what went wrong above what ``console`` shows, with --quiet too."""
+    """Prints errors above what ``console`` shows, even with --quiet."""
     return say if console.quiet else console.print
 
 
@@ -127,7 +127,7 @@ def load_codec(model: str, device: str, backend: str) -> Codec:
 
 
 def keep_codecs() -> None:
-    """From now on load each codec once; for a process that works on many files."""
+    """From now on load each codec only once, for a process that works on many files."""
     _KEPT.set({})
 
 
@@ -211,7 +211,7 @@ class Rejoined:
         self._file = file
 
     def read(self, size: int = -1, /) -> bytes:
-        """Up to ``size`` bytes, some at least unless the file has ended."""
+        """Up to ``size`` bytes, at least one unless the file has ended."""
         if not self._head:
             return self._file.read(size)
         given = self._head if size < 0 else self._head[:size]
@@ -220,7 +220,7 @@ class Rejoined:
 
 
 def look_at(file: BinaryIO, size: int = 4) -> tuple[bytes, BinaryIO]:
-    """The first ``size`` bytes of a file, which may be a pipe, and the file from its begin."""
+    """The first ``size`` bytes of a file, which may be a pipe, and the file from its start."""
     head = b""
     while len(head) < size and (piece := file.read(size - len(head))):
         head += piece
@@ -243,7 +243,7 @@ def check_model(named: str, codec: Codec) -> None:
 
 
 class Meter:
-    """Passes blocks of audio on and counts them, under a progress bar if there is a terminal."""
+    """Passes on blocks of audio and counts them, with a progress bar on a terminal."""
 
     def __init__(
         self, blocks: Iterable[Audio], *, label: str, rate_hz: int, total_s: float | None

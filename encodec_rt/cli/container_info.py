@@ -21,7 +21,7 @@ _CODINGS = {
 
 @dataclass
 class _Sums:
-    """What was counted of one link."""
+    """Counts of one link."""
 
     packets: int = 0
     restarts: int = 0
@@ -31,7 +31,7 @@ class _Sums:
 
 
 def container_facts(path: Path) -> Facts:
-    """Everything that the streams of a file say of themselves, and whether they are whole."""
+    """Everything that the streams of a file say about themselves, and whether they are complete."""
     with path.open("rb") as file:
         reader = PacketReader(file, salvage=True)
         header = reader.header
@@ -87,7 +87,7 @@ def container_samples(path: Path) -> int | None:
             while reader.next_link():
                 samples += _counted(reader).samples
         except CodecError:
-            # Whoever decodes it will say what is wrong.
+            # Decoding it will report what is wrong.
             return None
     return samples
 

@@ -9,7 +9,7 @@ WINDOW_FRAMES = 6
 
 
 class Flow:
-    """The frame numbers of a stream. ``next`` are those after all that were handed on."""
+    """The frame numbers of a stream. ``next`` are those after all that were passed on."""
 
     def __init__(self, request: StreamRequest) -> None:
         """Nothing went or came."""
@@ -19,7 +19,7 @@ class Flow:
         self._sent, self._seen = dict(self.next), dict(self.next)
 
     def begin(self, frame: int, decoded: int, encoder_start: int, decoder_start: int) -> None:
-        """A connection on which the server expects these frames, and begins with so many."""
+        """A connection where the server expects these frames, and exact starts need these."""
         self._seen = {Kind.CODES: frame, Kind.PCM: decoded}
         self._sent = {Kind.PCM: frame, Kind.CODES: decoded}
         if self._request.start == "exact":

@@ -1,4 +1,5 @@
-"""Where codes go: a Parquet file or a tar per unit, or a file per clip. All appear whole."""
+"""Where codes go: a Parquet file or a tar per unit, or a file per clip; they appear when
+complete."""
 
 from __future__ import annotations
 
@@ -22,7 +23,7 @@ from encodec_rt.streaming.codec import Codec
 class UnitWriter(Protocol):
     """Takes the rows of one unit, in ``with``.
 
-    When that has ended well, what it wrote is there under its names, and on the disk.
+    When the block has succeeded, its files have their names and are on the disk.
     """
 
     bytes_written: int
@@ -48,12 +49,12 @@ def check_sink(kind: str) -> None:
 
 
 def suffix_of(kind: str) -> str:
-    """How the files of a sink end."""
+    """The suffix of a sink's files."""
     return {"webdataset": ".tar"}.get(kind, f".{kind}")
 
 
 class FileWriter:
-    """A file per clip, in folders as its id has them."""
+    """A file per clip, in the folders of its id."""
 
     suffix = ""
 
@@ -66,7 +67,7 @@ class FileWriter:
         return self
 
     def __exit__(self, *exception: Any) -> None:
-        """Wait for the disk: once for all of them, which takes a hundredth of file by file."""
+        """Sync to disk once for all files, which takes a hundredth of the time of one by one."""
         if exception[0] is None:
             os.sync()
 
@@ -148,7 +149,7 @@ SINKS: Mapping[str, Callable[[SinkContext, str], UnitWriter]] = {
 
 
 SHARDS = ("parquet", "webdataset")
-"""Those that write a file for each unit, whatever became of its clips."""
+"""Sinks that write a file for each unit, even without clips."""
 
 
 def pieces(row: StoredClip, codec: Codec) -> list[tuple[Any, float | None]]:

@@ -26,7 +26,7 @@ T = TypeVar("T", bound=Iterable[Audio])
 class Coded:
     """The codes uint16 [frames, Q] of ``samples`` per channel, and how many frames are silent.
 
-    A model that streams in segments gives the frames of one after the other, and a scale for each
+    For a model that streams in segments, the frames of all segments in order, and a scale for each
     if it normalises.
     """
 
@@ -40,11 +40,11 @@ class ClipEncoder(Protocol):
     """Clips to codes, in any order."""
 
     def encode(self, clips: Iterable[T]) -> Iterator[tuple[T, Coded | Exception]]:
-        """Each clip with its codes, or with what was wrong with it, as it is ready."""
+        """Each clip with its codes or its error, as it becomes ready."""
 
 
 def clip_encoder(codec: Codec, bandwidth_kbps: float) -> ClipEncoder:
-    """What encodes clips with ``codec``. Raises ConfigError for a bandwidth that it lacks."""
+    """An encoder of clips with ``codec``. Raises ConfigError for a bandwidth that it lacks."""
     if codec.segmented:
         return SegmentQueue(codec, bandwidth_kbps)
     return SlotQueue(codec, bandwidth_kbps)
@@ -61,7 +61,7 @@ class SlotQueue(WorkQueue[Iterable[Audio], "_EncodingSeat", Coded]):
         slots: int | None = None,
         block_frames: int | None = None,
     ) -> None:
-        """Of ``slots`` slots, which take ``block_frames`` frames a step if all of them are taken.
+        """With ``slots`` slots, which take ``block_frames`` frames a step when all are in use.
 
         Raises ConfigError for a bandwidth that the model lacks.
         """
@@ -78,7 +78,7 @@ class SlotQueue(WorkQueue[Iterable[Audio], "_EncodingSeat", Coded]):
 
     def encode(self, clips: Iterable[T]) -> Iterator[tuple[T, Coded | Exception]]:
         """As ClipEncoder."""
-        # Each comes out as what it went in as.
+        # Each result goes with its clip.
         return cast("Iterator[tuple[T, Coded | Exception]]", self.run(clips))
 
     def seat(self, clip: Iterable[Audio]) -> _EncodingSeat:
@@ -97,7 +97,7 @@ class SlotQueue(WorkQueue[Iterable[Audio], "_EncodingSeat", Coded]):
         return seat.coded()
 
     def _finish(self, row: torch.Tensor | None, seat: _EncodingSeat) -> None:
-        """The end of a clip of which too little is left to be reflected within a step."""
+        """The end of a clip that is too short to be reflected within a step."""
         if seat.held:
             rest = torch.from_numpy(seat.take(seat.held))
             codes = self._edges.finish_encoder(row, rest[0] if len(rest) == 1 else rest)
@@ -148,7 +148,7 @@ class SegmentQueue:
 
 
 class _EncodingSeat:
-    """A clip in a slot: what of it was read and waits, and its codes so far."""
+    """A clip in a slot: samples read but not encoded yet, and its codes so far."""
 
     def __init__(self, clip: Iterable[Audio], channels: int, hop: int) -> None:
         self.codes: list[Codes] = []
@@ -161,7 +161,7 @@ class _EncodingSeat:
         self._samples = 0
 
     def has(self, samples: int) -> bool:
-        """Whether so many samples wait, once as much was read as it takes. Raises what it does."""
+        """Read until ``samples`` samples wait; whether they do. Raises what reading raises."""
         while self.held < samples and not self._ended:
             block = next(self._blocks, None)
             if block is None:
@@ -175,7 +175,7 @@ class _EncodingSeat:
         return self.held >= samples
 
     def take(self, samples: int) -> Audio:
-        """The next samples [channels, samples], which wait."""
+        """The next waiting samples [channels, samples]."""
         taken = np.empty((self._channels, samples), np.float32)
         filled = 0
         while filled < samples:

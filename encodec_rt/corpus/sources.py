@@ -1,6 +1,6 @@
-"""What a corpus is made of: folders, globs, lists, tars, Parquet and ``datasets`` objects to units.
+"""From folders, globs, lists, tars, Parquet files and ``datasets`` objects to units.
 
-The order is that of the names, so that the same corpus gives the same units every time.
+Units are in the order of names, so that the same corpus always gives the same units.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ with needed_for("a corpus"):
 Input = Any
 """A path, a glob, or a ``datasets`` object."""
 LIST_BYTES_PER_S = 32_000
-"""What a second of a list's entry counts as, which has a size only as a part of its file."""
+"""The bytes that a second of a list's entry counts as, since parts of files have no size."""
 
 
 @dataclass(frozen=True)
 class UnitSize:
-    """A unit of files ends after so many clips, or once its files have so many bytes."""
+    """A unit of files ends after ``clips`` clips, or once its files exceed ``mib`` MiB."""
 
     clips: int = 1024
     mib: float = 32.0
 
     def check(self) -> None:
-        """Raise ConfigError for sizes that nothing fits in."""
+        """Raise ConfigError for impossible sizes."""
         if self.clips < 1 or not self.mib > 0:
             raise ConfigError(
                 f"shards of {self.clips} clips and {self.mib} MiB; accepted: at least one clip, "
@@ -58,12 +58,12 @@ class UnitSize:
 
 
 class Plan:
-    """Iterates over the units of ``inputs``. What it found on the way stands in its attributes.
+    """Iterates over the units of ``inputs``. Its attributes collect what it finds.
 
     ``columns`` are the metadata fields of all sources; ``left_out`` counts the files of folders
-    whose names are not those of audio. With ``dedup`` a file that is equal to an earlier one, byte
-    for byte, is left out; it takes some 100 bytes of memory per file. Raises
-    InputError for an input that is not there, ConfigError for columns of one name and two types.
+    whose names are not those of audio. With ``dedup`` byte-for-byte copies of earlier files are
+    left out, which takes about 100 bytes of memory per file. Raises InputError for a missing input,
+    and ConfigError for columns with the same name and different types.
     """
 
     def __init__(
@@ -180,7 +180,7 @@ class Plan:
         return len(entries) >= self._size.clips or filled >= self._size.mib * 2**20
 
     def _twin(self, entry: FileEntry) -> str | None:
-        """The id of the file that this one is equal to, if it came before."""
+        """The id of an earlier file that this one equals, if any."""
         if self._hashes is None or entry.begin_s or entry.end_s is not None or entry.size < 0:
             return None
         try:
@@ -192,7 +192,7 @@ class Plan:
 
 
 def clips_of(unit: Unit, datasets: Mapping[str, Any], column: str | None) -> Iterator[CorpusClip]:
-    """The clips of a unit, in its order, each read when its turn comes."""
+    """The clips of a unit, in order, each read when it is due."""
     if unit.kind == "files":
         for entry in unit.files:
             yield CorpusClip(
@@ -211,9 +211,9 @@ def clips_of(unit: Unit, datasets: Mapping[str, Any], column: str | None) -> Ite
 
 
 def _sorted_out(inputs: Input | Sequence[Input]) -> tuple[list[str], dict[str, Any]]:
-    """The paths among ``inputs``, and the datasets by what their ids begin with.
+    """The paths among ``inputs``, and the datasets by the prefix of their ids.
 
-    The parts of a DatasetDict are called what they are in it. Raises InputError for anything else.
+    The parts of a DatasetDict keep their names. Raises InputError for anything else.
     """
     single = isinstance(inputs, (str, os.PathLike, Mapping)) or is_dataset(inputs)
     paths: list[str] = []
@@ -234,7 +234,7 @@ def _sorted_out(inputs: Input | Sequence[Input]) -> tuple[list[str], dict[str, A
 
 
 def expanded(paths: Sequence[Any]) -> Iterator[str]:
-    """Globs as the names that they match, in order. Raises InputError for what is not there."""
+    """Globs as the names that they match, in order. Raises InputError for missing inputs."""
     for given in paths:
         path = os.fspath(given)
         if os.path.lexists(path):
@@ -248,9 +248,9 @@ def expanded(paths: Sequence[Any]) -> Iterator[str]:
 
 
 def labelled(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """Each path with what its ids begin with: nothing for a single folder, else its last names.
+    """Each path with the prefix of its ids: nothing for a single folder, else its last names.
 
-    As many names are taken as tell all inputs apart.
+    As many names are taken as are needed to tell the inputs apart.
     """
     if len(paths) == 1:
         return [(paths[0], "" if os.path.isdir(paths[0]) else os.path.basename(paths[0]))]

@@ -20,7 +20,7 @@ class SessionLimits:
     error_burst: int = 50
     silent_s: float = 10.0
     slow_s: float = 2.0
-    """How long one message may take to be taken by the client."""
+    """How long the client may take to read one message."""
     session_s: float = 4 * 3600.0
     snapshot_s: float = 1.0
     drain_s: float = 30.0

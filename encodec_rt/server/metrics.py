@@ -1,4 +1,4 @@
-"""What a server tells Prometheus; docs/server.md lists the names."""
+"""A server's Prometheus metrics; docs/server.md lists the names."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ _BATCHES = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 64, 128, 1024)
 
 
 class Metrics:
-    """The figures of one server, in a registry of its own."""
+    """The metrics of one server, in its own registry."""
 
     def __init__(self, hop_s: float) -> None:
-        """``hop_s`` is a frame's duration: the deadline for what is made of it."""
+        """``hop_s`` is a frame's duration: the deadline for its result."""
         self.registry = registry = CollectorRegistry()
         self._hop_s = hop_s
         self.sessions = Gauge("encodec_rt_sessions", "Sessions that are open.", registry=registry)
@@ -65,7 +65,7 @@ class Metrics:
         )  # fmt: skip
 
     def counted(self) -> Iterator[tuple[str, str, float]]:
-        """What the network's side counts: a figure's name, its label, and how many."""
+        """Count on the network side: a metric's name, its label, and how many."""
         for name, counter in self._network_side():
             for metric in counter.collect():
                 for sample in metric.samples:
@@ -74,7 +74,7 @@ class Metrics:
                         yield name, label, sample.value
 
     def count(self, name: str, label: str, more: float) -> None:
-        """Add what a front has counted. Raises PacketError for what none counts."""
+        """Add what a front has counted. Raises PacketError for a metric that fronts do not have."""
         counter = dict(self._network_side()).get(name)
         if counter is None or not more > 0:
             raise PacketError(f"the figure {name[:20]!r}, which has grown by {more}")
@@ -84,13 +84,13 @@ class Metrics:
         return ("refused", self.refused), ("frames", self.frames), ("dropped", self.dropped)
 
     def stepped(self, seconds: float, batches: Iterable[int]) -> None:
-        """A pass took ``seconds``, with steps of so many slots."""
+        """A pass took ``seconds``, with these numbers of slots in its steps."""
         self._step.observe(seconds)
         for slots in batches:
             self._batches.observe(slots)
 
     def made(self, seconds: float) -> None:
-        """Something came of a frame, ``seconds`` after it was there."""
+        """A frame's result is ready, ``seconds`` after its last sample."""
         self._latency.observe(seconds)
         if seconds > self._hop_s:
             self._misses.inc()
@@ -100,7 +100,7 @@ class Metrics:
         self._concealed.inc(frames)
 
     def snapshots(self) -> AbstractContextManager[object]:
-        """Around the copying of states."""
+        """Use it around the copying of states."""
         return self._snapshots.time()
 
     def text(self) -> bytes:

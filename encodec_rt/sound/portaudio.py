@@ -75,7 +75,7 @@ class PortAudio:
 
         try:
             with quietly():
-                self._bounded(restart, "looking for devices anew")
+                self._bounded(restart, "rescanning the devices")
         except module.PortAudioError as error:
             raise AudioDeviceError(f"PortAudio cannot start again: {error}") from error
 
