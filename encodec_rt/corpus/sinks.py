@@ -1,5 +1,4 @@
-"""Where codes go: a Parquet file or a tar per unit, or a file per clip; they appear when
-complete."""
+"""Where codes go: a Parquet file or a tar per unit, or a file per clip, written atomically."""
 
 from __future__ import annotations
 
