@@ -117,7 +117,7 @@ def _format_of(target: str, named: str | None) -> str:
             raise ConfigError("standard output has no suffix; add --format encodec or ecdc")
         return named
     if named is not None and suffix in FORMATS and suffix != named:
-        raise ConfigError(f"{target} with --format {named}; give both the same format")
+        raise ConfigError(f"{target} with --format {named}; change it or the suffix")
     return named or suffix
 
 
