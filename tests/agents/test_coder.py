@@ -107,5 +107,5 @@ def test_what_is_no_message_of_codes_is_refused_by_name(codec: Codec) -> None:
 
     asyncio.run(run())
     coder.close()
-    with pytest.raises(InputError, match="one channel"):
+    with pytest.raises(InputError, match="mono model"):
         AgentCoder(tiny_codec(audio_channels=2), KBPS)
