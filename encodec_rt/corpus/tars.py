@@ -29,7 +29,7 @@ TEXTS = (".json", ".txt", ".cls", ".text")
 def tar_clips(unit: Unit) -> Iterator[CorpusClip]:
     """The audio of a tar in its order; the texts of its sample are its ``meta``, as JSON.
 
-    A key that comes back after others, a name that leads out of the folder, and a tar that ends in
+    A key that comes back after others, a name that leads outside the folder, and a tar that ends in
     the middle are each a clip that cannot be opened.
     """
     seen: set[str] = set()
@@ -173,7 +173,7 @@ def _add(sample: Sample, suffix: str, size: int, file: IO[bytes], others: tuple[
 def _problem(key: str, seen: set[str]) -> str | None:
     path = PurePosixPath(key)
     if path.is_absolute() or ".." in path.parts:
-        return "the name leads out of the folder"
+        return "the name leads outside the folder"
     if key in seen:
         return "its key came before; the members of a sample must be neighbours"
     return None

@@ -130,8 +130,8 @@ def test_lines_of_json_have_an_offset_a_duration_and_anything_else(
         ("name\nx.wav\n", "no path"),
         ("path,text\nx.wav\n", "as many fields as the header has"),
         ("path,id\nx.wav,../../up\n", None),
-        ("path,id\nx.wav,a/../../up\n", "leads out of the folder"),
-        ("path,id\nx.wav,a\0b\n", "leads out of the folder|is not a list"),
+        ("path,id\nx.wav,a/../../up\n", "leads outside the folder"),
+        ("path,id\nx.wav,a\0b\n", "leads outside the folder|is not a list"),
     ],
 )
 def test_a_line_that_makes_no_sense_is_named(
