@@ -126,7 +126,7 @@ def test_lines_of_json_have_an_offset_a_duration_and_anything_else(
     [
         ("path,start\nx.wav,-1\n", "line 2: '-1' is not a number of seconds"),
         ("path,start,end\nx.wav,2,1\n", "the end must come after the start"),
-        ("file,id\nx.wav,same\ny.wav,same\n", "the id 'same' was there before"),
+        ("file,id\nx.wav,same\ny.wav,same\n", "the id 'same' occurs twice"),
         ("name\nx.wav\n", "no path"),
         ("path,text\nx.wav\n", "as many fields as the header has"),
         ("path,id\nx.wav,../../up\n", None),
