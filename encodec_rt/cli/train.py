@@ -1,4 +1,4 @@
-"""encodec-rt train: train a model, or go on training it."""
+"""encodec-rt train: train a model, or continue training it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,8 @@ def train(
     preset: Annotated[
         str,
         typer.Option(
-            "--preset", help="default, cpu-tiny, default-48k, gpu, decoder, paper or smoke."
+            "--preset",
+            help="default, cpu-tiny, default-48k, gpu, adversarial, decoder, paper or smoke.",
         ),
     ] = "default",
     config: Annotated[
@@ -58,7 +59,7 @@ def train(
         Path | None, typer.Option("--export", help="Write the trained model to this folder.")
     ] = None,
 ) -> None:
-    """Train EnCodec on packed audio, or go on training it.
+    """Train EnCodec on packed audio, or continue training it.
 
     RUN gets checkpoints, curves and validation audio.
     """
