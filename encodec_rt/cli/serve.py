@@ -172,6 +172,11 @@ def _settings(options: CodecOptions, given: dict[str, Any]) -> ServeSettings:
         )
     if given["web"] and not given["calls"]:
         raise ConfigError("--web needs --calls: the page calls this server")
+    if 0 < given["sessions"] < given["calls"]:
+        raise ConfigError(
+            f"--calls {given['calls']} of --sessions {given['sessions']}; calls are sessions, so "
+            "give at most as many"
+        )
     paths = {
         name: None if given[name] is None else Path(given[name])
         for name in ("state", "certificate", "key", "token_file")

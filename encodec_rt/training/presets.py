@@ -39,6 +39,11 @@ HEARD_WEIGHTS = {
 holds the waveform. A larger share of the features than of the judgement pulls the highs down."""
 
 
+_SPECTRAL_WEIGHTS = {"relative_complex": 0.7, "compressed": 1.5, "log_mel": 1.2}
+"""What gives a trained decoder its highs back, as a plain sum. As balanced shares they do the
+opposite: the gradient of a logarithm is largest, by norm, where there is almost nothing to hear."""
+
+
 def _small_model(filters: int, width: int) -> EncodecConfig:
     return EncodecConfig(
         target_bandwidths=(1.5, 3.0, 6.0, 12.0),
@@ -120,26 +125,16 @@ PRESETS: Mapping[str, TrainingConfig] = MappingProxyType(
             _DEFAULT,
             mix=replace(_MIX, full_band_share=0.75),
             stages=(
-                Stage(
-                    "decoder alone",
-                    1.0,
-                    6,
-                    3e-4,
-                    {"relative_complex": 0.5, "compressed": 1.0, "log_mel": 1.0, "mel": 1.0}
-                    | {"adversarial": 3.0, "features": 2.0},
-                    balanced=True,
-                    frozen_encoder=True,
-                ),
+                Stage("decoder alone", 1.0, 6, 2.5e-4, _SPECTRAL_WEIGHTS, frozen_encoder=True),
             ),
-            crop_s=0.4,
             optimiser="adam",
-            betas=(0.7, 0.95),
+            betas=(0.9, 0.99),
+            clip_norm=5.0,
             output_rate_share=0.1,
+            warm_up_steps=100,
             weight_ema=0.998,
+            log_floor=1e-3,
             bypass_share=0.0,
-            discriminator=DiscriminatorConfig(windows=(1024, 512, 256), filters=12, gain=10.0),
-            discriminator_rate=1e-3,
-            discriminator_chance=1.0,
         ),
         "paper": TrainingConfig(
             model=EncodecConfig(),
@@ -186,5 +181,5 @@ PRESETS: Mapping[str, TrainingConfig] = MappingProxyType(
 )
 """``default`` is for one CPU core; ``gpu`` adds the discriminator; ``adversarial`` goes on with a
 trained model and the discriminator, on a GPU too; ``decoder`` with its decoder alone, so that its
-codes stay; ``default-48k`` is a small stereo model in
+codes stay, on one CPU core; ``default-48k`` is a small stereo model in
 chunks, which needs an index of its own (48 kHz, 2 channels); ``paper`` is the paper."""

@@ -54,6 +54,7 @@ def test_it_serves_as_its_file_and_flags_say_until_ctrl_c(model: Path, tmp_path:
         (["--config", "none.json"], "none.json"),
         (["-b", "7"], "this model has"),
         (["--fronts", "2", "--calls", "1"], "leave out --calls, --web, --ray"),
+        (["--sessions", "2", "--calls", "5"], "calls are sessions"),
     ],
 )
 def test_what_it_cannot_serve_it_refuses_in_a_sentence(
