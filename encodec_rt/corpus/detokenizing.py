@@ -274,6 +274,8 @@ def _blocks(row: StoredClip, codec: Codec) -> Iterator[Block]:
 def _planned(paths: Sequence[tuple[str, str]], size: UnitSize) -> Iterator[Unit]:
     """A unit for each shard, and for some files of a clip each."""
     index, entries, seen = 0, list[FileEntry](), Seen()
+    # Ids are unique in a corpus; shards that are named one by one may be of several.
+    several = len({os.path.dirname(path) for path, _ in paths if path.endswith(_SHARDS)}) > 1
     for path, label in paths:
         for file in code_files(path):
             base = _base(Path(path))
@@ -281,8 +283,10 @@ def _planned(paths: Sequence[tuple[str, str]], size: UnitSize) -> Iterator[Unit]
             name = as_id("/".join(part for part in (label, inside) if part))
             state = state_of(str(file))
             if file.suffix in _SHARDS:
-                stem = as_id(label) if inside else ""
-                yield Unit(index, "codes", str(file), stem, size=state[0], mtime_ns=state[1])
+                prefix = label if inside else label.removesuffix(file.suffix) if several else ""
+                yield Unit(
+                    index, "codes", str(file), as_id(prefix), size=state[0], mtime_ns=state[1]
+                )
                 index += 1
                 continue
             stem = name.removesuffix(file.suffix)

@@ -129,6 +129,19 @@ def test_files_of_one_name_and_two_kinds_do_not_replace_each_other(
     assert names == ["a.npz.wav", "a.wav"]
 
 
+def test_shards_of_two_corpora_with_the_same_ids_do_not_replace_each_other(
+    codec: Codec, tmp_path: Path
+) -> None:
+    for seed, name in enumerate(("a", "b")):
+        write_clip(tmp_path / name / "clip.wav", 0.3, rate_hz=800, seed=seed)
+        run([tmp_path / name], tmp_path / f"codes-{name}", codec)
+    shards = [next(tmp_path.glob(f"codes-{name}/data/*.parquet")) for name in ("a", "b")]
+    summary = detokenize(shards, tmp_path / "out", codec=codec, jobs=1)
+    assert (summary.clips, summary.errors) == (2, 0)
+    one, other = (soundfile.read(path)[0] for path in sorted(tmp_path.glob("out/data/**/*.wav")))
+    assert not np.array_equal(one, other)
+
+
 def test_a_folder_with_a_folder_called_data_is_read_whole(codec: Codec, tmp_path: Path) -> None:
     (tmp_path / "codes/data").mkdir(parents=True)
     for name in ("one.npy", "data/two.npy"):
