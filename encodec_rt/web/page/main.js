@@ -18,6 +18,10 @@ const { folder, model: modelUrl, clip: clipUrl, calls } = document.body.dataset;
 const MAX_INSIDE_BYTES = globalThis.encodecMaxInsideBytes ?? 16e6;
 
 const page = { worker: null, context: null, node: null, source: null, stream: null, ear: "codec", muted: false, saved: [], about: null };
+// Firefox computes `outputLatency` with its audio graph locked, by asking the process that plays, which
+// may be waiting for that graph: the page then stands still for ever (seen in Firefox 153, on PulseAudio).
+const tellsOutputLatency = !navigator.userAgent.includes("Firefox/");
+
 // What tests ask of the page.
 globalThis.encodec = page;
 
@@ -246,7 +250,7 @@ function latency(hop) {
     ["Held against jitter", hop.held],
     ["Waiting to be played", hop.waiting],
     ["Browser's mixer", context.baseLatency],
-    ["Device, as the browser says", context.outputLatency],
+    ["Device, as the browser says", tellsOutputLatency ? context.outputLatency : NaN],
   ].filter(([, seconds]) => Number.isFinite(seconds));
   showRows(element("latency").tBodies[0], rows, hop.counts ? Object.entries(hop.counts) : [["Gaps so far", hop.underruns]]);
 }
