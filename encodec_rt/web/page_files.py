@@ -68,6 +68,10 @@ class PageFiles:
         """
         self._files = _files(model, calls=calls)
         self._token = token
+        # Beside the scripts, not after them; a browser could not send the token this early.
+        place = next(path for path, file in self._files.items() if file.secret)
+        preload = {"Link": f"<{place}>; rel=preload; as=fetch; crossorigin"}
+        self._page_headers = preload if token is None else {}
         self.bytes_sent = 0
 
     def __contains__(self, path: str) -> bool:
@@ -84,10 +88,12 @@ class PageFiles:
         if file.secret and token is not None and not is_authorized(given, token):
             raise web.HTTPUnauthorized(headers={"WWW-Authenticate": "Bearer"})
         self.bytes_sent += len(file.content)
-        kept = "no-cache" if request.path == "/" else KEPT
+        more = {"Cache-Control": KEPT}
+        if request.path == "/":
+            more = {"Cache-Control": "no-cache", **self._page_headers}
         return web.Response(
             body=file.content, content_type=file.kind, charset=_charset(file.kind),
-            headers={**HEADERS, "Cache-Control": kept},
+            headers={**HEADERS, **more},
         )  # fmt: skip
 
 

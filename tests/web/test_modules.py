@@ -48,6 +48,19 @@ def random_packet(random: np.random.Generator, bits: int) -> Packet:
     return Packet(codes.astype(np.uint16), redundancy)
 
 
+def test_the_page_asks_for_every_module_that_it_imports_at_once() -> None:
+    page = ROOT / "encodec_rt" / "web" / "page"
+    found, waiting = set(), ["main.js"]
+    while waiting:
+        found.add(name := waiting.pop())
+        imported = re.findall(r'^import .* from "\./(.*)";$', (page / name).read_text(), re.M)
+        waiting += set(imported) - found
+    preloaded = re.findall(
+        r'"modulepreload" href="@FOLDER@/(.*)"', (page / "index.html").read_text()
+    )
+    assert sorted(["main.js", *preloaded]) == sorted(found)
+
+
 def test_the_documented_example_reads_the_same_in_javascript(node: Any) -> None:
     text = (ROOT / "docs" / "format.md").read_text()
     payload = re.search(r"^    (4f[ 0-9a-f]+)$", text, re.MULTILINE)

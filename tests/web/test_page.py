@@ -74,6 +74,12 @@ def test_a_microphone_is_heard_through_the_codec_as_python_computes_it(
     microphone: str, tmp_path: Path
 ) -> None:
     async def work(page: Page, address: str, server: PageServer) -> None:
+        # The model was asked for ahead of the scripts, and once.
+        [model_file] = await page.run(
+            "performance.getEntriesByType('resource').filter((e) => e.name.includes('/model-'))"
+            ".map((e) => e.initiatorType)"
+        )
+        assert model_file == "link"
         assert server.files.bytes_sent < 13e6
         await page.click("#microphone")
         await page.until(RUNNING)
@@ -219,6 +225,8 @@ def test_the_server_names_files_by_content_and_guards_what_it_gives() -> None:
                 text = await page.text()
                 assert page.headers["Content-Security-Policy"] == POLICY
                 assert page.headers["Cache-Control"] == "no-cache"
+                # A browser would ask without the token, and be refused.
+                assert "Link" not in page.headers
             assert "@" not in text
             place = text.split('data-model="')[1].split('"')[0]
             script = text.split('src="')[1].split('"')[0]
