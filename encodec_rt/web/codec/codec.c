@@ -96,15 +96,15 @@ static void search(float *residual, u32 count, uint16_t *chosen) {
     for (u32 v = 1; v < size; v++)
       if (distance[v] < distance[best]) best = v;  // the lowest index wins a tie
     chosen[q] = (uint16_t)best;
-    const float *vector = books[q].vectors + (u64)best * D;
+    const float *vector = books[q].vectors + best * D;
     for (u32 d = 0; d < D; d++) residual[d] -= vector[d];
   }
 }
 
 static void sum_vectors(const uint16_t *chosen, u32 count, float *latent) {
-  copy(latent, books[0].vectors + (u64)chosen[0] * model.dim, model.dim);
+  copy(latent, books[0].vectors + chosen[0] * model.dim, model.dim);
   for (u32 q = 1; q < count; q++)
-    add_into(latent, books[q].vectors + (u64)chosen[q] * model.dim, model.dim);
+    add_into(latent, books[q].vectors + chosen[q] * model.dim, model.dim);
 }
 
 // The arenas of streams with `prime_frames` frames of silence behind them.
@@ -115,11 +115,11 @@ static void prime(u32 count) {
   clear(primed[0], networks[0].state_floats);
   clear(primed[1], networks[1].state_floats);
   while (done < model.prime_frames) {
-    clear(x_buffer, (u64)rows * model.channels);
+    clear(x_buffer, rows * model.channels);
     u32 frames = run(&networks[0], primed[0], rows, edge);
     for (u32 t = 0; t < frames && done < model.prime_frames; t++, done++) {
-      search(x_buffer + (u64)t * model.dim, count, chosen);
-      sum_vectors(chosen, count, latents + (u64)done * model.dim);
+      search(x_buffer + t * model.dim, count, chosen);
+      sum_vectors(chosen, count, latents + done * model.dim);
     }
     rows = model.hop;
     edge = 0;
@@ -127,7 +127,7 @@ static void prime(u32 count) {
   u32 frames = model.decoder_start;
   edge = LEFT;
   for (u32 at = 0; at < model.prime_frames; at += frames, frames = 1, edge = 0) {
-    copy(x_buffer, latents + (u64)at * model.dim, (u64)frames * model.dim);
+    copy(x_buffer, latents + at * model.dim, frames * model.dim);
     run(&networks[1], primed[1], frames, edge);
   }
   primed_books = count;
@@ -187,12 +187,12 @@ EXPORT(encode) int encode(u32 handle, u32 samples, u32 count, u32 edge) {
   if (!s) return BAD_HANDLE;
   u32 first = model.encoder_start * model.hop;
   if (count < 1 || count > model.books || !fits(samples, first, model.hop, edge)) return BAD_COUNT;
-  if (!all_finite(pcm, (u64)samples * model.channels)) return BAD_AUDIO;
+  if (!all_finite(pcm, samples * model.channels)) return BAD_AUDIO;
   if (edge & LEFT) clear(s->arena, networks[0].state_floats);
-  copy(x_buffer, pcm, (u64)samples * model.channels);
+  copy(x_buffer, pcm, samples * model.channels);
   u32 frames = run(&networks[0], s->arena, samples, (int)edge);
   for (u32 t = 0; t < frames; t++)
-    search(x_buffer + (u64)t * model.dim, count, codes + (u64)t * count);
+    search(x_buffer + t * model.dim, count, codes + t * count);
   return (int)frames;
 }
 
@@ -200,10 +200,10 @@ EXPORT(encode) int encode(u32 handle, u32 samples, u32 count, u32 edge) {
 EXPORT(look_up) int look_up(u32 frames, u32 count) {
   if (loaded != 1) return NOT_LOADED;
   if (frames > max_frames || count < 1 || count > model.books) return BAD_COUNT;
-  for (u64 i = 0; i < (u64)frames * count; i++)
+  for (u32 i = 0; i < frames * count; i++)
     if (codes[i] >= model.book_size) return BAD_CODE;
   for (u32 t = 0; t < frames; t++)
-    sum_vectors(codes + (u64)t * count, count, latents + (u64)t * model.dim);
+    sum_vectors(codes + t * count, count, latents + t * model.dim);
   return (int)frames;
 }
 
@@ -212,11 +212,11 @@ EXPORT(decode_latents) int decode_latents(u32 handle, u32 frames, u32 edge) {
   Stream *s = stream(handle, DECODER);
   if (!s) return BAD_HANDLE;
   if (frames > max_frames || !fits(frames, model.decoder_start, 1, edge)) return BAD_COUNT;
-  if (!all_finite(latents, (u64)frames * model.dim)) return BAD_AUDIO;
+  if (!all_finite(latents, frames * model.dim)) return BAD_AUDIO;
   if (edge & LEFT) clear(s->arena, networks[1].state_floats);
-  copy(x_buffer, latents, (u64)frames * model.dim);
+  copy(x_buffer, latents, frames * model.dim);
   u32 samples = run(&networks[1], s->arena, frames, (int)edge);
-  copy(pcm, x_buffer, (u64)samples * model.channels);
+  copy(pcm, x_buffer, samples * model.channels);
   return (int)samples;
 }
 

@@ -3,26 +3,26 @@
 #include "model.h"
 
 // Activations [T, C], and what a layer needs on the way to the next ones. All have SLACK floats
-// more than a layer asks for, so that whole vectors may be written.
+// more than a layer asks for, so that whole vectors may be written. No size in them passes
+// MAX_SCRATCH (see `measure`), so that 32 bits hold every product of sizes and T.
 static float *x_buffer, *y_buffer, *full_buffer, *sums_buffer, *windows_buffer;
 enum { SLACK = 64 };
 
 // The row, of `rows` that there are, that the offline padding has at `at` < 0 or >= rows; -1 for
 // zeros. A reflection wider than the clip reflects the clip lengthened by zeros (model/conv.py).
-static int64_t padding_row(int64_t at, int64_t rows, int64_t widest) {
+static int padding_row(int at, int rows, int widest) {
   if (model.pad_mode == CONSTANT) return -1;
   if (model.pad_mode == REPLICATE) return at < 0 ? 0 : rows - 1;
-  int64_t length = rows > widest ? rows : widest + 1;
+  int length = rows > widest ? rows : widest + 1;
   if (at >= rows && at < length) return -1;
-  int64_t mirrored = at < 0 ? -at : 2 * (length - 1) - at;
+  int mirrored = at < 0 ? -at : 2 * (length - 1) - at;
   return mirrored >= 0 && mirrored < rows ? mirrored : -1;
 }
 
-static void pad_rows(float *first, u64 rows, u32 channels, int64_t from, int64_t until,
-                     int64_t widest) {
-  for (int64_t at = from; at < until; at++) {
-    int64_t row = padding_row(at, (int64_t)rows, widest);
-    float *to = first + at * channels;
+static void pad_rows(float *first, u32 rows, u32 channels, int from, int until, int widest) {
+  for (int at = from; at < until; at++) {
+    int row = padding_row(at, (int)rows, widest);
+    float *to = first + at * (int)channels;
     if (row < 0) clear(to, channels);
     else copy(to, first + row * channels, channels);
   }
@@ -34,20 +34,19 @@ static void pad_rows(float *first, u64 rows, u32 channels, int64_t from, int64_t
 static u32 with_past(const Layer *l, float *state, const float *x, u32 T, int edge,
                      int activated) {
   u32 C = l->is.in, extra = 0;
-  float *input = full_buffer + (u64)l->past * C;
-  if (activated) elu_into(input, x, (u64)T * C);
-  else copy(input, x, (u64)T * C);
+  float *input = full_buffer + l->past * C;
+  if (activated) elu_into(input, x, T * C);
+  else copy(input, x, T * C);
   if (edge & RIGHT && T % l->is.stride) extra = l->is.stride - T % l->is.stride;
   if (edge & LEFT) {
-    int64_t widest = l->past > extra ? l->past : extra;
-    pad_rows(input, T, C, -(int64_t)l->past, 0, widest);
-    pad_rows(input, T, C, T, (int64_t)T + extra, widest);
+    int widest = l->past > extra ? l->past : extra;
+    pad_rows(input, T, C, -(int)l->past, 0, widest);
+    pad_rows(input, T, C, T, T + extra, widest);
   } else {
-    copy(full_buffer, state, (u64)l->past * C);
-    pad_rows(full_buffer, (u64)l->past + T, C, (int64_t)l->past + T,
-             (int64_t)l->past + T + extra, extra);
+    copy(full_buffer, state, l->past * C);
+    pad_rows(full_buffer, l->past + T, C, l->past + T, l->past + T + extra, extra);
   }
-  copy(state, full_buffer + (u64)T * C, (u64)l->past * C);
+  copy(state, full_buffer + T * C, l->past * C);
   return T + extra;
 }
 
@@ -62,7 +61,7 @@ static void convolve(const Layer *l, u32 T, float *y, u32 ys, u32 N) {
   float *to = windows_buffer;
   for (u32 t = 0; t < T; t++)
     for (u32 k = 0; k < K; k++, to += C)
-      copy(to, full_buffer + ((u64)t * l->is.stride + (u64)k * l->is.dilation) * C, C);
+      copy(to, full_buffer + (t * l->is.stride + k * l->is.dilation) * C, C);
   product(windows_buffer, K * C, T, K * C, l->w, l->b, y, ys, N);
 }
 
@@ -79,42 +78,42 @@ static u32 residual(const Layer *l, float *arena, const float *x, float *y, u32 
   with_past(l, arena + l->state, x, T, edge & LEFT, 1);
   convolve(l, T, sums_buffer, row, H);
   for (u32 t = 0; t < T; t++) {
-    float *sums = sums_buffer + (u64)t * row;
+    float *sums = sums_buffer + t * row;
     elu_into(sums, sums, H);
     // The 1x1 convolution and the shortcut's are one product over [hidden | x].
-    if (l->is.option) copy(sums + H, x + (u64)t * C, C);
+    if (l->is.option) copy(sums + H, x + t * C, C);
   }
   product(sums_buffer, row, T, row, l->w2, l->b2, y, C, C);
-  if (!l->is.option) add_into(y, x, (u64)T * C);
+  if (!l->is.option) add_into(y, x, T * C);
   return T;
 }
 
 static u32 transposed(const Layer *l, float *arena, const float *x, float *y, u32 T, int edge) {
   u32 C = l->is.out, stride = l->is.stride, taps = l->is.kernel * C;
-  u64 ready = (u64)T * stride, first = edge & LEFT ? l->is.option : 0;
-  elu_into(full_buffer, x, (u64)T * l->is.in);
+  u32 ready = T * stride, first = edge & LEFT ? l->is.option : 0;
+  elu_into(full_buffer, x, T * l->is.in);
   if (edge & RIGHT) {
     // One more input of zeros adds nothing and pushes the overlap out.
-    clear(full_buffer + (u64)T * l->is.in, l->is.in);
+    clear(full_buffer + T * l->is.in, l->is.in);
     T++;
     ready += l->is.option;
-    if (ready > (u64)T * stride) ready = (u64)T * stride;
+    if (ready > T * stride) ready = T * stride;
   }
   product(full_buffer, l->is.in, T, l->is.in, l->w, l->b2, sums_buffer, taps, taps);
   float *spread = windows_buffer, *tail = arena + l->state;
-  u64 kept = (u64)l->past * C, given = (u64)T * stride * C;
+  u32 kept = l->past * C, given = T * stride * C;
   copy(spread, tail, kept);
   clear(spread + kept, given);
   for (u32 t = 0; t < T; t++)
-    add_into(spread + (u64)t * stride * C, sums_buffer + (u64)t * taps, taps);
+    add_into(spread + t * stride * C, sums_buffer + t * taps, taps);
   copy(tail, spread + given, kept);
   if (ready <= first) return 0;
-  for (u64 t = first; t < ready; t++) {
+  for (u32 t = first; t < ready; t++) {
     float *to = y + (t - first) * C;
     copy(to, spread + t * C, C);
     add_into(to, l->b, C);
   }
-  return (u32)(ready - first);
+  return ready - first;
 }
 
 static void lstm_step(const Layer *l, float *arena, const float *x, float *y) {
@@ -122,10 +121,10 @@ static void lstm_step(const Layer *l, float *arena, const float *x, float *y) {
   float *above = full_buffer, *gates = sums_buffer, *cell = windows_buffer;
   copy(above, x, D);
   for (u32 depth = 0; depth < l->is.hidden; depth++) {
-    float *h = arena + l->state + (u64)depth * D, *c = arena + l->cell + (u64)depth * D;
+    float *h = arena + l->state + depth * D, *c = arena + l->cell + depth * D;
     copy(above + D, h, D);
-    product(above, 0, 1, 2 * D, l->w + packed_floats(2 * D, 4 * D) * depth,
-            l->b + padded(4 * D) * depth, gates, 0, 4 * D);
+    product(above, 0, 1, 2 * D, l->w + (u32)packed_floats(2 * D, 4 * D) * depth,
+            l->b + (u32)padded(4 * D) * depth, gates, 0, 4 * D);
     copy(cell, c, D);
     // The gates are in torch's order: i, f, g, o. Vectors overrun only into slack.
     for (u32 i = 0; i < D; i += 4) {
@@ -153,7 +152,7 @@ static u32 run(const Network *net, float *arena, u32 T, int edge) {
       case TRANSPOSED: T = transposed(l, arena, x, y, T, edge); break;
       default:
         for (u32 t = 0; t < T; t++)
-          lstm_step(l, arena, x + (u64)t * l->is.in, y + (u64)t * l->is.in);
+          lstm_step(l, arena, x + t * l->is.in, y + t * l->is.in);
     }
     x_buffer = y;
     y_buffer = x;

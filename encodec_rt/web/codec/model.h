@@ -116,33 +116,32 @@ INLINE float number(Tensor t, u64 i) {
   return wide.f;
 }
 
+// Room for `depth` packed matrices [K, N] whose numbers come next; a vector is a matrix with K = 1.
+static float *room_for(Reader *r, u32 depth, u64 K, u64 N) {
+  if (r->error) return 0;
+  // Whether the numbers are there is looked at before memory is taken for them.
+  u64 left = (u64)(r->end - r->at);
+  if (K * N > (u64)MAX_FLOATS || K * N * depth > left) { fail(r, BAD_LENGTH); return 0; }
+  float *room = take_floats(packed_floats(K, N) * depth);
+  if (!room) fail(r, NO_MEMORY);
+  return room;
+}
+
 static __attribute__((noinline)) void read_packed(Reader *r, u64 K, u64 N, float *to) {
   Tensor from = next_tensor(r, K * N);
   if (r->error) return;
   for (u64 k = 0; k < K; k++)
     for (u64 n = 0; n < N; n++) to[packed_at(K, N, k, n)] = number(from, k * N + n);
-  if (!all_finite(to, packed_floats(K, N))) fail(r, BAD_WEIGHT);
-}
-
-static void read_vector(Reader *r, u64 n, float *to) {
-  Tensor from = next_tensor(r, n);
-  if (r->error) return;
-  for (u64 i = 0; i < n; i++) to[i] = number(from, i);
-  if (!all_finite(to, n)) fail(r, BAD_WEIGHT);
+  if (!all_finite(to, (u32)packed_floats(K, N))) fail(r, BAD_WEIGHT);
 }
 
 // `depth` pairs of matrix [K, N] and bias [N], one after the other.
 static void read_products(Reader *r, u32 depth, u64 K, u64 N, float **w, float **b) {
-  if (r->error) return;
-  // Whether the numbers are there is looked at before memory is taken for them.
-  u64 left = (u64)(r->end - r->at);
-  if (K * N > (u64)MAX_FLOATS || K * N * depth > left) { fail(r, BAD_LENGTH); return; }
-  *w = take_floats(packed_floats(K, N) * depth);
-  *b = take_floats(padded(N) * depth);
-  if (!*w || !*b) { fail(r, NO_MEMORY); return; }
+  *w = room_for(r, depth, K, N);
+  *b = room_for(r, depth, 1, N);
   for (u32 i = 0; i < depth && !r->error; i++) {
     read_packed(r, K, N, *w + packed_floats(K, N) * i);
-    read_vector(r, N, *b + padded(N) * i);
+    read_packed(r, 1, N, *b + padded(N) * i);
   }
 }
 
@@ -174,7 +173,7 @@ static u32 in_arena(Network *net, u64 floats) {
 }
 
 static void read_layer(Reader *r, const Record *is, Network *net, Layer *l) {
-  u64 K = (u64)is->kernel * is->in;
+  u64 K = (u64)is->kernel * is->in, N;
   l->is = *is;
   switch (is->kind) {
     case CONV:
@@ -185,18 +184,13 @@ static void read_layer(Reader *r, const Record *is, Network *net, Layer *l) {
     case TRANSPOSED:
       l->past = is->kernel - is->stride;
       l->state = in_arena(net, (u64)l->past * is->out);
-      if (r->error) return;
-      if (is->in * ((u64)is->kernel * is->out) > (u64)(r->end - r->at)) {
-        fail(r, BAD_LENGTH);
-        return;
-      }
-      l->w = take_floats(packed_floats(is->in, (u64)is->kernel * is->out));
-      l->b = take_floats(padded(is->out));
+      N = (u64)is->kernel * is->out;
+      l->w = room_for(r, 1, is->in, N);
+      l->b = room_for(r, 1, 1, is->out);
       // The bias is added once, behind the overlap: the product's own is zero.
-      l->b2 = take_floats(padded((u64)is->kernel * is->out));
-      if (!l->w || !l->b || !l->b2) { fail(r, NO_MEMORY); return; }
-      read_packed(r, is->in, (u64)is->kernel * is->out, l->w);
-      read_vector(r, is->out, l->b);
+      l->b2 = room_for(r, 1, 1, N);
+      read_packed(r, is->in, N, l->w);
+      read_packed(r, 1, is->out, l->b);
       break;
     case RESIDUAL:
       l->past = (is->kernel - 1) * is->dilation;
@@ -240,23 +234,21 @@ static u64 read_network(Reader *r, const Record *records, u32 count, u32 in, u32
 
 static void read_book(Reader *r, Book *book) {
   u64 D = model.dim, size = model.book_size;
-  Tensor from = next_tensor(r, D * size);
+  book->vectors = room_for(r, 1, 1, D * size);
+  book->search = room_for(r, 1, D, size);
+  book->norms = room_for(r, 1, 1, size);
+  read_packed(r, 1, D * size, book->vectors);
   if (r->error) return;
-  book->vectors = take_floats(D * size);
-  book->search = take_floats(packed_floats(D, size));
-  book->norms = take_floats(padded(size));
-  if (!book->vectors || !book->search || !book->norms) { fail(r, NO_MEMORY); return; }
   for (u64 v = 0; v < size; v++) {
     double norm = 0;
     for (u64 d = 0; d < D; d++) {
-      float x = number(from, v * D + d);
-      book->vectors[v * D + d] = x;
+      float x = book->vectors[v * D + d];
       book->search[packed_at(D, size, d, v)] = -2.f * x;
       norm += (double)x * x;
     }
     book->norms[v] = (float)norm;
   }
-  if (!all_finite(book->vectors, D * size) || !all_finite(book->norms, size)) fail(r, BAD_WEIGHT);
+  if (!all_finite(book->norms, (u32)size)) fail(r, BAD_WEIGHT);
 }
 
 static int check_header(void) {

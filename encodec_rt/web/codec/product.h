@@ -30,24 +30,18 @@ static float dot(const float *p, const float *q, u32 K) {
 INLINE void panel1(const float *x, u32 K, const float *w, const float *b, float *y) {
   V a0 = load4(b), a1 = load4(b + 4), a2 = load4(b + 8), a3 = load4(b + 12);
   V b0 = splat(0.f), b1 = b0, b2 = b0, b3 = b0;
-  u32 k = 0;
-  for (; k + 2 <= K; k += 2, w += 2 * PANEL) {
-    V s = splat_at(x + k), r = splat_at(x + k + 1);
-    a0 = multiply_add(s, load4(w), a0);
-    a1 = multiply_add(s, load4(w + 4), a1);
-    a2 = multiply_add(s, load4(w + 8), a2);
-    a3 = multiply_add(s, load4(w + 12), a3);
-    b0 = multiply_add(r, load4(w + 16), b0);
-    b1 = multiply_add(r, load4(w + 20), b1);
-    b2 = multiply_add(r, load4(w + 24), b2);
-    b3 = multiply_add(r, load4(w + 28), b3);
-  }
-  if (k < K) {
+  for (u32 k = 0; k < K; k += 2, w += 2 * PANEL) {
     V s = splat_at(x + k);
     a0 = multiply_add(s, load4(w), a0);
     a1 = multiply_add(s, load4(w + 4), a1);
     a2 = multiply_add(s, load4(w + 8), a2);
     a3 = multiply_add(s, load4(w + 12), a3);
+    if (k + 1 == K) break;
+    V r = splat_at(x + k + 1);
+    b0 = multiply_add(r, load4(w + 16), b0);
+    b1 = multiply_add(r, load4(w + 20), b1);
+    b2 = multiply_add(r, load4(w + 24), b2);
+    b3 = multiply_add(r, load4(w + 28), b3);
   }
   store4(y, add(a0, b0));
   store4(y + 4, add(a1, b1));
@@ -91,26 +85,26 @@ static __attribute__((noinline)) void product(const float *x, u32 xs, u32 T, u32
   if (N <= NARROW) {
     for (u32 t = 0; t < T; t++)
       for (u32 n = 0; n < N; n++)
-        y[(u64)t * ys + n] = dot(x + (u64)t * xs, w + (u64)n * K, K) + b[n];
+        y[t * ys + n] = dot(x + t * xs, w + n * K, K) + b[n];
     return;
   }
   float spare[4 * PANEL];
-  for (u32 n = 0; n < N; n += PANEL, w += (u64)PANEL * K) {
+  for (u32 n = 0; n < N; n += PANEL, w += PANEL * K) {
     int whole = N - n >= PANEL;
     u32 t = 0;
     for (; t + 4 <= T; t += 4) {
-      float *to = whole ? y + (u64)t * ys + n : spare;
+      float *to = whole ? y + t * ys + n : spare;
       u32 step = whole ? ys : PANEL;
-      const float *rows = x + (u64)t * xs;
-      half_panel4(rows, xs, K, w, b + n, to, step);
-      half_panel4(rows, xs, K, w + 8, b + n + 8, to + 8, step);
+      const float *rows = x + t * xs;
+      for (u32 half = 0; half < PANEL; half += PANEL / 2)
+        half_panel4(rows, xs, K, w + half, b + n + half, to + half, step);
       if (!whole)
-        for (u32 r = 0; r < 4; r++) copy(y + (u64)(t + r) * ys + n, spare + PANEL * r, N - n);
+        for (u32 r = 0; r < 4; r++) copy(y + (t + r) * ys + n, spare + PANEL * r, N - n);
     }
     for (; t < T; t++) {
-      float *to = whole ? y + (u64)t * ys + n : spare;
-      panel1(x + (u64)t * xs, K, w, b + n, to);
-      if (!whole) copy(y + (u64)t * ys + n, spare, N - n);
+      float *to = whole ? y + t * ys + n : spare;
+      panel1(x + t * xs, K, w, b + n, to);
+      if (!whole) copy(y + t * ys + n, spare, N - n);
     }
   }
 }

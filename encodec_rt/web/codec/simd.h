@@ -26,10 +26,10 @@ INLINE float sum4(V v) {
          (wasm_f32x4_extract_lane(v, 2) + wasm_f32x4_extract_lane(v, 3));
 }
 
-static void copy(float *to, const float *from, u64 floats) {
-  __builtin_memcpy(to, from, (unsigned long)floats * 4);
+static void copy(float *to, const float *from, u32 floats) {
+  __builtin_memcpy(to, from, floats * 4);
 }
-static void clear(float *to, u64 floats) { __builtin_memset(to, 0, (unsigned long)floats * 4); }
+static void clear(float *to, u32 floats) { __builtin_memset(to, 0, floats * 4); }
 
 // exp(x) - 1 for x <= 0 without cancellation near 0: x = n ln 2 + r with ln 2 in two parts, and
 // the polynomial of Cephes' expf for exp(r), |r| <= ln 2 / 2.
@@ -50,41 +50,46 @@ INLINE V expm1_negative(V x) {
   return add(wasm_f32x4_sub(power, splat(1.f)), mul(power, p));
 }
 
+// As a call, where twelve constants at each place would cost more than the calls do.
+static V expm1_called(V x) { return expm1_negative(x); }
+
 INLINE V elu4(V x) {
   V zero = splat(0.f);
   return add(wasm_f32x4_max(x, zero), expm1_negative(wasm_f32x4_min(x, zero)));
 }
 
 INLINE V tanh4(V x) {
-  V t = expm1_negative(mul(wasm_f32x4_abs(x), splat(-2.f)));
+  V t = expm1_called(mul(wasm_f32x4_abs(x), splat(-2.f)));
   V size = wasm_f32x4_div(wasm_f32x4_neg(t), add(t, splat(2.f)));
   V sign = wasm_v128_and(x, wasm_i32x4_splat((int)0x80000000));
   return wasm_v128_or(size, sign);
 }
 
 INLINE V sigmoid4(V x) {
-  V e = expm1_negative(wasm_f32x4_neg(wasm_f32x4_abs(x)));  // exp(-|x|) - 1
+  V e = expm1_called(wasm_f32x4_neg(wasm_f32x4_abs(x)));  // exp(-|x|) - 1
   V below = add(e, splat(2.f));
   V positive = wasm_f32x4_div(splat(1.f), below);
   V negative = wasm_f32x4_div(add(e, splat(1.f)), below);
   return wasm_v128_bitselect(positive, negative, wasm_f32x4_ge(x, splat(0.f)));
 }
 
-static __attribute__((noinline)) void elu_into(float *y, const float *x, u64 n) {
-  u64 i = 0;
-  for (; i + 4 <= n; i += 4) store4(y + i, elu4(load4(x + i)));
-  for (; i < n; i++) y[i] = lane0(elu4(splat_at(x + i)));
+static __attribute__((noinline)) void elu_into(float *y, const float *x, u32 n) {
+  for (u32 i = 0; i < n; i += 4) {
+    V activated = elu4(load4(x + i));  // of the last ones, with what lies behind them
+    if (n - i >= 4) store4(y + i, activated);
+    else copy(y + i, (float *)&activated, n - i);
+  }
 }
 
-static __attribute__((noinline)) void add_into(float *y, const float *x, u64 n) {
-  u64 i = 0;
+static __attribute__((noinline)) void add_into(float *y, const float *x, u32 n) {
+  u32 i = 0;
   for (; i + 4 <= n; i += 4) store4(y + i, add(load4(y + i), load4(x + i)));
   for (; i < n; i++) y[i] += x[i];
 }
 
-static int all_finite(const float *x, u64 n) {
+static int all_finite(const float *x, u32 n) {
   const u32 *bits = (const u32 *)x;
-  for (u64 i = 0; i < n; i++)
+  for (u32 i = 0; i < n; i++)
     if ((bits[i] & 0x7f800000u) == 0x7f800000u) return 0;
   return 1;
 }
