@@ -23,7 +23,7 @@ from encodec_rt.portable import PortableCodec, PortableSnapshot
 from encodec_rt.streaming.codec import Codec
 from tests.support.causal import CONFIGS, GOLDEN, audio_of
 from tests.support.contract import assert_codes_agree, offline_codes, pieces
-from tests.support.models import random_model, snr_db, tiny_config
+from tests.support.models import random_model, snr_db, speech, tiny_config
 from tests.support.tolerances import bound
 
 AUDIO_DB = -20 * math.log10(bound("portable audio", "float32"))
@@ -40,6 +40,28 @@ def pair(name: str) -> tuple[Codec, PortableCodec]:
 def embedded() -> tuple[Codec, PortableCodec]:
     model = EncodecModel.from_pretrained("default")
     return Codec(model), PortableCodec(blob(model))
+
+
+def test_a_thread_that_takes_subnormal_numbers_for_zero_computes_the_same_bits() -> None:
+    content = blob(EncodecModel.from_pretrained("default"))
+    audio = speech(24_000).numpy()
+
+    def run() -> tuple[NDArray[np.uint16], NDArray[np.float32]]:
+        portable = PortableCodec(content)
+        codes = portable.stream_encoder(6.0).push(audio)
+        return codes, portable.stream_decoder(6.0).push(codes)
+
+    codes, heard = run()
+    # As browsers' audio threads do.
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor flushes no subnormal numbers")
+    try:
+        assert np.float32(1e-39) * np.float32(1) == 0
+        flushed_codes, flushed = run()
+    finally:
+        torch.set_flush_denormal(False)
+    assert np.array_equal(flushed_codes, codes)
+    assert np.array_equal(flushed, heard)
 
 
 @pytest.mark.parametrize("start", ["primed", "exact", "zero"])

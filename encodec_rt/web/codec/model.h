@@ -106,12 +106,13 @@ static Tensor next_tensor(Reader *r, u64 count) {
   return tensor;
 }
 
+// Element i. No float32 on the way is subnormal: audio threads may take those for zero.
 INLINE float number(Tensor t, u64 i) {
   if (!t.half) return ((const float *)t.data)[i];
-  u32 bits = ((const uint16_t *)t.data)[i];
-  // The exponent's bias changes from 15 to 127 by a product that is exact, subnormals included.
-  union { u32 u; float f; } wide = {(bits & 0x7fff) << 13}, scale = {(127 + 112) << 23};
-  if ((bits & 0x7c00) == 0x7c00) wide.u = 0x7f800000u; else wide.f *= scale.f;
+  u32 bits = ((const uint16_t *)t.data)[i], size = bits & 0x7fff;
+  union { u32 u; float f; } wide = {(size << 13) + ((127 - 15) << 23)};
+  if (size < 0x400) wide.f = (float)size * 0x1p-24f;  // subnormal, or zero
+  if (size >= 0x7c00) wide.u = 0x7f800000u;
   wide.u |= (bits & 0x8000) << 16;
   return wide.f;
 }
