@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -22,6 +23,11 @@ PROTOCOL = "encodec_rt/1"
 ATTRIBUTE = "encodec-rt"
 """The attribute of a data channel's SDP that has the protocol string, of either side."""
 MAX_CANDIDATES = 64
+_HIDDEN = re.compile(
+    r"(a=candidate:\S{1,32} \d{1,3} udp \d{1,10} )[0-9A-Za-z-]{1,63}\.local"
+    r"( \d{1,5} typ host[^\n]*\n)",
+    re.IGNORECASE,
+)
 MAX_FINGERPRINTS = 8
 """aiortc sends three of the same key, by three digests."""
 FINGERPRINT_LETTERS = 200
@@ -159,6 +165,17 @@ def fingerprints(description: str) -> frozenset[str]:
             f"{MAX_FINGERPRINTS} of at most {FINGERPRINT_LETTERS} letters"
         )
     return frozenset(found)
+
+
+def with_seen_address(offer: str, address: str) -> str:
+    """Add a candidate with ``address`` for each whose address is an mDNS name.
+
+    A browser hides its addresses from a page that may not use the microphone
+    (draft-ietf-mmusic-mdns-ice-candidates), and the names cannot be resolved on every network.
+    ``address`` is where the offer came from. Even where it is not the hidden one, a candidate that
+    can be tried keeps ICE waiting for the browser's own checks, which show the right one.
+    """
+    return _HIDDEN.sub(rf"\g<0>\g<1>{address}\g<2>", offer) if address else offer
 
 
 def _read_sections(description: str, kind: str) -> list[Any]:

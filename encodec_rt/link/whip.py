@@ -17,7 +17,7 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from encodec_rt.errors import AudioDeviceError, CodecError, LinkError
-from encodec_rt.link.sdp import fingerprints
+from encodec_rt.link.sdp import fingerprints, with_seen_address
 
 logger = logging.getLogger(__name__)
 
@@ -143,7 +143,7 @@ class WhipEndpoint:
             raise web.HTTPRequestTimeout from None
         offer = body.decode("utf-8", "replace")
         self._take(offer)
-        return offer
+        return with_seen_address(offer, request.remote or "")
 
     async def _answer(self, answer: Callable[[str], Awaitable[str]], offer: str) -> str:
         try:

@@ -17,8 +17,10 @@ import pytest
 FLAGS = (
     "--headless", "--no-sandbox", "--disable-gpu", "--no-first-run", "--mute-audio",
     "--disable-background-networking", "--disable-component-update", "--remote-debugging-port=0",
-    "--use-fake-device-for-media-stream", "--disable-features=WebRtcHideLocalIpsWithMdns",
+    "--use-fake-device-for-media-stream",
 )  # fmt: skip
+SHOWN = "--disable-features=WebRtcHideLocalIpsWithMdns"
+"""Without a microphone a page's addresses are hidden behind mDNS names, as a rule."""
 START_S = 60.0
 LEVELS = ("error", "warning", "assert")
 
@@ -34,9 +36,9 @@ def executable() -> str:
 class Chromium:
     """A browser process and its first page; ``problems`` lists what went wrong on any page."""
 
-    def __init__(self, *flags: str, grant: bool = True) -> None:
+    def __init__(self, *flags: str, grant: bool = True, hidden: bool = False) -> None:
         answer = ("--use-fake-ui-for-media-stream",) if grant else ("--deny-permission-prompts",)
-        self._flags = (*FLAGS, *answer, *flags)
+        self._flags = (*FLAGS, *(() if hidden else (SHOWN,)), *answer, *flags)
         self.problems: list[str] = []
 
     async def __aenter__(self) -> Chromium:

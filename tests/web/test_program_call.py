@@ -259,7 +259,8 @@ def test_a_page_calls_the_server_that_serves_it_and_plays_what_comes_back(tmp_pa
         server = StreamServer(Codec(light_model(), backend="cpu"), 1, HIGH_KBPS, store, options)
         port = await server.start("127.0.0.1", 0, None)
         try:
-            async with Chromium() as browser:
+            # As for anybody who sends the example and gave no microphone: addresses are hidden.
+            async with Chromium(grant=False, hidden=True) as browser:
                 page = await browser.open(f"http://127.0.0.1:{port}/", before=RECEIVED)
                 await in_call(page, "#send-clip")
                 await page.until("encodec.last?.counts?.frames > 100", PATIENCE_S)
