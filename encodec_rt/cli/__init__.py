@@ -78,7 +78,8 @@ def _errors_in_a_sentence() -> Iterator[None]:
     except OSError as error:
         name = f"{error.filename}: " if error.filename else ""
         say(f"encodec-rt: {one_line(name)}{error.strerror or error}")
-    raise typer.Exit(EXIT_ERROR)
+    # A library in whose callback the interruption was lost fails with an error of its own.
+    raise typer.Exit(exit_status() if received() else EXIT_ERROR)
 
 
 class _Commands(TyperGroup):

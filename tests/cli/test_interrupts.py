@@ -14,7 +14,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+from typer.testing import CliRunner
 
+from encodec_rt.cli import app, interrupts
 from tests.support.signals import heed_hangups
 
 ROOT = Path(__file__).parents[2]
@@ -167,3 +169,12 @@ def end_of(process: subprocess.Popen[bytes]) -> str:
     said = process.communicate(timeout=60)[1].decode()
     assert process.returncode == 0, said
     return said
+
+
+def test_an_error_after_a_request_to_end_is_told_and_exits_as_interrupted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(interrupts, "_received", [signal.SIGINT])
+    done = CliRunner().invoke(app, ["info", "nowhere.ecdc"])
+    assert done.exit_code == 130
+    assert "nowhere.ecdc" in done.output
