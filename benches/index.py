@@ -83,7 +83,8 @@ HEADLINES = {
     ),
     "link-rig": Headline(("network_pesq_wb", "delay_p50_ms", "concealed_share"), ("condition",)),
     "web-call": Headline(
-        ("packets received", "lost frames", "skipped frames", "without devices_ms"), ("page",)
+        ("packets received", "lost frames", "skipped frames", "ready_ms", "without devices_ms"),
+        ("page",),
     ),
     "gpu-smoke": Headline((*WALL, "codes_differ"), ("row",)),
     "gpu-latency": Headline(

@@ -1,10 +1,12 @@
-"""Two pages in a browser call each other, on this machine: what of the audio arrives, and when.
+"""Pages in a browser, on this machine: one that hears itself, and two that call each other.
 
     python -m benches.web_call [--seconds 60]
 
-The embedded model runs in both pages' audio threads; one sends a clip, the other a microphone's
-file. Of the packets sent, those that did not arrive are the network's loss; frames that were late,
-skipped or never played are the pages'. No device plays, so that its delay is not in the sum.
+First a page alone: how soon it is ready in a browser that has just started, and how late it hears
+itself. Then a call: what of the audio arrives, and when. The embedded model runs in the pages'
+audio threads; in the call one sends a clip, the other a microphone's file. Of the packets sent,
+those that did not arrive are the network's loss; frames that were late, skipped or never played are
+the pages'. No device plays, so that its delay is not in the sums.
 """
 
 from __future__ import annotations
@@ -13,6 +15,7 @@ import argparse
 import asyncio
 import tempfile
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import soundfile
@@ -43,6 +46,29 @@ FIGURES = """({
   round_trip_ms: 1000 * encodec.call.reports.roundTripS, held_ms: 1000 * encodec.last.held,
   waiting_ms: 1000 * encodec.last.waiting, frame_ms: 1000 * encodec.frame / 24000,
 })"""
+
+ALONE = """({
+  hops: encodec.last.hops, underruns: encodec.last.underruns, ready_ms: encodec.ready,
+  waiting_ms: 1000 * encodec.last.waiting, frame_ms: 1000 * encodec.frame / 24000,
+})"""
+STARTS = 7
+
+
+async def _alone() -> list[dict[str, float]]:
+    """The figures of a page that hears its microphone through the codec, of each start."""
+    server = PageServer(blob(EncodecModel.from_pretrained("default")))
+    port = await server.start("127.0.0.1", 0, None)
+    found = []
+    try:
+        for _ in range(STARTS):
+            async with Chromium() as browser:
+                page = await browser.open(f"http://127.0.0.1:{port}/")
+                await in_call(page, "#microphone")
+                await page.until("encodec.last?.hops > 300")
+                found.append(await page.run(ALONE))
+    finally:
+        await server.close()
+    return found
 
 
 async def _call(seconds: float) -> tuple[list[list[dict[str, Any]]], list[str]]:
@@ -79,6 +105,16 @@ def main() -> None:
     parser.add_argument("--out", default=RESULTS, help="another folder than benches/results")
     options = parser.parse_args()
     record = Record("web-call", folder=options.out)
+    starts = asyncio.run(_alone())
+    waits = [each["frame_ms"] + each["waiting_ms"] for each in starts]
+    alone: dict[str, Json] = {
+        "ready_ms": round(median(each["ready_ms"] for each in starts), 1),
+        "without devices_ms": round(median(waits), 1),
+        "without devices at most_ms": round(max(waits), 1),
+        "underruns": sum(each["underruns"] for each in starts),
+        "hops played": sum(each["hops"] for each in starts),
+    }
+    record.add({"page": "alone", "starts": STARTS}, values=alone)
     (before, after), problems = asyncio.run(_call(options.seconds))
     if problems:
         raise SystemExit(f"the pages had problems: {problems}")
