@@ -19,7 +19,7 @@ from encodec_rt.corpus.manifest import OutputFolder
 from encodec_rt.corpus.rows import CodesInfo, StoredClip
 from encodec_rt.corpus.sources import UnitSize, expanded, labelled
 from encodec_rt.corpus.statistics import CodeCounts, SilenceMeter
-from encodec_rt.corpus.stored import code_files, info_of, manifest_of, read_rows
+from encodec_rt.corpus.stored import code_files, code_folder, info_of, read_rows
 from encodec_rt.corpus.summary import Summary, summarise
 from encodec_rt.corpus.units import FileEntry, Unit, as_id, as_text, state_of
 from encodec_rt.corpus.work import OUTPUT_FAULTS, Done, Failure, UnitRecord, reason_of
@@ -278,7 +278,7 @@ def _planned(paths: Sequence[tuple[str, str]], size: UnitSize) -> Iterator[Unit]
     several = len({os.path.dirname(path) for path, _ in paths if path.endswith(_SHARDS)}) > 1
     for path, label in paths:
         for file in code_files(path):
-            base = _base(Path(path))
+            base = code_folder(Path(path))
             inside = str(file.relative_to(base)) if os.path.isdir(path) else ""
             name = as_id("/".join(part for part in (label, inside) if part))
             state = state_of(str(file))
@@ -297,8 +297,3 @@ def _planned(paths: Sequence[tuple[str, str]], size: UnitSize) -> Iterator[Unit]
                 index, entries = index + 1, []
     if entries:
         yield Unit(index, "codes", files=tuple(entries))
-
-
-def _base(path: Path) -> Path:
-    """The folder that names are relative to: a corpus keeps its codes in a subfolder."""
-    return path / "data" if manifest_of(path) is not None else path

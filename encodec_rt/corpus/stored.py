@@ -46,12 +46,16 @@ def code_files(path: str | Path) -> Iterator[Path]:
         return
     if not root.is_dir():
         raise InputError(f"{path} does not exist; give a folder or a file of codes")
-    data = root / "data" if manifest_of(root) is not None else root
-    for folder, names, files in os.walk(data):
+    for folder, names, files in os.walk(code_folder(root)):
         names.sort()
         for name in sorted(files):
             if name.endswith(CODE_SUFFIXES) and not name.startswith("."):
                 yield Path(folder, name)
+
+
+def code_folder(path: Path) -> Path:
+    """The folder that names of clips are relative to: a corpus keeps its codes in a subfolder."""
+    return path / "data" if manifest_of(path) is not None else path
 
 
 def info_of(path: Path) -> CodesInfo | None:

@@ -76,9 +76,12 @@ class Run:
     ) -> None:
         """Open or resume the run in ``folder``; WeightsError for a checkpoint of another model.
 
+        Raises ConfigError for a ``discriminator_from`` that no stage would use.
         A new run begins with the weights of ``start_from`` and the discriminator of the checkpoint
         ``discriminator_from``, as ``read_checkpoint`` gives it.
         """
+        if discriminator_from is not None and not any(s.adversarial for s in config.stages):
+            raise ConfigError("a discriminator to start from, but no stage of the run has one")
         self.folder = folder
         self.budget = budget
         self.checkpoint_s = checkpoint_s

@@ -230,6 +230,9 @@ def test_a_new_run_may_begin_with_some_scales_of_a_trained_discriminator(
         other = replace(SMOKE, discriminator=replace(SMOKE.discriminator, **change))
         with pytest.raises(WeightsError, match=reason):
             Run(tmp_path / "other", packed, other, Budget(steps=1), discriminator_from=theirs)
+    alone = replace(SMOKE, stages=(replace(SMOKE.stages[1], until=1.0),))
+    with pytest.raises(ConfigError, match="no stage of the run has one"):
+        Run(tmp_path / "other", packed, alone, Budget(steps=1), discriminator_from=theirs)
 
 
 def test_a_damaged_checkpoint_is_refused(packed: Path, tmp_path: Path) -> None:
