@@ -25,9 +25,9 @@ from encodec_rt.cli.export import web as export_web
 from encodec_rt.cli.habits import VersionOption, with_habits
 from encodec_rt.cli.info import info
 from encodec_rt.cli.interrupts import (
+    cut_short,
     exit_status,
     handle_requests_to_end,
-    received,
 )
 from encodec_rt.cli.link import call, listen, token
 from encodec_rt.cli.link_demo import demo as link_demo
@@ -59,7 +59,7 @@ def _errors_in_a_sentence() -> Iterator[None]:
     except CodecError as error:
         say(f"encodec-rt: {one_line(error)}")
     except ImportError as error:
-        if received():
+        if cut_short():
             # An interrupted import fails with whatever was half imported.
             raise typer.Exit(exit_status()) from None
         refusal: Exception | None = missing(error, "this command")
@@ -79,7 +79,7 @@ def _errors_in_a_sentence() -> Iterator[None]:
         name = f"{error.filename}: " if error.filename else ""
         say(f"encodec-rt: {one_line(name)}{error.strerror or error}")
     # A library in whose callback the interruption was lost fails with an error of its own.
-    raise typer.Exit(exit_status() if received() else EXIT_ERROR)
+    raise typer.Exit(exit_status() if cut_short() else EXIT_ERROR)
 
 
 class _Commands(TyperGroup):
@@ -175,7 +175,7 @@ def main() -> None:
     try:
         app(prog_name="encodec-rt")
     except Exception:
-        if not received():
+        if not cut_short():
             raise
     except KeyboardInterrupt:
         pass

@@ -22,15 +22,21 @@ PATIENCE = 3
 """After this many requests a process that is cleaning up ends immediately."""
 
 _received: list[int] = []
+_wanted = threading.Event()
 
 
 class InterruptedWork(Exception):
     """A piece of work was interrupted; an ordinary exception, so it can cross processes."""
 
 
-def received() -> bool:
-    """Whether this process was asked to end."""
-    return bool(_received)
+def cut_short() -> bool:
+    """Whether a request to end came before the command had done its work."""
+    return bool(_received) and not _wanted.is_set()
+
+
+def was_wanted() -> None:
+    """Say that the request is how this command ends: an error from now on is one of its own."""
+    _wanted.set()
 
 
 def exit_status() -> int:
@@ -94,7 +100,7 @@ def run_until_ended(work: Coroutine[Any, Any, None]) -> None:
     try:
         asyncio.run(watched())
     except asyncio.CancelledError:
-        if not received():
+        if not _received:
             raise
         raise KeyboardInterrupt from None
     finally:

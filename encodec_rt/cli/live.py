@@ -25,6 +25,7 @@ from encodec_rt.cli.console import (
     say,
     status_console,
 )
+from encodec_rt.cli.interrupts import was_wanted
 from encodec_rt.cli.options import (
     BufferOption,
     CodecOptions,
@@ -173,7 +174,7 @@ def _run(
                 wait([session], timeout=_SHOW_EVERY_S)
         except KeyboardInterrupt:
             # This is how a session ends; what it recorded is finished below.
-            pass
+            was_wanted()
         finally:
             stop.set()
         session.result()

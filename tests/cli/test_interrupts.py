@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import wave
 from pathlib import Path
@@ -171,10 +172,14 @@ def end_of(process: subprocess.Popen[bytes]) -> str:
     return said
 
 
-def test_an_error_after_a_request_to_end_is_told_and_exits_as_interrupted(
-    monkeypatch: pytest.MonkeyPatch,
+@pytest.mark.parametrize(("wanted", "status"), [(False, 130), (True, 2)])
+def test_an_error_after_a_request_to_end_is_told_and_exits_as_interrupted_unless_that_was_the_end(
+    wanted: bool, status: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(interrupts, "_received", [signal.SIGINT])
+    monkeypatch.setattr(interrupts, "_wanted", threading.Event())
+    if wanted:
+        interrupts.was_wanted()
     done = CliRunner().invoke(app, ["info", "nowhere.ecdc"])
-    assert done.exit_code == 130
+    assert done.exit_code == status
     assert "nowhere.ecdc" in done.output
