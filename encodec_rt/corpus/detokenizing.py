@@ -16,13 +16,14 @@ from encodec_rt.corpus.decoding_queue import DecodingQueue, decodes_in_slots
 from encodec_rt.corpus.job import JobRunner, RunProgress, begin, environment, keep_summary
 from encodec_rt.corpus.lists import Seen
 from encodec_rt.corpus.manifest import OutputFolder
+from encodec_rt.corpus.records import Done, Tally, UnitRecord
 from encodec_rt.corpus.rows import CodesInfo, StoredClip
 from encodec_rt.corpus.sources import UnitSize, expanded, labelled
-from encodec_rt.corpus.statistics import CodeCounts, SilenceMeter
+from encodec_rt.corpus.statistics import SilenceMeter
 from encodec_rt.corpus.stored import code_files, code_folder, info_of, read_rows
 from encodec_rt.corpus.summary import Summary, summarise
-from encodec_rt.corpus.units import FileEntry, Unit, as_id, as_text, state_of
-from encodec_rt.corpus.work import OUTPUT_FAULTS, Done, Failure, UnitRecord, reason_of
+from encodec_rt.corpus.units import FileEntry, Unit, as_id, state_of
+from encodec_rt.corpus.work import OUTPUT_FAULTS
 from encodec_rt.errors import CodecError, ConfigError, InputError
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.transcode import bandwidth_for, decode_blocks
@@ -104,34 +105,28 @@ class Detokenizer:
         """Write the audio of a unit, and then its record."""
         wall, cpu = time.perf_counter(), time.process_time()
         config = self._codec.config
-        counts = CodeCounts(config.num_quantizers, config.codebook_size)
-        failures: list[Failure] = []
-        clips = frames = samples = silent = size = 0
+        tally = Tally(config.num_quantizers, config.codebook_size)
         opened: set[_Item] = set()
+        files: dict[Path, int] = {}
         try:
-            for clip, outcome in self._decoded(self._clips(unit, failures, opened)):
+            for clip, outcome in self._decoded(self._clips(unit, tally, opened)):
                 opened.discard(clip)
                 try:
                     if isinstance(outcome, Exception):
                         raise outcome
-                    size += clip.finish()
+                    files[clip.path] = clip.finish()
                 except Exception as error:
                     clip.drop()
                     if isinstance(error, OSError) and error.errno in OUTPUT_FAULTS:
                         raise
-                    failures.append(Failure(clip.name, unit.source, reason_of(error), False, 0.0))
+                    tally.failed(clip.name, unit.source, error)
                     continue
-                counts.add(clip.codes)
-                clips, frames = clips + 1, frames + len(clip.codes)
-                samples, silent = samples + clip.samples, silent + clip.silence.frames
+                tally.add(clip.codes, clip.samples, clip.silence.frames)
         finally:
             for clip in opened:
                 clip.drop()
         os.sync()
-        failures.sort(key=lambda one: (one.id, one.source))
-        record = UnitRecord(
-            unit.index, clips, frames, samples, silent, size, counts.to_text(), failures
-        )
+        record = tally.record(unit, sum(files.values()), files, self._out.data)
         self._out.finish(unit.index, asdict(record))
         return Done(record, time.perf_counter() - wall, time.process_time() - cpu)
 
@@ -166,9 +161,9 @@ class Detokenizer:
             return error
         return None
 
-    def _clips(self, unit: Unit, failures: list[Failure], opened: set[_Item]) -> Iterator[_Item]:
+    def _clips(self, unit: Unit, tally: Tally, opened: set[_Item]) -> Iterator[_Item]:
         """The clips of a unit."""
-        for label, row in self._rows(unit, failures):
+        for label, row in self._rows(unit, tally):
             name = f"{label}/{row.id}" if label else row.id
             given = StoredClip(
                 name, row.codes[:, : self._settings.codebooks], row.samples, row.scales
@@ -176,7 +171,7 @@ class Detokenizer:
             try:
                 clip = _Item(given, self._codec, self._path(name))
             except Exception as error:  # noqa: BLE001 - whatever is wrong with a row is its own
-                failures.append(Failure(name, unit.source, reason_of(error), False, 0.0))
+                tally.failed(name, unit.source, error)
                 continue
             opened.add(clip)
             yield clip
@@ -189,7 +184,7 @@ class Detokenizer:
         suffix = self._settings.suffix
         return self._out.data / (name if name.endswith(suffix) else name + suffix)
 
-    def _rows(self, unit: Unit, failures: list[Failure]) -> Iterator[tuple[str, StoredClip]]:
+    def _rows(self, unit: Unit, tally: Tally) -> Iterator[tuple[str, StoredClip]]:
         entries = unit.files or (FileEntry(unit.label, unit.source, unit.size, unit.mtime_ns),)
         for entry in entries:
             try:
@@ -202,9 +197,7 @@ class Detokenizer:
                     # A file with a single clip keeps its name.
                     yield ("", replace(row, id=entry.id)) if unit.files else (entry.id, row)
             except Exception as error:  # noqa: BLE001 - whatever a file's reader raises is its own
-                failures.append(
-                    Failure(entry.id, as_text(entry.path), reason_of(error), False, 0.0)
-                )
+                tally.failed(entry.id, entry.path, error)
 
 
 class _Item:
@@ -221,29 +214,29 @@ class _Item:
         self.samples = len(row.codes) * hop if row.samples is None else row.samples
         self.silence = SilenceMeter(hop)
         bandwidth_for(codec.config, row.codes.shape[1])
-        self._path, self._config = path, codec.config
+        self.path, self._config = path, codec.config
         self._writer: AudioWriter | None = None
 
     def write(self, pcm: Audio) -> None:
         """Append audio [channels, n]."""
         if self._writer is None:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
             rate_hz, channels = self._config.sampling_rate, self._config.audio_channels
-            with naming(self._path):
+            with naming(self.path):
                 self._writer = AudioWriter(
-                    self._path, rate_hz=rate_hz, channels=channels, force=True
+                    self.path, rate_hz=rate_hz, channels=channels, force=True
                 ).__enter__()
         self.silence.add(pcm)
-        with naming(self._path):
+        with naming(self.path):
             self._writer.write(pcm)
 
     def finish(self) -> int:
         """Give the file its name -> its bytes."""
         assert self._writer is not None, "a clip has at least one frame"
         writer, self._writer = self._writer, None
-        with naming(self._path):
+        with naming(self.path):
             writer.__exit__(None, None, None)
-        return self._path.stat().st_size
+        return self.path.stat().st_size
 
     def drop(self) -> None:
         """Remove an unfinished file."""

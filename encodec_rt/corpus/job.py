@@ -13,9 +13,9 @@ import torch
 
 from encodec_rt.corpus.manifest import OutputFolder, write_json
 from encodec_rt.corpus.pool import default_jobs, run_units
+from encodec_rt.corpus.records import Done
 from encodec_rt.corpus.summary import PICTURE, SUMMARY, Summary, draw
 from encodec_rt.corpus.units import Unit
-from encodec_rt.corpus.work import Done
 from encodec_rt.errors import BackendUnavailable, ConfigError
 from encodec_rt.extras import missing
 from encodec_rt.streaming.codec import Codec
@@ -104,6 +104,8 @@ class JobRunner:
 
         ``arguments`` hold ``codec``.
         """
+        if lost := folder.forget_lost(count):
+            self.on_remark(f"{lost} files are no longer in {folder.data}, and are made again")
         todo = [index for index in range(count) if not folder.is_finished(index)]
         rate_hz = codec.config.sampling_rate
         progress = RunProgress(count, count - len(todo), rate_hz, began=time.perf_counter())

@@ -117,14 +117,19 @@ class OutputFolder:
         """Whether a unit is."""
         return self._record(index).exists()
 
-    def forget_lost(self, count: int, suffix: str) -> int:
-        """Mark for repetition those of ``count`` units whose shard was deleted -> how many."""
+    def forget_lost(self, count: int) -> int:
+        """Mark for repetition those of ``count`` units of whose files some were deleted -> how many
+        files.
+        """
         lost = 0
         for index in range(count):
-            shard = self.data / f"{Unit(index, 'files').name}{suffix}"
-            if self.is_finished(index) and not shard.exists():
+            if not self.is_finished(index):
+                continue
+            files = read_json(self._record(index)).get("files", ())
+            gone = sum(not (self.data / name).exists() for name in files)
+            if gone:
                 self._record(index).unlink()
-                lost += 1
+                lost += gone
         return lost
 
     def finish(self, index: int, record: Mapping[str, Any]) -> None:

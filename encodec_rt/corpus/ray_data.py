@@ -16,8 +16,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from encodec_rt.corpus.manifest import OutputFolder
+from encodec_rt.corpus.records import Done, UnitRecord
 from encodec_rt.corpus.units import Unit
-from encodec_rt.corpus.work import Done, UnitRecord
 from encodec_rt.errors import ConfigError
 from encodec_rt.ray_cluster import start_ray
 

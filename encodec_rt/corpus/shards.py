@@ -37,6 +37,7 @@ class ParquetWriter:
         self.bytes_written = 0
         self._context = context
         self._path = context.folder / f"{unit_name}.parquet"
+        self.files = [self._path]
         self._rows: list[StoredClip] = []
         self._held = 0
         self._stack = ExitStack()
@@ -112,6 +113,7 @@ class TarWriter:
         self.bytes_written = 0
         self._info = context.info
         self._path = context.folder / f"{unit_name}.tar"
+        self.files = [self._path]
         self._keys: set[str] = set()
         self._stack = ExitStack()
 

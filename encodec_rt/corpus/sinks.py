@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, BinaryIO, Protocol, cast
 
 import numpy as np
@@ -22,10 +23,11 @@ from encodec_rt.streaming.codec import Codec
 class UnitWriter(Protocol):
     """Takes the rows of one unit, in ``with``.
 
-    When the block has succeeded, its files have their names and are on the disk.
+    When the block has succeeded, its ``files`` have their names and are on the disk.
     """
 
     bytes_written: int
+    files: list[Path]
 
     def __enter__(self) -> UnitWriter: ...
 
@@ -59,6 +61,7 @@ class FileWriter:
 
     def __init__(self, context: SinkContext, unit_name: str) -> None:
         self.bytes_written = 0
+        self.files: list[Path] = []
         self._context = context
 
     def __enter__(self) -> FileWriter:
@@ -78,6 +81,7 @@ class FileWriter:
             self._put(row, file)
             file.flush()
             self.bytes_written += file.tell()
+        self.files.append(path)
 
     def _put(self, row: StoredClip, file: BinaryIO) -> None:
         raise AssertionError("of each format its own")
@@ -145,10 +149,6 @@ SINKS: Mapping[str, Callable[[SinkContext, str], UnitWriter]] = {
     "ecdc": EcdcFileWriter,
     "encodec": EncodecFileWriter,
 }
-
-
-SHARDS = ("parquet", "webdataset")
-"""Sinks that write a file for each unit, even without clips."""
 
 
 def pieces(row: StoredClip, codec: Codec) -> list[tuple[Any, float | None]]:

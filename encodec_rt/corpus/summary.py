@@ -10,9 +10,9 @@ from typing import Any
 import numpy as np
 
 from encodec_rt.atomic import replacing
+from encodec_rt.corpus.records import Failure, UnitRecord
 from encodec_rt.corpus.rows import CodesInfo
 from encodec_rt.corpus.statistics import CodeCounts, Counts, book_uses, uses_as_json
-from encodec_rt.corpus.work import Failure, UnitRecord
 from encodec_rt.extras import needed_for
 
 with needed_for("a corpus"):

@@ -11,12 +11,13 @@ from typing import Any
 from encodec_rt.corpus.clips import ChannelChoice
 from encodec_rt.corpus.job import JobRunner, RunProgress, begin, environment, keep_summary
 from encodec_rt.corpus.manifest import OutputFolder
+from encodec_rt.corpus.records import UnitRecord
 from encodec_rt.corpus.rows import CodesInfo
-from encodec_rt.corpus.sinks import SHARDS, check_sink, suffix_of
+from encodec_rt.corpus.sinks import check_sink
 from encodec_rt.corpus.sources import Input, Plan, UnitSize
 from encodec_rt.corpus.summary import Summary, summarise
 from encodec_rt.corpus.verifying import verify_sample
-from encodec_rt.corpus.work import Settings, Tokenizer, UnitRecord, packed
+from encodec_rt.corpus.work import Settings, Tokenizer, packed
 from encodec_rt.streaming.codec import Codec
 
 
@@ -60,8 +61,6 @@ def tokenize(
     folder = OutputFolder(out)
     with folder.locked():
         count = begin(folder, manifest, plan)
-        if sink in SHARDS and (lost := folder.forget_lost(count, suffix_of(sink))):
-            on_remark(f"{lost} shards are no longer in {folder.data}, and are made again")
         settings = replace(settings, columns=packed(plan.columns))
         arguments = (settings, codec, plan.datasets)
         runner.run(folder, count, Tokenizer, arguments, codec)

@@ -5,18 +5,17 @@ from __future__ import annotations
 import base64
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from encodec_rt.corpus.clips import ChannelChoice, Feed, Treatment, feeds
 from encodec_rt.corpus.manifest import OutputFolder
+from encodec_rt.corpus.records import Done, Tally
 from encodec_rt.corpus.rows import CodesInfo, SinkContext, StoredClip
 from encodec_rt.corpus.sinks import UnitWriter, open_sink
 from encodec_rt.corpus.slots import Coded, clip_encoder
 from encodec_rt.corpus.sources import clips_of
-from encodec_rt.corpus.statistics import CodeCounts
-from encodec_rt.corpus.units import Unit, as_text
-from encodec_rt.errors import CodecError
+from encodec_rt.corpus.units import Unit
 from encodec_rt.extras import needed_for
 from encodec_rt.streaming.codec import Codec
 
@@ -48,50 +47,6 @@ class Settings:
         return Treatment(self.channels, self.loudness_lufs, self.strict)
 
 
-@dataclass(frozen=True)
-class Failure:
-    """A clip that could not be read, or only in part.
-
-    ``kept`` says whether codes of what could be decoded, ``seconds`` of it, were written.
-    """
-
-    id: str
-    source: str
-    reason: str
-    kept: bool
-    seconds: float
-
-
-@dataclass(frozen=True)
-class UnitRecord:
-    """The result of a unit. It depends only on the unit, so that it can be compared."""
-
-    unit: int
-    clips: int = 0
-    frames: int = 0
-    samples: int = 0
-    silent_frames: int = 0
-    bytes: int = 0
-    counts: str = ""
-    failures: list[Failure] = field(default_factory=list)
-    duplicates: list[tuple[str, str]] = field(default_factory=list)
-
-    @staticmethod
-    def from_json(held: Mapping[str, Any]) -> UnitRecord:
-        """What ``asdict`` made."""
-        failures = [Failure(**one) for one in held["failures"]]
-        return UnitRecord(**{**held, "failures": failures})
-
-
-@dataclass(frozen=True)
-class Done:
-    """A unit's record, and the wall and CPU seconds that it took."""
-
-    record: UnitRecord
-    wall_s: float
-    cpu_s: float
-
-
 class Tokenizer:
     """Works on units with one codec: the work function."""
 
@@ -108,15 +63,15 @@ class Tokenizer:
     def __call__(self, unit: Unit) -> Done:
         """Write the unit's output, and then its record. Raises OSError if that is impossible."""
         wall, cpu = time.perf_counter(), time.process_time()
-        tally = _Tally(self._context.info)
+        tally = Tally(self._context.info.codebooks, self._context.info.codebook_size)
         with open_sink(self._settings.sink, self._context, unit.name) as writer:
             for feed, outcome in self._in_order(unit, tally):
                 _put(writer, feed, outcome, tally)
-        record = tally.record(unit, writer.bytes_written)
+        record = tally.record(unit, writer.bytes_written, writer.files, self._out.data)
         self._out.finish(unit.index, asdict(record))
         return Done(record, time.perf_counter() - wall, time.process_time() - cpu)
 
-    def _in_order(self, unit: Unit, tally: _Tally) -> Iterator[tuple[Feed, Coded]]:
+    def _in_order(self, unit: Unit, tally: Tally) -> Iterator[tuple[Feed, Coded]]:
         """The clips that could be encoded, in the unit's order; the others go to ``tally``."""
         numbers: dict[int, int] = {}
         done: dict[int, tuple[Feed, Coded] | None] = {}
@@ -126,22 +81,20 @@ class Tokenizer:
             if isinstance(outcome, Coded):
                 done[number] = feed, outcome
             else:
-                tally.failed(feed, outcome)
+                _failed(tally, feed, outcome)
                 done[number] = None
             while following in done:
                 if ready := done.pop(following):
                     yield ready
                 following += 1
 
-    def _feeds(self, unit: Unit, tally: _Tally, numbers: dict[int, int]) -> Iterator[Feed]:
+    def _feeds(self, unit: Unit, tally: Tally, numbers: dict[int, int]) -> Iterator[Feed]:
         count = 0
         for clip in clips_of(unit, self._datasets, self._settings.audio_column):
             try:
                 opened = feeds(clip, self._settings.treatment, self._codec.config)
             except Exception as error:  # noqa: BLE001 - whatever a file's decoder raises is its own
-                tally.failures.append(
-                    Failure(clip.id, as_text(clip.source), reason_of(error), False, 0.0)
-                )
+                tally.failed(clip.id, clip.source, error)
                 continue
             for feed in opened:
                 numbers[id(feed)] = count
@@ -149,7 +102,7 @@ class Tokenizer:
                 yield feed
 
 
-def _put(writer: UnitWriter, feed: Feed, coded: Coded, tally: _Tally) -> None:
+def _put(writer: UnitWriter, feed: Feed, coded: Coded, tally: Tally) -> None:
     meta = dict(feed.clip.meta)
     try:
         writer.write(StoredClip(feed.id, coded.codes, coded.samples, coded.scales, meta))
@@ -158,58 +111,15 @@ def _put(writer: UnitWriter, feed: Feed, coded: Coded, tally: _Tally) -> None:
         if error.errno in OUTPUT_FAULTS or not (long or error.errno in NAME_FAULTS):
             raise
         # A name that the output's file system does not take, or that is another clip's folder.
-        tally.failed(feed, error)
+        _failed(tally, feed, error)
         return
-    tally.add(feed, coded)
+    tally.add(coded.codes, coded.samples, coded.silent_frames)
+    if feed.warnings:
+        _failed(tally, feed, "; ".join(feed.warnings), kept=True)
 
 
-class _Tally:
-    """Counts what a unit gave."""
-
-    def __init__(self, info: CodesInfo) -> None:
-        self.failures: list[Failure] = []
-        self._counts = CodeCounts(info.codebooks, info.codebook_size)
-        self._clips = self._frames = self._samples = self._silent = 0
-
-    def add(self, feed: Feed, coded: Coded) -> None:
-        self._clips += 1
-        self._frames += len(coded.codes)
-        self._samples += coded.samples
-        self._silent += coded.silent_frames
-        self._counts.add(coded.codes)
-        if feed.warnings:
-            self.failures.append(_failure(feed, "; ".join(feed.warnings), kept=True))
-
-    def failed(self, feed: Feed, error: Exception) -> None:
-        self.failures.append(_failure(feed, reason_of(error), kept=False))
-
-    def record(self, unit: Unit, size: int) -> UnitRecord:
-        return UnitRecord(
-            unit.index,
-            self._clips,
-            self._frames,
-            self._samples,
-            self._silent,
-            size,
-            self._counts.to_text(),
-            sorted(self.failures, key=lambda one: (one.id, one.source)),
-            list(unit.duplicates),
-        )
-
-
-def _failure(feed: Feed, reason: str, *, kept: bool) -> Failure:
-    return Failure(
-        feed.id, as_text(feed.clip.source), as_text(reason), kept, round(feed.seconds, 3)
-    )
-
-
-def reason_of(error: Exception) -> str:
-    """Why a clip failed, in one sentence."""
-    if isinstance(error, CodecError):
-        return as_text(str(error))
-    if isinstance(error, OSError) and error.strerror:
-        return f"{error.strerror}{f': {as_text(str(error.filename))}' if error.filename else ''}"
-    return as_text(f"{type(error).__name__}: {error}")
+def _failed(tally: Tally, feed: Feed, reason: Exception | str, *, kept: bool = False) -> None:
+    tally.failed(feed.id, feed.clip.source, reason, kept=kept, seconds=feed.seconds)
 
 
 def packed(columns: Mapping[str, Any]) -> str:
