@@ -37,6 +37,15 @@ def lm(
         int | None, typer.Option("--steps", help="Train for this many steps instead.")
     ] = None,
     hours: Annotated[float, typer.Option("--hours", help="Speech to train on.")] = 10.0,
+    voices: Annotated[
+        int,
+        typer.Option(
+            "--voices",
+            min=0,
+            help="Train on the speech so many times more, at other speeds, levels and tones of "
+            "voice.",
+        ),
+    ] = 2,
     widths: Annotated[
         str | None,
         typer.Option("--widths", help="Units that each layer adds, such as 96,64,64,64."),
@@ -64,7 +73,7 @@ def lm(
         config, config.num_quantizers, start="exact", codes_sha256=weights
     )
     shape = lm_config(header.layers, config.codebook_size, _numbers(widths))
-    clips = coded_clips(codec, data, run, hours=hours, report=report)
+    clips = coded_clips(codec, data, run, hours=hours, voices=voices, report=report)
     tables = CodeTables.from_codes(np.concatenate(clips.train), config.codebook_size, weights)
     tables.save(run / "code_tables.safetensors")
 

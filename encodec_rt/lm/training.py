@@ -1,7 +1,8 @@
 """Training the portable language model: the same network in floating point, with fake rounding.
 
-Weights and activations are rounded as in ``integer``, with the gradient passing through, so that
-the exported model predicts as well as the trained one.
+Towards the end weights and activations are rounded as in ``integer``, with the gradient passing
+through, so that the exported model predicts as well as the trained one. Before that they are only
+kept within the same limits, which saves a quarter of the time.
 """
 
 from __future__ import annotations
@@ -28,7 +29,10 @@ _LEAST_STEP = 1e-5
 
 @dataclass(frozen=True)
 class LmRecipe:
-    """How a model is trained: ``minutes`` of batches of ``batch`` pieces of ``frames`` frames."""
+    """How a model is trained: ``minutes`` of batches of ``batch`` pieces of ``frames`` frames.
+
+    For the last ``rounded_share`` of them it is rounded as the exported model is.
+    """
 
     minutes: float = 10.0
     steps: int | None = None
@@ -37,6 +41,7 @@ class LmRecipe:
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     warm_up: float = 0.03
+    rounded_share: float = 0.25
     seed: int = 0
 
 
@@ -59,6 +64,7 @@ class QuantizedLinear(nn.Module):
         self.weight = nn.Parameter(torch.randn(outputs, inputs) / math.sqrt(inputs))
         self.bias = nn.Parameter(torch.zeros(outputs))
         self.register_buffer("mask", torch.ones(outputs, inputs) if mask is None else mask)
+        self.rounding = True
 
     def rounded(self) -> tuple[Tensor, Tensor]:
         """Whole weights [outputs, inputs], and the step of each row."""
@@ -68,9 +74,12 @@ class QuantizedLinear(nn.Module):
         return whole + (whole.round() - whole).detach(), step
 
     def forward(self, x: Tensor, rows: slice = slice(None), inputs: int | None = None) -> Tensor:
-        whole, step = self.rounded()
-        weight = (whole * step[:, None])[rows, :inputs]
-        return nn.functional.linear(x, weight, self.bias[rows])
+        if self.rounding:
+            whole, step = self.rounded()
+            weight = whole * step[:, None]
+        else:
+            weight = self.weight * self.mask
+        return nn.functional.linear(x, weight[rows, :inputs], self.bias[rows])
 
 
 class TrainableLm(nn.Module):
@@ -101,31 +110,46 @@ class TrainableLm(nn.Module):
                 module.weight.mul_(0.1)  # type: ignore[operator]
             for module in self.head:
                 module.weight.mul_(0.1)  # type: ignore[operator]
+        self.rounding = True
+
+    def round(self, rounding: bool) -> None:
+        """Whether weights and activations are rounded from now on, as they are at first."""
+        self.rounding = rounding
+        for module in self.modules():
+            if isinstance(module, QuantizedLinear):
+                module.rounding = rounding
 
     def forward(self, codes: Tensor) -> Tensor:
         """Codes [B, T, Q] -> the bits that each codebook takes on average [Q]."""
         config, width = self.config, self.config.width
         embedded = [
-            nn.functional.pad(_to_unit(table)[codes[..., book]], (width - table.shape[1], 0))
+            nn.functional.pad(self._to_unit(table)[codes[..., book]], (width - table.shape[1], 0))
             for book, table in enumerate(self.embedding)
         ]
         sums = _later(torch.stack(embedded).sum(0), 1)
         for mix, back, dilation in zip(self.mix, self.back, config.dilations, strict=True):
-            present = _to_unit(sums)
+            present = self._to_unit(sums)
             hidden = mix(torch.cat([present, _later(present, dilation)], dim=-1))
-            sums = sums + back(_to_unit(hidden.relu()))
-        contexts = self.project(_to_unit(sums))
+            sums = sums + back(self._to_unit(hidden.relu()))
+        contexts = self.project(self._to_unit(sums))
         below = torch.zeros_like(contexts)
         bits = []
         for book, layer in enumerate(config.layer_of_book):
             begin, end = config.begin(layer), config.ends[layer]
             known = below[..., :end].clamp(-MAX_INT8 / UNIT, MAX_INT8 / UNIT)
             found = contexts[..., begin:end] + self.depend(known, slice(begin, end), end)
-            logits = self.head[book](_to_unit(found.relu()))
+            logits = self.head[book](self._to_unit(found.relu()))
             loss = nn.functional.cross_entropy(logits.flatten(0, 1), codes[..., book].flatten())
             bits.append(loss / math.log(2))
             below = below + embedded[book]
         return torch.stack(bits)
+
+    def _to_unit(self, x: Tensor) -> Tensor:
+        """Clipped to +-127/16, within which the gradient passes, and rounded to 16ths."""
+        held = x.clamp(-MAX_INT8 / UNIT, MAX_INT8 / UNIT)
+        if not self.rounding:
+            return held
+        return held + ((held * UNIT + 0.5).floor() / UNIT - held).detach()
 
     @torch.no_grad()
     def export(self, codes_sha256: bytes = bytes(32)) -> IntegerLm:
@@ -185,7 +209,9 @@ def train_lm(
             else (time.process_time() - began) / (60 * recipe.minutes)
         )
         if done >= 1:
+            model.round(True)
             return model.eval()
+        model.round(done >= 1 - recipe.rounded_share)
         rate = min(done / recipe.warm_up + 0.01, 0.5 * (1 + math.cos(math.pi * done)) + 0.01)
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * rate
@@ -233,12 +259,6 @@ def _pieces(clips: Sequence[Codes], books: int, frames: int) -> tuple[Codes, NDA
         if length >= frames
     ]
     return np.concatenate(whole), np.concatenate(starts)
-
-
-def _to_unit(x: Tensor) -> Tensor:
-    """Rounded to 16ths and clipped to +-127/16; within that range the gradient passes through."""
-    held = x.clamp(-MAX_INT8 / UNIT, MAX_INT8 / UNIT)
-    return held + ((held * UNIT + 0.5).floor() / UNIT - held).detach()
 
 
 def _later(x: Tensor, frames: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""Rooms and background noise, synthesised: what a call from a kitchen adds to a voice.
+"""Rooms, background noise and other voices, synthesised: what a call from a kitchen is like.
 
 Everything is drawn from the generator that is passed in: the same seed gives the same audio.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
+import soxr
 
 Floats = npt.NDArray[np.float32]
 
@@ -14,6 +15,11 @@ _PRE_DELAY_S = (0.002, 0.02)
 _DIRECT_DB = (-3.0, 12.0)
 _SLOPES_DB_PER_OCTAVE = (-7.0, 0.0)
 _AIR_HZ = 4_000.0
+_SPEEDS = (0.8, 1.25)
+_TILT_DB = (-6.0, 6.0)
+_TILT_FROM_HZ = (300.0, 3_000.0)
+_GAIN_DB = (-12.0, 6.0)
+_PEAK = 0.99
 
 
 def coloured_noise(samples: int, rng: np.random.Generator, sampling_rate: int) -> Floats:
@@ -62,6 +68,26 @@ def reverberated(
     size = 1 << (len(audio) + len(response) - 2).bit_length()
     wet = np.fft.irfft(np.fft.rfft(audio, size) * np.fft.rfft(response, size), size)[: len(audio)]
     return (wet * (rms(audio) / max(rms(wet), 1e-9))).astype(np.float32)
+
+
+def another_voice(audio: Floats, rng: np.random.Generator, sampling_rate: int) -> Floats:
+    """``audio`` [n] as if another speaker said it through another microphone, [0.8 n to 1.25 n].
+
+    Played faster or slower, so that pitch, formants and tempo change together; highs raised or
+    lowered by up to 6 dB above a corner of 0.3 to 3 kHz; 12 dB quieter to 6 dB louder, but below
+    full scale.
+    """
+    speed = float(np.exp(rng.uniform(*np.log(_SPEEDS))))
+    changed = soxr.resample(audio, sampling_rate * speed, sampling_rate)
+    frequency = np.fft.rfftfreq(len(changed), 1 / sampling_rate)
+    corner = float(np.exp(rng.uniform(*np.log(_TILT_FROM_HZ))))
+    above = frequency**2 / (frequency**2 + corner**2)
+    tilt = 10 ** (float(rng.uniform(*_TILT_DB)) * above / 20)
+    heard = np.fft.irfft(np.fft.rfft(changed) * tilt, len(changed))
+    gain = min(
+        10 ** (float(rng.uniform(*_GAIN_DB)) / 20), _PEAK / max(float(np.abs(heard).max()), 1e-9)
+    )
+    return (heard * gain).astype(np.float32)
 
 
 def at_snr(audio: Floats, noise: Floats, snr_db: float) -> Floats:

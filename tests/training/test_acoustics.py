@@ -9,6 +9,7 @@ import pytest
 import soundfile
 
 from encodec_rt.training.acoustics import (
+    another_voice,
     at_snr,
     coloured_noise,
     reverberated,
@@ -93,3 +94,19 @@ def test_surroundings_are_drawn_for_speech_as_often_as_asked(tmp_path: Path) -> 
     assert 10 <= int((noisy > -25).sum()) <= 30
     assert sorted(noisy)[-1] < -15
     assert min(residual_db(noise_share=1.0)) > -25
+
+
+def test_another_voice_has_another_speed_pitch_and_level() -> None:
+    tone = np.sin(2 * np.pi * 200 * np.arange(2 * RATE) / RATE).astype(np.float32)
+    for seed in range(8):
+        heard = another_voice(tone, np.random.default_rng(seed), RATE)
+        assert heard.dtype == np.float32
+        speed = len(tone) / len(heard)
+        assert 0.799 < speed < 1.251
+        assert abs(speed - 1) > 0.005
+        spectrum = np.abs(np.fft.rfft(heard * np.hanning(len(heard))))
+        loudest = np.fft.rfftfreq(len(heard), 1 / RATE)[spectrum.argmax()]
+        assert loudest == pytest.approx(200 * speed, abs=1.0)
+        # What the corner lets through of the tilt is below 3 dB at this pitch.
+        assert -15.5 < 20 * np.log10(np.abs(heard).max()) < 0.0
+    assert not another_voice(np.zeros(RATE, np.float32), np.random.default_rng(0), RATE).any()

@@ -217,13 +217,20 @@ def test_a_language_model_and_tables_are_trained(packed: Path, tmp_path: Path) -
         codes=rng.integers(0, 1024, (30, 16), dtype=np.uint16),
         lengths=np.array([10, 20]),
     )
-    code, output = run(*common, "8,8,8,8", "--steps", 1)
+    code, output = run(*common, "8,8,8,8", "--steps", 1, "--voices", 1)
     assert code == 0, output
     assert "12 kbps" in output
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert len(report["bits_per_code"]) == 16
     clips = coded_clips(codec, packed, tmp_path / "run", hours=1)
     assert [len(clip) for clip in clips.held_out] == [10, 20]
+    others = coded_clips(codec, packed, tmp_path / "run", hours=1, voices=1)
+    assert len(others.train) == 2 * len(clips.train)
+    assert len(others.held_out) == len(clips.held_out)
+    for clip, other in zip(clips.train, others.train[len(clips.train) :], strict=True):
+        assert 0.79 < len(other) / len(clip) < 1.26
+        shared = min(len(clip), len(other))
+        assert (clip[:shared] != other[:shared]).mean() > 0.5
     shutil.copytree(default_folder(), tmp_path / "model")
     for kind in ("code_lm", "code_tables"):
         shutil.copy(tmp_path / "run" / f"{kind}.safetensors", tmp_path / "model")
