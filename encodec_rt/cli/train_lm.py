@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from encodec_rt.cli.console import report
-from encodec_rt.cli.options import ModelOption, ThreadsOption
+from encodec_rt.cli.console import check_device, report
+from encodec_rt.cli.options import DeviceOption, ModelOption, ThreadsOption
 from encodec_rt.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -32,7 +32,12 @@ def lm(
         ),
     ],
     model: ModelOption = "default",
-    minutes: Annotated[float, typer.Option("--minutes", help="CPU time to train for.")] = 60.0,
+    minutes: Annotated[
+        float, typer.Option("--minutes", help="CPU time to train for; time on a GPU.")
+    ] = 60.0,
+    batch: Annotated[
+        int, typer.Option("--batch", min=1, help="Pieces of two seconds per step.")
+    ] = 4,
     steps: Annotated[
         int | None, typer.Option("--steps", help="Train for this many steps instead.")
     ] = None,
@@ -50,6 +55,7 @@ def lm(
         str | None,
         typer.Option("--widths", help="Units that each layer adds, such as 96,64,64,64."),
     ] = None,
+    device: DeviceOption = "cpu",
     threads: ThreadsOption = 1,
 ) -> None:
     """Train code tables and a language model of the codes.
@@ -66,6 +72,7 @@ def lm(
     from encodec_rt.streaming.codec import Codec
     from encodec_rt.training.codes import coded_clips
 
+    check_device(device)
     torch.set_num_threads(threads)
     codec = Codec.load(model)
     config, weights = codec.config, bytes.fromhex(codec.codes_sha256)
@@ -85,7 +92,8 @@ def lm(
             shown = int(20 * share)
             report(f"{100 * share:.0f} %: {bits:.3f} bits per code")
 
-    trained = train_lm(clips.train, shape, LmRecipe(minutes=minutes, steps=steps), on_progress)
+    recipe = LmRecipe(minutes=minutes, steps=steps, batch=batch)
+    trained = train_lm(clips.train, shape, recipe, on_progress, device=device)
     found = trained.export(weights)
     found.save(run / "code_lm.safetensors")
     frames = round(RESTART_S * config.sampling_rate / config.hop_length)

@@ -25,13 +25,16 @@ from encodec_rt.types import Codes
 
 _LEAST_STEP = 1e-5
 """The finest step of a row of weights; a smaller row counts as zero."""
+_LOOK_EVERY = 20
+"""Steps between looks at the loss, for which a GPU has to be waited for."""
 
 
 @dataclass(frozen=True)
 class LmRecipe:
     """How a model is trained: ``minutes`` of batches of ``batch`` pieces of ``frames`` frames.
 
-    For the last ``rounded_share`` of them it is rounded as the exported model is.
+    The minutes are those of the processor, on a GPU of the clock. For the last ``rounded_share`` of
+    them it is rounded as the exported model is.
     """
 
     minutes: float = 10.0
@@ -184,48 +187,52 @@ def train_lm(
     config: LmConfig,
     recipe: LmRecipe,
     on_progress: Callable[[float, float], None] = lambda share, bits: None,
+    *,
+    device: torch.device | str = "cpu",
 ) -> TrainableLm:
-    """Train on ``clips`` of codes [frames, Q]; ``on_progress`` gets the share done and bits per
-    code.
+    """Train on ``clips`` of codes [frames, Q] -> the model, on the CPU.
 
-    Raises InputError if the clips hold too little.
+    ``on_progress`` gets the share done and bits per code. Raises InputError if the clips hold too
+    little.
     """
-    books = sum(config.layers)
+    books, device = sum(config.layers), torch.device(device)
     flat, starts = _pieces(clips, books, recipe.frames)
+    codes, within = torch.from_numpy(flat.astype(np.int16)).to(device), np.arange(recipe.frames)
     torch.manual_seed(recipe.seed)
     chance = np.random.default_rng(recipe.seed)
-    model = TrainableLm(config)
+    model = TrainableLm(config).to(device)
     optimiser = torch.optim.AdamW(
         model.parameters(),
         recipe.learning_rate,
         betas=(0.9, 0.98),
         weight_decay=recipe.weight_decay,
     )
-    began, step, smooth = time.process_time(), 0, math.nan
+    clock = time.process_time if device.type == "cpu" else time.perf_counter
+    began, step, smooth = clock(), 0, math.nan
     while True:
         done = (
             step / recipe.steps
             if recipe.steps is not None
-            else (time.process_time() - began) / (60 * recipe.minutes)
+            else (clock() - began) / (60 * recipe.minutes)
         )
         if done >= 1:
             model.round(True)
-            return model.eval()
+            return model.cpu().eval()
         model.round(done >= 1 - recipe.rounded_share)
         rate = min(done / recipe.warm_up + 0.01, 0.5 * (1 + math.cos(math.pi * done)) + 0.01)
         for group in optimiser.param_groups:
             group["lr"] = recipe.learning_rate * rate
-        chosen = chance.choice(starts, recipe.batch)
-        batch = np.stack([flat[start : start + recipe.frames] for start in chosen])
-        bits = model(torch.from_numpy(batch.astype(np.int64))).mean()
+        places = chance.choice(starts, recipe.batch)[:, None] + within
+        bits = model(codes[torch.from_numpy(places).to(device)].long()).mean()
         optimiser.zero_grad()
         bits.backward()
         nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimiser.step()
         step += 1
-        latest = bits.item()
-        smooth = latest if math.isnan(smooth) else 0.95 * smooth + 0.05 * latest
-        on_progress(done, smooth)
+        if device.type == "cpu" or step % _LOOK_EVERY == 0:
+            latest = bits.item()
+            smooth = latest if math.isnan(smooth) else 0.95 * smooth + 0.05 * latest
+            on_progress(done, smooth)
 
 
 def bits_per_code(model: IntegerLm, clips: Sequence[Codes], frames: int) -> NDArray[np.float64]:
