@@ -166,7 +166,7 @@ VARIANTS = (
     _many("one row whole", partial(constants, ROW_PROGRAMS=0)),
     _many("one row over 8", partial(constants, ROW_PROGRAMS=8)),
     _many("one row over 32", partial(constants, ROW_PROGRAMS=32)),
-    _many("books as they are", partial(constants, TURNED_BOOKS=False)),
+    _many("books as they are", partial(constants, TRANSPOSED_CODEBOOKS=False)),
     _many("longest 64x64", partial(constants, LONGEST_DEPTH=1 << 20)),
     _many("all 64x64x16, 4 stages", partial(product, *[{"depth": 16, "stages": 4}] * 2)),
     _many("score 128 rows, 8 warps", partial(tile_of, "rvq_score", rows=128, warps=8)),

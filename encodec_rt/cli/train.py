@@ -101,7 +101,7 @@ def train(
 
 
 def _for_this_machine(config: TrainingConfig, device: str) -> TrainingConfig:
-    """``config`` in float32 where bfloat16 would be emulated, at an eighth of the speed."""
+    """``config``, in float32 if ``device`` would have to emulate bfloat16, several times slower."""
     from encodec_rt.training.recipe import computes_bfloat16
 
     if config.precision == "bfloat16" and not computes_bfloat16(device):

@@ -1,7 +1,7 @@
-"""The adversarial side of a training step: the discriminator with its optimiser and its crops.
+"""The adversarial part of a training step: the discriminator, its optimiser and what it judges.
 
-Codec and discriminator learn from one look at the same audio: its features serve both sides, which
-saves two of ten passes through the largest network of the step.
+Codec and discriminator share one forward pass over the original and one over the decoded audio.
+This saves two of ten passes through the largest network of the step.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ from encodec_rt.training.recipe import TrainingConfig, different_keys
 
 
 class Judged(NamedTuple):
-    """What the discriminator makes of a batch: logits of every scale, features of every layer."""
+    """The discriminator's outputs for a batch: logits per scale, features per scale and layer.
+
+    The features of the ``real`` audio carry no gradient.
+    """
 
     real: list[Tensor]
     fake: list[Tensor]
@@ -30,7 +33,7 @@ class Judged(NamedTuple):
     fake_features: list[list[Tensor]]
 
     def terms(self) -> dict[str, Tensor]:
-        """The codec's losses."""
+        """The losses of the codec, by name."""
         return {
             "adversarial": losses.generator_hinge(self.fake),
             "features": losses.feature_matching(self.real_features, self.fake_features),
@@ -38,10 +41,10 @@ class Judged(NamedTuple):
 
 
 class Adversary:
-    """The discriminator of a run."""
+    """The discriminator of a run and its optimiser."""
 
     def __init__(self, config: TrainingConfig, device: torch.device) -> None:
-        """Build it from torch's random state; the caller seeds that."""
+        """Initialise it from torch's global random state, which the caller seeds."""
         self.config = config
         self.discriminator = MultiScaleStftDiscriminator(config.discriminator).to(device).train()
         self.optimiser = adam(
@@ -51,7 +54,7 @@ class Adversary:
         )
 
     def draw_starts(self, items: int, generator: torch.Generator) -> Tensor:
-        """Where in each item [items] the stretch that is judged begins, in samples."""
+        """The first sample of the judged part of each crop -> [items], in samples."""
         latest = self.config.crop - self._judged_samples()
         return torch.randint(latest + 1, (items,), generator=generator)
 
@@ -62,7 +65,10 @@ class Adversary:
         starts: Tensor,
         autocast: AbstractContextManager[Any],
     ) -> Judged:
-        """One look at either [B, C, L], from ``starts`` [B] on, in float32."""
+        """Run the discriminator on parts of both signals [B, C, L]; the outputs are float32.
+
+        The parts begin at ``starts`` [B] and are ``judged_share`` of a crop long.
+        """
         samples = self._judged_samples()
         place = starts[:, None, None] + torch.arange(samples, device=starts.device)
         place = place.expand(-1, target.shape[1], -1)
@@ -75,36 +81,36 @@ class Adversary:
         return Judged(logits[0], logits[1], fixed, followed)
 
     def gradients(self, judged: Judged) -> tuple[Tensor, Sequence[Tensor]]:
-        """The discriminator's loss, and its gradient for every parameter."""
+        """The discriminator's loss, and its gradient for each parameter; keeps the graph."""
         loss = losses.discriminator_hinge(judged.real, judged.fake)
         parameters = list(self.discriminator.parameters())
         return loss.detach(), torch.autograd.grad(loss, parameters, retain_graph=True)
 
-    def move(self, gradients: Sequence[Tensor]) -> None:
-        """One step along ``gradients``, once the codec has no more use for the weights as is."""
+    def step(self, gradients: Sequence[Tensor]) -> None:
+        """Update the discriminator; call it only once the codec's own gradient is computed."""
         for parameter, gradient in zip(self.discriminator.parameters(), gradients, strict=True):
             parameter.grad = gradient
         self.optimiser.step()
 
     def state_dict(self) -> dict[str, Any]:
-        """Weights and moments, as plain tensors."""
+        """The weights and the optimiser's moments, as plain tensors."""
         return {
             "discriminator": self.discriminator.state_dict(),
             "critic": moments(self.optimiser),
         }
 
     def load_state_dict(self, config: Mapping[str, Any], state: Mapping[str, Any]) -> None:
-        """Go on with ``state``, unless its ``config`` describes another discriminator."""
+        """Resume from ``state``, or start anew if its ``config`` is of another discriminator."""
         ours = asdict(self.config.discriminator)
         if {**config, "windows": tuple(config["windows"])} == ours:
             self.discriminator.load_state_dict(state["discriminator"])
             load_moments(self.optimiser, state["critic"])
 
     def start_from(self, state: Mapping[str, Any]) -> None:
-        """Take over the trained scales of a trainer's ``state``, with a new optimiser.
+        """Copy the trained scales from a trainer's ``state``; the optimiser stays new.
 
-        A run may use fewer scales than the other had. Raises WeightsError if one of ours is not
-        among them or has another width or gain.
+        This run may use fewer scales than the other. Raises WeightsError if the other lacks one of
+        ours, or differs in width or gain.
         """
         ours, theirs = self.config.discriminator, state["config"]["discriminator"]
         wanted = asdict(ours) | {"windows": list(ours.windows)}

@@ -1,4 +1,4 @@
-"""What a recording holds: where it is active, and how far up it reaches."""
+"""Measurements of a recording: where it is active, and its bandwidth."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ _LONGEST_GAP_S = 0.4
 
 
 def active_spans(audio: Floats, sampling_rate: int) -> list[tuple[int, int]]:
-    """(start, length) of the stretches above -48 dBFS, gaps of up to 0.4 s bridged."""
+    """(start, length) in samples of the spans above -48 dBFS in mono audio [n].
+
+    The level is taken over blocks of 20 ms, and spans at most 0.4 s apart are joined.
+    """
     window = int(sampling_rate * _WINDOW_S)
     count = len(audio) // window
     if count == 0:
@@ -29,7 +32,7 @@ def active_spans(audio: Floats, sampling_rate: int) -> list[tuple[int, int]]:
 
 
 def bandwidth_hz(audio: Floats, sampling_rate: int) -> float:
-    """The lowest frequency above which less than a millionth of the power lies."""
+    """The frequency in Hz above which less than a millionth of the power lies; 0 for silence."""
     size = 2048
     if len(audio) < size:
         audio = np.pad(audio, (0, size - len(audio)))

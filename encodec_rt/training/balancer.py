@@ -1,4 +1,4 @@
-"""The paper's loss balancer (section 3.4): a loss weight is a share of the gradient."""
+"""The paper's loss balancer (section 3.4): a loss weight is a share of the gradient's norm."""
 
 from __future__ import annotations
 
@@ -11,28 +11,28 @@ from torch import Tensor
 class Balancer:
     """Rescales the gradients of several losses with respect to the model's output.
 
-    Each gradient is divided by a moving average of its own norm (decay ``decay``, corrected for its
-    start at zero), so that ``weights[name] / sum(weights)`` is the share of the norm ``total`` that
-    loss contributes, whatever the loss's own scale. The averages stay on the device, so that no
-    step waits for them.
+    Each gradient is divided by a moving average of its own norm (of decay ``decay``, with bias
+    correction) and multiplied by ``total * weights[name] / sum(weights)``, so that the weights, not
+    the scales of the losses, set their shares. The averages stay on the device, so no step waits
+    for them.
     """
 
     def __init__(
         self, weights: Mapping[str, float], *, decay: float = 0.999, total: float = 1.0
     ) -> None:
-        """Remember the weights; the averages start empty."""
+        """Start with empty averages."""
         self.weights = dict(weights)
         self.decay = decay
         self.total = total
         self._start: dict[str, tuple[float, int]] = {}
-        # Per loss the average of its norms and how many are in it, where the loss is computed.
+        # Per loss: the average of its norms and their number, on the loss's own device.
         self._averages: dict[str, tuple[Tensor, Tensor]] = {}
 
     def gradient(self, losses: Mapping[str, Tensor], output: Tensor) -> Tensor:
         """The balanced gradient of all ``losses`` with respect to ``output`` [B, ...].
 
-        A loss's norm is the mean over the batch of each item's norm. The graph from ``output`` back
-        to the parameters is kept, so that ``output.backward`` may follow.
+        The norm of a loss's gradient is the mean of its items' norms. The graph is kept, so the
+        caller can continue with ``output.backward(gradient)``.
         """
         sum_of_weights = sum(self.weights[name] for name in losses)
         combined = torch.zeros_like(output)
@@ -54,7 +54,7 @@ class Balancer:
         return self._averages[name]
 
     def state_dict(self) -> dict[str, dict[str, float] | dict[str, int]]:
-        """The moving averages and how many norms are in each, as plain numbers."""
+        """The moving averages and the number of norms in each, as plain numbers."""
         found = dict(self._start)
         for name, (average, steps) in self._averages.items():
             found[name] = float(average), int(steps)
@@ -64,7 +64,7 @@ class Balancer:
         }
 
     def load_state_dict(self, state: Mapping[str, Mapping[str, float]]) -> None:
-        """Go on with averages that ``state_dict`` gave."""
+        """Resume with the averages that ``state_dict`` returned."""
         self._averages = {}
         self._start = {
             name: (float(norm), int(state["steps"][name])) for name, norm in state["norms"].items()

@@ -1,8 +1,8 @@
-"""A training step as a CUDA graph: thousands of small kernels, launched as one.
+"""A training step as a CUDA graph: thousands of small kernels in a single launch.
 
-On a GPU the step of a small model is bound by its launches: some four thousand, of a few
-microseconds each. The step waits for no value of the device, so it can be recorded once and
-replayed; what changes from step to step is copied into the tensors it was recorded with.
+On a GPU, launching the kernels of a small model one by one takes longer than computing them. The
+step waits for no value from the device, so it can be recorded once and replayed; the inputs of each
+step are copied into the tensors it was recorded with.
 """
 
 from __future__ import annotations
@@ -16,33 +16,33 @@ Inputs = Mapping[str, Tensor]
 Step = Callable[[Inputs], dict[str, Tensor]]
 
 _WARM_UP = 3
-"""Real steps before a capture: optimisers make their state and cuDNN chooses its algorithms."""
+"""Eager steps before a capture: optimisers create their state and cuDNN picks its algorithms."""
 
 
 class EagerSteps:
-    """Runs each step as it is: on a CPU."""
+    """Runs every step eagerly, as on a CPU."""
 
     def run(self, key: Hashable, step: Step, inputs: Inputs) -> dict[str, Tensor]:
-        """What ``step`` measured."""
+        """The result of ``step``."""
         return step(inputs)
 
 
 class CapturedSteps:
-    """Records each kind of step after a few real ones, and replays it from then on.
+    """Records each kind of step after a few eager ones, and replays it from then on.
 
-    All steps run on one stream of their own, as captures must. The kinds of one stage are kept
-    until another stage begins.
+    All steps run on a stream of their own, as a capture requires. Recordings are kept until another
+    stage begins.
     """
 
     def __init__(self, device: torch.device) -> None:
-        """Nothing is recorded yet."""
+        """Begin with nothing recorded."""
         self._stream = torch.cuda.Stream(device)
         self._stage: object = None
         self._runs: dict[Hashable, int] = {}
         self._recorded: dict[Hashable, _Recorded] = {}
 
     def run(self, key: tuple[Hashable, ...], step: Step, inputs: Inputs) -> dict[str, Tensor]:
-        """What ``step`` measured; ``key`` begins with the stage and names the kind of step."""
+        """The result of ``step``; ``key`` is the stage, then whatever tells its steps apart."""
         if key[0] != self._stage:
             self._stage, self._runs, self._recorded = key[0], {}, {}
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -59,12 +59,12 @@ class CapturedSteps:
 
 
 class _Recorded:
-    """One kind of step with the tensors it reads and writes."""
+    """One recorded step with the tensors that it reads and writes."""
 
     def __init__(self, step: Step, inputs: Inputs, stream: torch.cuda.Stream) -> None:
         self._inputs = {name: value.clone() for name, value in inputs.items()}
         self._graph = torch.cuda.CUDAGraph()
-        # The thread that pins batches allocates meanwhile, which may not end the capture.
+        # The thread that pins batches allocates memory meanwhile; that must not break the capture.
         with torch.cuda.graph(self._graph, stream=stream, capture_error_mode="thread_local"):
             measured = step(self._inputs)
             self._names = list(measured)

@@ -1,4 +1,4 @@
-"""The curves of a run as one picture."""
+"""A picture of a run's curves."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from encodec_rt.quality import BANDS_KHZ, band_name
 
 @dataclass(frozen=True, slots=True)
 class _Panel:
-    """Curves that share one axis: its title, its unit, and each curve's name and label."""
+    """Curves that share an axis: their title, unit, and (name, label) of each."""
 
     title: str
     unit: str
@@ -49,7 +49,7 @@ _PANELS = (
     _Panel(
         "Hinge losses",
         "loss",
-        (("adversarial", "of the codec"), ("discriminator", "of the critic")),
+        (("adversarial", "of the codec"), ("discriminator", "of the discriminator")),
     ),
     _Panel("Feature matching", "share of the features", (("features", "training"),)),
     _Panel("Commitment", "squared distance", (("commitment", "training"),)),
@@ -60,7 +60,7 @@ _PANELS = (
 
 
 def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
-    """(step, value) pairs by name, from a run's ``curves.csv``; raises InputError if it is none."""
+    """(step, value) pairs by name, from a run's ``curves.csv``; InputError for another file."""
     curves: dict[str, list[tuple[int, float]]] = defaultdict(list)
     try:
         with path.open(newline="", encoding="utf-8") as file:
@@ -72,10 +72,10 @@ def read_curves(path: Path) -> dict[str, list[tuple[int, float]]]:
 
 
 def with_gaps(points: list[tuple[int, float]]) -> tuple[list[float], list[float]]:
-    """Steps and values to draw, with a hole where a curve was not measured for a while.
+    """Steps and values to draw, with NaN in the gaps where a curve was not measured.
 
-    A pause is longer than three times the usual distance of two points: the loss was not part of
-    the stages in between, so that a line across would show what nobody measured.
+    A gap is more than three times the median distance between points: the loss was not part of the
+    stages in between, and a line across would show values that nobody measured.
     """
     distances = sorted(later[0] - earlier[0] for earlier, later in pairwise(points))
     usual = distances[len(distances) // 2] if distances else 0
@@ -91,7 +91,10 @@ def with_gaps(points: list[tuple[int, float]]) -> tuple[list[float], list[float]
 
 
 def plot_curves(source: Path, picture: Path) -> None:
-    """Draw the curves in ``source`` (a ``curves.csv``) to the PNG ``picture``."""
+    """Draw the curves in ``source`` (a ``curves.csv``) to the PNG ``picture``.
+
+    Raises InputError if there are none.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -108,7 +111,7 @@ def plot_curves(source: Path, picture: Path) -> None:
     for axis, (panel, names) in zip(axes, panels, strict=False):
         for name, label in names:
             steps, values = with_gaps(curves[name])
-            # A point that stands alone is no line: it needs a mark to be seen.
+            # A single point has no line: without a marker it would be invisible.
             marker = "o" if len(steps) < 40 else None
             axis.plot(steps, values, linewidth=1.0, marker=marker, markersize=2.5, label=label)
         if len(panel.curves) > 1:

@@ -1,13 +1,12 @@
-"""The training audio: indexed once into packed PCM, then drawn as random crops.
+"""Indexing training audio: files are decoded and measured once, and packed as PCM.
 
-``index_sources`` decodes every file to mono int16 at the model's rate, measures it, leaves out what
-cannot be used (and says why), splits off held-out files and voices, and writes one packed file and
-one table per source.
+``index_sources`` decodes every file to int16 at the model's rate and number of channels, measures
+it, leaves out what cannot be used (and says why), splits off held-out files and voices, and writes
+one packed file and one table per source.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
 import re
 from collections.abc import Callable, Sequence
@@ -21,7 +20,7 @@ from encodec_rt.audio import AudioReader
 from encodec_rt.errors import InputError
 from encodec_rt.training.analysis import ACTIVE_DBFS, active_spans, bandwidth_hz
 from encodec_rt.training.sources import Kind, Source
-from encodec_rt.training.tables import Clip, IndexedSource, read_table, write_table
+from encodec_rt.training.tables import Clip, IndexedSource, name_hash, read_table, write_table
 
 Floats = npt.NDArray[np.float32]
 
@@ -34,9 +33,9 @@ HELD_OUT_SHARE = 0.03
 
 
 def decode_mono(path: Path, sampling_rate: int) -> tuple[Floats, int]:
-    """The audio of ``path``, of any kind, as mono float32 [n] at ``sampling_rate``; its own rate.
+    """The audio of ``path`` as mono float32 [n] at ``sampling_rate`` in Hz, and its own rate in Hz.
 
-    Of a damaged file, all that decodes. Raises InputError for one that holds no audio.
+    Of a damaged file, everything that can be decoded. Raises InputError for a file without audio.
     """
     with AudioReader(path) as reader:
         blocks = [block[0] for block in reader.blocks(sampling_rate, 1)]
@@ -54,11 +53,12 @@ def index_sources(
     channels: int = 1,
     report: Callable[[str], None] = lambda _: None,
 ) -> tuple[IndexedSource, ...]:
-    """Decode, measure, split and pack each (source, folder) into ``destination``; what was indexed.
+    """Decode, measure, split and pack each (source, folder) into ``destination`` -> the index.
 
-    Packed is int16 PCM at ``sampling_rate`` of ``channels``, their samples side by side.
-    A source that is already packed there is kept. Raises InputError when nothing usable is found,
-    or nothing that could be held out or trained on; what was packed just now is then removed.
+    A packed file holds interleaved int16 PCM at ``sampling_rate`` in Hz. A source that is already
+    packed there is kept. Raises InputError if no file is usable, or if nothing is left to train on
+    or to hold out; whatever this call packed is then removed. ``report`` gets a line per source and
+    per file left out.
     """
     destination.mkdir(parents=True, exist_ok=True)
     indexed: list[IndexedSource] = []
@@ -90,8 +90,8 @@ def _why_untrainable(sources: Sequence[IndexedSource]) -> str:
     clips = [clip for source in sources if source.kind != "noise" for clip in source.clips]
     if not clips:
         return (
-            f"wanted are {', '.join(AUDIO_SUFFIXES)} files of speech or music of at least "
-            f"{SHORTEST_S} s"
+            f"accepted are {', '.join(AUDIO_SUFFIXES)} files of speech or music, at least "
+            f"{SHORTEST_S} s long"
         )
     for split, purpose in (("held-out", "is left to hold out from"), ("train", "is left for")):
         if all(clip.split != split for clip in clips):
@@ -152,8 +152,8 @@ def _pack(
             )
             position += len(audio)
     if len(clips) >= 2 and all(clip.split == "train" for clip in clips):
-        # Of the files that were to be held out, none is usable.
-        first = min(range(len(clips)), key=lambda number: _name_hash(clips[number].path))
+        # None of the files that were to be held out is usable.
+        first = min(range(len(clips)), key=lambda number: name_hash(clips[number].path))
         clips[first] = replace(clips[first], split="held-out")
     partial.replace(packed)
     found = IndexedSource(
@@ -171,7 +171,7 @@ def _pack(
 
 
 def _decode(path: Path, sampling_rate: int, channels: int) -> tuple[Floats, int]:
-    """The audio [channels, n] of a file at ``sampling_rate``, and the file's own rate."""
+    """The audio [channels, n] of a file at ``sampling_rate``, and the file's own rate in Hz."""
     if channels == 1:
         mono, rate = decode_mono(path, sampling_rate)
         return mono[None], rate
@@ -190,9 +190,9 @@ def _why_unusable(
     kind: Kind, seconds: float, rate: int, spans: Sequence[tuple[int, int]], bandwidth: float
 ) -> str:
     if rate < SLOWEST_RATE_HZ:
-        return f"sampled at {rate} Hz; at least {SLOWEST_RATE_HZ} Hz is wanted"
+        return f"sampled at {rate} Hz; at least {SLOWEST_RATE_HZ} Hz is needed"
     if seconds < SHORTEST_S:
-        return f"too short: {seconds:.2f} s; at least {SHORTEST_S} s is wanted"
+        return f"too short: {seconds:.2f} s; at least {SHORTEST_S} s is needed"
     if not spans:
         return f"silent: nothing above {ACTIVE_DBFS:g} dBFS"
     if kind == "speech" and bandwidth < NARROWEST_SPEECH_HZ:
@@ -204,10 +204,6 @@ def _held_out_paths(source: Source, names: Sequence[str]) -> set[str]:
     named = {name for name in names if name.endswith(source.held_out_files or ("\0",))}
     voices = {name for name in names if source.speaker_of(name) in source.held_out_speakers}
     rest = [name for name in names if name not in named | voices]
-    by_hash = sorted(rest, key=_name_hash)
+    by_hash = sorted(rest, key=name_hash)
     count = math.ceil(HELD_OUT_SHARE * len(rest)) if len(rest) >= 2 else 0
     return named | voices | set(by_hash[:count])
-
-
-def _name_hash(name: str) -> str:
-    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()

@@ -13,10 +13,10 @@ from torch.nn.utils.parametrizations import weight_norm
 
 @dataclass(frozen=True, slots=True)
 class DiscriminatorConfig:
-    """Windows and width; the defaults are the paper's, a small budget takes fewer of both.
+    """STFT windows, in samples, and width; the defaults are the paper's.
 
-    ``gain`` multiplies the spectra: speech at -20 dBFS has values of about 0.1, from which the
-    first layers learn slowly.
+    ``gain`` multiplies the spectra: those of speech at -20 dBFS are about 0.1, from which the first
+    layers learn slowly.
     """
 
     windows: tuple[int, ...] = (2048, 1024, 512, 256, 128)
@@ -25,12 +25,16 @@ class DiscriminatorConfig:
 
 
 class StftDiscriminator(nn.Module):
-    """Judges one complex spectrogram by 2-d convolutions over (time, frequency)."""
+    """Judges a complex spectrogram with 2-d convolutions over (time, frequency)."""
 
     window: Tensor
 
     def __init__(self, size: int, filters: int, gain: float = 1.0) -> None:
-        """Build the six convolutions: 3 x 9 kernels, time dilations 1, 2, 4, frequency stride 2."""
+        """Build the six convolutions for windows of ``size`` samples.
+
+        One of 3 x 9, three of 3 x 9 with time dilations 1, 2, 4 and frequency stride 2, and two of
+        3 x 3.
+        """
         super().__init__()
         self.size = size
         self.gain = gain
@@ -52,7 +56,7 @@ class StftDiscriminator(nn.Module):
         self.last = weight_norm(nn.Conv2d(filters, 1, (3, 3), padding=(1, 1)))
 
     def forward(self, audio: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """[B, 1, L] -> logits [B, 1, frames, bins] and the features of every layer before."""
+        """[B, 1, L] -> logits [B, 1, frames, bins], and the features of all layers before them."""
         spectrum = torch.stft(
             audio.squeeze(1),
             self.size,
@@ -64,7 +68,7 @@ class StftDiscriminator(nn.Module):
         # [B, 2, frames, bins]: the real and the imaginary part are the two channels.
         hidden = self.gain * torch.view_as_real(spectrum).permute(0, 3, 2, 1)
         if hidden.is_cuda:
-            # So few channels reach the tensor cores only when they lie side by side.
+            # With so few channels, tensor cores are used only if the layout is channels-last.
             hidden = hidden.contiguous(memory_format=torch.channels_last)
         features = []
         for layer in self.layers:
@@ -75,16 +79,16 @@ class StftDiscriminator(nn.Module):
 
 
 class MultiScaleStftDiscriminator(nn.Module):
-    """One ``StftDiscriminator`` per window."""
+    """One ``StftDiscriminator`` per window size."""
 
     def __init__(self, config: DiscriminatorConfig) -> None:
-        """Build the discriminators that ``config`` names."""
+        """Build one discriminator for each window of ``config``."""
         super().__init__()
         self.scales = nn.ModuleList(
             StftDiscriminator(size, config.filters, config.gain) for size in config.windows
         )
 
     def forward(self, audio: Tensor) -> tuple[list[Tensor], list[Sequence[Tensor]]]:
-        """[B, 1, L] -> the logits and the features of every scale."""
+        """[B, 1, L] -> the logits of every scale, and the features of every scale's layers."""
         judged = [scale(audio) for scale in self.scales]
         return [logits for logits, _ in judged], [features for _, features in judged]

@@ -1,4 +1,4 @@
-"""A trained model as the small folder that ships: float16, weight norm folded away."""
+"""Export of a trained model for inference: float16, with weight norm folded into the weights."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from encodec_rt.model.tensor_files import SAFE_NAME
 
 
 def folded_tensors(model: EncodecModel) -> dict[str, Tensor]:
-    """What inference needs, by name, in float32: plain weights, biases and codebooks."""
+    """The tensors that inference needs, by name, in float32: weights, biases and codebooks."""
     tensors = {
         name: value.detach().cpu().float()
         for name, value in model.state_dict().items()
@@ -30,7 +30,8 @@ def folded_tensors(model: EncodecModel) -> dict[str, Tensor]:
 def export_weights(model: EncodecModel, folder: Path) -> None:
     """Write ``model`` to ``folder`` as config.json and float16 model.safetensors.
 
-    ``EncodecModel.from_pretrained(folder)`` reads it; the moving averages of training are left out.
+    ``EncodecModel.from_pretrained(folder)`` reads it. The buffers that only training needs are left
+    out.
     """
     from safetensors.torch import save_file
 

@@ -1,4 +1,4 @@
-"""Fetching the pinned Debian packages, checked and unpacked but never installed."""
+"""Fetches the pinned Debian packages: they are checked and unpacked, but never installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _log = logging.getLogger(__name__)
 
 
 def apt_download(source: Source, folder: Path) -> Path:
-    """The path of the package that ``apt-get download`` put into ``folder``."""
+    """Download the package into ``folder`` with ``apt-get download`` -> its path."""
     _run(["apt-get", "download", f"{source.archive}={source.version}"], folder)
     return _archive(source, folder)
 
@@ -26,10 +26,10 @@ def fetch_package(
     root: Path,
     download: Callable[[Source, Path], Path] = apt_download,
 ) -> Path:
-    """The folder ``root/raw/<package>`` of the package's files, downloaded and unpacked if need be.
+    """Download and unpack a package, unless that was done before -> ``root/raw/<package>``.
 
-    Needs Debian's ``apt-get`` and ``dpkg-deb``; nothing is installed. Raises InputError when a tool
-    is missing, a download fails, or the package's SHA-256 is not the pinned one.
+    Needs Debian's ``apt-get`` and ``dpkg-deb``. Raises InputError if a tool is missing, a download
+    fails, or the package's SHA-256 is not the pinned one.
     """
     unpacked = root / "raw" / source.archive
     if unpacked.is_dir():
@@ -44,7 +44,7 @@ def fetch_package(
         archive.unlink()
         raise InputError(
             f"{archive.name} has SHA-256 {found}, but {source.archive} {source.version} is pinned "
-            f"to {source.sha256}; the file was removed, fetch it again from a mirror you trust"
+            f"to {source.sha256}; the file was removed, so fetch it again from a mirror you trust"
         )
     partial = unpacked.with_name(unpacked.name + ".partial")
     shutil.rmtree(partial, ignore_errors=True)

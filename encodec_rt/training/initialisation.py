@@ -1,4 +1,4 @@
-"""The weights that training begins with."""
+"""Initial weights for training."""
 
 from __future__ import annotations
 
@@ -11,11 +11,12 @@ from torch.nn.utils.parametrize import is_parametrized
 
 @torch.no_grad()
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
-    """Draw every convolution so that variance is kept from layer to layer; biases are zero.
+    """Initialise every convolution so that layers preserve the variance; biases become zero.
 
-    The standard deviation is 1 / sqrt(fan), where fan counts the inputs that reach one output: a
-    transposed convolution's kernel is spread over ``stride`` outputs. PyTorch's own rule lets an
-    untrained EnCodec pass almost no signal, and then hundreds of steps learn nothing.
+    The standard deviation is 1 / sqrt(fan_in), where fan_in counts the inputs that reach one
+    output: a transposed convolution's kernel is spread over ``stride`` outputs. The last
+    convolution gets a tenth of that. With PyTorch's defaults almost no signal passes through an
+    untrained EnCodec, and hundreds of steps learn nothing.
     """
     for module in model.modules():
         if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):
@@ -27,7 +28,7 @@ def initialise(model: nn.Module, generator: torch.Generator) -> None:
             if module.bias is not None:
                 module.bias.zero_()
     convolutions = [m for m in model.modules() if isinstance(m, nn.Conv1d)]
-    # Audio is about a tenth as large as the activations before it.
+    # Audio is about a tenth as large as the activations that it is computed from.
     _set_weight(convolutions[-1], 0.1 * convolutions[-1].weight)
 
 

@@ -1,8 +1,9 @@
 """The losses of the paper, and the relative ones that a small budget needs.
 
-Audio is [B, 1, L]. Every loss is a scalar, zero for equal signals. Paper: arXiv 2210.13438, section
-3.4. The relative terms divide by the target's own size, so that quiet crops count like loud ones;
-with absolute terms alone and without a discriminator no phase is learnt.
+Audio is [B, 1, L] unless stated otherwise. Every loss is a scalar; those that compare signals are
+zero for equal ones (``mel_l1_l2`` 1e-4). Paper: arXiv 2210.13438, section 3.4. The relative terms
+divide by the target's own magnitude, so quiet crops count as much as loud ones. With absolute terms
+alone, and without a discriminator, a model does not learn the phase.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ def _mel_weights(sampling_rate: int, size: int, bins: int, device: torch.device)
 def mel_filters(sampling_rate: int, size: int, bins: int) -> Tensor:
     """Triangular filters [size // 2 + 1, bins] on the scale 2595 log10(1 + f / 700).
 
-    A filter narrower than one bin of the transform would stay empty; such filters are dropped, so
-    that there may be fewer columns than ``bins``.
+    Filters that fall between two bins of the transform would be empty. They are dropped, so there
+    may be fewer columns than ``bins``.
     """
     top = 2595 * math.log10(1 + sampling_rate / 2 / 700)
     edges = 700 * (10 ** (torch.linspace(0, top, bins + 2, dtype=torch.float64) / 2595) - 1)
@@ -64,12 +65,12 @@ def spectrum(audio: Tensor, size: int) -> Tensor:
 
 
 def one_channel(audio: Tensor) -> Tensor:
-    """[B, C, L] -> [B * C, 1, L]: each channel is judged by itself (paper, section 3.4)."""
+    """[B, C, L] -> [B * C, 1, L], since each channel counts by itself (paper, section 3.4)."""
     return audio.reshape(-1, 1, audio.shape[-1])
 
 
 def si_sdr_db(estimate: Tensor, target: Tensor) -> Tensor:
-    """Scale-invariant signal-to-distortion ratio of each item of [B, 1, L], in dB."""
+    """Scale-invariant signal-to-distortion ratio of each item of [B, 1, L] -> [B], in dB."""
     scale = (target * estimate).sum(-1, keepdim=True) / target.square().sum(-1, keepdim=True)
     wanted = scale * target
     ratio = wanted.square().sum(-1) / (estimate - wanted).square().sum(-1).clamp(min=1e-12)
@@ -90,11 +91,14 @@ def mel_l1_l2(
     bins: int = 64,
     l2_weight: float = 1.0,
 ) -> Tensor:
-    """Mean over the windows of L1 of mel spectra plus L2 of log mel spectra (the paper's l_f)."""
+    """Mean over the windows of L1 of mel spectra plus L2 of log mel spectra (the paper's l_f).
+
+    ``windows`` are in samples, ``l2_weight`` multiplies the second term.
+    """
     total = estimate.new_zeros(())
     for size in windows:
         filters = _mel_weights(sampling_rate, size, bins, estimate.device)
-        # The window's root mean square is divided out, so that all windows see one scale.
+        # Dividing by the norm of the Hann window gives all windows the same scale.
         scale = math.sqrt(size * 3 / 8)
         a, b = (
             (spectrum(audio, size).abs() / scale).transpose(1, 2) @ filters
@@ -114,12 +118,13 @@ def relative_terms(
     names: Collection[str] = RELATIVE_TERMS,
     log_floor: float = 1e-2,
 ) -> dict[str, Tensor]:
-    """Losses that do not depend on the target's level, or hardly; those of ``names`` alone.
+    """The losses of ``names`` that depend little or not at all on the target's level, by name.
 
-    ``relative_l1`` of the waveform; and the means over the windows of ``relative_magnitude`` and
-    ``relative_complex`` (L1 over the target's L1: one for silence), of ``log_magnitude`` (L1 of
-    logarithms above ``log_floor``), of ``log_mel`` (the same of mel bands) and of ``compressed``,
-    the distance of spectra whose magnitudes are raised to 0.3, as loudness grows.
+    ``relative_l1`` compares waveforms. The others are means over STFT ``windows``, in samples:
+    ``relative_magnitude`` and ``relative_complex`` (L1 over the target's L1, so 1 for a silent
+    estimate), ``log_magnitude`` (L1 of log(magnitude + ``log_floor``)), ``log_mel`` (the same of
+    80 mel bands) and ``compressed``, a squared distance of spectra whose magnitudes are raised to
+    the power 0.3, roughly as loudness grows.
     """
     terms = {}
     if "relative_l1" in names:
@@ -143,7 +148,7 @@ def reconstruction_terms(
     windows: Sequence[int],
     log_floor: float,
 ) -> dict[str, Tensor]:
-    """Every loss of ``names`` that needs no discriminator, of audio [B, C, T]."""
+    """Every loss of ``names`` that needs no discriminator, by name, of audio [B, C, L]."""
     estimate, target = one_channel(estimate), one_channel(target)
     terms = relative_terms(
         estimate,
@@ -174,24 +179,24 @@ def _spectral_term(name: str, a: Tensor, b: Tensor, filters: Tensor, floor: floa
 
 
 def _compressed(a: Tensor, b: Tensor, *, power: float = 0.3, complex_share: float = 0.3) -> Tensor:
-    """Squared distance of compressed spectra over the target's size, with and without phase.
+    """Squared distance of compressed spectra over the target's power, with and without phase.
 
     Braun and Tashev 2021, "A consolidated view of loss functions for supervised deep
     learning-based speech enhancement".
     """
     level = b.abs().square().mean((1, 2), keepdim=True).sqrt() + 1e-6
     parts = [torch.view_as_real(spectra / level) for spectra in (a, b)]
-    # The small number keeps the gradient of a power below one finite.
+    # The offset keeps the gradient of a power below one finite at zero.
     sizes = [(part.square().sum(-1) + 1e-4).sqrt() for part in parts]
-    heard = [size**power for size in sizes]
-    whole = heard[1].square().mean()
-    magnitude = (heard[0] - heard[1]).square().mean()
-    turned = [
-        part * (loud / size)[..., None]
-        for part, loud, size in zip(parts, heard, sizes, strict=True)
+    compressed = [size**power for size in sizes]
+    target_power = compressed[1].square().mean()
+    magnitude = (compressed[0] - compressed[1]).square().mean()
+    with_phase = [
+        part * (short / size)[..., None]
+        for part, short, size in zip(parts, compressed, sizes, strict=True)
     ]
-    phase = (turned[0] - turned[1]).square().sum(-1).mean()
-    total: Tensor = ((1 - complex_share) * magnitude + complex_share * phase) / whole
+    phase = (with_phase[0] - with_phase[1]).square().sum(-1).mean()
+    total: Tensor = ((1 - complex_share) * magnitude + complex_share * phase) / target_power
     return total
 
 
@@ -208,7 +213,7 @@ def generator_hinge(fake: Sequence[Tensor]) -> Tensor:
 
 
 def feature_matching(real: Sequence[Sequence[Tensor]], fake: Sequence[Sequence[Tensor]]) -> Tensor:
-    """Mean over all layers of L1 of the features over the real ones' mean size."""
+    """Mean over all layers of the features' L1 over the mean magnitude of the real ones."""
     pairs = [
         (r, f)
         for of_real, of_fake in zip(real, fake, strict=True)

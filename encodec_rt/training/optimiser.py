@@ -1,9 +1,9 @@
-"""What turns gradients into steps: Adam for all parameters, or Muon for the matrices among them.
+"""The optimisers: Adam for all parameters, or Muon for matrices and Adam for the rest.
 
 Muon (Jordan et al. 2024, "Muon: an optimizer for hidden layers in neural networks") replaces the
-momentum of a matrix by the nearest matrix with orthonormal rows or columns, so that a direction
-with small gradients is learnt as fast as one with large ones. torch.optim.Muon takes
-two-dimensional parameters only; a convolution's kernel is a matrix once it is flattened.
+momentum of a matrix by the nearest matrix with orthonormal rows or columns, so directions with
+small gradients are learnt as fast as those with large ones. torch.optim.Muon accepts only
+two-dimensional parameters; here a convolution's kernel is flattened to a matrix.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from encodec_rt.model.encodec import EncodecModel
 Kind = Literal["adam", "muon"]
 
 _QUINTIC = (3.4445, -4.7750, 2.0315)
-"""Of x -> a x + b x^3 + c x^5, which brings singular values near 1 within five iterations."""
+"""(a, b, c) of x -> a x + b x^3 + c x^5; five iterations bring singular values near 1."""
 
 _ADAM_SIZE = 0.2
-"""Root mean square of a typical Adam step at rate 1, so that both share one learning rate (Liu et
-al. 2025, "Muon is scalable for LLM training")."""
+"""Root mean square of a typical Adam step at rate 1. Muon's steps are scaled to it, so that both
+can use one learning rate (Liu et al. 2025, "Muon is scalable for LLM training")."""
 
 
 @torch.no_grad()
 def orthogonalised(matrix: Tensor, *, iterations: int = 5) -> Tensor:
     """[..., m, n] -> the same singular vectors, with singular values between 0.6 and 1.3.
 
-    Every iteration multiplies by a polynomial of x x^T, and all of these commute. So the small
-    matrix x x^T alone is iterated, and x is multiplied once, by their product.
+    Each iteration multiplies by a polynomial in x x^T, and these polynomials commute. So only the
+    small matrix x x^T is iterated, and x is multiplied once, by the product of them all.
     """
     a, b, c = _QUINTIC
     tall = matrix.shape[-2] > matrix.shape[-1]
@@ -54,19 +54,19 @@ def orthogonalised(matrix: Tensor, *, iterations: int = 5) -> Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Orthogonalised Nesterov momentum; every parameter is a matrix [shape[0], the rest].
+    """Orthogonalised Nesterov momentum; every parameter is flattened to a matrix [shape[0], rest].
 
-    Matrices of one shape go through the iterations together: a GPU would otherwise spend its time
-    on launching many small products.
+    Matrices of the same shape are orthogonalised together, since otherwise a GPU would spend its
+    time launching many small products.
     """
 
     def __init__(self, groups: Iterable[Mapping[str, Any]], *, momentum: float = 0.95) -> None:
-        """Each group has its parameters and, until a step sets it, the learning rate 0."""
+        """Parameter groups as for any torch optimiser; the learning rate is 0 until it is set."""
         super().__init__([dict(group) for group in groups], {"lr": 0.0, "momentum": momentum})
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step for every parameter that has a gradient; all of them on one device."""
+        """Update all parameters that have a gradient; they must be on the same device."""
         for group in self.param_groups:
             moved = [p for p in group["params"] if p.grad is not None]
             if moved:
@@ -91,12 +91,12 @@ class Muon(torch.optim.Optimizer):
 
 
 class Optimiser:
-    """All of a model's parameters, each with the optimiser and the share of the rate it needs.
+    """Updates all of a model's parameters, each with the right optimiser and learning rate.
 
-    The decoder's last convolution turns large activations into audio, so that its one magnitude is
-    a few thousandths. Steps as large as everywhere else would shake the whole output by a fifth
-    each: it has Adam at ``output_rate_share`` of the rate, and its steep gradient is no part of the
-    clipping.
+    The decoder's last convolution turns large activations into audio, so its single weight-norm
+    magnitude is only a few thousandths. Steps as large as elsewhere would change the whole output
+    by a fifth each time. So this layer uses Adam at ``output_rate_share`` of the learning rate, and
+    its large gradient is excluded from clipping.
     """
 
     def __init__(
@@ -108,7 +108,7 @@ class Optimiser:
         output_rate_share: float,
         clip_norm: float,
     ) -> None:
-        """Sort the parameters; vectors, biases and magnitudes always have Adam."""
+        """Group the parameters; vectors, biases and magnitudes always use Adam."""
         output = list(model.decoder.layers[-1].parameters())
         self.body = [p for p in model.parameters() if all(p is not other for other in output)]
         matrices = [p for p in self.body if kind == "muon" and _is_matrix(p)]
@@ -124,15 +124,16 @@ class Optimiser:
         self.clip_norm = clip_norm
 
     def zero_grad(self) -> None:
-        """Forget all gradients."""
+        """Clear all gradients."""
         for part in self.parts:
             part.zero_grad(set_to_none=True)
 
     def step(self, rate: Tensor) -> Tensor:
-        """Clip and move by the learning ``rate``; the norm of the gradients, both 0-d.
+        """Clip the gradients and update at the learning ``rate`` (0-d) -> their norm (0-d).
 
-        If that norm is not finite, nothing moves, and the gradients count as zero. It is decided on
-        the device, so that no step waits for the one before and a CUDA graph can hold it.
+        The norm is taken before clipping and without the last layer. If it is not finite, nothing
+        is updated and the gradients count as zero. The device decides this, so no step waits for
+        the previous one, and a CUDA graph can contain it.
         """
         norm = nn.utils.clip_grad_norm_(self.body, self.clip_norm)
         finite = norm.isfinite()
@@ -146,11 +147,11 @@ class Optimiser:
         return norm
 
     def state_dict(self) -> list[dict[str, Any]]:
-        """The moments of every part."""
+        """The moments of all optimisers."""
         return [moments(part) for part in self.parts]
 
     def load_state_dict(self, states: list[dict[str, Any]]) -> None:
-        """Go on with the moments that ``state_dict`` gave of the same kind and model."""
+        """Resume with the moments that ``state_dict`` returned for the same kind and model."""
         for part, state in zip(self.parts, states, strict=True):
             load_moments(part, state)
 
@@ -163,7 +164,7 @@ def moments(optimiser: torch.optim.Optimizer) -> dict[str, Any]:
 
 
 def load_moments(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Go on with what ``moments`` gave, on this or another kind of device."""
+    """Resume with what ``moments`` returned, on this or another kind of device."""
     groups = [
         {**own, "params": theirs["params"]}
         for own, theirs in zip(optimiser.param_groups, state["param_groups"], strict=True)
@@ -174,7 +175,7 @@ def load_moments(optimiser: torch.optim.Optimizer, state: Mapping[str, Any]) -> 
 def adam(
     groups: Iterable[Any], betas: tuple[float, float], *, rate: float = 1e-3
 ) -> torch.optim.Adam:
-    """Adam that a CUDA graph can hold where the parameters are on a GPU."""
+    """Adam; on a GPU in a form that a CUDA graph can capture."""
     listed = list(groups)
     first = listed[0]["params"][0] if isinstance(listed[0], dict) else listed[0]
     if not first.is_cuda:
@@ -184,7 +185,7 @@ def adam(
 
 
 def set_rate(group: dict[str, Any], rate: Tensor) -> None:
-    """Give the group of an optimiser its learning rate; on a GPU without waiting for its value."""
+    """Set the learning rate of a parameter group; on a GPU without reading its value."""
     group["lr"] = rate if rate.is_cuda else float(rate)
 
 

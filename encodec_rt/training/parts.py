@@ -1,7 +1,7 @@
-"""Large files in parts: a checkpoint that has to travel where only small files may.
+"""Splitting a large file, such as a checkpoint, where only small files can be transferred.
 
-A folder of parts holds ``parts.json``, with the file's name, size and SHA-256 and those of every
-part, and the parts in order. Joining checks each of them before anything appears.
+A folder of parts holds the parts and ``parts.json``: the file's name and SHA-256, and the name,
+size and SHA-256 of every part, in order. Joining checks all of them before the file appears.
 """
 
 from __future__ import annotations
@@ -19,9 +19,10 @@ PART_MIB = 15.0
 
 
 def split_file(path: Path, folder: Path, *, part_mib: float = PART_MIB) -> int:
-    """Write ``path`` in parts of at most ``part_mib`` MiB to ``folder``; how many there are.
+    """Split ``path`` into parts of at most ``part_mib`` MiB in ``folder`` -> the number of parts.
 
-    Raises InputError if there is no such file, or if ``folder`` holds other things already.
+    Raises InputError if ``path`` is not a file, ``folder`` is not empty, or the size is out of
+    range.
     """
     if not path.is_file():
         raise InputError(f"{path} is not a file; name the checkpoint or other file to split")
@@ -30,7 +31,7 @@ def split_file(path: Path, folder: Path, *, part_mib: float = PART_MIB) -> int:
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder; give a new name for the parts")
     folder.mkdir(parents=True, exist_ok=True)
-    # A read of so much sets it aside at once.
+    # read() allocates the whole size at once, even if the file is smaller.
     size = max(1, min(int(part_mib * 2**20), path.stat().st_size))
     whole = hashlib.sha256()
     parts: list[dict[str, Any]] = []
@@ -48,9 +49,9 @@ def split_file(path: Path, folder: Path, *, part_mib: float = PART_MIB) -> int:
 
 
 def join_file(folder: Path, path: Path, *, force: bool = False) -> None:
-    """Put the parts in ``folder`` together as ``path``.
+    """Join the parts in ``folder`` into ``path``.
 
-    Raises InputError, and leaves no file, unless every part is there with its SHA-256.
+    Raises InputError, and leaves no file, unless every part is there and has its SHA-256.
     """
     table = _read_table(folder)
     check_target(path, force=force)
@@ -69,11 +70,11 @@ def _checked(folder: Path, part: dict[str, Any]) -> bytes:
     try:
         content = source.read_bytes()
     except OSError as error:
-        raise InputError(f"{source} is missing: bring all parts that {TABLE} names") from error
+        raise InputError(f"{source} is missing; transfer all parts that {TABLE} names") from error
     if hashlib.sha256(content).hexdigest() != part["sha256"]:
         raise InputError(
-            f"{source} is damaged: its {len(content)} bytes have another SHA-256 than the "
-            f"{part['size']} bytes that were written; bring this part again"
+            f"{source} is damaged: its {len(content)} bytes do not have the SHA-256 of the "
+            f"{part['size']} bytes that were written; transfer it again"
         )
     return content
 

@@ -1,4 +1,4 @@
-"""The recipes that are ready to run, by name."""
+"""Ready-made training configurations, by name."""
 
 from __future__ import annotations
 
@@ -17,11 +17,12 @@ WAVEFORM_WEIGHTS = {
     "relative_complex": 0.5,
     "log_magnitude": 0.5,
 }
-"""What learns the waveform without a discriminator; heavier logarithms would drown its phase."""
+"""Loss weights that learn the waveform without a discriminator. With heavier logarithmic losses the
+phase would hardly be learnt."""
 
 LOUDNESS_WEIGHTS = {"relative_l1": 0.5, "compressed": 3.0, "log_magnitude": 0.25}
-"""For the end of a run, when the waveform is learnt: what is heard. Without the logarithms what is
-weak would be left out, the highs first."""
+"""Loss weights for the end of a run, when the waveform is learnt, which improve what is heard.
+Without the logarithmic loss, weak parts would be dropped, the highs first."""
 
 PAPER_WEIGHTS = {"time_l1": 0.1, "mel": 1.0, "adversarial": 3.0, "features": 3.0}
 """Gradient shares of the paper's 24 kHz model, for a balanced stage."""
@@ -35,13 +36,14 @@ HEARD_WEIGHTS = {
     "adversarial": 2.0,
     "features": 1.5,
 }
-"""Gradient shares of a balanced stage with a discriminator: the highs come from it, and the rest
-holds the waveform. A larger share of the features than of the judgement pulls the highs down."""
+"""Gradient shares of a balanced stage with a discriminator, which restores the highs while the
+other losses keep the waveform. With a larger share for ``features`` than for ``adversarial`` the
+highs sink."""
 
 
 _SPECTRAL_WEIGHTS = {"relative_complex": 0.7, "compressed": 1.5, "log_mel": 1.2}
-"""What gives a trained decoder its highs back, as a plain sum. As balanced shares they do the
-opposite: the gradient of a logarithm is largest, by norm, where there is almost nothing to hear."""
+"""Loss weights that restore the highs of a trained decoder, as a plain sum. As balanced shares they
+do the opposite: the gradient of a logarithm is largest where there is almost nothing to hear."""
 
 
 def _small_model(filters: int, width: int) -> EncodecConfig:
@@ -179,7 +181,8 @@ PRESETS: Mapping[str, TrainingConfig] = MappingProxyType(
         ),
     }
 )
-"""``default`` is for one CPU core; ``gpu`` adds the discriminator; ``adversarial`` goes on with a
-trained model and the discriminator, on a GPU too; ``decoder`` with its decoder alone, so that its
-codes stay, on one CPU core; ``default-48k`` is a small stereo model in
-chunks, which needs an index of its own (48 kHz, 2 channels); ``paper`` is the paper."""
+"""``default`` is for one CPU core, and ``cpu-tiny`` a smaller model for the same. ``gpu`` adds a
+discriminator. ``adversarial`` continues from a trained model, with a discriminator, on a GPU.
+``decoder`` continues from a trained model on one CPU core and trains its decoder alone, so that its
+codes stay the same. ``default-48k`` is a small stereo model that works in chunks and needs its own
+index (48 kHz, 2 channels). ``paper`` is the paper's recipe, and ``smoke`` is for tests."""

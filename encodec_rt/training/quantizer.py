@@ -1,8 +1,9 @@
-"""Training of the residual vector quantiser: the codebooks follow the latents, not a gradient.
+"""Training of the residual vector quantiser: codebooks follow the latents instead of a gradient.
 
-Works on the buffers of ``EncodecModel.quantizer`` (cluster_size, embed_avg, embed), as upstream
-does. Paper section 3.2: exponential moving averages, k-means start, dead entries replaced,
-straight-through gradient, commitment, and a number of codebooks drawn for each item.
+Updates the buffers of ``EncodecModel.quantizer`` (cluster_size, embed_avg, embed) in place, as the
+original package does. Paper, section 3.2: exponential moving averages, initialisation by k-means,
+replacement of dead entries, straight-through gradient, commitment loss, and a random number of
+codebooks per item.
 """
 
 from __future__ import annotations
@@ -20,7 +21,10 @@ _ENTRIES = ".codebook.embed"
 
 @dataclass(frozen=True, slots=True)
 class Quantised:
-    """``latents`` [B, D, T] carry a straight-through gradient; ``used`` [Q] counts live entries."""
+    """Quantised ``latents`` [B, D, T] with a straight-through gradient, and the commitment loss.
+
+    ``used`` [Q] counts the live entries of each codebook.
+    """
 
     latents: Tensor
     commitment: Tensor
@@ -28,22 +32,23 @@ class Quantised:
 
 
 def codebooks_of(quantizer: EncodecResidualVectorQuantizer) -> list[EncodecEuclideanCodebook]:
-    """The codebooks, first to last."""
+    """The codebooks of a quantiser, in order."""
     return [layer.codebook for layer in quantizer.layers]  # type: ignore[misc]
 
 
 def nearest(rows: Tensor, book: EncodecEuclideanCodebook) -> Tensor:
-    """[N, D] -> the index [N] of the nearest entry."""
+    """Rows [N, D] -> the index [N] of the nearest entry of ``book``."""
     return (2 * rows @ book.embed.t() - book.embed.square().sum(1)).argmax(1)
 
 
 def draw_replacements(
     books: Tensor, frames: int, levels: int, entries: int, generator: torch.Generator
 ) -> Tensor:
-    """[levels, entries] rows of a batch that may replace dead entries, of items that use the level.
+    """Draw a row of the batch for each entry, to replace it if it is dead -> [levels, entries].
 
-    ``books`` [B] is on the CPU, and rows count through items and their ``frames``. Drawing on the
-    CPU, before the step, makes every device draw the same and lets none wait for the other.
+    Rows are numbered through all items and their ``frames``. For each level (codebook) they come
+    from items that use it, as ``books`` [B], on the CPU, says. Drawing on the CPU, before the step,
+    gives the same rows on every device and makes neither wait for the other.
     """
     rows = torch.zeros(levels, entries, dtype=torch.int64)
     for level in range(levels):
@@ -64,13 +69,12 @@ def quantise(
     dead_share: float = 0.1,
     frozen: bool = False,
 ) -> Quantised:
-    """Quantise latents [B, D, T] with ``books`` [B] codebooks per item, and move the codebooks.
+    """Quantise latents [B, D, T] with ``books`` [B] codebooks per item, and update the codebooks.
 
-    ``frozen`` codebooks stay as they are.
-
-    An entry whose mean use falls below ``dead_share`` of an even share becomes the residual of the
-    row that ``replacements`` (see ``draw_replacements``) names for it. Nothing here waits for a
-    value from the device.
+    ``decay`` is that of the moving averages. An entry used less than ``dead_share`` of an even
+    share is replaced by the residual of the row that ``replacements`` names for it (see
+    ``draw_replacements``). ``frozen`` codebooks are not updated. Nothing here waits for a value
+    from the device.
     """
     batch, width, frames = latents.shape
     rows = latents.permute(0, 2, 1).reshape(-1, width)
@@ -85,7 +89,7 @@ def quantise(
             indices = nearest(residual, book)
             entries = book.embed[indices]
             if not frozen:
-                _follow(book, residual, indices, active, replacements[level], decay, dead_share)
+                _update(book, residual, indices, active, replacements[level], decay, dead_share)
             used.append((book.cluster_size > dead_share * book.cluster_size.mean()).sum())
         error = ((residual - entries).square() * active).sum()
         commitment = commitment + error / (active.sum().clamp(min=1) * width)
@@ -99,7 +103,7 @@ def quantise(
     )
 
 
-def _follow(
+def _update(
     book: EncodecEuclideanCodebook,
     rows: Tensor,
     indices: Tensor,
@@ -108,9 +112,10 @@ def _follow(
     decay: float,
     dead_share: float,
 ) -> None:
-    """Move ``book`` towards the ``active`` [N, 1] rows [N, D] of ``indices`` [N], if there are any.
+    """Move the entries ``indices`` [N] of ``book`` towards ``rows`` [N, D] that are ``active``.
 
-    Written without a branch on a value, so that a CUDA graph can hold it.
+    Nothing changes if no row is active. There is no branch on a value, so a CUDA graph can contain
+    this.
     """
     counts = torch.zeros_like(book.cluster_size).index_add_(0, indices, active[:, 0])
     sums = torch.zeros_like(book.embed).index_add_(0, indices, rows * active)
@@ -134,12 +139,12 @@ def _entries(embed_avg: Tensor, cluster_size: Tensor) -> Tensor:
 
 
 def without_entries(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A model's tensors but the entries of its codebooks, which the moving averages determine."""
+    """A model's tensors except codebook entries, which follow from the moving averages."""
     return {name: value for name, value in tensors.items() if not name.endswith(_ENTRIES)}
 
 
 def with_entries(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What ``without_entries`` was given, bit for bit."""
+    """The inverse of ``without_entries``, bit for bit."""
     found = dict(tensors)
     for name, averages in tensors.items():
         if name.endswith(f"{_ENTRIES}_avg"):
@@ -156,7 +161,10 @@ def start_codebooks(
     *,
     iterations: int = 15,
 ) -> None:
-    """Set every codebook by k-means on what the ones before left of latents [N, D]."""
+    """Initialise each codebook by k-means on the residuals of those before it, of latents [N, D].
+
+    ``generator`` is on the CPU.
+    """
     residual = latents.clone()
     for book in codebooks_of(quantizer):
         entries = len(book.embed)
@@ -172,7 +180,7 @@ def start_codebooks(
             fresh = residual[spare.to(residual.device)]
             book.embed.copy_(torch.where(counts > 0, sums / counts.clamp(min=1), fresh))
         indices = nearest(residual, book)
-        # About one use per step: small enough that the moving averages soon outweigh the start.
+        # A weight of about one use per step, which the moving averages soon outweigh.
         book.cluster_size.fill_(1)
         book.embed_avg.copy_(book.embed)
         book.inited.fill_(1)

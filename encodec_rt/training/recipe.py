@@ -1,7 +1,7 @@
 """Every hyper-parameter of a training run in one place.
 
-A run is a sequence of stages over a budget whose progress goes from 0 to 1. Which losses a stage
-sums, whether it quantises and whether a discriminator takes part are its own settings.
+A run is a sequence of stages over a progress from 0 to 1. Each stage sets its own losses, whether
+it quantises, and, through its losses, whether it has a discriminator.
 """
 
 from __future__ import annotations
@@ -38,11 +38,11 @@ _ADVERSARIAL = ("adversarial", "features")
 
 @dataclass(frozen=True)
 class Stage:
-    """One phase of a run, which lasts until progress ``until``.
+    """One phase of a run, which lasts until progress ``until``, with batches of ``items`` crops.
 
-    ``weights`` are multiplied with the losses or, where ``balanced``, are their gradient shares.
-    With a ``frozen_encoder`` neither the encoder nor the codebooks move: the decoder alone learns,
-    and codes that were written before stay readable.
+    ``weights`` multiply the losses or, if ``balanced``, are their shares of the gradient. With a
+    ``frozen_encoder`` only the decoder is trained: encoder and codebooks stay as they are, so that
+    existing codes remain decodable.
     """
 
     name: str
@@ -56,12 +56,12 @@ class Stage:
 
     @property
     def losses(self) -> frozenset[str]:
-        """The names of those that weigh something."""
+        """The names of the losses whose weight is above 0."""
         return frozenset(name for name, weight in self.weights.items() if weight > 0)
 
     @property
     def adversarial(self) -> bool:
-        """Whether a discriminator takes part."""
+        """Whether the stage has a discriminator."""
         return not self.losses.isdisjoint(_ADVERSARIAL)
 
 
@@ -69,7 +69,14 @@ class Stage:
 class TrainingConfig:
     """A whole run: model, data mix, stages and optimisation.
 
-    The discriminator sees ``judged_share`` of each crop, from a random place on.
+    ``crop_s`` is the length of a crop in seconds, ``windows`` are the STFT windows of the losses in
+    samples, and ``log_floor`` is added to magnitudes before their logarithm. The learning rate
+    falls to ``lowest_rate_share`` of the stage's; ``output_rate_share`` is for the decoder's last
+    layer (see ``Optimiser``). ``weight_ema`` and ``codebook_ema`` are decays per step.
+    ``bypass_share`` of the items reach the decoder unquantised, and ``bandwidth_shares`` are those
+    of the model's bandwidths, equal if empty. The discriminator is updated in a step with
+    probability ``discriminator_chance``, and sees ``judged_share`` of each crop, from a random
+    start.
     """
 
     model: EncodecConfig
@@ -100,7 +107,7 @@ class TrainingConfig:
     precision: Literal["float32", "bfloat16"] = "float32"
 
     def __post_init__(self) -> None:
-        """Raise ConfigError for a run that cannot be."""
+        """Raise ConfigError for an impossible combination."""
         ends = [stage.until for stage in self.stages]
         if not ends or ends != sorted(set(ends)) or ends[0] <= 0 or ends[-1] != 1.0:
             raise ConfigError(f"stages end at {ends}; they must rise from above 0 to exactly 1")
@@ -111,7 +118,9 @@ class TrainingConfig:
                     f"{', '.join(LOSSES)}"
                 )
             if stage.items < 1:
-                raise ConfigError(f"stage {stage.name!r} has items={stage.items}; at least 1")
+                raise ConfigError(
+                    f"stage {stage.name!r} has items={stage.items}; accepted: at least 1"
+                )
         if self.bandwidth_shares and len(self.bandwidth_shares) != len(
             self.model.target_bandwidths
         ):
@@ -135,16 +144,19 @@ class TrainingConfig:
 
     @property
     def crop(self) -> int:
-        """Samples per training crop: a whole number of frames."""
+        """Samples per training crop, a whole number of frames."""
         hop = self.model.hop_length
         return max(1, round(self.crop_s * self.model.sampling_rate / hop)) * hop
 
     def stage_at(self, progress: float) -> Stage:
-        """The stage that progress in [0, 1] falls into."""
+        """The stage at ``progress`` in [0, 1]."""
         return next((stage for stage in self.stages if progress < stage.until), self.stages[-1])
 
     def learning_rate(self, stage: Stage, progress: float, steps: int) -> float:
-        """The rate at ``progress`` of the run, after ``steps`` of the stage: warm-up and cosine."""
+        """The rate at ``progress`` of the run and after ``steps`` of the stage.
+
+        A linear warm-up per stage, times half a cosine over the whole run.
+        """
         warm = min(1.0, (steps + 1) / self.warm_up_steps)
         lowest = self.lowest_rate_share
         cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
@@ -158,7 +170,7 @@ class TrainingConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> TrainingConfig:
-        """A configuration from what ``to_dict`` gave; raises ConfigError for an unknown key."""
+        """A configuration from what ``to_dict`` returned; raises ConfigError for anything else."""
         known = {entry.name for entry in fields(cls)}
         if unknown := sorted(set(values) - known):
             raise ConfigError(f"a training configuration has no {', '.join(unknown)}")
@@ -178,18 +190,20 @@ class TrainingConfig:
 
     @classmethod
     def load(cls, path: Path) -> TrainingConfig:
-        """Read a JSON file; raises ConfigError when it holds no configuration."""
+        """Read a JSON file; raises ConfigError if it does not hold a configuration."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-            raise ConfigError(f"{path} is no readable training configuration: {error}") from error
+            raise ConfigError(
+                f"{path} is not a readable training configuration: {error}"
+            ) from error
         if not isinstance(values, dict):
-            raise ConfigError(f"{path} holds no JSON object")
+            raise ConfigError(f"{path} does not hold a JSON object; give a training.json")
         return cls.from_dict(values)
 
 
 def different_keys(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> Sequence[str]:
-    """'name: theirs, not ours' for every value in which two configurations differ."""
+    """'NAME is A there and B here' for every value in which two configurations differ."""
     return [
         f"{name} is {theirs.get(name)!r} there and {ours.get(name)!r} here"
         for name in sorted(set(theirs) | set(ours))
@@ -202,14 +216,14 @@ def _plain(value: object) -> object:
 
 
 def _with_tuples(values: Mapping[str, Any]) -> dict[str, Any]:
-    """``values`` as JSON gave them, with tuples for lists."""
+    """``values`` from JSON with its lists as tuples."""
     return {
         name: tuple(value) if isinstance(value, list) else value for name, value in values.items()
     }
 
 
 def computes_bfloat16(device: str) -> bool:
-    """Whether ``device`` has instructions for bfloat16; without, convolutions are far slower."""
+    """Whether ``device`` has bfloat16 instructions; without them convolutions are far slower."""
     if torch.device(device).type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
     # oneDNN asks for AVX-512 on x86; its answer is False for AVX2 alone.

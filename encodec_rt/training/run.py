@@ -31,10 +31,10 @@ _COLUMNS = ("step", "progress", "minutes", "name", "value")
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """When a run is over: after so many ``steps``, or at the clock time ``deadline`` (Unix time).
+    """When a run ends: after ``steps`` steps, or at ``deadline`` in Unix time (s).
 
-    A run by steps is reproducible bit for bit. A run by the clock spreads what is left of its
-    schedule over what is left of the time, so that it ends on time however often it is interrupted.
+    With steps, a run is reproducible bit for bit. With a deadline, the rest of the schedule is
+    spread over the remaining time, so it ends on time however often it is interrupted.
     """
 
     steps: int | None = None
@@ -45,10 +45,13 @@ class Budget:
         if (self.steps is None) == (self.deadline is None):
             raise ConfigError("a budget is a number of steps or a deadline: give one of the two")
         if self.steps is not None and self.steps < 1:
-            raise ConfigError(f"steps={self.steps}; at least 1")
+            raise ConfigError(f"steps={self.steps}; accepted: at least 1")
 
     def progress(self, step: int, begun: float, begun_at: float, now: float) -> float:
-        """Progress in [0, 1] at ``now``, of a session begun at ``begun`` and time ``begun_at``."""
+        """Progress in [0, 1] at ``step`` and time ``now``.
+
+        The session began at progress ``begun`` and time ``begun_at``; times are Unix times.
+        """
         if self.steps is not None:
             return min(1.0, step / self.steps)
         assert self.deadline is not None
@@ -74,14 +77,19 @@ class Run:
         start_from: EncodecModel | None = None,
         discriminator_from: Mapping[str, Any] | None = None,
     ) -> None:
-        """Open or resume the run in ``folder``; WeightsError for a checkpoint of another model.
+        """Begin the run in ``folder`` on the packed audio in ``data``, or resume it.
 
-        Raises ConfigError for a ``discriminator_from`` that no stage would use.
         A new run begins with the weights of ``start_from`` and the discriminator of the checkpoint
-        ``discriminator_from``, as ``read_checkpoint`` gives it.
+        ``discriminator_from``, which ``read_checkpoint`` read; a resumed run ignores both. It is
+        saved every ``checkpoint_s`` seconds, and validated on ``validation_items`` crops.
+        Raises WeightsError for a checkpoint of another model, and ConfigError for a
+        ``discriminator_from`` that no stage would use.
         """
         if discriminator_from is not None and not any(s.adversarial for s in config.stages):
-            raise ConfigError("a discriminator to start from, but no stage of the run has one")
+            raise ConfigError(
+                "a discriminator to start from was given, but no stage of the run has one; choose "
+                "a preset with adversarial losses, or leave it out"
+            )
         self.folder = folder
         self.budget = budget
         self.checkpoint_s = checkpoint_s
@@ -121,10 +129,10 @@ class Run:
         report: Callable[[str], None] = lambda _: None,
         tick: Callable[[float], None] = lambda _: None,
     ) -> None:
-        """Train until the budget is spent; ``report`` gets one line per ``log_steps`` steps.
+        """Train until the budget is spent.
 
-        ``tick`` gets the progress before each step, for a progress bar.
-        A checkpoint is written every ``checkpoint_s`` seconds, at the end, and when interrupted.
+        ``report`` gets a line every ``log_steps`` steps and for each checkpoint, ``tick`` the
+        progress before each step. A checkpoint is also written at the end and when interrupted.
         """
         begun, begun_at, minutes = self.progress, self.clock(), self.minutes
         saved_at = begun_at
@@ -150,7 +158,7 @@ class Run:
             report(self.save())
 
     def save(self) -> str:
-        """Validate and write the checkpoint, the curves and the audio; one line that says so."""
+        """Validate, and write checkpoint, curves and validation audio -> a line to report."""
         stage = self.trainer.config.stage_at(self.progress)
         scores = self.validation.scores(self.trainer, stage)
         line = self._note(scores)
@@ -197,11 +205,11 @@ class Run:
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
-    """A checkpoint's content, without running anything in it; raises WeightsError if it is none."""
+    """The content of a checkpoint; nothing in it is executed. WeightsError for another file."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except (OSError, RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
-        raise WeightsError(f"{path} is no training checkpoint: {error}") from error
+        raise WeightsError(f"{path} is not a training checkpoint: {error}") from error
     if not isinstance(state, dict) or "trainer" not in state:
-        raise WeightsError(f"{path} is no training checkpoint")
+        raise WeightsError(f"{path} is not a training checkpoint")
     return state

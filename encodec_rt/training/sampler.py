@@ -1,6 +1,6 @@
 """Random training crops, mixed and levelled as in the paper, and fixed crops for validation.
 
-A batch is a function of (seed, step) alone: nothing has to be stored to go on with the next one.
+A batch depends on (seed, step) only, so no random state has to be stored to resume.
 """
 
 from __future__ import annotations
@@ -31,16 +31,17 @@ Floats = npt.NDArray[np.float32]
 class MixConfig:
     """What a crop is made of.
 
-    ``music``, ``speech``, ``two`` and ``three`` are the shares of items that hold one music clip,
-    one speech clip, any two clips, or three speech clips; the paper (section 4.2) has .32, .32, .24
-    and .12. ``full_band_share`` of all clips come from files with content up to 9.5 kHz: without
-    such a share a codec learns to drop the highs. ``weights`` favour sources within their group;
-    one that is not named counts as the square root of its hours.
+    ``music``, ``speech``, ``two`` and ``three`` are the shares of items made of one music clip, one
+    speech clip, any two clips, or three speech clips; the paper (section 4.2) has .32, .32, .24 and
+    .12. A clip is scaled to ``level_dbfs`` and then changed by a gain from ``gain_db``.
+    ``full_band_share`` of all clips come from files with content up to 9.5 kHz: without them a
+    codec learns to drop the highs. ``weights`` are relative weights of sources of the same kind and
+    band; a source without one has about the square root of its hours of active audio.
 
-    ``reverb_share`` of the items with speech are put into a room whose reverberation time [s] is
-    drawn from ``reverb_s``; ``noise_share`` of them get background noise at a signal-to-noise ratio
-    drawn from ``noise_snr_db``: half from the index's sources of kind noise, where it has any, and
-    half synthesised.
+    ``reverb_share`` of the items with speech get reverberation, with a reverberation time [s] from
+    ``reverb_s``. ``noise_share`` of them get background noise, at a signal-to-noise ratio from
+    ``noise_snr_db``: half of it from sources of kind noise, if the index has any, the rest
+    synthetic. Values are drawn uniformly from each range.
     """
 
     music: float = 0.18
@@ -58,17 +59,17 @@ class MixConfig:
 
 
 class Batches(Protocol):
-    """Where training gets its crops from."""
+    """Anything that supplies training crops."""
 
     def batch(self, step: int, items: int) -> Tensor:
         """Crops [items, channels, crop] of training step ``step``."""
 
 
 class Prefetcher:
-    """A sampler's batches, drawn ahead by other processes while a GPU computes."""
+    """Prepares a sampler's batches in other processes while the GPU computes."""
 
     def __init__(self, sampler: Batches, *, workers: int | None = None, ahead: int = 2) -> None:
-        """``workers`` processes, or all cores but two, draw ``ahead`` batches each in advance."""
+        """``workers`` processes (default: all cores but two) prepare ``ahead`` batches each."""
         self._sampler = sampler
         self._workers = workers or max(1, (os.cpu_count() or 1) - 2)
         self._ahead = ahead
@@ -76,7 +77,7 @@ class Prefetcher:
         self._drawn: Iterator[Tensor] = iter(())
 
     def batch(self, step: int, items: int) -> Tensor:
-        """What the sampler's ``batch`` gives; quick for the step after the one before."""
+        """The sampler's ``batch``; it is prepared in advance if steps are asked for in order."""
         if self._next != (step, items):
             loader = DataLoader(
                 _Steps(self._sampler, items),
@@ -93,7 +94,7 @@ class Prefetcher:
 
 @dataclass(frozen=True, slots=True)
 class _Steps(Dataset[Tensor]):
-    """Batches of ``items`` by their step."""
+    """Batches of ``items`` crops, indexed by step."""
 
     batches: Batches
     items: int
@@ -103,7 +104,7 @@ class _Steps(Dataset[Tensor]):
 
 
 class _Pool:
-    """Spans of one kind and band: a source by weight, then a span by its length."""
+    """Active spans of one kind and band; draws a source by weight, then a span by its length."""
 
     def __init__(self, members: Sequence[tuple[IndexedSource, Clip]], weights: Mapping[str, float]):
         by_source: dict[str, list[Clip]] = {}
@@ -126,7 +127,7 @@ class _Pool:
         self.shares = np.array(shares) / sum(shares)
 
     def draw(self, rng: np.random.Generator) -> tuple[str, Clip, int]:
-        """A source's name, a clip, and an active sample of that clip."""
+        """A source's name, a clip, and the index of an active sample in that clip."""
         name = self.names[int(rng.choice(len(self.names), p=self.shares))]
         at = int(rng.integers(self.ends[name][-1]))
         row = int(np.searchsorted(self.ends[name], at, side="right"))
@@ -135,7 +136,7 @@ class _Pool:
 
 
 class Sampler:
-    """Batches of crops from one split of an index."""
+    """Draws batches of crops from one split of an index."""
 
     def __init__(
         self,
@@ -149,7 +150,11 @@ class Sampler:
         sampling_rate: int = 24_000,
         channels: int = 1,
     ) -> None:
-        """Open the packed audio; raises ConfigError when the mix asks for what is not there."""
+        """Open the packed audio in ``folder``; ``crop`` is in samples.
+
+        Raises ConfigError if the mix names an unknown source, or the audio is missing or has
+        another rate or number of channels.
+        """
         known = {source.name for source in sources}
         if unknown := sorted(set(mix.weights) - known):
             raise ConfigError(
@@ -160,7 +165,7 @@ class Sampler:
                 raise ConfigError(
                     f"{source.name} is packed at {source.sampling_rate} Hz with "
                     f"{source.channels} channels, but the model takes {sampling_rate} Hz with "
-                    f"{channels}; index the audio anew with --rate and --channels"
+                    f"{channels}; index the audio again with --rate and --channels"
                 )
         self.sources, self.folder, self.split = sources, folder, split
         self.mix = mix
@@ -191,7 +196,7 @@ class Sampler:
         present = {kind for kind, _ in self.pools} - {"noise"}
         if not present:
             raise ConfigError(
-                f"the index holds no {split} audio; index at least two files, one is held out"
+                f"the index holds no {split} audio; index at least two files, since one is held out"
             )
         self.kinds = sorted(present)
         shares = {"music": mix.music, "speech": mix.speech, "two": mix.two, "three": mix.three}
@@ -203,11 +208,11 @@ class Sampler:
         self.chances = np.array(list(shares.values())) / sum(shares.values())
 
     def held_out(self, crop: int) -> Sampler:
-        """A sampler of the held-out audio, of another crop length, else as this one."""
+        """The same sampler for the held-out audio, with crops of ``crop`` samples."""
         return self._another(self.mix, crop, "held-out")
 
     def remixed(self, mix: MixConfig) -> Sampler:
-        """A sampler of the same audio, crops and seed with another mix."""
+        """The same sampler with another mix."""
         return self._another(mix, self.crop, self.split)
 
     def _another(self, mix: MixConfig, crop: int, split: Split) -> Sampler:
@@ -223,7 +228,7 @@ class Sampler:
         )
 
     def batch(self, step: int, items: int) -> Tensor:
-        """Crops [items, channels, crop] of training step ``step``, the same at each call."""
+        """Crops [items, channels, crop] of training step ``step``, the same on every call."""
         rng = np.random.default_rng([self.seed, step])
         return torch.from_numpy(np.stack([self._item(rng) for _ in range(items)]))
 
@@ -235,7 +240,7 @@ class Sampler:
             "two": tuple(rng.choice(self.kinds, 2)),
             "three": ("speech",) * 3,
         }[recipe]
-        # The paper rejects crops that clip: a loud mix is drawn again, and scaled in the end.
+        # The paper rejects crops that clip: they are drawn again, and the fourth is scaled down.
         for _ in range(4):
             mixed = np.zeros((self.channels, self.crop), dtype=np.float32)
             for kind in kinds:
@@ -248,7 +253,7 @@ class Sampler:
         return mixed * np.float32(0.99 / peak)
 
     def _surroundings(self, audio: Floats, rng: np.random.Generator) -> Floats:
-        """The item in a room and with background noise, as often as the mix says."""
+        """Add reverberation and background noise to an item, as often as the mix says."""
         mix = self.mix
         if mix.reverb_share and rng.random() < mix.reverb_share:
             decay_s = float(rng.uniform(*mix.reverb_s))
@@ -273,7 +278,7 @@ class Sampler:
         return self._cut(name, clip, at, rng) * np.float32(10 ** (gain_db / 20))
 
     def _cut(self, name: str, clip: Clip, at: int, rng: np.random.Generator) -> Floats:
-        """A crop [channels, crop] with sample ``at`` of the clip; zeros where the clip is short."""
+        """A crop [channels, crop] that contains sample ``at`` of the clip; zero-padded if short."""
         lowest, highest = max(0, at - self.crop + 1), min(at, max(0, clip.samples - self.crop))
         start = int(rng.integers(lowest, highest + 1)) if lowest <= highest else 0
         samples = min(self.crop, clip.samples - start)

@@ -1,9 +1,9 @@
-"""Packed audio as Opus shards, small enough to bring to a machine that only small files reach.
+"""Packed audio as Opus shards, for a machine to which only small files can be transferred.
 
-A shard is ``shard-NNN.opus``, the clips one after another in a single Ogg Opus stream at a constant
-rate, and ``shard-NNN.json``, the table that finds them again. Clips are dealt out by the hash of
-their names, held-out ones too, so that any one shard is a fair sample of the whole. At 48 kbps an
-hour takes 22 MB; unpacking gives back a folder of packed audio, sample for sample as long.
+A shard is ``shard-NNN.opus``, clips one after another in a single Ogg Opus stream at a constant
+bitrate, and ``shard-NNN.json``, the table that locates them. Clips, held-out ones included, are
+assigned by the hash of their names, so any shard is a fair sample of the whole. At 48 kbps an hour
+takes 22 MB. Unpacking gives a folder of packed audio with clips of exactly the same lengths.
 """
 
 from __future__ import annotations
@@ -22,41 +22,51 @@ import numpy.typing as npt
 
 from encodec_rt.atomic import replacing
 from encodec_rt.errors import ConfigError, InputError
-from encodec_rt.training.tables import Clip, IndexedSource, load_index, read_table, write_table
+from encodec_rt.training.tables import (
+    Clip,
+    IndexedSource,
+    load_index,
+    name_hash,
+    read_table,
+    write_table,
+)
 
 Pcm = npt.NDArray[np.int16]
 
 _OVERHEAD = 1.03
-_BLOCK = 24_000
+_RATE_HZ = 24_000
 _MAX_KBPS = 256.0
 
 
 def write_shards(
     packed: Path, folder: Path, *, kbps: float = 48.0, shard_mib: float = 15.0, most: int = 0
 ) -> list[Path]:
-    """Write the packed audio of ``packed`` as shards of at most ``shard_mib`` MiB to ``folder``.
+    """Write the packed audio in ``packed`` to ``folder`` as shards -> the paths of the Opus files.
 
-    ``most`` ends after so many shards. Raises InputError if ``folder`` is not empty.
+    A shard has about ``shard_mib`` MiB at most, unless a single clip is longer. ``most`` limits the
+    number of shards; 0 means all. Raises InputError if ``folder`` is not empty or the audio is not
+    24 kHz mono, and ConfigError for numbers out of range.
     """
     if not 6 <= kbps <= _MAX_KBPS:
         raise ConfigError(f"kbps={kbps}; accepted: 6 to {_MAX_KBPS:g}")
     if not 0.1 <= shard_mib <= 1024 or most < 0:
         raise ConfigError(
-            f"shards of {shard_mib} MiB, {most} at most; accepted: 0.1 to 1024 MiB, and 0 for all"
+            f"shard_mib={shard_mib}, most={most}; accepted: 0.1 to 1024 MiB, and 0 or more shards "
+            "(0: all)"
         )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise InputError(f"{folder} is not an empty folder; give a new name for the shards")
     folder.mkdir(parents=True, exist_ok=True)
     sources = {source.name: source for source in load_index(packed)}
     for source in sources.values():
-        if (source.sampling_rate, source.channels) != (_BLOCK, 1):
+        if (source.sampling_rate, source.channels) != (_RATE_HZ, 1):
             raise InputError(
                 f"{source.name} is packed at {source.sampling_rate} Hz with {source.channels} "
                 "channels; shards hold 24 kHz mono"
             )
     seconds = shard_mib * 2**20 * 8 / (kbps * 1000 * _OVERHEAD)
     written = []
-    for number, clips in enumerate(_dealt(list(sources.values()), int(seconds * _BLOCK))):
+    for number, clips in enumerate(_grouped(list(sources.values()), int(seconds * _RATE_HZ))):
         if most and number == most:
             break
         written.append(folder / f"shard-{number:03d}.opus")
@@ -65,13 +75,14 @@ def write_shards(
 
 
 def read_shards(folder: Path, packed: Path) -> list[IndexedSource]:
-    """Unpack every shard in ``folder`` into ``packed``, as ``data index`` would have made it.
+    """Unpack every shard in ``folder`` into ``packed``, a folder like one from ``data index``.
 
-    Raises InputError for a damaged shard, and if ``packed`` holds packed audio already.
+    Returns its index. Raises InputError for a damaged or missing shard, and if ``packed`` holds
+    packed audio already.
     """
     tables = sorted(folder.glob("shard-*.json")) if folder.is_dir() else []
     if not tables:
-        raise InputError(f"{folder} holds no shards; encodec-rt data shard makes them")
+        raise InputError(f"{folder} holds no shards; make them with encodec-rt data shard")
     if packed.is_dir() and any(packed.glob("*.json")):
         raise InputError(f"{packed} holds packed audio already; give a new folder")
     packed.mkdir(parents=True, exist_ok=True)
@@ -97,12 +108,12 @@ def read_shards(folder: Path, packed: Path) -> list[IndexedSource]:
     return [read_table(packed / f"{name}.json") for name in sorted(sources)]
 
 
-def _dealt(
+def _grouped(
     sources: Sequence[IndexedSource], samples: int
 ) -> Iterator[list[tuple[IndexedSource, Clip]]]:
-    """Clips in the order of their names' hashes, in groups of at most ``samples``, or of one."""
+    """Clips sorted by the hash of their names, in groups of at most ``samples``, or of one clip."""
     named = [(source, clip) for source in sources for clip in source.clips]
-    named.sort(key=lambda pair: _name_hash(f"{pair[0].name}/{pair[1].path}"))
+    named.sort(key=lambda pair: name_hash(f"{pair[0].name}/{pair[1].path}"))
     group: list[tuple[IndexedSource, Clip]] = []
     filled = 0
     for source, clip in named:
@@ -147,33 +158,34 @@ def _write_shard(
 
 def _encode(path: Path, pieces: Iterator[Pcm], kbps: float) -> None:
     with av.open(str(path), "w", format="ogg") as container:
-        stream = container.add_stream("libopus", rate=_BLOCK, options={"vbr": "off"})
+        stream = container.add_stream("libopus", rate=_RATE_HZ, options={"vbr": "off"})
         stream.bit_rate = round(kbps * 1000)
         stream.layout = "mono"
         position = 0
         for block in _blocks(pieces):
             frame = av.AudioFrame.from_ndarray(block[None], format="s16", layout="mono")
-            frame.sample_rate, frame.pts = _BLOCK, position
+            frame.sample_rate, frame.pts = _RATE_HZ, position
             position += len(block)
             container.mux(stream.encode(frame))
         container.mux(stream.encode(None))
 
 
 def _blocks(pieces: Iterator[Pcm]) -> Iterator[Pcm]:
+    """The samples of ``pieces`` in blocks of at most a second, each for one AudioFrame."""
     for piece in pieces:
-        for start in range(0, len(piece), _BLOCK):
-            yield np.ascontiguousarray(piece[start : start + _BLOCK])
+        for start in range(0, len(piece), _RATE_HZ):
+            yield np.ascontiguousarray(piece[start : start + _RATE_HZ])
 
 
 def _decode(path: Path, table: dict[str, Any]) -> Pcm:
     """The shard's samples [n], as many as its table says."""
     if hashlib.sha256(path.read_bytes()).hexdigest() != table["sha256"]:
         raise InputError(
-            f"{path} is damaged: it has another SHA-256 than its table; bring it again"
+            f"{path} is damaged: its SHA-256 is not the one in its table; transfer it again"
         )
     blocks: list[Pcm] = []
     with av.open(str(path)) as container:
-        to_rate = av.AudioResampler(format="s16", layout="mono", rate=_BLOCK)
+        to_rate = av.AudioResampler(format="s16", layout="mono", rate=_RATE_HZ)
         for frame in container.decode(audio=0):
             blocks += [part.to_ndarray()[0] for part in to_rate.resample(frame)]
         blocks += [part.to_ndarray()[0] for part in to_rate.resample(None)]
@@ -183,14 +195,11 @@ def _decode(path: Path, table: dict[str, Any]) -> Pcm:
 
 
 def _read_table(path: Path) -> dict[str, Any]:
+    audio = path.with_suffix(".opus")
+    if not audio.is_file():
+        raise InputError(f"{audio} is missing; transfer it to the folder of its table")
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
-        if not path.with_suffix(".opus").is_file():
-            raise InputError(f"{path.with_suffix('.opus')} is missing: a table stands alone")
         return {name: table[name] for name in ("sha256", "samples", "sources", "clips")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{path} is not a shard's table: {error}") from error
-
-
-def _name_hash(name: str) -> str:
-    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()

@@ -1,7 +1,7 @@
-"""The named Debian packages that hold the training audio.
+"""The Debian packages that hold the training audio.
 
-Every package is pinned to one version and one SHA-256, so that two people who fetch it train on the
-same audio. The licences are those of each package's own ``debian/copyright``.
+Every package is pinned to a version and a SHA-256, so that everyone who fetches it trains on the
+same audio. The licences are those in each package's own ``debian/copyright``.
 """
 
 from __future__ import annotations
@@ -18,12 +18,13 @@ Kind = Literal["speech", "music", "noise"]
 
 @dataclass(frozen=True, slots=True)
 class Source:
-    """One body of audio: a pinned Debian package, or a folder of the user's own.
+    """One source of audio: a pinned Debian package or part of one, or a folder of the user's own.
 
-    ``package`` names the Debian package where it is not ``name``: one package may hold bodies of
-    several kinds. ``files`` is searched in each path; ``speaker`` is a pattern whose first group
-    names the voice. A whole voice in ``held_out_speakers``, and every path that ends in one of
-    ``held_out_files``, never reaches training.
+    ``package`` is the Debian package if its name is not ``name``: a package may contain sources of
+    several kinds. ``files`` and ``speaker`` are regular expressions that are searched in a path: of
+    the files to take, and with a first group that is the voice's name. ``held_out_speakers`` are
+    whole voices (as from ``speaker_of``) and ``held_out_files`` endings of paths that are never
+    trained on.
     """
 
     name: str
@@ -40,7 +41,7 @@ class Source:
 
     @property
     def archive(self) -> str:
-        """The name of the Debian package, which is also that of the folder it is unpacked to."""
+        """The name of the Debian package and of the folder that it is unpacked to."""
         return self.package or self.name
 
     def speaker_of(self, path: str) -> str:
@@ -265,7 +266,7 @@ PACKAGES: tuple[Source, ...] = (
 
 
 def by_name(names: Iterable[str]) -> tuple[Source, ...]:
-    """The packages of those names, in that order; raises ConfigError for an unknown one."""
+    """The sources with these names, in this order; raises ConfigError for an unknown one."""
     table = {source.name: source for source in PACKAGES}
     wanted = list(names)
     unknown = [name for name in wanted if name not in table]

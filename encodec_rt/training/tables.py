@@ -1,7 +1,8 @@
-"""The tables of packed audio: which clips there are, where they lie, and what they hold."""
+"""The tables of packed audio: its clips, their positions and what was measured."""
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,7 +17,11 @@ Split = Literal["train", "held-out"]
 
 @dataclass(frozen=True, slots=True)
 class Clip:
-    """One usable file in its source's packed PCM; ``spans`` are (start, length) of active audio."""
+    """One usable file in its source's packed PCM.
+
+    ``start`` is its first sample there, per channel; ``spans`` are (start, length) of its active
+    audio, in samples from the clip's own start.
+    """
 
     path: str
     start: int
@@ -30,7 +35,7 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class IndexedSource:
-    """What the index holds of one source: its usable clips, and what was left out and why."""
+    """One source in the index: its usable clips, and (path, reason) of each file left out."""
 
     name: str
     kind: Kind
@@ -43,7 +48,7 @@ class IndexedSource:
     channels: int = 1
 
     def hours(self, split: Split, *, active: bool = False) -> float:
-        """Hours of that split; ``active`` counts only the spans above the level floor."""
+        """Hours of audio in ``split``; with ``active``, of its active spans only."""
         samples = sum(
             sum(length for _, length in clip.spans) if active else clip.samples
             for clip in self.clips
@@ -52,8 +57,13 @@ class IndexedSource:
         return samples / self.sampling_rate / 3600
 
 
+def name_hash(name: str) -> str:
+    """A hash of a clip's name, for choices that look random but stay the same."""
+    return hashlib.sha256(name.encode(errors="surrogateescape")).hexdigest()
+
+
 def load_index(folder: Path) -> tuple[IndexedSource, ...]:
-    """Every source packed in ``folder``, by name; raises InputError where there is none."""
+    """All sources packed in ``folder``, sorted by name; raises InputError if there are none."""
     tables = sorted(folder.glob("*.json")) if folder.is_dir() else []
     if not tables:
         raise InputError(
@@ -69,7 +79,7 @@ def write_table(source: IndexedSource, folder: Path) -> None:
 
 
 def read_table(path: Path) -> IndexedSource:
-    """What ``write_table`` wrote; raises InputError for anything else."""
+    """Read a table that ``write_table`` wrote; raises InputError for any other file."""
     try:
         table = json.loads(path.read_text(encoding="utf-8"))
         return IndexedSource(

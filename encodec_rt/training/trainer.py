@@ -1,10 +1,10 @@
-"""One training step after another, and everything needed to go on with the next one.
+"""The training step, and the state needed to resume after it.
 
-All chance comes from (seed, step), so the state is the step, the progress and tensors; on the CPU a
-resumed run is bit for bit the run that was not interrupted, as long as its budget counts steps.
+All random numbers follow from (seed, step), so no generator state is saved. On the CPU a resumed
+run equals an uninterrupted one bit for bit, as long as its budget counts steps.
 
-What is drawn is drawn on the CPU, before the step; the step itself never waits for a value of the
-device, so that a GPU can run ahead and record it (``captured``).
+Random numbers are drawn on the CPU, before the step. The step itself never waits for a value from
+the device, so a GPU can run ahead, and the step can be recorded as a CUDA graph (``captured.py``).
 """
 
 from __future__ import annotations
@@ -37,7 +37,10 @@ from encodec_rt.training.sampler import Batches
 
 
 class Trainer:
-    """The model under training with its averages, optimisers, balancer and discriminator."""
+    """The model being trained, its averaged weights, optimisers, balancers and discriminator.
+
+    ``average`` is the model that is validated and exported.
+    """
 
     def __init__(self, config: TrainingConfig, sampler: Batches, device: torch.device) -> None:
         """Build and initialise everything from ``config.seed``."""
@@ -74,16 +77,19 @@ class Trainer:
         self.steps = CapturedSteps(device) if device.type == "cuda" else EagerSteps()
 
     def start_from(self, model: EncodecModel) -> None:
-        """Go on from a trained model's weights, with new optimisers; WeightsError for another."""
-        self._refuse_another(model.config.to_dict(), "the model to start from")
+        """Begin with a trained model's weights and new optimisers.
+
+        Raises WeightsError if its configuration differs.
+        """
+        self._require_same_model(model.config.to_dict(), "the model to start from")
         for own in (self.model, self.average):
             own.load_state_dict(model.state_dict())
         self.codebooks_started = True
 
     def advance(self, progress: float) -> dict[str, Tensor]:
-        """One step at ``progress`` in [0, 1); what was measured in it, by name, as 0-d tensors.
+        """Do one step at ``progress`` in [0, 1) -> its losses and statistics, by name.
 
-        The tensors stay on the device: reading one waits for the step.
+        They are 0-d tensors on the device: reading one waits for the step.
         """
         stage = self.config.stage_at(progress)
         generator = torch.Generator().manual_seed(self.config.seed * 1_000_003 + self.step)
@@ -93,17 +99,17 @@ class Trainer:
             self._start_codebooks(stage, generator)
         inputs = self._draw(stage, progress, generator)
         chance = float(torch.rand((), generator=generator))
-        critic = stage.adversarial and chance < self.config.discriminator_chance
+        train_discriminator = stage.adversarial and chance < self.config.discriminator_chance
 
         def step(given: Inputs) -> dict[str, Tensor]:
-            return self._step(stage, given, train_critic=critic)
+            return self._step(stage, given, train_discriminator=train_discriminator)
 
-        measured = self.steps.run((stage.name, critic), step, inputs)
+        measured = self.steps.run((stage.name, train_discriminator), step, inputs)
         self.step += 1
         return measured
 
     def _draw(self, stage: Stage, progress: float, generator: torch.Generator) -> Inputs:
-        """Everything that differs from one step to the next, on the device."""
+        """The step's inputs, on the device: whatever differs from one step to the next."""
         model = self.config.model
         inputs = {
             "audio": self.sampler.batch(self.step, stage.items),
@@ -125,12 +131,12 @@ class Trainer:
         if stage.adversarial:
             inputs["starts"] = self.adversary.draw_starts(stage.items, generator)
         if self.device.type == "cuda":
-            # Copied from pinned memory, a batch is on its way while the step before computes.
+            # From pinned memory a batch is copied while the previous step still computes.
             inputs = {name: value.pin_memory() for name, value in inputs.items()}
         return {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
 
-    def _step(self, stage: Stage, given: Inputs, *, train_critic: bool) -> dict[str, Tensor]:
-        """The whole step on the device: forward, discriminator, losses, backward, averages."""
+    def _step(self, stage: Stage, given: Inputs, *, train_discriminator: bool) -> dict[str, Tensor]:
+        """The step itself, on the device: forward, discriminator, losses, backward, updates."""
         target = given["audio"]
         estimate, quantised = self._forward(target, stage, given)
         measured = {"learning_rate": given["rate"].clone()}
@@ -138,9 +144,9 @@ class Trainer:
         if stage.adversarial:
             judged = self.adversary.judge(estimate, target, given["starts"], self._autocast())
         terms = self._losses(estimate, target, stage, judged)
-        critic_gradients: Sequence[Tensor] = ()
-        if judged is not None and train_critic:
-            measured["discriminator"], critic_gradients = self.adversary.gradients(judged)
+        discriminator_gradients: Sequence[Tensor] = ()
+        if judged is not None and train_discriminator:
+            measured["discriminator"], discriminator_gradients = self.adversary.gradients(judged)
         measured |= {name: term.detach() for name, term in terms.items()}
         self.optimiser.zero_grad()
         penalty = estimate.new_zeros(())
@@ -159,10 +165,10 @@ class Trainer:
             total = sum((stage.weights[name] * term for name, term in terms.items()), penalty)
             torch.autograd.backward([total])
         measured["gradient_norm"] = self.optimiser.step(given["rate"])
-        if critic_gradients:
-            self.adversary.move(critic_gradients)
+        if discriminator_gradients:
+            self.adversary.step(discriminator_gradients)
         measured["si_sdr_db"] = self._si_sdr_db(estimate.detach(), target)
-        self._follow(given["decay"])
+        self._update_average(given["decay"])
         return measured
 
     def _forward(
@@ -193,21 +199,21 @@ class Trainer:
         return losses.si_sdr_db(*pair).mean()
 
     def _enter(self, stage: Stage) -> None:
-        """Begin ``stage``, with a warm-up of its own: its gradients may be quite different."""
+        """Begin ``stage`` with its own warm-up, since its gradients may be quite different."""
         self.stage, self.stage_step = stage.name, self.step
         if stage.frozen_encoder and not self.encoder_frozen:
             self._freeze_encoder()
 
     @torch.no_grad()
     def _freeze_encoder(self) -> None:
-        """Fix the encoder as the average that is exported, so that codes change no more."""
+        """Replace the encoder by its average, which is exported, and keep it from then on."""
         self.model.encoder.load_state_dict(self.average.encoder.state_dict())
         self.encoder_frozen = True
 
     def reconstruction_losses(
         self, estimate: Tensor, target: Tensor, stage: Stage
     ) -> dict[str, Tensor]:
-        """The losses that ``stage`` weighs and that need no discriminator, by name."""
+        """The losses of ``stage`` that need no discriminator, by name, of audio [B, C, L]."""
         return losses.reconstruction_terms(
             estimate,
             target,
@@ -229,7 +235,7 @@ class Trainer:
     def _start_codebooks(self, stage: Stage, generator: torch.Generator) -> None:
         rows = []
         for number in range(self.config.kmeans_batches):
-            # Batches after the end of any run, so that none of them is seen twice.
+            # Step numbers beyond any run, so that training does not see these batches again.
             batch = self.sampler.batch(2**40 + number, stage.items).to(self.device)
             with self._autocast():
                 scale = loudness(batch) if self.config.model.normalize else 1.0
@@ -239,8 +245,8 @@ class Trainer:
         self.codebooks_started = True
 
     @torch.no_grad()
-    def _follow(self, decay: Tensor) -> None:
-        """Move the averages of the weights; buffers are the model's own."""
+    def _update_average(self, decay: Tensor) -> None:
+        """Move the averaged weights towards the model's; buffers are copied."""
         live: list[Tensor] = list(self.model.parameters())
         averages: list[Tensor] = list(self.average.parameters())
         towards = torch._foreach_sub(live, averages)
@@ -253,7 +259,7 @@ class Trainer:
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def state_dict(self) -> dict[str, Any]:
-        """Tensors and plain values only, so that no pickle is needed to read them back."""
+        """The whole state, in tensors and plain values that need no unpickling of classes."""
         return {
             "config": self.config.to_dict(),
             "step": self.step,
@@ -262,7 +268,7 @@ class Trainer:
             "codebooks_started": self.codebooks_started,
             "encoder_frozen": self.encoder_frozen,
             "model": without_entries(self.model.state_dict()),
-            # All else of the average is the model's own.
+            # The buffers of the average are the model's own.
             "average": dict(self.average.named_parameters()),
             **self.adversary.state_dict(),
             "optimiser": self.optimiser.state_dict(),
@@ -270,11 +276,11 @@ class Trainer:
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on where ``state_dict`` was taken; raises WeightsError for another model's state.
+        """Resume from what ``state_dict`` returned; raises WeightsError if the model differs.
 
-        Another kind of optimiser, or of discriminator, begins anew.
+        If the optimiser or the discriminator differs, ours starts anew.
         """
-        self._refuse_another(state["config"]["model"], "the checkpoint")
+        self._require_same_model(state["config"]["model"], "the checkpoint")
         self.step = int(state["step"])
         self.stage = str(state.get("stage", ""))
         self.stage_step = int(state.get("stage_step", 0))
@@ -289,10 +295,10 @@ class Trainer:
             if name in state["balancers"]:
                 balancer.load_state_dict(state["balancers"][name])
 
-    def _refuse_another(self, theirs: Mapping[str, Any], what: str) -> None:
+    def _require_same_model(self, theirs: Mapping[str, Any], what: str) -> None:
         differing = different_keys(theirs, self.config.model.to_dict())
         if differing:
             raise WeightsError(
-                f"{what} is of another model: {', '.join(differing)}; train with its own "
+                f"{what} has another configuration: {', '.join(differing)}; train with its own "
                 "configuration, or start in another folder"
             )

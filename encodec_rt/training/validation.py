@@ -1,4 +1,4 @@
-"""What a run is worth while it goes: scores of fixed held-out crops, and their audio."""
+"""Validation during a run: scores of fixed held-out crops, and their audio."""
 
 from __future__ import annotations
 
@@ -21,10 +21,13 @@ CROP_S = 3.0
 
 
 class Validation:
-    """Crops of held-out audio: ``mixed`` as in training, and ``speech``, clean, one voice each."""
+    """Crops of held-out audio: ``mixed`` as in training, and clean ``speech``, one voice each.
+
+    ``missing`` says which scores could not be computed, and why.
+    """
 
     def __init__(self, config: TrainingConfig, held_out: Sampler, folder: Path, items: int) -> None:
-        """Draw the crops; ``folder`` gets the audio."""
+        """Draw ``items`` crops of either kind; the audio will be written to ``folder``."""
         self.rate = config.model.sampling_rate
         self.folder = folder
         self.mixed = held_out.batch(0, items)
@@ -43,9 +46,10 @@ class Validation:
 
     @torch.no_grad()
     def scores(self, trainer: Trainer, stage: Stage) -> dict[str, float]:
-        """The losses of ``stage`` and SI-SDR, and of speech PESQ, ESTOI and the level of each band.
+        """Scores of the averaged model, by name; see ``decoded`` for its bandwidth.
 
-        All of the averaged model at 6 kbps, or at its highest bandwidth if it has no 6.
+        The losses of ``stage`` and SI-SDR of the mixed crops, and PESQ, ESTOI and the level of each
+        band of the speech. Writes the mixed crops and their decoded versions as FLAC.
         """
         audio = self.mixed.to(trainer.device)
         estimate = decoded(trainer, audio)
@@ -84,7 +88,11 @@ class Validation:
 
 
 def decoded(trainer: Trainer, audio: Tensor) -> Tensor:
-    """``audio`` [B, C, L] through the averaged model."""
+    """``audio`` [B, C, L] through the averaged model -> [B, C, L].
+
+    At 6 kbps, or the highest bandwidth of a model without it; unquantised as long as there are no
+    codebooks.
+    """
     bandwidths = trainer.config.model.target_bandwidths
     bandwidth = 6.0 if 6.0 in bandwidths else bandwidths[-1]
     model = trainer.average

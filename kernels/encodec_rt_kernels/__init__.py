@@ -1,8 +1,8 @@
-"""Triton kernels of the streaming codec: one function per field of its table of operations.
+"""Triton kernels of the streaming codec: one function per operation.
 
-Each function has the signature and the result of the plain-torch row of the same name, and
-optional ``rules``. They run on CUDA devices, and on the CPU where Triton's interpreter was
-switched on before Triton was imported.
+Each function has the signature and the result of the plain-torch op of the same name, plus an
+optional ``rules``. They run on CUDA devices, and on the CPU if Triton's interpreter was enabled
+(``TRITON_INTERPRET=1``) before Triton was imported.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Make the proposed state current in the slots that took part.
+"""Make the proposed state current in the slots that took part in a step.
 
     now[s] = proposed[s] where active[s]
 
-One launch; an idle slot is neither read nor written. It moves 8 bytes per float of state.
+One launch. Idle slots are neither read nor written. It moves 8 bytes per float of state.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def _commit_kernel(
 def commit(
     now: Tensor, proposed: Tensor, active: Tensor, *, rules: configs.Rules = configs.MANY
 ) -> None:
-    """Rows of ``now`` [S, N] become those of ``proposed`` where ``active`` [S] bool is true."""
+    """Copy ``proposed`` [S, N] into ``now`` [S, N] in rows where ``active`` [S] bool is true."""
     slots, size = now.shape
     grid = (slots, triton.cdiv(size, configs.COPY_BLOCK))
     _commit_kernel[grid](

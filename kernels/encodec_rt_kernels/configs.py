@@ -1,8 +1,8 @@
-"""The tile of every kernel, by rule from the layer's shape; no tuning at run time.
+"""The tile of every kernel, computed from the layer's shape; nothing is tuned at run time.
 
 A rule sees the architecture, the layer's own sizes and the codec's ``Rules``, never the number of
-slots or frames: so a slot's result has the same bits whatever its neighbours are. ``make aot``
-compiles exactly what these rules give for the 24 kHz model.
+slots or frames, so a slot's result has the same bits whatever its neighbours are. ``make aot``
+compiles exactly the tiles that these rules choose for the 24 kHz model.
 """
 
 from __future__ import annotations
@@ -25,57 +25,61 @@ def copy(arch: int, rules: Rules) -> Options:
 
 
 COPY_BLOCK = 1024
-"""Elements per program of such a kernel."""
+"""Elements per program of a kernel that only moves data."""
 
 SUM_BLOCK = 128
-"""Elements per program of a kernel that adds the parts of split products."""
+"""Elements per program of the kernel that adds up the parts of split products."""
 
 CARRY_BLOCK = 256
 """Elements of context that a program copies at a time."""
 
 FUSED_CHANNELS = 64
-"""Widest residual block done in one launch: beyond it one program would read too many weights."""
+"""Widest residual block computed in one launch; in a wider one each program would have to read too
+many weights."""
 
 DEEP_CHANNELS = 256
-"""From this width on a layer has at most a few rows per slot, and its weights are megabytes."""
+"""Layers at least this wide have only a few rows per slot, and megabytes of weights."""
 
 SPLIT_DEPTH = 256
-"""Products at least this deep are split where ``Rules.few``, or where a slot has one row."""
+"""Products at least this deep are split if ``Rules.few``, or if a slot has only one row."""
 
 LONGEST_DEPTH = 1280
-"""Products at least this deep have few rows per slot: smaller tiles, unless they are split."""
+"""Products at least this deep have few rows per slot, so they get smaller tiles unless split."""
 
 SPLIT_PROGRAMS = 128
-"""Programs that a split shares a layer out to at most: what an H100 runs at once, rounded down."""
+"""Most programs that a split layer is spread over: the 132 multiprocessors of an H100, rounded
+down to a power of two."""
 
 PART_DEPTH = 64
-"""Least depth of a part; a thinner one would write and read about as much as it multiplies."""
+"""Minimum depth of a part; a shallower one would cost about as much in writing and reading partial
+sums as in products."""
 
 ROW_PROGRAMS = 16
-"""Programs that share out 64 rows of such a layer for many slots; 0 splits none."""
+"""Most programs per tile of rows in a layer with one row per slot, for many slots; 0 disables the
+split."""
 
 ROW_PART_DEPTH = 256
-"""Least depth of their parts, which are written and read for every slot."""
+"""Minimum depth of a part there: its partial sums are written and read for every slot."""
 
 TABLE_BOOKS = 8
-"""Codebooks that there are tables for: 4 MiB for each pair of the paper's."""
+"""Number of codebooks that have tables: 4 MiB for each pair of the paper's codebooks."""
 
-TURNED_BOOKS = True
-"""Whether the search of many slots reads the books turned."""
+TRANSPOSED_CODEBOOKS = True
+"""Whether the search for many slots reads transposed codebooks."""
 
 VECTOR_CHANNELS = 512
-"""From this width on a layer has one row per slot: for few slots a matrix times a vector."""
+"""Layers at least this wide have one row per slot: matrix-vector products, for few slots."""
 
 VECTOR_DEPTH = 512
-"""Rows of the matrix that a program holds in registers at most, with 16 columns."""
+"""Most rows of a matrix, of 16 columns, that one program holds in registers."""
 
 SINGLE_CHANNELS = 64
-"""Most inputs of a layer with one output that has a kernel of its own."""
+"""Most input channels of a one-output layer that the specialised kernel takes."""
 
 
 @functools.cache
 def architecture(device: torch.device) -> int:
-    """Compute capability as one number, 90 for 9.0; 80 stands for a device that is no GPU."""
+    """Compute capability as one number, such as 90 for 9.0; 80 for a device that is not a GPU."""
     if device.type != "cuda":
         return 80
     major, minor = torch.cuda.get_device_capability(device)
@@ -87,18 +91,18 @@ def _power_of_two(size: int, lowest: int, highest: int) -> int:
 
 
 def _roomy(arch: int) -> bool:
-    """Whether a program may have more than 99 KiB of shared memory."""
+    """Whether a program can have more than 99 KiB of shared memory."""
     return arch in (80, 90, 100, 103)
 
 
 def conv1d(arch: int, rules: Rules, inputs: int, outputs: int, taps: int) -> Tile:
     """Tile of a convolution from ``inputs`` to ``outputs`` channels.
 
-    Deep layers have few rows and megabytes of weights: narrow tiles share the weights out over
-    many programs, and a deep pipeline keeps enough bytes in flight. Broad ones have many rows. The
-    deepest have one row per slot, so that even many slots are few programs: those are split too.
+    For few slots, narrow tiles spread the megabytes of weights of a deep layer over many programs,
+    and a deep pipeline keeps enough bytes in flight. The widest layers have one row per slot, so
+    even many slots make few programs; in float32 they are split for many slots too.
     """
-    # In TF32 a tensor core is fed better by the smaller tile.
+    # Not in TF32: smaller tiles keep the tensor cores busier.
     exact = rules.precision == "exact"
     one_row = exact and ROW_PROGRAMS > 0 and max(inputs, outputs) >= VECTOR_CHANNELS
     tile = _product(arch, rules, inputs, outputs, taps, in_parts=one_row)
@@ -111,14 +115,15 @@ def conv1d(arch: int, rules: Rules, inputs: int, outputs: int, taps: int) -> Til
 
 
 def _vector(arch: int, rules: Rules, cols: int, depth: int, warps: int, splits: int = 1) -> Tile:
-    """A program's share of a matrix that it keeps in registers."""
+    """Tile of a matrix-vector product: the part of the matrix that a program keeps in registers."""
     return Tile(1, cols, depth, warps, 1, "ieee", rules.chains(arch), splits)
 
 
 def conv1d_vector(arch: int, rules: Rules, inputs: int, outputs: int, taps: int) -> Tile | None:
-    """Where a convolution is a matrix times a vector, its tile: float32 in both precisions.
+    """Tile of a convolution computed as matrix-vector products, or None where it is not.
 
-    Half the depth where there would be too few programs to read at the speed of the memory.
+    Float32 in both precisions. The depth is halved if there would be too few programs to read at
+    the full speed of the memory.
     """
     if not rules.few or max(inputs, outputs) < VECTOR_CHANNELS:
         return None
@@ -129,14 +134,14 @@ def conv1d_vector(arch: int, rules: Rules, inputs: int, outputs: int, taps: int)
 
 
 def conv_transpose1d_vector(arch: int, rules: Rules, inputs: int, taps: int) -> Tile | None:
-    """The same of a transposed convolution of two taps."""
+    """The same for a transposed convolution of two taps."""
     if not rules.few or taps != 2 or not VECTOR_CHANNELS <= inputs <= VECTOR_DEPTH:
         return None
     return _vector(arch, rules, 16, _power_of_two(inputs, 16, VECTOR_DEPTH), 8)
 
 
 def lstm_vector(arch: int, rules: Rules, units: int) -> Tile | None:
-    """The same of an LSTM step: ``cols`` counts units, each with its four gates."""
+    """The same for an LSTM step; ``cols`` counts units, each with its four gates."""
     if not rules.few or units > VECTOR_DEPTH:
         return None
     return _vector(arch, rules, 4, _power_of_two(units, 16, VECTOR_DEPTH), 8)
@@ -145,9 +150,9 @@ def lstm_vector(arch: int, rules: Rules, units: int) -> Tile | None:
 def conv1d_single(
     arch: int, rules: Rules, inputs: int, outputs: int, taps: int, stride: int, dilation: int
 ) -> Tile | None:
-    """Tile of a convolution with one output, or None: ``cols`` counts taps, ``depth`` channels.
+    """Tile of a convolution with one output, or None; ``cols`` counts taps, ``depth`` channels.
 
-    ``rows`` of inputs give as many outputs, less those that the window takes.
+    ``rows`` counts inputs: they yield ``rows - (taps - 1) * dilation`` outputs.
     """
     rows, past = 16 if rules.few else 64, (taps - 1) * dilation
     if outputs != 1 or inputs > SINGLE_CHANNELS or stride != 1 or 2 * past > rows:
@@ -159,13 +164,13 @@ def conv1d_single(
 def _product(
     arch: int, rules: Rules, inputs: int, outputs: int, taps: int, *, in_parts: bool = False
 ) -> Tile:
-    """``conv1d`` before any split; ``in_parts`` where one is to come for many slots."""
+    """The tile before any split; ``in_parts`` if it will be split although there are many slots."""
     deep, exact = max(inputs, outputs) >= DEEP_CHANNELS, rules.precision == "exact"
     roomy = _roomy(arch)
     if rules.few:
         most = (128 if exact else 64) if deep else 32
         return Tile(
-            # A tensor core multiplies 16 rows, whatever there is in them.
+            # A tensor core always multiplies 16 rows, however many of them are used.
             rows=8 if exact else 16,
             cols=_power_of_two(outputs, 16, 16),
             depth=_power_of_two(inputs * taps, 16, most),
@@ -175,8 +180,8 @@ def _product(
             chained=rules.chains(arch),
         )
     longest = inputs * taps >= LONGEST_DEPTH and not in_parts
-    # Two stages leave Triton 3.7.1 too few registers for three taps of many channels, and for
-    # parts: it spills.
+    # With two stages Triton 3.7.1 runs out of registers, and spills, in wide layers of three taps
+    # and in split products.
     short = exact and not (deep and taps == 3) and not in_parts
     return Tile(
         rows=64 if roomy and not longest else 32,
@@ -195,7 +200,7 @@ def conv_transpose1d(arch: int, rules: Rules, inputs: int, width: int) -> Tile:
 
 
 def resblock(arch: int, rules: Rules, channels: int) -> Tile:
-    """Tile of a residual block in one launch."""
+    """Tile of a residual block computed in one launch."""
     return Tile(
         rows=32 if not rules.few else 8 if rules.precision == "exact" else 16,
         cols=_power_of_two(channels, 16, FUSED_CHANNELS),
@@ -208,17 +213,17 @@ def resblock(arch: int, rules: Rules, channels: int) -> Tile:
 
 
 def middle(hidden: int) -> int:
-    """Hidden channels of a residual block that are in registers at a time."""
+    """Number of a residual block's hidden channels that are in registers at a time."""
     return _power_of_two(hidden, 16, 32)
 
 
 def join(arch: int, rules: Rules, channels: int) -> Tile:
-    """Tile of both 1x1 convolutions of a residual block."""
+    """Tile of the product that computes both 1x1 convolutions of a residual block."""
     return _product(arch, rules, channels, channels, 2)
 
 
 def lstm(arch: int, rules: Rules, units: int) -> Tile:
-    """Tile of an LSTM step: ``cols`` counts units, each with its four gates."""
+    """Tile of an LSTM step; ``cols`` counts units, each with its four gates."""
     rows = 64 if _roomy(arch) else 32
     return Tile(
         rows=16 if rules.few else rows,
@@ -232,7 +237,7 @@ def lstm(arch: int, rules: Rules, units: int) -> Tile:
 
 
 def rvq_encode(arch: int, rules: Rules, width: int, size: int) -> Tile:
-    """Tile of the codebook search, in float32 in both precisions; a vector is one tile deep."""
+    """Tile of the search without tables, float32 in both precisions; it spans a whole vector."""
     return Tile(
         rows=8,
         cols=_power_of_two(size, 16, 64),
@@ -245,7 +250,7 @@ def rvq_encode(arch: int, rules: Rules, width: int, size: int) -> Tile:
 
 
 def rvq_score(arch: int, rules: Rules, width: int, size: int) -> Tile:
-    """Tile of the products of latents with the vectors of a book, in float32 in both precisions."""
+    """Tile of the products of latents with a codebook's vectors, float32 in both precisions."""
     cols = _power_of_two(size, 16, 64)
     if rules.few:
         return _vector(arch, rules, cols, _power_of_two(width, 16, 1 << 20), 4)
@@ -254,11 +259,11 @@ def rvq_score(arch: int, rules: Rules, width: int, size: int) -> Tile:
     return Tile(rows, cols, depth, 4, stages, "ieee", rules.chains(arch))
 
 
-def turns_books(rules: Rules) -> bool:
-    """Whether the products with the books read them as [Q, D, V] and not as [Q, V, D]."""
-    return TURNED_BOOKS and not rules.few
+def transposes_codebooks(rules: Rules) -> bool:
+    """Whether the products with the codebooks read them as [Q, D, V] rather than [Q, V, D]."""
+    return TRANSPOSED_CODEBOOKS and not rules.few
 
 
 def rvq_choose(arch: int, rules: Rules) -> Options:
-    """Launch options of the search in tables: one program holds the scores of all books."""
+    """Launch options of the search in tables: a program holds a frame's scores of all codebooks."""
     return launch_options(8, 1, rules.chains(arch))

@@ -1,15 +1,17 @@
-"""Causal convolution over (context, x), after an ELU of x.
+"""Causal convolution over (context, x), with an ELU of x first.
 
     y[s, t, o] = bias[o] + sum_{k, c} w[k, c, o] * full[s, t * stride + k * dilation, c]
     full = context [s, P, c] followed by elu(x) [s, T, c]
 
-One launch: ELU, concatenation, product, bias, and the copy of the next context. The product runs
-over the flattened (tap, channel) axis in one loop. At one slot the weights limit it (8.4 MB for
-256 -> 512 channels and 16 taps), at many slots the multiplications do.
+``context`` is stored after the ELU. Without ``elu``, x is used as it is.
 
-Where the tile is split, programs share out that axis; a second launch adds their parts, in order,
-and the bias. For few slots the deepest layers have a kernel of their own, conv1d_vector.py, and so
-has a layer with one output, conv1d_single.py.
+One launch: ELU, concatenation, product, bias, and the copy of the next context. The product runs
+over the flattened (tap, channel) axis in one loop. One slot is limited by reading the weights
+(8.4 MB for 256 -> 512 channels and 16 taps), many slots by the multiplications.
+
+If the tile is split, several programs divide that axis among themselves, and a second launch adds
+up their partial sums, in order, and the bias. The deepest layers have a separate kernel for few
+slots, conv1d_vector.py, and so does a layer with one output, conv1d_single.py.
 """
 
 from __future__ import annotations
@@ -154,7 +156,7 @@ def tile_of(
     stride: int = 1,
     dilation: int = 1,
 ) -> configs.Tile:
-    """The tile of whichever kernel a convolution has."""
+    """The tile of a convolution, in whichever of the three kernels computes it."""
     single = configs.conv1d_single(arch, rules, inputs, outputs, taps, stride, dilation)
     vector = configs.conv1d_vector(arch, rules, inputs, outputs, taps)
     return single or vector or configs.conv1d(arch, rules, inputs, outputs, taps)
@@ -168,7 +170,7 @@ def pack_conv1d(
     dilation: int,
     rules: configs.Rules = configs.MANY,
 ) -> Packed:
-    """Weight [C', C, K] and bias -> ([K * C, C'], bias)."""
+    """Pack weight [C', C, K] and bias [C'] as ([K * C, C'], bias)."""
     outputs, inputs, taps = weight.shape
     arch = configs.architecture(weight.device)
     dot = tile_of(arch, rules, inputs, outputs, taps, stride, dilation).dot
@@ -187,7 +189,7 @@ def conv1d(
     elu: bool,
     rules: configs.Rules = configs.MANY,
 ) -> Tensor:
-    """x [S, T, C], context [S, P, C] -> [S, T / stride, C']. Writes context_next."""
+    """x [S, T, C], context [S, P, C] -> [S, T / stride, C']. Writes context_next [S, P, C]."""
     weight, bias = packed
     x = x.contiguous()
     slots, steps, inputs = x.shape

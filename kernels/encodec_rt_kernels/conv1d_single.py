@@ -1,8 +1,8 @@
-"""The convolution of ``conv1d.py`` with one output, the last layer.
+"""The convolution of ``conv1d.py`` for a layer with one output, such as the decoder's last.
 
-Every input is multiplied by the weights of all taps where it is read, once; an output is the sum
-along a diagonal of these products. With a window of inputs per output instead, an ELU per tap would
-take longer than the products.
+Each input is read once, goes through the ELU once, and is multiplied by the weights of all taps; an
+output is the sum along a diagonal of these products. If each output read its own window of inputs,
+the ELUs, one per tap, would take longer than the products.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ def _conv1d_single_kernel(
     channel = tl.arange(0, DEPTH)
     channel_valid = channel < INPUTS
     tap = tl.arange(0, COLS)
-    # [COLS, DEPTH], a row per tap, read before x is there.
+    # [COLS, DEPTH], one row per tap, read before x is ready.
     weight = load_tile(weight_ptr, tap, tap < TAPS, channel, channel_valid, INPUTS)
     bias = tl.load(bias_ptr)
     follow(CHAINED)
-    # A program's rows are those that its outputs see: the first one's window, and what follows.
+    # A program's rows are all the inputs that its outputs need.
     row = tl.arange(0, ROWS)
     blocks = tl.cdiv(steps_out, ROWS - PAST)
     slot = (tl.program_id(0) // blocks).to(tl.int64)
@@ -74,7 +74,7 @@ def _conv1d_single_kernel(
         PAST,
         ELU,
     )
-    # [ROWS, COLS]: each row by the weights of each tap; an output is the sum along a diagonal.
+    # [ROWS, COLS]: each row times the weights of each tap; an output is the sum along a diagonal.
     terms = tl.dot(value, tl.trans(weight), input_precision="ieee")
     later = tl.minimum(row[:, None] + tap[None, :] * DILATION, ROWS - 1)
     terms = tl.where((tap < TAPS)[None, :], tl.gather(terms, later, 0), 0.0)

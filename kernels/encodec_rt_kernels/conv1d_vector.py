@@ -1,7 +1,7 @@
-"""The convolution of ``conv1d.py`` for a few rows, as products of a matrix and a vector.
+"""The convolution of ``conv1d.py`` for few rows, as matrix-vector products.
 
-Each program holds a part of the weights in registers and goes through all rows with it: with so few
-of them a tile would be mostly padding.
+Each program holds part of the weights in registers and applies them to one row after another. With
+so few rows, most of a tile would be padding.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def _conv1d_vector_kernel(
     k = tl.program_id(2) * DEPTH + tl.arange(0, DEPTH)
     col = tl.program_id(1) * COLS + tl.arange(0, COLS)
     col_valid = col < OUTPUTS
-    # [DEPTH, COLS], kept in registers for all rows, and read before the rows are there.
+    # [DEPTH, COLS], kept in registers for all rows, and read before the rows are ready.
     weight = load_tile(weight_ptr, k, k < TAPS * INPUTS, col, col_valid, OUTPUTS)
     bias = tl.zeros((COLS,), tl.float32)
     if SPLITS == 1:

@@ -1,14 +1,16 @@
-"""Transposed convolution of elu(x) whose overlap is carried.
+"""Transposed convolution of elu(x) that carries its overlap from frame to frame.
 
     full[s, t * stride + j, o] += sum_c w[j, c, o] * elu(x)[s, t, c]      j < kernel
-    y = full[:, : T * stride] + bias, with tail added to the first kernel - stride samples
+    full[:, : kernel - stride] += tail
+    y = full[:, : T * stride] + bias
     tail_next = full[:, T * stride :], without bias
 
-Seen by output block q of ``stride`` samples this is a plain convolution with ceil(kernel / stride)
-taps and stride * C' outputs, so no sample is written twice and nothing is added atomically. The
-blocks past T are the next tail. One launch: ELU, product, overlap, bias, next tail. At one slot the
-weights limit it, at many slots the multiplications do. For few slots the deepest layer is a product
-of a matrix and a vector: a program keeps its weights in registers, read before the vector is there.
+Taken in output blocks of ``stride`` samples this is a plain convolution with ceil(kernel / stride)
+taps and stride * C' outputs, so no sample is written twice and no addition is atomic. The blocks
+past T are the next tail. One launch: ELU, product, overlap-add, bias, next tail. One slot is
+limited by reading the weights, many slots by the multiplications. For few slots the deepest layer
+is a matrix-vector product: a program keeps its weights in registers, read before the vector is
+ready.
 """
 
 from __future__ import annotations
@@ -65,7 +67,7 @@ def _conv_transpose1d_kernel(
 ):
     follow(CHAINED)
     WIDTH: tl.constexpr = STRIDE * OUTPUTS
-    # The last programs make the tails, blocks past the end, of which x's first tap has no part.
+    # The last programs compute the tails: the blocks past the end, beyond the first tap's reach.
     ready_tiles = tl.cdiv(slots * steps, ROWS)
     tails = tl.program_id(0) >= ready_tiles
     blocks = tl.where(tails, TAPS - 1, steps)
@@ -78,7 +80,7 @@ def _conv_transpose1d_kernel(
     x_row = x_ptr + slot * steps * INPUTS
     acc = tl.zeros((ROWS, COLS), tl.float32)
     begin = tl.where(tails, INPUTS, 0)
-    # With fewer steps than taps some taps see nothing; what is left out would add zeros.
+    # With fewer steps than taps, the last taps have no input and would only add zeros.
     end = tl.where(tails, TAPS, tl.minimum(steps, TAPS)) * INPUTS
     for start in range(begin, end, DEPTH):
         k = start + tl.arange(0, DEPTH)
@@ -137,7 +139,7 @@ def _conv_transpose1d_vector_kernel(
     overlaps = col < OVERLAP * OUTPUTS
     k = tl.arange(0, DEPTH)
     k_valid = k < INPUTS
-    # [DEPTH, COLS] each, kept in registers for all steps, and read before these are there.
+    # [DEPTH, COLS] each, kept in registers for all steps, and read before the steps are ready.
     now = load_tile(weight_ptr, k, k_valid, col, col_valid, WIDTH)
     later = load_tile(weight_ptr + INPUTS * WIDTH, k, k_valid, col, col_valid, WIDTH)
     bias = tl.load(bias_ptr + col % OUTPUTS, mask=col_valid, other=0.0)
@@ -155,7 +157,7 @@ def _conv_transpose1d_vector_kernel(
 
 
 def tile_of(arch: int, rules: configs.Rules, inputs: int, width: int, taps: int) -> configs.Tile:
-    """The tile of whichever kernel a transposed convolution has."""
+    """The tile of a transposed convolution, in whichever of the two kernels computes it."""
     vector = configs.conv_transpose1d_vector(arch, rules, inputs, taps)
     return vector or configs.conv_transpose1d(arch, rules, inputs, width)
 
@@ -168,7 +170,7 @@ def pack_conv_transpose1d(
     dilation: int,
     rules: configs.Rules = configs.MANY,
 ) -> Packed:
-    """Weight [C, C', K] and bias -> ([U * C, stride * C'], bias), U = ceil(K / stride)."""
+    """Pack weight [C, C', K], bias [C'] as ([U * C, stride * C'], bias), U = ceil(K / stride)."""
     assert dilation == 1, "no transposed convolution of the model is dilated"
     inputs, outputs, kernel = weight.shape
     taps = -(-kernel // stride)

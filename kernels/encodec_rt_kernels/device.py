@@ -1,7 +1,7 @@
-"""What kernels share: activations, the carrying of context, and what a profiler is told.
+"""What kernels share: activations, loading and carrying the context, and metadata for profilers.
 
-``launch_metadata`` is for ``triton.jit``: with it a profiler shows each launch by its layer's sizes
-and against its own floating-point operations and bytes.
+``launch_metadata`` is passed to ``triton.jit``. With it a profiler shows each launch with its
+layer's sizes, its floating-point operations and its bytes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 from triton.language.extra.cuda import gdc_launch_dependents, gdc_wait
 
 SIZES = ("INPUTS", "CHANNELS", "UNITS", "WIDTH", "HIDDEN", "OUTPUTS", "SIZE", "TAPS", "STRIDE")
-"""The constants of a kernel that say what layer it is, in the order that its name has them."""
+"""The constants of a kernel that identify its layer, in the order in which they are printed."""
 
 Arguments = Mapping[str, Any]
 
@@ -27,13 +27,13 @@ def layer_sizes(arguments: Arguments) -> str:
 
 
 def moved_once(arguments: Arguments) -> int:
-    """Bytes of all tensors of a launch, each read or written once."""
+    """Bytes of all tensors of a launch, if each is read or written once."""
     tensors = (value for value in arguments.values() if isinstance(value, Tensor))
     return sum(tensor.numel() * tensor.element_size() for tensor in tensors)
 
 
 def conv1d_products(arguments: Arguments) -> int:
-    """Products of a convolution."""
+    """Number of products in a convolution."""
     rows = arguments["slots"] * arguments["steps_out"]
     return int(rows * arguments["INPUTS"] * arguments["TAPS"] * arguments["OUTPUTS"])
 
@@ -41,7 +41,10 @@ def conv1d_products(arguments: Arguments) -> int:
 def launch_metadata(
     products: Callable[[Arguments], int], moved: Callable[[Arguments], int] = moved_once
 ) -> Callable[[object, Any, Arguments], dict[str, str | int]]:
-    """What to tell a profiler of launches with that many ``products`` and bytes ``moved``."""
+    """The metadata that a profiler reads from launches with these ``products`` and bytes ``moved``.
+
+    ``flops32`` is twice the number of products: a multiplication and an addition each.
+    """
 
     def describe(grid: object, kernel: Any, arguments: Arguments) -> dict[str, str | int]:
         return {
@@ -55,12 +58,12 @@ def launch_metadata(
 
 @triton.jit
 def follow(CHAINED: tl.constexpr):
-    """Wait until all that the launch before wrote can be read, and let the next one be prepared.
+    """Wait until everything the previous launch wrote can be read, then let the next one start.
 
-    Every chained kernel calls it before it reads what another wrote; weights may be read earlier.
-    As each waits for the one before, it waits for all before. In this order two launches are on the
-    device at a time: were the next one let in before the wait, the launches of a whole tick would
-    stand in each other's way there, and crowd onto few multiprocessors.
+    A chained kernel calls this before it reads what another launch wrote; weights may be read
+    earlier. Each launch waits for the previous one and so for all before it. In this order at most
+    two launches are on the device at a time. If the next one were released before the wait, the
+    launches of a whole tick would be resident at once and crowd onto a few multiprocessors.
     """
     if CHAINED:
         gdc_wait()
@@ -71,8 +74,8 @@ def follow(CHAINED: tl.constexpr):
 def expm1(x):
     """exp(x) - 1 for x <= 0, relative error below 4e-7.
 
-    exp(x) - 1 as written loses all digits of a small x. The polynomial is the Taylor series to
-    x^7, whose remainder above -0.35 is below 6e-9 of x.
+    Computed literally, exp(x) - 1 loses all digits for small x. The polynomial is the Taylor series
+    up to x^7, whose remainder is below 1.6e-8 |x| for x above -0.35.
     """
     tail = 1 / 24 + x * (1 / 120 + x * (1 / 720 + x * (1 / 5040)))
     series = x * (1.0 + x * (1 / 2 + x * (1 / 6 + x * tail)))
@@ -87,14 +90,14 @@ def elu(x):
 
 @triton.jit
 def tanh(x):
-    """Hyperbolic tangent, from expm1(-2|x|), which keeps the digits of a small x."""
+    """Hyperbolic tangent, from expm1(-2|x|), which is accurate for small x too."""
     e = expm1(-2.0 * tl.abs(x))
     magnitude = -e / (e + 2.0)
     return tl.where(x < 0.0, -magnitude, magnitude)
 
 
 def to_dot(weight: Tensor, dot: str) -> Tensor:
-    """A packed weight as products in ``dot`` arithmetic take it: for TF32 rounded to nearest."""
+    """A packed weight, ready for products in ``dot`` arithmetic: rounded to nearest for TF32."""
     if dot != "tf32":
         return weight.contiguous()
     bits = weight.contiguous().view(torch.int32)
@@ -103,7 +106,7 @@ def to_dot(weight: Tensor, dot: str) -> Tensor:
 
 @triton.jit
 def rounded(value, DOT: tl.constexpr):
-    """A factor of a product: for TF32 rounded to nearest, since a tensor core cuts digits off."""
+    """An operand of a product: rounded to nearest for TF32, since a tensor core truncates it."""
     if DOT == "tf32":
         bits = value.to(tl.int32, bitcast=True)
         value = ((bits + 0x1000) & -0x2000).to(tl.float32, bitcast=True)
@@ -112,7 +115,7 @@ def rounded(value, DOT: tl.constexpr):
 
 @triton.jit
 def load_tile(matrix_ptr, row, row_valid, col, col_valid, width):
-    """The tile (row, col) of a matrix whose rows lie ``width`` apart, zero where not valid."""
+    """The tile (row, col) of a matrix with rows ``width`` elements apart; zero where not valid."""
     return tl.load(
         matrix_ptr + row[:, None] * width + col[None, :],
         mask=row_valid[:, None] & col_valid[None, :],
@@ -133,11 +136,11 @@ def load_window(
     PAST: tl.constexpr,
     ELU: tl.constexpr,
 ):
-    """The windows of (context, x) of rows, at places ``k`` that count (tap, channel).
+    """For each row, the entries ``k`` of its window of (context, x), flattened as (tap, channel).
 
-    A row's window begins at step ``first`` of x, which lies in the context where it is below 0;
-    ``context_row`` points behind a slot's last step. Rows and places are broadcast: [R, 1] and
-    [1, D] give a tile, a scalar and [D] a vector.
+    A row's window begins at step ``first`` of x; negative steps lie in the context, and
+    ``context_row`` points just past a slot's last context step. Rows and ``k`` are broadcast:
+    [R, 1] and [1, D] give a tile, a scalar and [D] a vector.
     """
     step = first + k // CHANNELS * DILATION
     offset = step * CHANNELS + k % CHANNELS
@@ -165,10 +168,10 @@ def carry_context(
     ELU: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Write the last PAST steps of (context, x) to context_next, shared out over all programs.
+    """Write the last PAST steps of (context, x) to context_next, divided among all programs.
 
-    The context is stored after the ELU. It is read and written in two places, because other
-    programs still read the old one.
+    The context is stored after the ELU. The old one is not overwritten, since other programs may
+    still be reading it.
     """
     program = tl.program_id(0) * tl.num_programs(1) + tl.program_id(1)
     program = program * tl.num_programs(2) + tl.program_id(2)

@@ -1,12 +1,12 @@
-"""A stack of LSTM layers, plus the input.
+"""A stack of LSTM layers with a skip connection around the whole stack.
 
     i, f, g, o = w [x, h] + b        one product over the concatenated input and hidden state
     c' = sigmoid(f) c + sigmoid(i) tanh(g);  h' = sigmoid(o) tanh(c');  y = h' (+ x at the top)
 
 One launch per layer and step: a program owns all four gates of its units, so gates, cell, hidden
-state and skip never leave it, and no program waits for another. The weights limit it: 8.4 MB a
-layer at 512 units, read once per step for all slots. For few slots a step is a product of a matrix
-and a vector: a program keeps its weights in registers, read before the vector is there.
+state and skip are computed in one place, and no program waits for another. The limit is reading the
+weights: 8.4 MB per layer of 512 units, once per step for all slots. For few slots a step is a
+matrix-vector product: a program keeps its weights in registers, read before the vector is ready.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def _products(arguments: Arguments) -> int:
 
 @triton.jit
 def through_gates(gates, cell):
-    """Gates [..., 2, 2], in order those of input, forget, new and output -> next cell, hidden."""
+    """Gates [..., 2, 2], in the order i, f, g, o, and cell [...] -> next cell and hidden state."""
     even, odd = tl.split(gates)
     take, new = tl.split(even)
     keep, show = tl.split(odd)
@@ -132,7 +132,7 @@ def _lstm_vector_kernel(
     col_valid = col < 4 * UNITS
     k = tl.arange(0, DEPTH)
     k_valid = k < UNITS
-    # [DEPTH, 4 * COLS] each, kept in registers for all slots, and read before x is there.
+    # [DEPTH, 4 * COLS] each, kept in registers for all slots, and read before x is ready.
     from_x = load_tile(weight_ptr, k, k_valid, col, col_valid, 4 * UNITS)
     from_hidden = load_tile(weight_ptr + 4 * UNITS * UNITS, k, k_valid, col, col_valid, 4 * UNITS)
     bias = tl.load(bias_ptr + col, mask=col_valid, other=0.0)
@@ -153,9 +153,9 @@ def _lstm_vector_kernel(
 
 
 def pack_lstm(weights: Packed, *, rules: configs.Rules = configs.MANY) -> Packed:
-    """Per layer (w_ih [4D, D], w_hh [4D, D], b_ih, b_hh) -> ([2D, 4D], the sum of the biases).
+    """Pack (w_ih [4D, D], w_hh [4D, D], b_ih, b_hh) of each layer as ([2D, 4D], b_ih + b_hh).
 
-    The four gates of a unit lie side by side.
+    The four gates of a unit become adjacent columns.
     """
     packed: list[Tensor] = []
     for layer in range(0, len(weights), 4):
@@ -193,8 +193,8 @@ def lstm(
         launch, grid, sizes = _lstm_vector_kernel, (grid[1], 1), {}
     y = torch.empty_like(x)
     for step in range(steps):
-        # A program reads all of the old hidden state, so the new one has to be elsewhere; a cell is
-        # read and written by one program only.
+        # Every program reads the whole old hidden state, so the new one must not overwrite it; a
+        # cell is read and written by the same program.
         last = step == steps - 1
         hidden_out = hidden_next if last else torch.empty(slots, layers, units, device=x.device)
         cell_in = cell if step == 0 else cell_next

@@ -1,13 +1,13 @@
 """Residual block: shortcut(x) + w_out elu(w_in * elu(context, x) + b_in) + bias.
 
-``w_in`` is a dilated convolution to H hidden channels, ``w_out`` a 1x1 convolution back to C, the
-shortcut a 1x1 convolution or x itself; both output biases are one.
+``w_in`` is a dilated convolution to H hidden channels, ``w_out`` a 1x1 convolution back to C, and
+the shortcut a 1x1 convolution or x itself. ``bias`` is the sum of both output biases.
 
-Narrow blocks (C <= configs.FUSED_CHANNELS) are one launch: a program keeps the hidden channels of
-its rows in registers, so they never reach memory. Wide ones are two: the dilated convolution, then
-both 1x1 convolutions as one product over [elu(hidden), x]; one program would have to read all
-weights of the block (0.8 MB at C = 256), and one slot has too few rows to share them out.
-Multiplications limit it at many slots.
+Narrow blocks (C <= configs.FUSED_CHANNELS) take one launch: a program keeps the hidden channels of
+its rows in registers, so they never reach memory. Wide blocks take two: the dilated convolution,
+then both 1x1 convolutions as one product over [elu(hidden), x]. In one launch each program would
+have to read all weights of the block (0.8 MB at C = 256), and one slot has rows for a few programs
+only. Many slots are limited by the multiplications.
 """
 
 from __future__ import annotations
@@ -179,9 +179,9 @@ def _join_kernel(
 
 
 def pack_resblock(weights: Packed, *, rules: configs.Rules = configs.MANY) -> Packed:
-    """(w_in [H, C, K], b_in, w_out [C, H, 1], b_out, and of a conv shortcut w [C, C, 1], b).
+    """Pack (w_in [H, C, K], b_in, w_out [C, H, 1], b_out), and a shortcut's (w [C, C, 1], b).
 
-    -> ([K * C, H], b_in, [H, C], the sum of the output biases, and of a conv shortcut [C, C]).
+    -> ([K * C, H], b_in, [H, C], the sum of the output biases), and a shortcut's [C, C].
     """
     weight_in, bias_in, weight_out, bias_out, *shortcut = weights
     hidden, channels, taps = weight_in.shape
@@ -209,7 +209,7 @@ def resblock(
     dilation: int,
     rules: configs.Rules = configs.MANY,
 ) -> Tensor:
-    """x [S, T, C], context [S, P, C] -> [S, T, C]. Writes context_next."""
+    """x [S, T, C], context [S, P, C] -> [S, T, C]. Writes context_next [S, P, C]."""
     weight_in, bias_in, weight_out, bias, *shortcut = packed
     x = x.contiguous()
     slots, steps, channels = x.shape

@@ -1,14 +1,16 @@
-"""Residual vector quantisation: the nearest code vector, stage after stage, and the way back.
+"""Residual vector quantisation: the search for the nearest vector, stage by stage, and decoding.
 
-    code_q = argmin_v |e_qv|^2 - 2 r_q . e_qv     lowest v of equals;  r_{q+1} = r_q - e_q,code_q
+    code_q = argmin_v |e_qv|^2 - 2 r_q . e_qv     lowest v on a tie;  r_{q+1} = r_q - e_q,code_q
 
-Encoding is one launch: a program keeps the residual of its frames on chip through all stages and
-walks the book in tiles, a score never leaves it. |r|^2 is the same for every v and is left out;
-the norms are computed in float64 and rounded once. Both precisions search in float32: TF32 would
-name another vector in 0.3 % of frames. At one slot it is limited by reading a book of 512 KiB per
-stage through one multiprocessor, at many slots by the multiplications.
+|r|^2 is the same for every v and is left out; the norms are computed in float64 and rounded once.
+Both precisions search in float32: TF32 would pick a different vector in 0.3 % of frames.
 
-Decoding gathers and sums, in the order of the books: it moves Q * 512 bytes per frame.
+Up to configs.TABLE_BOOKS codebooks are searched in tables, rvq_tables.py. More are searched here,
+in one launch: a program keeps the residual of its frames and their scores on chip through all
+stages and reads each codebook in tiles. One slot is then limited by reading a codebook of 512 KiB
+per stage through one multiprocessor, many slots by the multiplications.
+
+Decoding gathers and sums, in the order of the codebooks; it reads Q * 512 bytes per frame.
 """
 
 from __future__ import annotations
@@ -21,17 +23,18 @@ from torch import Tensor
 from encodec_rt_kernels import configs
 from encodec_rt_kernels.device import Arguments, follow, launch_metadata, load_tile
 from encodec_rt_kernels.rvq_tables import (
-    book_tables,
+    codebook_tables,
     moved,
     products,
+    score_vectors,
     search_tables,
-    turned,
 )
 
 Packed = tuple[Tensor, ...]
 
 
 def _gathered(arguments: Arguments) -> int:
+    """Bytes that decoding moves: the codes, the vector that each of them names, and the latents."""
     codes, latents = arguments["codes_ptr"], arguments["latents_ptr"]
     vectors = codes.numel() * arguments["WIDTH"]
     return int(8 * codes.numel() + 4 * (vectors + latents.numel()))
@@ -73,7 +76,7 @@ def _rvq_encode_kernel(
             norm = tl.load(norms_ptr + v, mask=v_valid, other=float("inf"))
             score = norm[None, :] - 2.0 * tl.dot(residual, vector, input_precision=DOT)
             low, at = tl.min(score, axis=1, return_indices=True)
-            # Strictly lower: of equals in two tiles the earlier one stays.
+            # Strictly less: on a tie between tiles, the earlier one wins.
             better = low < best
             best = tl.where(better, low, best)
             code = tl.where(better, at + start, code)
@@ -81,7 +84,7 @@ def _rvq_encode_kernel(
             vectors_ptr + code[:, None] * WIDTH + d[None, :], mask=d_valid[None, :], other=0.0
         )
         tl.store(codes_ptr + frame * books + book, code.to(tl.int64), mask=frame_valid)
-        # Pointers advance, since an index into all books at once may pass 32 bits.
+        # The pointers advance because an index into all codebooks could exceed 32 bits.
         vectors_ptr += SIZE * WIDTH
         norms_ptr += SIZE
 
@@ -105,7 +108,7 @@ def _rvq_decode_kernel(
     acc = tl.zeros((DEPTH,), tl.float32)
     for book in range(books):
         code = tl.load(codes_ptr + frame * books + book)
-        # Codes are checked where they enter; an idle slot's may be anything, and must not be read.
+        # Codes are checked on entry, but an idle slot may hold anything: never read out of bounds.
         valid = (d < WIDTH) & (code >= 0) & (code < SIZE)
         acc += tl.load(vectors_ptr + code * WIDTH + d, mask=valid, other=0.0)
         vectors_ptr += SIZE * WIDTH
@@ -113,15 +116,15 @@ def _rvq_decode_kernel(
 
 
 def pack_codebooks(weights: Packed, *, rules: configs.Rules = configs.MANY) -> Packed:
-    """(vectors [Q, V, D],) -> those and their squared norms [Q, V], rounded once from float64.
+    """Pack (vectors [Q, V, D],) as (vectors, norms, tables, vectors for the scores).
 
-    And, of the first configs.TABLE_BOOKS books, the tables of the search in tables, and the vectors
-    as its product reads them.
+    ``norms`` [Q, V] are squared and rounded once from float64. The last two cover the first
+    configs.TABLE_BOOKS codebooks: see ``rvq_tables.codebook_tables`` and ``score_vectors``.
     """
     (vectors,) = weights
     vectors = vectors.contiguous()
     norms = vectors.double().square().sum(-1).to(vectors.dtype)
-    return vectors, norms.contiguous(), book_tables(vectors), turned(vectors, rules)
+    return vectors, norms.contiguous(), codebook_tables(vectors), score_vectors(vectors, rules)
 
 
 def rvq_encode(
@@ -129,7 +132,7 @@ def rvq_encode(
 ) -> Tensor:
     """Latents [S, T, D] -> codes [S, T, codebooks] int64; the lowest index wins a tie.
 
-    By tables, unless there are more ``codebooks`` than those are for.
+    Up to configs.TABLE_BOOKS codebooks are searched in tables.
     """
     vectors, norms, tables, first_vectors = packed
     latents = latents.contiguous()
@@ -162,7 +165,7 @@ def rvq_encode(
 def rvq_decode(codes: Tensor, packed: Packed, *, rules: configs.Rules = configs.MANY) -> Tensor:
     """Codes [S, T, Q] int64 -> latents [S, T, D], summed in the order of the codebooks.
 
-    A code outside its book adds nothing.
+    A code outside its codebook, such as -1, adds nothing.
     """
     vectors = packed[0]
     codes = codes.contiguous()

@@ -1,16 +1,17 @@
-"""The codebook search in tables of products between the books.
+"""The codebook search in tables of products between the codebooks.
 
 With r_q = x - sum_{i<q} e_i,code_i the score of a vector is
 
     |e_qv|^2 - 2 r_q . e_qv = |e_qv|^2 - 2 x . e_qv + sum_{i<q} 2 e_i,code_i . e_qv
 
-One launch computes the products with x for all books at once. In a second one program per frame
-keeps those scores in registers: a stage is their minimum, and adding one row of a table, 4 KiB for
-each later book. So no book is read in the chain of stages: one slot's search is limited by the time
-that a row takes to arrive, and that of many slots is one product of matrices.
+One launch computes the products with x for all codebooks at once. In a second launch, one program
+per frame keeps these scores in registers; each stage takes the minimum of its own scores and adds
+one row of a table, 4 KiB for each later codebook. So no codebook is read between stages: one slot's
+search is limited by the latency of these rows, and many slots' by one matrix product.
 
-For many slots that product reads the books turned, [Q, D, V]: as they are, neighbouring vectors lie
-128 bytes apart in shared memory, a whole number of banks, and eight lanes wait for one another.
+For many slots that product reads transposed codebooks, [Q, D, V]. Untransposed, neighbouring
+vectors lie 128 bytes apart in shared memory, which spans all of its 32 banks exactly, so eight
+lanes read from the same bank.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ from encodec_rt_kernels.device import Arguments, follow, launch_metadata, load_t
 
 
 def products(arguments: Arguments) -> int:
-    """Of latents with the vectors of all books that are searched."""
+    """Number of products of the latents with the vectors of all codebooks searched."""
     vectors = arguments["books"] * arguments["SIZE"]
     return int(arguments["frames"] * vectors * arguments["WIDTH"])
 
 
 def moved(arguments: Arguments) -> int:
-    """Of a search, without the books that are there and not searched."""
+    """Bytes that a search moves; codebooks that are passed but not searched are left out."""
     unread = 0
     for name, width in (("vectors_ptr", arguments["WIDTH"]), ("norms_ptr", 1)):
         unread += (arguments[name].shape[0] - arguments["books"]) * width
@@ -39,7 +40,7 @@ def moved(arguments: Arguments) -> int:
 
 
 def _rows_read(arguments: Arguments) -> int:
-    """Of a search in tables: the scores, the codes, and of each table one row per frame."""
+    """Bytes that a search in tables moves: scores, codes, and per frame one row of each table."""
     scores, codes, size = (arguments[name] for name in ("scores_ptr", "codes_ptr", "SIZE"))
     pairs = (codes.shape[-1] - 1) * codes.numel() // 2
     return int(4 * scores.numel() + 8 * codes.numel() + 4 * pairs * size)
@@ -106,7 +107,7 @@ def _rvq_score_vector_kernel(
     v_valid = v < SIZE
     d = tl.arange(0, DEPTH)
     d_valid = d < WIDTH
-    # [COLS, DEPTH], kept in registers for all frames, and read before these are there.
+    # [COLS, DEPTH], kept in registers for all frames, and read before the frames are ready.
     vector = load_tile(vectors_ptr + book * SIZE * WIDTH, v, v_valid, d, d_valid, WIDTH)
     norm = tl.load(norms_ptr + book * SIZE + v, mask=v_valid, other=0.0)
     follow(CHAINED)
@@ -141,7 +142,7 @@ def _rvq_choose_kernel(
     for book in range(books):
         own = tl.sum(tl.where((stage == book)[:, None], scores, 0.0), axis=0)
         code = tl.min(own, axis=0, return_indices=True)[1]
-        # Scores of an idle slot may be NaN, and then any column's; no row past the end is read.
+        # An idle slot's scores may be NaN, and its minimum any column: read no row past the end.
         code = tl.minimum(code, SIZE - 1)
         tl.store(codes_ptr + frame * books + book, code.to(tl.int64))
         later = BOOKS - 1 - book
@@ -150,21 +151,21 @@ def _rvq_choose_kernel(
         tables_ptr += SIZE * later * SIZE
 
 
-def book_tables(vectors: Tensor) -> Tensor:
-    """Vectors [Q, V, D] -> the tables of the first books, rounded once from float64.
+def codebook_tables(vectors: Tensor) -> Tensor:
+    """Vectors [Q, V, D] -> the tables of the first codebooks, flat, rounded once from float64.
 
-    For each book i in turn 2 e_i,v . e_j,w in the order [v, j, w], j > i. For the 8 books of 1024
-    vectors that 6 kbps has they are 112 MiB.
+    For each codebook i in turn: 2 e_i,v . e_j,w in the order [v, j, w], j > i. For the 8 codebooks
+    of 1024 vectors used at 6 kbps they take 112 MiB.
     """
     books = vectors[: configs.TABLE_BOOKS].double()
     tables = (2 * book @ books[i + 1 :].flatten(0, 1).t() for i, book in enumerate(books))
     return torch.cat([table.to(vectors.dtype).flatten() for table in tables])
 
 
-def turned(vectors: Tensor, rules: configs.Rules) -> Tensor:
-    """Vectors [Q, V, D] as the product with them reads the first books: turned, or as they are."""
+def score_vectors(vectors: Tensor, rules: configs.Rules) -> Tensor:
+    """The first codebooks of vectors [Q, V, D], as the scores read them: [Q, D, V] or [Q, V, D]."""
     books = vectors[: configs.TABLE_BOOKS]
-    return books.transpose(1, 2).contiguous() if configs.turns_books(rules) else books
+    return books.transpose(1, 2).contiguous() if configs.transposes_codebooks(rules) else books
 
 
 def search_tables(
@@ -175,19 +176,19 @@ def search_tables(
     codes: Tensor,
     rules: configs.Rules,
 ) -> None:
-    """Write the codes [S, T, Q] of latents [S, T, D], Q at most configs.TABLE_BOOKS.
+    """Write the codes [S, T, Q] of latents [S, T, D]; Q is at most configs.TABLE_BOOKS.
 
-    ``vectors`` are what ``turned`` gives.
+    ``vectors`` come from ``score_vectors``, ``tables`` from ``codebook_tables``.
     """
     slots, steps, books = codes.shape
-    is_turned, width = configs.turns_books(rules), latents.shape[-1]
+    transposed, width = configs.transposes_codebooks(rules), latents.shape[-1]
     frames, table_books, size = slots * steps, len(vectors), norms.shape[1]
     arch = configs.architecture(latents.device)
     tile = configs.rvq_score(arch, rules, width, size)
     col_tiles = triton.cdiv(size, tile.cols)
     grid: tuple[int, ...] = (triton.cdiv(frames, tile.rows), books, col_tiles)
     launch = _rvq_score_kernel
-    sizes: dict[str, int | str] = {"ROWS": tile.rows, "DOT": tile.dot, "TURNED": is_turned}
+    sizes: dict[str, int | str] = {"ROWS": tile.rows, "DOT": tile.dot, "TURNED": transposed}
     if rules.few:
         launch, grid, sizes = _rvq_score_vector_kernel, (col_tiles, books), {}
     scores = torch.empty(frames, books, size, device=latents.device)

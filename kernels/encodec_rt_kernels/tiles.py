@@ -1,4 +1,4 @@
-"""What a rule for tiles gives and what it is given: a ``Tile``, and the ``Rules`` of a codec."""
+"""Tiles, and what they are chosen for: the ``Rules`` of a codec."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ Options = dict[str, int | bool]
 class Rules:
     """What tiles are chosen for: one choice for all layers and slots of a codec.
 
-    ``few``: for one or a few slots. Tiles are narrow, long products are split over programs, and
-    the search reads tables of products between the codebooks instead of the books. Otherwise a tile
-    reuses what it loads, for many slots. ``chained``: a launch is prepared while the one before it
-    runs (programmatic dependent launch), where the architecture can.
+    ``few``: for one or a few slots, with narrow tiles, long products split over several programs,
+    and matrix-vector kernels for the deepest layers. Otherwise for many slots, with tiles that
+    reuse what they load. ``chained``: a launch starts while the previous one still runs
+    (programmatic dependent launch), if the architecture supports it.
     """
 
     precision: Precision = "exact"
@@ -33,19 +33,19 @@ class Rules:
         return "ieee" if self.precision == "exact" else "tf32"
 
     def chains(self, arch: int) -> bool:
-        """Whether launches are chained on ``arch``; Triton's interpreter cannot."""
+        """Whether launches are chained on ``arch``: from 9.0 on, never in Triton's interpreter."""
         return self.chained and arch >= 90 and not triton.knobs.runtime.interpret
 
 
 MANY = Rules()
-"""Exact, for many slots, every launch after the one before it has ended."""
+"""Exact, for many slots, and each launch begins after the previous one has ended."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tile:
     """One program's share of a matrix product, and how many warps and pipeline stages it gets.
 
-    Where ``splits`` is above 1, that many programs share out the depth of the product.
+    If ``splits`` is above 1, that many programs divide the depth of the product among themselves.
     """
 
     rows: int
@@ -59,12 +59,15 @@ class Tile:
 
     @property
     def options(self) -> Options:
-        """Launch options. Contracting a*b+c is asked for, since Triton's default will change."""
+        """Launch options."""
         return launch_options(self.warps, self.stages, self.chained)
 
 
 def launch_options(warps: int, stages: int, chained: bool) -> Options:
-    """Launch options, and the constant that tells a kernel whether it is chained."""
+    """Launch options, and the constant that tells a kernel whether it is chained.
+
+    Fusing a*b+c is requested explicitly, since Triton's default is going to change.
+    """
     return {
         "num_warps": warps,
         "num_stages": stages,

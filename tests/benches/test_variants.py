@@ -53,7 +53,7 @@ def launches_of(few: bool) -> dict[str, Any]:
         found[f"hidden {channels}"] = tile_of(ARCH, rules, channels, channels // 2, 3)
         found[f"join {channels}"] = configs.join(ARCH, rules, channels)
     found["lstm"] = configs.lstm_vector(ARCH, rules, 512) or configs.lstm(ARCH, rules, 512)
-    found["score"] = configs.rvq_score(ARCH, rules, 128, 1024), configs.turns_books(rules)
+    found["score"] = configs.rvq_score(ARCH, rules, 128, 1024), configs.transposes_codebooks(rules)
     found["choose"] = configs.rvq_choose(ARCH, rules)
     found["host"] = Tick._run_from_host
     return found

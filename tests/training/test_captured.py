@@ -69,9 +69,11 @@ def test_a_step_waits_for_no_value_of_the_device(
     monkeypatch.setattr(ours.adversary.optimiser, "step", lambda: None)
     monkeypatch.setattr(optimiser, "set_rate", lambda group, rate: group.update(lr=rate))
     given = ours._draw(stage, 0.5, torch.Generator().manual_seed(0))
-    ours._step(stage, given, train_critic=stage.adversarial)  # filters and windows are made once
+    ours._step(
+        stage, given, train_discriminator=stage.adversarial
+    )  # filters and windows are made once
     with Reads() as reads:
-        ours._step(stage, given, train_critic=stage.adversarial)
+        ours._step(stage, given, train_discriminator=stage.adversarial)
     assert ours.optimiser.parts
     assert reads.found == []
 

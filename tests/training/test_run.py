@@ -237,7 +237,7 @@ def test_a_new_run_may_begin_with_some_scales_of_a_trained_discriminator(
 
 def test_a_damaged_checkpoint_is_refused(packed: Path, tmp_path: Path) -> None:
     (tmp_path / "checkpoint.pt").write_bytes(b"PK\x03\x04 and nothing more")
-    with pytest.raises(WeightsError, match="no training checkpoint"):
+    with pytest.raises(WeightsError, match="not a training checkpoint"):
         smoke_run(tmp_path, packed)
 
 
