@@ -1,4 +1,4 @@
-"""Coding codes with the portable language model: whole packets at once, or frame by frame."""
+"""Entropy coding with the portable language model: whole packets at once, or frame by frame."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from encodec_rt.lm.stepping import LmStepper
 from encodec_rt.types import Codes
 
 MIN_BATCH = 4
-"""From this many frames on, coding them together is faster than one by one."""
+"""From this many frames on, coding them together is faster than coding them one by one."""
 
 
 class LmCoder:
-    """A CodeCoder with a language model. Use one per direction and stream, as it has state."""
+    """A CodeCoder that uses a language model. It has state: use one per stream and direction."""
 
     coding = Coding.LANGUAGE_MODEL
     needs_history = True
 
     def __init__(self, model: IntegerLm, product: Product = np.matmul) -> None:
-        """``product`` multiplies integers exactly; the choice changes no bit."""
+        """``product`` must be exact for integers (see ``integer.Product``); any will do."""
         self.sha256 = model.sha256
         self._model = model
         self._product = product
@@ -40,19 +40,19 @@ class LmCoder:
         return LmCoder(self._model, self._product)
 
     def encode(self, codes: Codes, layers: Sequence[int], *, restart: bool) -> list[Payload]:
-        """One payload per layer, packed if that is shorter. Raises InputError."""
+        """One payload per layer, packed if that is no longer. Raises InputError."""
         packet = self.packet(layers, restart=restart)
         packet.push(codes)
         return packet.finish()
 
     def packet(self, layers: Sequence[int], *, restart: bool) -> LmPacket:
-        """A packet that is coded while its frames arrive. Raises InputError."""
+        """A packet that is coded as its frames arrive. Raises InputError."""
         return LmPacket(self, layers, self._begin(layers, restart, InputError))
 
     def decode(
         self, payloads: Sequence[Payload], layers: Sequence[int], frames: int, *, restart: bool
     ) -> Codes:
-        """The codes. Raises PacketError for invalid bytes."""
+        """Decode a packet -> codes [frames, codebooks]. Raises PacketError for invalid bytes."""
         state = self._begin(layers, restart, PacketError)
         books = [sum(layers[:layer]) for layer in range(len(payloads) + 1)]
         codes = np.empty((frames, books[-1]), np.uint16)
@@ -74,13 +74,16 @@ class LmCoder:
         return codes
 
     def stepper(self, depth: int) -> LmStepper:
-        """The stepper for frames of ``layers`` layers, one by one."""
+        """The stepper for frames of the first ``depth`` layers."""
         if depth not in self._steppers:
             self._steppers[depth] = LmStepper(self._model, depth, self._product)
         return self._steppers[depth]
 
     def counts(self, codes: Codes, state: LmState, depth: int) -> list[NDArray[np.int64]]:
-        """The distributions [T, size] of each codebook of ``codes`` [T, Q], all frames at once."""
+        """The counts [T, size] for each codebook of ``codes`` [T, Q], all frames at once.
+
+        ``state`` is advanced past these frames.
+        """
         model = self._model
         contexts = model.contexts(codes[:-1], state, depth, self._product)
         below, found = np.zeros((len(codes), model.config.width)), []
@@ -105,13 +108,13 @@ class LmPacket:
     """The payloads of a packet, coded while its frames arrive, in pieces of any size."""
 
     def __init__(self, coder: LmCoder, layers: Sequence[int], state: LmState) -> None:
-        """``state`` is the state at the packet's start; it is advanced."""
+        """``state`` is that at the start of the packet; pushing frames advances it."""
         self._coder, self._layers, self._state = coder, layers, state
         self._pieces: list[Codes] = []
         self._encoders: list[SymbolEncoder] = []
 
     def push(self, codes: Codes) -> None:
-        """Append ``codes`` [frames, codebooks], as many codebooks as before. Raises InputError."""
+        """Append ``codes`` [frames, codebooks] with the packet's codebooks. Raises InputError."""
         parts = list(split_layers(codes, self._layers))
         if not self._encoders:
             self._encoders = [SymbolEncoder() for _ in parts]
@@ -123,13 +126,13 @@ class LmPacket:
         counts, book = self._coder.counts(codes, self._state, len(parts)), 0
         for encoder, part in zip(self._encoders, parts, strict=True):
             own = counts[book : book + part.shape[1]]
-            # By time, then by codebook.
+            # Ordered by time, then by codebook.
             stacked = np.stack(own, axis=1).reshape(part.size, -1)
             encoder.encode_each(part.reshape(-1), stacked)
             book += part.shape[1]
 
     def finish(self) -> list[Payload]:
-        """One payload per layer, packed if that is shorter."""
+        """One payload per layer, packed if that is no longer."""
         codes, bits = np.concatenate(self._pieces), self._coder.bits
         payloads = []
         for encoder, part in zip(self._encoders, split_layers(codes, self._layers), strict=True):

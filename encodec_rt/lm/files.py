@@ -1,4 +1,4 @@
-"""Finding the language model of a codec's model, or the one that a stream names."""
+"""Finds the language model that belongs to a codec's model, or the one that a stream names."""
 
 from __future__ import annotations
 
@@ -13,15 +13,19 @@ LMS_PATTERN = "code_lm*.safetensors"
 
 
 def lm_for_model(codes_sha256: bytes, folder: Path | None = None) -> IntegerLm | None:
-    """The language model for the codes of a model, from its folder or the package's, if any."""
+    """The language model for the codes of a model, or None.
+
+    It is searched for in the package and in the model's ``folder``, which takes precedence.
+    """
     found = [model for model in _all(folder) if model.codes_sha256 == codes_sha256]
     return found[-1] if found else None
 
 
 def lm_by_hash(sha256: bytes, folder: Path | None = None, path: Path | None = None) -> IntegerLm:
-    """The language model that a stream names, in ``path`` if given.
+    """The language model that a stream names by its hash.
 
-    Raises WeightsError if it is not available.
+    It is searched for in the package and in ``folder``, or only in the file ``path`` if given.
+    Raises WeightsError if it is not there.
     """
     if path is not None:
         model = IntegerLm.load(path)

@@ -1,10 +1,10 @@
-"""The portable language model: integers end to end, so that its bits are the same everywhere.
+"""The portable language model: integer arithmetic throughout, so results are equal everywhere.
 
 Weights and activations have 8 bits. Products are computed in float32, where every partial sum is an
-integer below 2^24 and thus exact in any order, on any device, with any BLAS; the steps between are
-in float64, and every one is exact. docs/language-model.md has the arithmetic.
+integer below 2^24 and thus exact: in any order, on any device, with any BLAS. The steps in between
+are computed in float64, and each is exact. docs/language-model.md explains the arithmetic.
 
-Needs numpy alone.
+Needs only numpy to compute; ``load`` and ``save`` need safetensors.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ from encodec_rt.types import Codes
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Product = Callable[[Floats, Floats], Any]
-"""The exact product of [T, K] and [K, N], of integers with partial sums below 2^24."""
+"""The exact product of integers [T, K] and [K, N] whose partial sums are below 2^24."""
 
 UNIT = 16
-"""An 8-bit activation of 16 stands for 1; sums are kept 16 times finer."""
+"""An 8-bit activation of 16 means 1.0. Sums have a 16 times finer resolution, 1/256."""
 LOG_STEPS = 64
 """Logits are in 64ths of a bit."""
 _TABLE_BITS = 20
@@ -40,18 +40,18 @@ TABLE_END = LOG_STEPS * _TABLE_BITS
 
 
 class Affine:
-    """y = floor((x W + b) * scale + 1/2) with whole x, W, b; scale = multiplier / 2^shift."""
+    """y = floor((x W + b) * scale + 1/2) of integers x, W, b; scale = multiplier / 2^shift."""
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]], name: str) -> None:
         weight = tensors[f"{name}.weight"]
         self.weight: Floats = np.ascontiguousarray(weight.astype(np.float32).T)
         shift = tensors[f"{name}.shift"].astype(np.int64)
         self.scale: Doubles = np.ldexp(tensors[f"{name}.multiplier"].astype(np.float64), -shift)
-        # Exact too: bias * multiplier is below 2^46 and the shift at most 40.
+        # This is exact too: bias * multiplier is below 2^46 and the shift at most 40.
         self.offset: Doubles = tensors[f"{name}.bias"] * self.scale + 0.5
 
     def part(self, rows: slice, columns: Sequence[slice]) -> Affine:
-        """The same for some inputs and outputs."""
+        """The same for the outputs ``rows`` and the inputs ``columns``, concatenated."""
         found = object.__new__(Affine)
         inputs = [self.weight[one, rows] for one in columns]
         found.weight = np.ascontiguousarray(np.concatenate(inputs))
@@ -67,11 +67,11 @@ class Affine:
 
 @dataclass
 class LmState:
-    """A model's state: the last frame, and for each block as many frames as its dilation.
+    """The state of a stream: its last frame, and a ring buffer per block.
 
-    ``last`` [1, width] is the embedding of the last frame, as from ``IntegerLm.embedded``. ``past``
-    are ring buffers [dilation, width], whose oldest row has the index ``frames`` modulo their
-    length.
+    ``last`` [1, width] is the embedding of the last frame, from ``IntegerLm.embedded``. ``past``
+    has the last inputs of each block, [dilation, width]; the oldest row is ``frames`` modulo
+    dilation.
     """
 
     last: Doubles
@@ -80,7 +80,7 @@ class LmState:
 
 
 class IntegerLm:
-    """A model ready to predict; all its results are integers."""
+    """A model that is ready to predict; all its results are integers."""
 
     def __init__(
         self,
@@ -89,9 +89,9 @@ class IntegerLm:
         *,
         codes_sha256: bytes = bytes(32),
     ) -> None:
-        """``tensors`` are those of ``tensor_shapes``. Raises WeightsError for any others.
+        """``tensors`` are those of ``tensor_shapes``; raises WeightsError for any others.
 
-        ``codes_sha256`` names the model whose codes it was trained on.
+        ``codes_sha256`` is the hash of the encoder and codebooks whose codes it was trained on.
         """
         check_tensors(tensors, config)
         self.codes_sha256 = codes_sha256
@@ -103,13 +103,13 @@ class IntegerLm:
             tensors[f"embedding.{book}"].astype(np.float32) for book in range(len(books))
         ]
         self.heads = [Affine(tensors, f"head.{book}") for book in range(len(books))]
-        # Made now rather than by the first frame of a stream that may be live.
+        # Computed now, since the first frame of a stream may be live.
         powers()
         self.depths = [Depth(tensors, config, depth) for depth in range(1, len(config.ends) + 1)]
 
     @classmethod
     def load(cls, path: Path) -> IntegerLm:
-        """A model from a file that ``save`` wrote. Raises WeightsError for any other."""
+        """Read a model that ``save`` wrote. Raises WeightsError for any other file."""
         from safetensors import SafetensorError, safe_open
 
         try:
@@ -127,7 +127,7 @@ class IntegerLm:
             raise WeightsError(f"{path} does not hold a language model: {error}") from None
 
     def save(self, path: Path) -> None:
-        """Write a safetensors file, the same bytes for the same model."""
+        """Write a safetensors file; equal models give equal bytes."""
         from safetensors.numpy import save_file
 
         config = json.dumps(asdict(self.config), sort_keys=True)
@@ -142,10 +142,11 @@ class IntegerLm:
     def contexts(
         self, codes: Codes, state: LmState, depth: int, product: Product = np.matmul
     ) -> Doubles:
-        """The context of each next frame, from those before it -> [T, units of ``depth`` layers].
+        """The contexts of T frames, each computed from the frames before it.
 
-        The first frame to predict comes after ``state.last``, the others after each of ``codes`` [T
-        - 1, Q]. Advances the past of ``state``; the caller sets its last frame.
+        -> [T, units of the first ``depth`` layers]. The first frame follows ``state.last``, the
+        others follow ``codes`` [T - 1, Q]. Advances ``state`` except for ``last``, which the caller
+        sets.
         """
         parts = self.depths[depth - 1]
         sums = np.concatenate([state.last, self.embedded(codes)])[:, : parts.width] * UNIT
@@ -156,7 +157,7 @@ class IntegerLm:
             past = np.roll(ring, -(before % len(ring)), axis=0)
             both = np.concatenate([past[:, : parts.width], present])
             inputs = np.concatenate([present, both[: len(present)]], axis=1)
-            hidden = _held(mix(inputs, product), 0).astype(np.float32)
+            hidden = _clipped(mix(inputs, product), 0).astype(np.float32)
             sums = sums + back(hidden, product)
             keep = np.zeros_like(past)
             keep[:, : parts.width] = both[len(both) - len(past) :]
@@ -170,27 +171,28 @@ class IntegerLm:
         book: int,
         product: Product = np.matmul,
     ) -> NDArray[np.int64]:
-        """The distribution of one codebook -> counts [T, codebook_size] that add up to TOTAL.
+        """The distribution of codebook ``book`` -> counts [T, codebook_size] that sum to TOTAL.
 
-        ``below`` [T, units] is the sum of ``embed`` over the frame's codebooks before ``book``.
+        ``contexts`` come from ``contexts``; ``below`` [T, width] is the sum of ``embed`` over the
+        frame's codebooks before ``book``.
         """
         config = self.config
         layer = config.layer_of_book[book]
         begin, end = config.begin(layer), config.ends[layer]
-        known = _held(below[:, :end], -MAX_INT8).astype(np.float32)
+        known = _clipped(below[:, :end], -MAX_INT8).astype(np.float32)
         sums = contexts[:, begin:end] + self.depths[layer].depend(known, product)
-        units = _held(np.floor(sums / UNIT + 0.5), 0).astype(np.float32)
+        units = _clipped(np.floor(sums / UNIT + 0.5), 0).astype(np.float32)
         return to_probabilities(self.heads[book](units, product))
 
     def embed(self, codes: NDArray[np.integer[Any]], book: int) -> Doubles:
-        """The embeddings of codes [T] of a codebook -> [T, width], zero below their layer."""
+        """The embeddings of codes [T] of one codebook -> [T, width], zero in lower layers."""
         found = np.zeros((len(codes), self.config.width))
         begin = self.config.begin(self.config.layer_of_book[book])
         found[:, begin:] = self.embeddings[book][codes]
         return found
 
     def embedded(self, codes: Codes) -> Doubles:
-        """The embeddings of whole frames [T, Q] -> [T, width]: the sum over their codebooks."""
+        """The embeddings of whole frames [T, Q] -> [T, width]: sums over the codebooks."""
         sums = np.zeros((len(codes), self.config.width))
         for book in range(codes.shape[1]):
             sums += self.embed(codes[:, book], book)
@@ -198,7 +200,7 @@ class IntegerLm:
 
 
 class Depth:
-    """The part of the weights that the first layers need."""
+    """The part of the weights that predictions for the first ``depth`` layers need."""
 
     def __init__(self, tensors: Mapping[str, NDArray[Any]], config: LmConfig, depth: int) -> None:
         self.width, all_units = config.ends[depth - 1], config.width
@@ -217,9 +219,10 @@ class Depth:
 
 
 def to_probabilities(logits: Doubles) -> NDArray[np.int64]:
-    """Integer logits [T, n] in 64ths of a bit -> counts [T, n], at least 1, that add up to TOTAL.
+    """Integer logits [T, n] in 64ths of a bit -> counts [T, n], each at least 1, that sum to TOTAL.
 
-    Shares of 2^logit by a table, rounded down; the rest goes to the likeliest, the first of equals.
+    Proportional to 2^logit (from a table) and rounded down; the likeliest code, the first on a tie,
+    gets the remainder.
     """
     best = logits.max(axis=1, keepdims=True)
     below = np.minimum(best - logits, TABLE_END).astype(np.int64)
@@ -234,7 +237,10 @@ def to_probabilities(logits: Doubles) -> NDArray[np.int64]:
 
 @lru_cache(maxsize=1)
 def powers() -> NDArray[np.int64]:
-    """round(2^20 * 2^(-i / 64)), in decimal arithmetic, which is the same on every machine."""
+    """round(2^20 * 2^(-i / 64)) for i up to TABLE_END.
+
+    Computed in decimal arithmetic, which is the same on every machine.
+    """
     context = Context(prec=40)
     roots = [
         context.power(Decimal(2), context.divide(Decimal(-index), Decimal(LOG_STEPS)))
@@ -250,10 +256,10 @@ def powers() -> NDArray[np.int64]:
 
 def _to_int8(sums: Doubles) -> Floats:
     rounded = np.floor(sums / UNIT + 0.5)
-    return _held(rounded, -MAX_INT8).astype(np.float32)
+    return _clipped(rounded, -MAX_INT8).astype(np.float32)
 
 
-def _held(values: Doubles, least: int) -> Doubles:
-    """Clip to ``least`` and 127, several times faster than ``numpy.clip`` for a few numbers."""
-    held: Doubles = np.minimum(np.maximum(values, least), MAX_INT8)
-    return held
+def _clipped(values: Doubles, least: int) -> Doubles:
+    """Clip to [``least``, 127]; for few numbers several times faster than ``numpy.clip``."""
+    clipped: Doubles = np.minimum(np.maximum(values, least), MAX_INT8)
+    return clipped

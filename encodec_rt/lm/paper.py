@@ -1,8 +1,8 @@
 """The paper's language model (arXiv 2210.13438, 3.3), for ``.ecdc`` files of the original package.
 
 It computes in floating point, and its arithmetic coder uses the results directly: a file decodes
-only if machine, torch and number of threads give the same last bits. Operations here are in the
-same order as the original's, so on one machine its files and ours are the same.
+only where machine, torch and number of threads give the same last bits. The operations here are in
+the original's order, so on the same machine both write the same files.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ State = list[Tensor]
 
 
 class _Layer(nn.Module):
-    """One layer of the transformer: attention over the past, then two linear ones."""
+    """One transformer layer: attention over the past, then a feed-forward block."""
 
     def __init__(self, dim: int, hidden: int) -> None:
         super().__init__()
@@ -65,7 +65,7 @@ class _Transformer(nn.Module):
 
 
 class PaperLm(nn.Module):
-    """The original's ``LMModel``, one frame at a time."""
+    """The original package's ``LMModel``, one frame at a time."""
 
     def __init__(
         self, *, books: int, size: int, dim: int, hidden: int, layers: int, past_frames: int
@@ -79,9 +79,9 @@ class PaperLm(nn.Module):
 
     @classmethod
     def load(cls, path: Path, config: EncodecConfig) -> PaperLm:
-        """The model in one of the original's ``.th`` files, for a codec of ``config``.
+        """Read one of the original's ``.th`` files for a codec with ``config``.
 
-        Raises WeightsError for a file of another kind or for another codec.
+        Raises WeightsError for any other file, or a model for another codec.
         """
         tensors = read_pickled(path)
         try:
@@ -118,9 +118,9 @@ class PaperLm(nn.Module):
 
     @torch.inference_mode()
     def step(self, last: Tensor, past: State | None, frame: int) -> tuple[Tensor, State]:
-        """Probabilities [size, books] after ``last`` [1, books, 1], and the new state.
+        """Probabilities [size, books] of frame number ``frame``, and the new state.
 
-        ``last`` has the codes of the frame before plus 1, and 0 where there was none.
+        ``last`` [1, books, 1] holds the previous frame's codes plus 1, or 0 if there was none.
         """
         x = sum(self.emb[book](last[:, book]) for book in range(last.shape[1]))
         assert isinstance(x, Tensor)
@@ -137,7 +137,7 @@ class PaperLm(nn.Module):
 
 
 class PaperEncoder:
-    """The codes of one segment to bytes."""
+    """Encodes the codes of one segment to bytes."""
 
     def __init__(self, model: PaperLm) -> None:
         self._frames = _Frames(model)
@@ -159,14 +159,14 @@ class PaperEncoder:
             self._frames.last = frame
 
     def finish(self) -> bytes:
-        """All the bytes; the bits of each are in order from the lowest."""
+        """All bytes of the segment, each filled from its lowest bit."""
         while self._bits_held:
             self._bits_held -= 1
             self._bits.append(self._low >> self._bits_held & 1)
         return np.packbits(np.frombuffer(bytes(self._bits), np.uint8), bitorder="little").tobytes()
 
     def _shed(self) -> None:
-        """Give out the leading bits that both ends share."""
+        """Emit the leading bits that both ends of the interval share."""
         while self._bits_held:
             top = self._low >> self._bits_held - 1
             if top != self._high >> self._bits_held - 1:
@@ -178,15 +178,15 @@ class PaperEncoder:
 
 
 class PaperDecoder:
-    """The segments of a file back to codes."""
+    """Decodes the segments of a file to codes."""
 
     def __init__(self, model: PaperLm) -> None:
         self._model = model
 
     def segment(self, file: BinaryIO, frames: int, books: int) -> Iterator[Codes]:
-        """The codes of a segment, in blocks; they end early where ``file`` does.
+        """The ``frames`` of a segment in blocks [n, books]; fewer if the file ends early.
 
-        Raises PacketError for bits that are impossible with this machine's numbers.
+        Raises PacketError for bits that cannot occur with this machine's probabilities.
         """
         state, bits = _Frames(self._model), _bits_of(file)
         low = high = current = held = 0
@@ -205,8 +205,8 @@ class PaperDecoder:
                 if value < 0 or current - low > highs[value]:
                     raise PacketError(
                         "the stream does not decode with this language model: it is damaged, "
-                        "belongs to another model, or was written on a machine whose floating "
-                        "point gives other bits, as such files are not portable"
+                        "belongs to another model, or was written on a machine whose floating-"
+                        "point results differ in the last bits; such files are not portable"
                     )
                 frame[book] = value
                 low, high = low + int(lows[value]), low + int(highs[value])
@@ -225,7 +225,7 @@ class PaperDecoder:
 
 
 class _Frames:
-    """The model's predictions of frame after frame."""
+    """The model's predictions, frame by frame."""
 
     def __init__(self, model: PaperLm) -> None:
         self.last: NDArray[np.uint16] | None = None
@@ -234,7 +234,7 @@ class _Frames:
         self._frame = 0
 
     def edges(self, books: int) -> list[NDArray[np.int64]]:
-        """For each codebook the upper ends of its codes' shares of 2^24."""
+        """For each codebook, the cumulative counts [size] of its codes, out of 2^24."""
         last = torch.zeros(1, books, 1, dtype=torch.long)
         if self.last is not None:
             last = 1 + torch.from_numpy(self.last.astype(np.int64)).view(1, books, 1)
@@ -251,20 +251,20 @@ class _Frames:
 
 
 def _inside(edges: NDArray[np.int64], width: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """First and last number of each code's share of ``width`` numbers, rounded inwards."""
+    """First and last offset of each code's share of an interval of ``width``, rounded inwards."""
     unit = width / (1 << RANGE_BITS)
     lows = np.ceil(np.concatenate([[0], edges[:-1]]) * unit).astype(np.int64)
     return lows, np.floor((edges - 1) * unit).astype(np.int64)
 
 
 def _bits_of(file: BinaryIO) -> Iterator[int]:
-    """Bits, from the lowest of each byte; a byte is read only when one of its bits is needed."""
+    """Bits, lowest first in each byte; a byte is read only when one of its bits is needed."""
     while byte := file.read(1):
         yield from (byte[0] >> place & 1 for place in range(8))
 
 
 def _position(frame: int, dim: int) -> Tensor:
-    """Cosines and sines of the position, as the original computes them [1, 1, D]."""
+    """Cosines and sines of the position [1, 1, D], as the original computes them."""
     half = torch.arange(dim // 2).view(1, 1, -1)
     phase = torch.full((1, 1, 1), frame) / (_MAX_PERIOD ** (half / (dim // 2 - 1)))
     return torch.cat([torch.cos(phase), torch.sin(phase)], dim=-1)

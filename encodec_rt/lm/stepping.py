@@ -1,7 +1,7 @@
-"""The portable language model frame by frame, as a decoder and a live encoder need it.
+"""The portable language model frame by frame, for decoders and live encoders.
 
-It computes the same numbers as ``integer.py``, which documents them; here every array is allocated
-once, since for a single frame allocation would cost more than the arithmetic.
+It computes the same numbers as ``integer.py``, which documents them. Here every array is allocated
+once, since for a single frame allocation costs more than the arithmetic.
 """
 
 from __future__ import annotations
@@ -28,10 +28,14 @@ from encodec_rt.lm.tensors import MAX_INT8
 
 
 class LmStepper:
-    """``begin`` a frame, then for each codebook get its ``probabilities`` and ``take`` its code."""
+    """Predicts one frame at a time.
+
+    Call ``begin``, then for each codebook get its ``probabilities`` and ``take`` its code, and then
+    call ``end``.
+    """
 
     def __init__(self, model: IntegerLm, depth: int, product: Product = np.matmul) -> None:
-        """For frames of the first ``depth`` layers."""
+        """For frames with the codebooks of the first ``depth`` layers."""
         config, parts = model.config, model.depths[depth - 1]
         self._product = product
         self._embeddings, self._layer_of_book = model.embeddings, config.layer_of_book
@@ -52,12 +56,12 @@ class LmStepper:
         self._book = 0
 
     def clear(self, state: LmState) -> None:
-        """Forget the state of the layers above, before the first frame of a packet."""
+        """Clear the state of the layers above; call it before the first frame of a packet."""
         for ring in state.past:
             ring[:, self._width :] = 0
 
     def begin(self, state: LmState) -> None:
-        """Compute the context of a frame, and advance the past of ``state``."""
+        """Compute the context of the next frame, and advance ``state`` except for ``last``."""
         width, product, inputs = self._width, self._product, self._inputs
         np.multiply(state.last[:, :width], UNIT, out=self._sums)
         for ring, (mix, back) in zip(state.past, self._blocks, strict=True):
@@ -66,7 +70,7 @@ class LmStepper:
             inputs[:, :width] = present
             inputs[:, width:] = ring[place, :width]
             ring[place, :width] = present
-            hidden = self._hidden.held(mix(inputs, product), 0)
+            hidden = self._hidden.clipped(mix(inputs, product), 0)
             self._sums += back(hidden, product)
         state.frames += 1
         self._context = self._project(self._units(self._sums, -MAX_INT8), product)
@@ -74,7 +78,10 @@ class LmStepper:
         self._book = 0
 
     def probabilities(self) -> Doubles:
-        """The next codebook's probabilities [1, size], multiples of 2^-16, until the next call."""
+        """The next codebook's probabilities [1, size], multiples of 2^-16.
+
+        The array is valid until the next call.
+        """
         layer = self._layers[self._layer_of_book[self._book]]
         units = layer.units(self._context, self._product)
         return self._heads(self._book, units, self._product)
@@ -86,7 +93,7 @@ class LmStepper:
         self._book += 1
 
     def end(self, state: LmState) -> None:
-        """End the frame, which the next one then follows."""
+        """End the frame: set ``last`` of ``state``."""
         state.last[:] = self._below
 
 
@@ -105,7 +112,7 @@ class _RowAffine:
 
 
 class _RowRounding:
-    """Sums to 8 bits, as ``integer.py`` rounds and limits them."""
+    """Rounds sums to 8 bits, as ``integer.py`` does."""
 
     def __init__(self, width: int) -> None:
         self._doubles: Doubles = np.empty((1, width))
@@ -115,9 +122,9 @@ class _RowRounding:
         doubles = self._doubles
         np.multiply(sums, 1 / UNIT, out=doubles)
         np.add(doubles, 0.5, out=doubles)
-        return self.held(np.floor(doubles, out=doubles), least)
+        return self.clipped(np.floor(doubles, out=doubles), least)
 
-    def held(self, values: NDArray[Any], least: int) -> Floats:
+    def clipped(self, values: NDArray[Any], least: int) -> Floats:
         np.maximum(values, least, out=self._doubles)
         np.minimum(self._doubles, MAX_INT8, out=self._floats, casting="same_kind")
         return self._floats
@@ -147,13 +154,13 @@ class _BookHeads:
 
     def __init__(self, affines: Sequence[Affine]) -> None:
         size = len(affines[0].scale)
-        # One set of arrays for all, which then stays in the first-level cache.
+        # All codebooks share one set of arrays, which then stays in the L1 cache.
         self._logits: Doubles = np.empty((1, size))
         self._counts: Doubles = np.empty((1, size))
         self._index: NDArray[np.intp] = np.empty((1, size), np.intp)
         self._steps = [_RowAffine(affine, self._logits) for affine in affines]
-        # The products of shares and total are below 2^36 and their sum below 2^53, so division in
-        # float64, rounded down, gives the same as integer division.
+        # The products of shares and total are below 2^36 and their sum below 2^53, so a float64
+        # division rounded down equals the integer division.
         self._free = TOTAL - size
         self._shares: Doubles = (powers() * self._free).astype(np.float64)
 

@@ -1,6 +1,6 @@
-"""Shape and tensors of the portable language model, as its file has them.
+"""Shape and tensors of the portable language model, as in its file.
 
-Needs numpy alone.
+Needs only numpy.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ _MAX_PRODUCT = 2**24
 
 @dataclass(frozen=True)
 class LmConfig:
-    """Shape of a model: the stream's ``layers`` and, for each, how many ``widths`` units it adds.
+    """Shape of a model: codebooks of each layer of the stream, and the units that each layer adds.
 
-    A layer's units see the codes of that layer and of those below, never of those above, so that a
+    A layer's units see the codes of that layer and of those below, never of those above, so a
     stream can drop its upper layers. Block i sees the current frame and the one ``dilations[i]``
-    before.
+    frames before it.
     """
 
     layers: tuple[int, ...]
@@ -41,25 +41,34 @@ class LmConfig:
         """Raise WeightsError for an impossible shape."""
         numbers = (*self.layers, *self.widths, *self.dilations)
         if len(self.layers) != len(self.widths) or not self.layers or min(numbers) < 1:
-            raise WeightsError(f"a language model of layers {self.layers} and widths {self.widths}")
+            raise WeightsError(
+                f"a language model of layers {self.layers}, widths {self.widths} and dilations "
+                f"{self.dilations}; accepted: as many widths as layers, and numbers from 1 up"
+            )
         if not 2 <= self.codebook_size <= TOTAL // 2:
-            raise WeightsError(f"a language model for codebooks of {self.codebook_size}")
+            raise WeightsError(
+                f"a language model for codebooks of {self.codebook_size} entries; accepted: 2 to "
+                f"{TOTAL // 2}"
+            )
         if 2 * self.width * MAX_INT8**2 >= _MAX_PRODUCT:
-            raise WeightsError(f"{self.width} units; sums of more than 520 would not be exact")
+            raise WeightsError(
+                f"a language model of {self.width} units; accepted: at most 520, since sums over "
+                "more would not be exact"
+            )
 
     @cached_property
     def width(self) -> int:
-        """Units of all layers."""
+        """Number of units of all layers."""
         return sum(self.widths)
 
     @cached_property
     def ends(self) -> tuple[int, ...]:
-        """Units of each layer and those below."""
+        """Number of units up to and including each layer."""
         return tuple(accumulate(self.widths))
 
     @cached_property
     def layer_of_book(self) -> tuple[int, ...]:
-        """The layer of each codebook."""
+        """The layer that each codebook belongs to."""
         return tuple(layer for layer, books in enumerate(self.layers) for _ in range(books))
 
     def begin(self, layer: int) -> int:
@@ -68,7 +77,7 @@ class LmConfig:
 
 
 def tensor_shapes(config: LmConfig) -> dict[str, tuple[tuple[int, ...], str]]:
-    """The tensors of a model with their shapes and types."""
+    """The tensors of a model by name, with their shapes and types."""
     width, size = config.width, config.codebook_size
     found: dict[str, tuple[tuple[int, ...], str]] = {}
 
@@ -89,36 +98,36 @@ def tensor_shapes(config: LmConfig) -> dict[str, tuple[tuple[int, ...], str]]:
 
 
 def unseen(config: LmConfig) -> NDArray[np.bool_]:
-    """[units, units] True where an output would see an input of a layer above it."""
+    """[outputs, inputs] of a square weight; True where the input is of a layer above the output."""
     layer = np.repeat(np.arange(len(config.widths)), config.widths)
     return np.asarray(layer[:, None] < layer[None, :])
 
 
 def check_tensors(tensors: Mapping[str, NDArray[Any]], config: LmConfig) -> None:
-    """Raise WeightsError for tensors that are not those of a model of this shape."""
+    """Raise WeightsError unless ``tensors`` are those of a model with this shape."""
     wanted = tensor_shapes(config)
     if set(tensors) != set(wanted):
-        raise WeightsError("the tensors of the file are not those of a language model")
+        raise WeightsError("the tensors are not those of a language model of this shape")
     for name, (shape, kind) in wanted.items():
         tensor = tensors[name]
         if tensor.shape != shape or tensor.dtype != np.dtype(kind):
             raise WeightsError(f"{name} is {tensor.dtype} {tensor.shape}; {kind} {shape} is needed")
         if kind == "int8" and (tensor == -128).any():
-            raise WeightsError(f"{name} has a weight of -128; they lie from -127 to 127")
+            raise WeightsError(f"{name} has a weight of -128; accepted: -127 to 127")
         if name.startswith(("block", "project", "depend")) and kind == "int8":
             above = np.tile(unseen(config), shape[1] // config.width)
             if tensor[above].any():
                 raise WeightsError(f"{name} lets a layer see the codes of those above it")
         if name.endswith(".multiplier") and (tensor.min() < 0 or tensor.max() >= 2**16):
-            raise WeightsError(f"{name} has numbers beyond 16 bits")
+            raise WeightsError(f"{name} has numbers out of range; accepted: 0 to 65535")
         if name.endswith(".shift") and tensor.max() > 40:
-            raise WeightsError(f"{name} has shifts beyond 40")
+            raise WeightsError(f"{name} has shifts out of range; accepted: 0 to 40")
         if name.endswith(".bias") and np.abs(tensor.astype(np.int64)).max() >= 2**30:
-            raise WeightsError(f"{name} has numbers beyond 30 bits")
+            raise WeightsError(f"{name} has numbers out of range; accepted: below 2^30 in size")
 
 
 def tensors_sha256(tensors: Mapping[str, NDArray[Any]], config: LmConfig) -> bytes:
-    """The hash by which a stream names the model that it was coded with."""
+    """The SHA-256 by which a stream names the language model that it was coded with."""
     digest = hashlib.sha256(json.dumps(asdict(config), sort_keys=True).encode())
     for name in sorted(tensors):
         digest.update(name.encode())

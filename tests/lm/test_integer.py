@@ -258,9 +258,9 @@ def test_a_model_survives_its_file(tmp_path: Path) -> None:
     [
         ("block.0.mix.weight", lambda t: np.full_like(t, -128), "-128"),
         ("block.0.mix.weight", lambda t: t.astype(np.int16), "int16"),
-        ("head.0.bias", lambda t: np.full_like(t, 2**30), "30 bits"),
-        ("head.0.multiplier", lambda t: np.full_like(t, 2**16), "16 bits"),
-        ("head.0.multiplier", lambda t: -t, "16 bits"),
+        ("head.0.bias", lambda t: np.full_like(t, 2**30), r"below 2\^30"),
+        ("head.0.multiplier", lambda t: np.full_like(t, 2**16), "0 to 65535"),
+        ("head.0.multiplier", lambda t: -t, "0 to 65535"),
         ("project.shift", lambda t: np.full_like(t, 41), "40"),
         ("embedding.0", lambda t: t[1:], "is needed"),
         ("project.weight", lambda t: np.ones_like(t), "codes of those above"),
