@@ -1,4 +1,4 @@
-"""How sure a mean over clips is: percentile bootstrap, of one codec or of two on the same clips."""
+"""Confidence intervals of means over clips, of one codec or two, by percentile bootstrap."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SHARE = 0.95
 
 
 def interval(values: Sequence[float]) -> tuple[float, float]:
-    """The 95 % interval of the mean of ``values``, clips drawn with replacement."""
+    """The 95 % confidence interval of the mean of ``values``, by drawing with replacement."""
     rng = np.random.default_rng(0)
     drawn = np.asarray(values)[rng.integers(len(values), size=(DRAWS, len(values)))].mean(1)
     low, high = np.quantile(drawn, [(1 - SHARE) / 2, (1 + SHARE) / 2])
@@ -19,10 +19,10 @@ def interval(values: Sequence[float]) -> tuple[float, float]:
 
 
 def paired_difference(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
-    """The mean of ``ours - theirs`` clip by clip, and its 95 % interval.
+    """The mean of ``ours - theirs`` over the same clips, and its 95 % confidence interval.
 
-    Pairing takes out what makes one clip harder than another for both. Raises ValueError unless
-    both have the same clips.
+    Pairing removes what makes one clip harder than another for both. Raises ValueError unless both
+    have the same number of clips.
     """
     differences = [a - b for a, b in zip(ours, theirs, strict=True)]
     return round(float(np.mean(differences)), 4), *interval(differences)

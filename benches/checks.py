@@ -1,4 +1,4 @@
-"""What has to be right before it is timed on a GPU, and how a record tells of what was not."""
+"""Correctness checks before anything is timed on a GPU, and how failures are recorded."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from benches.workload import frames
 from encodec_rt.model.encodec import EncodecModel
 
 FLIPS_ALLOWED: dict[str, float] = {"exact": 1e-3, "fast": 1.0}
-"""Share of frames whose codes may differ from the plain-torch rows': near-ties, or any."""
+"""Share of frames whose codes may differ from plain torch's: near-ties only, or any number."""
 
 
 class NotRight(RuntimeError):
-    """A result is wrong, so its time means nothing and is not taken."""
+    """A result is wrong, so it is not timed."""
 
 
 FAILURES = (
@@ -34,7 +34,7 @@ FAILURES = (
     TypeError,
     ValueError,
 )
-"""What somebody else's compiler, or a launch that the device refuses, may raise: noted, and on."""
+"""What compilers and failed launches may raise: it is recorded, and the bench continues."""
 
 
 def codes_of(runner: Contender, audio: Tensor, hop: int) -> Tensor:
@@ -43,7 +43,7 @@ def codes_of(runner: Contender, audio: Tensor, hop: int) -> Tensor:
 
 
 def offline_codes(model: EncodecModel, audio: Tensor) -> Tensor:
-    """Codes [frames, S, Q] that the offline model gives each frame of [S, n] audio on its own."""
+    """Codes [frames, S, Q] of the offline model, for each frame of [S, n] audio by itself."""
     parts = frames(audio, model.config.hop_length)
     latents = [model.encoder(pcm[:, None]) for pcm in parts]
     kbps = bandwidth_kbps(model)
@@ -51,16 +51,16 @@ def offline_codes(model: EncodecModel, audio: Tensor) -> Tensor:
 
 
 def require_same_codes(given: Tensor, wanted: Tensor, precision: str) -> float:
-    """The share of frames with other codes. Raises NotRight if ``precision`` allows fewer.
+    """The share of frames whose codes differ. Raises NotRight if ``precision`` allows fewer.
 
-    A single near-tie is always allowed.
+    One differing frame is always allowed, since it may be a near-tie.
     """
     differing = (given != wanted).any(-1)
     share = float(differing.double().mean())
     if int(differing.sum()) > max(1.0, FLIPS_ALLOWED[precision] * differing.numel()):
         raise NotRight(
-            f"{100 * share:.2f} % of the frames have other codes than plain torch gives; that is "
-            "wrong, and is not timed"
+            f"{100 * share:.2f} % of the frames have other codes than with plain torch; a wrong "
+            "result is not timed"
         )
     return share
 
@@ -71,7 +71,7 @@ def note(
     timings_ms: Mapping[str, Sequence[float]] | None = None,
     **values: Json,
 ) -> None:
-    """Add a case with all its samples, print it, and write what there is so far."""
+    """Add a case with all its samples, print it, and save the record so far."""
     timed = {name: samples for name, samples in (timings_ms or {}).items() if samples}
     added = record.add(case, timed, values=values, deadline_ms=FRAME_MS, keep_samples=True)
     print(record.table([added]), flush=True)
@@ -79,6 +79,6 @@ def note(
 
 
 def skip(record: Record, row: Row, error: BaseException) -> None:
-    """Note why a row is not timed."""
+    """Record why a row is not timed."""
     reason = f"{type(error).__name__}: {error}".strip()[:500]
     note(record, {"skipped": row.name}, reason=reason, wrong=isinstance(error, NotRight))

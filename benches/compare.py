@@ -1,10 +1,10 @@
-"""What moved between two records of one bench.
+"""What changed between two records of the same bench.
 
     python -m benches.compare A B [--over 5] [--all]
 
-A and B are files, or names in benches/results, with or without .json; A "last" is the newest other
-record of B's bench and device. A line per figure that both have: before, after, their ratio. Cases
-belong together where everything that describes them is the same.
+A and B are files, or names in benches/results, with or without .json. If A is "last", it is the
+newest earlier record of B's bench and device. There is a line per figure that both records have:
+before, after, and the change. Cases are paired if their descriptions are equal.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from benches.index import figures_of
 from benches.record import RESULTS
 
 TIMING_STATISTICS = ("p50", "p99", "p99.9", "misses")
-"""What is compared of a timing; the other statistics follow from the same samples."""
+"""The statistics of a timing that are compared; the others come from the same samples."""
 
 
 @dataclass(frozen=True)
 class Move:
-    """One figure of one case in both records."""
+    """One figure of one case, in both records."""
 
     case: str
     figure: str
@@ -37,7 +37,7 @@ class Move:
 
     @property
     def percent(self) -> float:
-        """Change in percent of before; infinite from zero."""
+        """The change in percent of ``before``; infinite if that is 0."""
         if self.after == self.before:
             return 0.0
         return 100 * (self.after - self.before) / abs(self.before) if self.before else math.inf
@@ -67,7 +67,7 @@ def last_before(path: Path, results: Path = RESULTS) -> Path:
 
 
 def _cases(record: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
-    """Each case's description and figures; equal descriptions are told apart by their order."""
+    """Each case's description and figures; equal descriptions are numbered in order."""
     seen: Counter[str] = Counter()
     for case in record["cases"]:
         label = " ".join(f"{key}={value}" for key, value in case["case"].items())
@@ -82,9 +82,9 @@ def _cases(record: Mapping[str, Any]) -> Iterator[tuple[str, dict[str, float]]]:
 
 
 def moves(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[list[Move], list[str]]:
-    """Every figure that both records have, and the cases that only one of them has.
+    """Every figure that both records have, and the cases that only one has.
 
-    Raises ValueError if they are of different benches.
+    Raises ValueError if the records are of different benches.
     """
     if before["bench"] != after["bench"]:
         raise ValueError(f"{before['bench']} and {after['bench']} are different benches")
@@ -99,7 +99,7 @@ def moves(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[list[Mov
 
 
 def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str]:
-    """What else differs between the runs, in words: with it, times may not be comparable."""
+    """What else differs between the runs, in words; it may make times incomparable."""
     found = []
     for part in ("device", "versions"):
         for key in before[part].keys() | after[part].keys():
@@ -108,17 +108,19 @@ def differences(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[str
                 found.append(f"{key}: {pair[0]} -> {pair[1]}")
     for name, record in (("before", before), ("after", after)):
         if record["git"]["dirty"]:
-            found.append(f"{name}: the tree was dirty, so the commit is not what ran")
+            found.append(f"{name}: the tree had uncommitted changes, so the commit is not what ran")
     return sorted(found)
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Print what moved; 2 if the two cannot be compared."""
+    """Print what changed; 2 if the records cannot be compared."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("before", help='a record, or "last"')
     parser.add_argument("after")
-    parser.add_argument("--over", type=float, default=5.0, help="percent that count as a move")
-    parser.add_argument("--all", action="store_true", help="also what did not move")
+    parser.add_argument(
+        "--over", type=float, default=5.0, help="show changes above this many percent"
+    )
+    parser.add_argument("--all", action="store_true", help="show unchanged figures too")
     options = parser.parse_args(arguments)
     try:
         new = find(options.after)

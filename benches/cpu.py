@@ -1,12 +1,12 @@
-"""One CPU core: what a frame costs above its matrix products, many streams, starting up.
+"""One CPU core: what a frame costs beyond its matrix products, many streams, start-up.
 
     python -m benches.cpu [live paced slots startup] [--model default]
 
-Everything that is compared runs in one process on one thread, in turn, so that a busy machine is
-busy for all of it. The floor is the bare chain of the frame's matrix products over the same packed
-weights: no biases, no ELU, no state. ``encodec`` and transformers have no streaming; they are timed
-on a frame alone, which gives other codes. Without --model the architecture is that of the paper's
-24 kHz model with random weights.
+All contenders take turns in one process on one thread, so a busy machine slows all of them. The
+lower bound is the bare chain of the frame's matrix products with the same packed weights: no
+biases, no ELU, no state. ``encodec`` and transformers cannot stream; they are timed on single
+frames, which gives other codes. Without --model the architecture is that of the paper's 24 kHz
+model with random weights.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ Item = TypeVar("Item")
 
 
 def products(net: PackedLayers, rows: int, searches: tuple[Tensor, ...] = ()) -> Work:
-    """The matrix products of one frame through ``net``, whose input has ``rows`` rows."""
+    """The matrix products of one frame through ``net``, whose input has ``rows`` time steps."""
     chain: list[tuple[int, Tensor]] = []
     for spec in net.plan:
         packed = net.packed[spec.name]
@@ -66,7 +66,7 @@ def products(net: PackedLayers, rows: int, searches: tuple[Tensor, ...] = ()) ->
 
 
 def per_frame(model: EncodecModel, pcm: np.ndarray) -> tuple[dict[str, Work], dict[str, Work]]:
-    """What encodes, and what decodes, the next frame, by name."""
+    """Functions that encode, and functions that decode, the next frame, by contender."""
     encode: dict[str, Work] = {}
     decode: dict[str, Work] = {}
     frames = [pcm[at : at + 320] for at in range(0, len(pcm) - 319, 320)]
@@ -107,7 +107,7 @@ def per_frame(model: EncodecModel, pcm: np.ndarray) -> tuple[dict[str, Work], di
 
 
 def ratios(taken: dict[str, list[float]], ours: str, floor: str) -> dict[str, float]:
-    """How the medians and the tail of ``ours`` compare with all others."""
+    """The ratios of medians between ``ours`` and all others, and of our p99 to our p50."""
     median = {name: float(np.median(values)) for name, values in taken.items()}
     found = {f"{ours} over {floor}": median[ours] / median[floor]}
     found |= {
@@ -120,7 +120,7 @@ def ratios(taken: dict[str, list[float]], ours: str, floor: str) -> dict[str, fl
 
 
 def live(record: Record, model: EncodecModel, options: argparse.Namespace) -> None:
-    """A frame through everything, in turn."""
+    """Time one frame with every contender, in turns."""
     pcm = speech(Codec(model), 20.0)[0]
     for direction, works in zip(("encode", "decode"), per_frame(model, pcm), strict=True):
         taken = interleaved(works, options.rounds, 25)
@@ -133,7 +133,7 @@ def live(record: Record, model: EncodecModel, options: argparse.Namespace) -> No
 
 
 def slots(record: Record, model: EncodecModel, options: argparse.Namespace) -> None:
-    """An engine of S streams on all cores: a tick is one frame of each, encoded and decoded."""
+    """Time an engine of S streams; a tick encodes and decodes a frame of each."""
     torch.set_num_threads(options.threads)
     codec = Codec(model, backend="cpu")
     pcm = torch.from_numpy(speech(codec, 20.0)[0].copy())
@@ -178,7 +178,7 @@ print(json.dumps([1000 * (b - a) for a, b in zip(marks, marks[1:])]))
 
 
 def startup(record: Record, model: EncodecModel, options: argparse.Namespace) -> None:
-    """A new process, from its imports to the first frame."""
+    """Time a new process from its imports to the first frame."""
     names = ("import torch", "import encodec_rt", "Codec.load", "open both streams", "first frame")
     taken: dict[str, list[float]] = {name: [] for name in names}
     with tempfile.TemporaryDirectory() as folder:
@@ -205,19 +205,19 @@ PARTS = {
 
 
 def main() -> None:
-    """Time the parts asked for, one JSON file for each."""
+    """Time the parts asked for, and write one JSON file for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("parts", nargs="*", default=[], help=f"of {', '.join(PARTS)}; all of them")
-    parser.add_argument("--model", default=None, help="as Codec.load takes it; else random weights")
+    parser.add_argument("parts", nargs="*", default=[], help=f"of {', '.join(PARTS)}; default: all")
+    parser.add_argument("--model", default=None, help="as for Codec.load; else random weights")
     parser.add_argument(
-        "--rounds", type=int, default=20, help="of 25 frames of each, and start-ups"
+        "--rounds", type=int, default=20, help="of 25 frames each; and a quarter as many start-ups"
     )
-    parser.add_argument("--frames", type=int, default=10_000, help="paced")
+    parser.add_argument("--frames", type=int, default=10_000, help="of the part paced")
     parser.add_argument("--slots", type=int, nargs="+", default=[1, 4, 16, 64])
     parser.add_argument("--ticks", type=int, default=100)
-    parser.add_argument("--threads", type=int, default=2, help="of an engine")
-    parser.add_argument("--note", default="", help="what else the machine did")
-    parser.add_argument("--out", default=RESULTS, help="another folder than benches/results")
+    parser.add_argument("--threads", type=int, default=2, help="of the part slots")
+    parser.add_argument("--note", default="", help="what else the machine was doing")
+    parser.add_argument("--out", default=RESULTS, help="folder for the record")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = model_for(options.model)

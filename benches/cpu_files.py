@@ -1,9 +1,9 @@
-"""Whole clips on one thread: blocks of frames with carried state against offline packages.
+"""Whole clips on one thread: blocks of frames with state, beside the offline packages.
 
     python -m benches.cpu_files [--seconds 10 60] [--model default]
 
-Times are the best of a few interleaved rounds in one process; memory is the rise of the peak of
-resident memory over a clip, each in a process of its own (Linux counts it).
+Times are the best of a few interleaved rounds in one process. Memory is by how much a clip raises
+the peak of resident memory, measured in a process of its own (on Linux).
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from encodec_rt.transcode import FILE_BLOCK_FRAMES
 def whole_clips(
     model: EncodecModel, pcm: np.ndarray, codes: np.ndarray
 ) -> tuple[dict[str, Work], dict[str, Work]]:
-    """What encodes ``pcm``, and what decodes ``codes`` [frames, Q], by name."""
+    """Functions that encode ``pcm``, and that decode ``codes`` [frames, Q], by contender."""
     codec = Codec(model, backend="cpu")
 
     def stream(block_frames: int) -> np.ndarray:
@@ -54,14 +54,14 @@ def whole_clips(
 
 
 def random_codes(model: EncodecModel, seconds: float) -> np.ndarray:
-    """As many frames as ``seconds`` of audio take."""
+    """Random codes [frames, Q] for ``seconds`` of audio."""
     config = model.config
     shape = (int(seconds * config.frame_rate), config.codebooks_for(BANDWIDTH))
     return np.random.default_rng(0).integers(config.codebook_size, size=shape, dtype=np.uint16)
 
 
 def files(record: Record, model: EncodecModel, options: argparse.Namespace) -> None:
-    """Clips of 10 and 60 seconds, whole."""
+    """Time clips of each length, whole."""
     for seconds in options.seconds:
         pcm = speech(Codec(model), seconds)[0]
         both = whole_clips(model, pcm, random_codes(model, seconds))
@@ -85,7 +85,7 @@ def _peak_mib(source: str | None, name: str, direction: int, seconds: float) -> 
         for length in (1.0, seconds):
             pcm, codes = speech(codec, length)[0], random_codes(model, length)
             work = whole_clips(model, pcm, codes)[direction][name]
-            # Forgets the peak so far, such as that of building the model.
+            # Reset the peak, which so far is that of building the model.
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
             before = _resident_mib("VmRSS")
             work()
@@ -99,7 +99,7 @@ def _resident_mib(field: str) -> float:
 
 
 def memory(record: Record, options: argparse.Namespace) -> None:
-    """By how much a clip raises the peak of resident memory, each in a process of its own."""
+    """Measure by how much a clip raises the peak of resident memory, each in its own process."""
     context = multiprocessing.get_context("spawn")
     for seconds in options.seconds:
         for index, direction in enumerate(("encode", "decode")):
@@ -115,12 +115,14 @@ def memory(record: Record, options: argparse.Namespace) -> None:
 def main() -> None:
     """Time and weigh the clips asked for and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", default=None, help="as Codec.load takes it; else random weights")
-    parser.add_argument("--seconds", type=float, nargs="+", default=[10.0, 60.0], help="of a clip")
+    parser.add_argument("--model", default=None, help="as for Codec.load; else random weights")
+    parser.add_argument(
+        "--seconds", type=float, nargs="+", default=[10.0, 60.0], help="lengths of the clips"
+    )
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--no-memory", action="store_true", help="only times")
-    parser.add_argument("--note", default="", help="what else the machine did")
-    parser.add_argument("--out", default=RESULTS, help="another folder than benches/results")
+    parser.add_argument("--no-memory", action="store_true", help="measure times only")
+    parser.add_argument("--note", default="", help="what else the machine was doing")
+    parser.add_argument("--out", default=RESULTS, help="folder for the record")
     options = parser.parse_args()
     torch.set_num_threads(1)
     record = Record("cpu-files", folder=options.out)

@@ -23,7 +23,7 @@ from encodec_rt.streaming.codec import Codec, warm_up
 
 
 def _spin(stop: object) -> None:
-    # No matrix product, for which numpy would start a thread on every core.
+    # Not a matrix product, for which numpy would start a thread on every core.
     values = np.random.default_rng(0).standard_normal((256, 256))
     while not stop.is_set():  # type: ignore[attr-defined]
         values = np.tanh(values + 1e-3)
@@ -31,7 +31,7 @@ def _spin(stop: object) -> None:
 
 @contextmanager
 def busy_neighbours(count: int) -> Iterator[None]:
-    """``count`` processes that compute as fast as they can, on one thread each."""
+    """Run ``count`` processes beside the block that compute without pause, on a thread each."""
     context = multiprocessing.get_context("spawn")
     stop = context.Event()
     others = [context.Process(target=_spin, args=(stop,)) for _ in range(count)]
@@ -45,9 +45,9 @@ def busy_neighbours(count: int) -> Iterator[None]:
 
 
 def paced(record: Record, model: EncodecModel, options: argparse.Namespace) -> None:
-    """Encode and decode at the pace of a microphone, with a busy core next door.
+    """Encode and decode at the pace of a microphone, beside one busy process.
 
-    In an ordinary thread and, where that is allowed, in one with real-time scheduling.
+    In an ordinary thread and, if the system allows it, in one with real-time scheduling.
     """
     codec = Codec(model, backend="cpu")
     with ThreadPoolExecutor(1) as ordinary:

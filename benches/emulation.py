@@ -1,11 +1,11 @@
-"""What a tensor core's arithmetic would do to the codes of speech, without a tensor core.
+"""The effect of tensor-core arithmetic on the codes of speech, emulated without a tensor core.
 
     python -m benches.emulation
 
-TF32 keeps 11 bits of each factor. A tensor core cuts the rest off; the kernels of ``fast`` round to
-nearest first. 3xTF32 makes a factor of two such parts and adds three products. Here the factors are
-cut or rounded so, and the products and sums are those of float32 on this machine; the search is
-float32 always. Frames are compared with those of float64.
+TF32 keeps 11 bits of each operand. A tensor core truncates the rest; the kernels of ``fast`` round
+to nearest first. 3xTF32 splits an operand into two such parts and adds up three products. Here
+operands are truncated or rounded in this way, and products and sums are computed in float32 on this
+machine; the search is always in float32. Codes are compared with those of float64.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ DROPPED_BITS = 13
 
 
 Parts = tuple[tuple[Tensor, Tensor], ...]
-"""Pairs of factors whose products are added, the smallest first."""
+"""Pairs of operands whose products are added up, the smallest first."""
 
 
 def cut(values: Tensor) -> Tensor:
-    """float32 without the bits that TF32 has no room for."""
+    """float32 truncated to TF32."""
     return (values.contiguous().view(torch.int32) & -(1 << DROPPED_BITS)).view(torch.float32)
 
 
 def nearest(values: Tensor) -> Tensor:
-    """float32 rounded to the nearest of TF32's numbers."""
+    """float32 rounded to the nearest TF32 number."""
     bits = values.contiguous().view(torch.int32) + (1 << (DROPPED_BITS - 1))
     return (bits & -(1 << DROPPED_BITS)).view(torch.float32)
 
 
 def three(x: Tensor, weight: Tensor) -> Parts:
-    """The products of 3xTF32."""
+    """The operands of the three products of 3xTF32."""
     large, heavy = cut(x), cut(weight)
     small, light = cut(x - large), cut(weight - heavy)
     return (small, heavy), (large, light), (large, heavy)
@@ -64,7 +64,7 @@ ARITHMETIC: Mapping[str, Callable[[Tensor, Tensor], Parts]] = {
 
 
 class Products(TorchFunctionMode):
-    """Every product of matrices by ``parts`` of its factors."""
+    """Replaces every matrix product by the sum of the products of ``parts`` of its operands."""
 
     MULTIPLYING = (functional.conv1d, functional.conv_transpose1d, functional.linear)
 
@@ -84,7 +84,7 @@ class Products(TorchFunctionMode):
 
 
 def latents_of(model: EncodecModel, audio: Tensor) -> Tensor:
-    """Latents [S, frames, D] of [S, n] audio in one step from silence, in the audio's type."""
+    """Latents [S, frames, D] of [S, n] audio in one step from a zero state, in the same dtype."""
     specs, dtype = plan(model.encoder, "encoder"), audio.dtype
     now, proposed = (
         StreamState(state.arena, {name: view.to(dtype) for name, view in state.views.items()})
@@ -98,7 +98,7 @@ def latents_of(model: EncodecModel, audio: Tensor) -> Tensor:
 
 
 def codes_of(model: EncodecModel, latents: Tensor) -> Tensor:
-    """Codes [S, frames, Q] of latents, by the search that every precision has."""
+    """Codes [S, frames, Q] of latents, by the same search for every precision."""
     books = model.config.codebooks_for(bandwidth_kbps(model))
     vectors = torch.stack([stage.codebook.embed for stage in model.quantizer.stages[:books]])
     packed = TORCH.pack_codebooks((vectors.to(latents.dtype),))
@@ -106,7 +106,7 @@ def codes_of(model: EncodecModel, latents: Tensor) -> Tensor:
 
 
 def compared(model: EncodecModel, audio: Tensor) -> Iterator[tuple[str, dict[str, float]]]:
-    """Each arithmetic by name: its latents' error and the frames whose codes are not float64's."""
+    """For each arithmetic: the error of its latents, and shares of codes that are not float64's."""
     with torch.inference_mode():
         wanted = latents_of(model, audio.double())
         codes = codes_of(model, wanted)
@@ -126,10 +126,10 @@ def compared(model: EncodecModel, audio: Tensor) -> Iterator[tuple[str, dict[str
 
 
 def main() -> None:
-    """Compare on speech with the embedded model, and write one JSON file."""
+    """Compare them on speech with the embedded model, and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--slots", type=int, default=8, help="of four seconds each")
-    parser.add_argument("--out", default=RESULTS, help="another folder than benches/results")
+    parser.add_argument("--slots", type=int, default=8, help="streams of four seconds each")
+    parser.add_argument("--out", default=RESULTS, help="folder for the record")
     options = parser.parse_args()
     torch.set_num_threads(1)
     model = EncodecModel.from_pretrained("default").eval()

@@ -1,4 +1,4 @@
-"""What a figure depends on: the machine, the packages, and the commit that ran."""
+"""What a measurement depends on: the machine, the packages, and the commit that ran."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ Json = Scalar | Sequence["Json"] | Mapping[str, "Json"]
 
 
 def device_facts(device: str) -> dict[str, Json]:
-    """Name and clocks of ``device`` ("cpu" or a CUDA device), and the CPU that drives it."""
+    """Facts about the CPU and its load and, for a CUDA ``device``, the GPU's name and clocks."""
     facts: dict[str, Json] = {
         "kind": device.split(":")[0],
         "cpu": _cpu_name(),
@@ -41,7 +41,7 @@ def device_facts(device: str) -> dict[str, Json]:
 
 
 def versions() -> dict[str, Json]:
-    """Python's version and those of the packages that can move a number."""
+    """The versions of Python and of the packages that may affect results."""
     found: dict[str, Json] = {"python": platform.python_version()}
     for name in PACKAGES:
         try:
@@ -56,10 +56,10 @@ def versions() -> dict[str, Json]:
 
 
 def git_state(root: Path = ROOT) -> dict[str, Json]:
-    """The commit that ran, and whether files differed from it.
+    """The commit that ran, and whether the tree differed from it ("dirty").
 
-    Results never make a tree dirty; new files elsewhere do. In an exported tree, without git, the
-    commit is what the variable COMMIT says, and whether files differ is not known: None.
+    Files in benches/results are ignored, untracked files elsewhere are not. In an exported tree,
+    without git, the commit comes from the environment variable COMMIT, and "dirty" is None.
     """
     commit = _output(["git", "rev-parse", "HEAD"], root)
     return {
@@ -69,13 +69,13 @@ def git_state(root: Path = ROOT) -> dict[str, Json]:
 
 
 def _changes(root: Path) -> list[str]:
-    """The files that differ from the commit, results aside."""
+    """The files that differ from the commit, except for results."""
     status = ["git", "status", "--porcelain", "--", ".", ":(exclude)benches/results"]
     return [line[3:] for line in (_output(status, root, strip=False) or "").splitlines()]
 
 
 class DirtyTree(SystemExit):
-    """A record would name a commit that is not what ran; ends a bench with one sentence."""
+    """A record would name a commit other than what ran; ends the bench with one sentence."""
 
 
 def require_clean(root: Path = ROOT) -> None:
@@ -83,16 +83,16 @@ def require_clean(root: Path = ROOT) -> None:
     state = git_state(root)
     if state["commit"] is None:
         raise DirtyTree(
-            "there is no git here to say which commit is measured; pass COMMIT=<hash>, or --out "
-            "<folder> to keep the record elsewhere than benches/results"
+            "git does not say which commit is measured; set COMMIT=<hash>, or pass --out <folder> "
+            "to write the record outside benches/results"
         )
     if state["dirty"]:
         changed = _changes(root)
         more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
         raise DirtyTree(
-            f"{', '.join(changed[:3])}{more} differ from the commit, so that a record would not "
-            "say what was measured; commit first, or pass --out <folder> to keep the record "
-            "elsewhere than benches/results"
+            f"{', '.join(changed[:3])}{more} differ from the commit, so a record would not say "
+            "what was measured; commit first, or pass --out <folder> to write the record outside "
+            "benches/results"
         )
 
 

@@ -2,15 +2,16 @@
 
     python -m benches.gpu {smoke,latency,profile,streams,rivals,flips} [--budget 100]
 
-``smoke``: the row that matters most beside plain torch, in half a minute. ``latency``: one stream's
-frame, flat out, at the pace of a microphone, and with the device's cache emptied before each frame.
+``smoke``: the most important row beside plain torch, in half a minute. ``latency``: one stream's
+frame, flat out, at the pace of a microphone, and with the device's cache flushed before each frame.
 ``profile``: every kernel of a replay. ``streams``: the most streams whose ticks keep the deadline.
-``rivals``: one stream flat out, against torch.compile and transformers. ``flips``: codes of trained
-weights and speech. Wall time is from audio on the host to codes that the host can read, and back.
+``rivals``: one stream flat out, beside torch.compile and transformers. ``flips``: codes of speech
+that differ from plain torch's, with trained weights. Wall time is from audio on the host to codes
+on the host, and back.
 
-Nothing is timed before the codes of a row are those of the plain-torch rows; a row that cannot be
-made, is wrong, or takes too long is in the record with the reason. A row is timed as soon as it is
-ready, and the record is written after every case, so that a run that dies keeps what it measured.
+A row is timed only if its codes are those of plain torch. A row that cannot be made, is wrong, or
+takes too long is recorded with the reason. A row is timed as soon as it is ready, and the record is
+saved after every case, so a run that dies keeps what it measured.
 """
 
 from __future__ import annotations
@@ -59,7 +60,7 @@ PROFILED_STREAMS = 1024
 
 @dataclass(frozen=True)
 class GpuLimits:
-    """How long each part of a run may take: seconds, or frames."""
+    """Limits for each part of a run, in seconds or frames."""
 
     row_s: float = 40.0
     run_s: float = 1.5
@@ -70,7 +71,7 @@ class GpuLimits:
 
 
 class OneStream:
-    """Rows of one stream on one device: each is checked, and timed while there is time."""
+    """Checks and times rows of one stream on one device, as long as time is left."""
 
     def __init__(
         self,
@@ -96,9 +97,9 @@ class OneStream:
             return offline_codes(self.model, self.audio)
 
     def ready(self, rows: Sequence[Row]) -> Iterator[tuple[Row, Contender]]:
-        """Each row that can be made and is right; of the others the record tells.
+        """Each row that can be made and is right; the others are recorded with the reason.
 
-        None may take more to get ready than its share of the time that is left, plus a fifth.
+        Making a row may take its share of the remaining time, plus a fifth.
         """
         for index, row in enumerate(rows):
             expected = self._alone if row.stateless else self._wanted
@@ -118,7 +119,7 @@ class OneStream:
             yield row, runner
 
     def device_time(self, row: Row, runner: Contender) -> None:
-        """A replay of each direction, where a graph holds it."""
+        """Time the replay of each direction on the device, if there is a graph."""
         timings = {
             f"{name} device": replay_ms(
                 tick.again, self.limits.device_frames, self.budget.left(self.limits.device_s)
@@ -132,7 +133,7 @@ class OneStream:
     def wall_time(
         self, row: Row, runner: Contender, *, paced: bool = False, cold: bool = False, turn: int = 0
     ) -> None:
-        """Frames on the host: flat out, at a microphone's pace, or with a cold cache."""
+        """Time frames on the host: flat out, at a microphone's pace, or with a cold cache."""
         few = paced or cold
         audio = noise(
             1, (self.limits.live_frames if few else self.limits.frames) * self.hop, seed=turn
@@ -157,7 +158,7 @@ class OneStream:
 
 
 def latency(bench: OneStream, rows: Sequence[Row] = LATENCY) -> None:
-    """Every row as it gets ready, then the live ones paced and cold, then all of them once more."""
+    """Time every row as soon as it is ready, then live rows paced and cold, then all rows again."""
     runners: dict[Row, Contender] = {}
     for row, runner in bench.ready(rows):
         runners[row] = runner
@@ -179,9 +180,9 @@ def flips(
     device: torch.device,
     budget: TimeBudget,
 ) -> None:
-    """The share of frames of speech with other codes than plain torch gives, by row.
+    """Record the share of frames of speech whose codes are not plain torch's, for each row.
 
-    None may take more than its share of the time that is left, plus a half.
+    A row may take its share of the remaining time, plus a half.
     """
     audio, hop = speech(8), model.config.hop_length
     wanted = codes_of(torch_engine(model, len(audio), device, graph=False), audio, hop)
@@ -212,7 +213,7 @@ def measure(
     *,
     max_autotune: bool = False,
 ) -> None:
-    """One part of the bench."""
+    """Run one part of the bench."""
     if part == "flips":
         flips(record, FLIPS, trained(), device, budget)
         return
@@ -241,9 +242,11 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parts = ["smoke", "latency", "profile", "streams", "rivals", "flips"]
     parser.add_argument("part", choices=parts)
-    parser.add_argument("--budget", type=float, default=100.0, help="seconds for all of it")
-    parser.add_argument("--max-autotune", action="store_true", help="rivals: takes minutes")
-    parser.add_argument("--out", default=RESULTS, help="another folder than benches/results")
+    parser.add_argument("--budget", type=float, default=100.0, help="seconds in all")
+    parser.add_argument(
+        "--max-autotune", action="store_true", help="of the part rivals; takes minutes"
+    )
+    parser.add_argument("--out", default=RESULTS, help="folder for the record")
     options = parser.parse_args()
     device = require_cuda()
     ieee_products()

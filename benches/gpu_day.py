@@ -1,13 +1,13 @@
-"""All that is to be learnt from a GPU in one go: `make gpu`; docs/gpu-day.md is the plan around it.
+"""All GPU tests and benches in one run: `make gpu`. docs/gpu-day.md is the plan for the session.
 
     python -m benches.gpu_day --out DIR [--within 540] [--only smoke tests] [--kernels FILE]
 
-Every part is a process group of its own with its own time, and is killed as a whole when that is
-over; one that fails or is stopped loses nothing of the others. Each part's output is in DIR, with
-the records and pytest's junit file; what is printed last is one short table. Needs a CUDA torch,
-triton, numpy, safetensors and pytest, and installs nothing. ``--kernels`` is what
-benches.kernel_cache packed; what of it does not fit is compiled here. ``--within`` bounds all of
-it, in seconds: the last parts get what the first ones left, or are named as not run.
+Every part runs in a process group of its own, which is killed when its time is over. If a part
+fails or is stopped, the others lose nothing. Each part's output is in DIR, with the records and
+pytest's JUnit files; a short table is printed last. Needs a CUDA torch, triton, numpy, safetensors
+and pytest, and installs nothing. ``--kernels`` is a file from benches.kernel_cache; kernels that do
+not match are compiled here. ``--within`` limits the whole run, in seconds: the last parts get what
+the first ones leave, or are listed as not run.
 """
 
 from __future__ import annotations
@@ -39,25 +39,25 @@ TESTS = (
 )
 SANITIZER = "tests/gpu/test_sanitizer.py"
 START_S = 15.0
-"""For a part to import torch and find its device, before its own time; and to write its end."""
+"""Extra time for a part to import torch and find its device, and to write its last lines."""
 GRACE_S = 5.0
-"""For what is interrupted to write its last lines."""
+"""Time for an interrupted part to write its last lines."""
 MIN_S = 8.0
-"""Below which a part would not get to its first figure, and is not begun."""
+"""A part with less time than this is not started, since it would not reach its first result."""
 MAX_PRINTED = 4000
-"""Characters of the table at the end: what may come back of a long output."""
+"""Characters of the last table that are printed, since long outputs may be cut off."""
 
 
 @dataclass(frozen=True)
 class Part:
-    """One program of the day: its arguments, and the seconds it has once it has started."""
+    """One program of the session: its arguments, and the seconds it has once it has started."""
 
     name: str
     arguments: tuple[str, ...]
     seconds: float
 
     def command(self, out: Path, python: Sequence[str]) -> list[str]:
-        """What to run."""
+        """The command line."""
         command = [*python, "-m", *self.arguments]
         if self.arguments[0] != "pytest":
             return [*command, "--budget", f"{self.seconds:g}", "--out", str(out)]
@@ -78,15 +78,16 @@ PARTS = (
     Part("kernels", ("benches.kernels",), 30),
     Part("sanitizer", ("pytest", SANITIZER), 55),
 )
-"""In the order of what would be missed most; 11.7 minutes if each takes all its time."""
+"""Most important first; 11.7 minutes if each takes all of its time."""
 
 
 def parts_within(
     parts: Sequence[Part], scale: float, left: Callable[[], float], start: float
 ) -> Iterator[tuple[Part, float]]:
-    """Each part with its time cut to ``scale``, and to what is ``left`` where that is less.
+    """Each part with its time scaled by ``scale`` and limited to what is ``left()``.
 
-    And that time, 0 for a part that is not to be begun any more.
+    Also that time in seconds, or 0 for a part that should not be started any more. ``start`` is the
+    extra time in seconds that a part needs to start.
     """
     for part in parts:
         seconds = min(scale * part.seconds, left() - start - GRACE_S)
@@ -101,9 +102,9 @@ def run(
     python: Sequence[str] = (sys.executable,),
     start: float | None = None,
 ) -> str:
-    """Run a part, all its output into a file -> "ok", or what became of it.
+    """Run a part, with its output in a file -> "ok", or what went wrong.
 
-    ``start`` are the seconds it has before its own.
+    ``start`` is the extra time in seconds that it has to start; the default is START_S.
     """
     with (out / f"{part.name}.log").open("w", encoding="utf-8") as log:
         process = subprocess.Popen(
@@ -125,7 +126,7 @@ def run(
             with suppress(subprocess.TimeoutExpired):
                 process.wait(GRACE_S)
         finally:
-            # Also what a part has left behind: a compiler's workers, a sanitizer's child.
+            # This also kills what a part left behind: a compiler's workers, a sanitizer's child.
             _signal(process, signal.SIGKILL)
             process.wait()
     return stopped or ("ok" if process.returncode == 0 else f"failed ({process.returncode})")
@@ -141,16 +142,16 @@ def _has(module: str) -> bool:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the parts one after the other; 1 if one failed."""
+    """Run the parts one after another; 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--out", type=Path, required=True, help="folder of all results")
-    parser.add_argument("--scale", type=float, default=1.0, help="of all times")
-    parser.add_argument("--within", type=float, default=math.inf, help="seconds for everything")
+    parser.add_argument("--out", type=Path, required=True, help="folder for all results")
+    parser.add_argument("--scale", type=float, default=1.0, help="factor for all times")
+    parser.add_argument("--within", type=float, default=math.inf, help="seconds in all")
     parser.add_argument(
-        "--start", type=float, help="seconds for a part to start, where a machine is slow"
+        "--start", type=float, help="seconds for a part to start, on a slow machine"
     )
-    parser.add_argument("--kernels", type=Path, help="compiled kernels that came along")
-    parser.add_argument("--python", help="what runs the parts, with its arguments")
+    parser.add_argument("--kernels", type=Path, help="compiled kernels from benches.kernel_cache")
+    parser.add_argument("--python", help="the Python that runs the parts, with its arguments")
     parser.add_argument("--only", nargs="+", choices=[part.name for part in PARTS])
     options = parser.parse_args(arguments)
     out: Path = options.out.resolve()

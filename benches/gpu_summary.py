@@ -1,4 +1,4 @@
-"""The headline figures of a day with a GPU, in a table short enough to come back whole."""
+"""The headline figures of a GPU session, as a short table."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from xml.etree import ElementTree
 from benches.index import figures_of
 
 MAX_SKIPPED = 6
-"""Rows of a record that were not timed, by name; of more there is only the number."""
+"""Most rows of a record that are listed as not timed; of the rest only the number is given."""
 
 
 def records(out: Path) -> list[dict[str, Any]]:
-    """The records in a folder, oldest first; one that was cut off is left out."""
+    """The records in a folder, oldest first; truncated ones are left out."""
     found = []
     for path in sorted(out.glob("*.json"), key=lambda path: path.stat().st_mtime):
         try:
             found.append(json.loads(path.read_text("utf-8")))
         except ValueError:
-            print(f"{path.name} is not whole")
+            print(f"{path.name} is truncated")
     return found
 
 
 def tests_line(path: Path) -> str:
-    """What a junit file counts."""
+    """The counts of a JUnit file, and the names of failed tests."""
     try:
         root = ElementTree.parse(path).getroot()
     except (OSError, ElementTree.ParseError):
@@ -90,7 +90,7 @@ def _variant(case: Mapping[str, Any]) -> str:
 
 
 def _one_stream(record: Mapping[str, Any]) -> Iterator[str]:
-    """Median microseconds of a frame by row, on the wall and on the device, and the ratio."""
+    """Microseconds of a frame by row, in device and wall time, and the speed-up over torch."""
     found: dict[str, dict[str, float]] = {}
     for case in record["cases"]:
         what = case["case"]

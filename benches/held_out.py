@@ -1,7 +1,7 @@
-"""The recordings that quality is scored on: held-out audio, clean, noisy and in a room.
+"""The recordings that quality is scored on: held-out audio, clean, noisy and reverberant.
 
-The set is fixed, so that scores stay comparable from one model to the next: new training packages
-add no clips to it.
+The set is fixed, so that scores of different models stay comparable: new training packages add no
+clips.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ Samples = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One clip to score: where it comes from, whether its voice is unseen, and its audio."""
+    """One clip to score: its source, its kind, whether training saw its voice, and its audio."""
 
     name: str
     kind: Kind
@@ -58,7 +58,7 @@ class HeldOut:
 
 
 def held_out_clips(sources: Sequence[IndexedSource], folder: Path) -> list[HeldOut]:
-    """Clips of 5 s of held-out files' active audio, one after another, at one level."""
+    """Clips of 5 s, cut from the concatenated active audio of held-out files, at the same level."""
     found = []
     for source in sources:
         if source.name not in SCORED:
@@ -90,14 +90,14 @@ def held_out_clips(sources: Sequence[IndexedSource], folder: Path) -> list[HeldO
 
 
 def noisy(clip: HeldOut) -> HeldOut:
-    """The clip with stationary background noise at 15 dB, the same each time."""
+    """The clip with stationary background noise at an SNR of 15 dB, the same on every call."""
     rng = np.random.default_rng(zlib.crc32(clip.name.encode()))
     noise = coloured_noise(len(clip.audio), rng, RATE)
     return replace(clip, audio=_within_full_scale(at_snr(clip.audio, noise, NOISE_SNR_DB)))
 
 
 def in_a_room(clip: HeldOut) -> HeldOut:
-    """The clip in a room with a reverberation time of 0.5 s, the same each time."""
+    """The clip with a reverberation time of 0.5 s, the same on every call."""
     rng = np.random.default_rng(zlib.crc32(clip.name.encode()))
     return replace(clip, audio=_within_full_scale(reverberated(clip.audio, ROOM_S, rng, RATE)))
 

@@ -1,10 +1,11 @@
-"""The history of all figures: one growing table of the two or three of each run that matter.
+"""The history of headline figures: one growing table with two or three of each run.
 
-    python -m benches.index    # enters records that came from another machine
+    python -m benches.index    # adds records that came from another machine
 
 ``benches/results/index.csv`` has a line per figure: date, commit, whether the tree was clean,
 device, bench, record, case, figure, value. A line stays when its record is deleted. Cases that
-differ only in what the table does not show, such as a seed, share a line with their median.
+differ only in something that the table does not show, such as a seed, share a line with their
+median.
 """
 
 from __future__ import annotations
@@ -24,9 +25,9 @@ COLUMNS = ("date", "commit", "tree", "device", "bench", "record", "case", "figur
 
 @dataclass(frozen=True)
 class Headline:
-    """What of a bench's cases is shown: these figures, for each combination of these keys.
+    """The ``figures`` of a bench that are shown, for each combination of the case keys in ``by``.
 
-    A figure is the name of a value, or a timing and its statistic, such as "encode p50".
+    A figure is the name of a value, or of a timing and its statistic, such as "encode p50".
     """
 
     figures: tuple[str, ...]
@@ -97,11 +98,11 @@ HEADLINES = {
     "gpu-streams": Headline(("streams", "tick p99.9"), ("row", "paced")),
     "kernels": Headline(("percent_of_floor",), ("rules", "slots", "precision")),
 }
-"""Of a bench that is not named here: three medians, or the first three numbers, of every case."""
+"""For a bench that is not listed: the first three medians, or numbers, of every case."""
 
 
 def figures_of(case: Mapping[str, Any]) -> dict[str, float]:
-    """Every number of a case by its name: "encode p50" of a timing, and plain values."""
+    """Every number of a case by name: "encode p50" of a timing, and plain values."""
     found = {
         f"{timing} {statistic}": float(value)
         for timing, row in case["ms"].items()
@@ -113,7 +114,7 @@ def figures_of(case: Mapping[str, Any]) -> dict[str, float]:
 
 
 def rows_of(record: Mapping[str, Any], name: str) -> Iterator[dict[str, str]]:
-    """The lines of the index for the record in the file ``name``.json."""
+    """The index lines for ``record``, whose file is ``name``.json."""
     headline = HEADLINES.get(record["bench"])
     groups: defaultdict[tuple[str, str], list[float]] = defaultdict(list)
     for case in record["cases"]:
@@ -142,7 +143,7 @@ def rows_of(record: Mapping[str, Any], name: str) -> Iterator[dict[str, str]]:
 
 
 def entered(index: Path) -> list[dict[str, str]]:
-    """The lines that the index has."""
+    """The lines that are in the index."""
     if not index.exists():
         return []
     with index.open(encoding="utf-8", newline="") as file:
@@ -150,7 +151,7 @@ def entered(index: Path) -> list[dict[str, str]]:
 
 
 def enter(records: Iterable[Path], index: Path | None = None) -> Sequence[str]:
-    """Add the records that the index lacks, in the order of time; returns their names."""
+    """Add the records that the index lacks, sorted by time -> their names."""
     index = INDEX if index is None else index
     lines = entered(index)
     known = {line["record"] for line in lines}
@@ -167,7 +168,7 @@ def enter(records: Iterable[Path], index: Path | None = None) -> Sequence[str]:
 
 
 def main() -> None:
-    """Enter every record of benches/results that the index lacks."""
+    """Add every record in benches/results that the index lacks."""
     print("\n".join(enter(sorted(INDEX.parent.glob("*.json")))) or "nothing new")
 
 

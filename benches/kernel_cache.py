@@ -1,12 +1,12 @@
-"""Compiled kernels that travel to a machine with a GPU, so that its first minute compiles nothing.
+"""Packs compiled kernels for a machine with a GPU, so that no time is spent compiling there.
 
     python tests/aot/gate.py --arch 90 --cache build/triton
     python -m benches.kernel_cache pack build/triton kernels-sm90.tar.gz
     python -m benches.kernel_cache unpack kernels-sm90.tar.gz ~/.triton/cache
 
-Triton finds a kernel by a hash of its source, itself, and the compiler: what does not match
-there is compiled as ever. Only the machine code and its description travel; the lists of a kernel's
-files hold absolute paths, which are rewritten for the folder that they are unpacked into.
+Triton finds a kernel by a hash of its source, of Triton, and of the compiler; a kernel that does
+not match is compiled as usual. Only the machine code and its metadata are packed. The list of a
+kernel's files holds absolute paths, which are rewritten for the folder that it is unpacked into.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ GROUP = "__grp__"
 
 
 def pack(cache: Path, file: Path) -> int:
-    """Pack the kernels of a Triton cache folder into a tar.gz; returns how many there are."""
+    """Pack the kernels of a Triton cache folder into a tar.gz -> the number of kernels."""
     paths = sorted(path for path in cache.glob("*/*") if path.suffix in SUFFIXES)
     with tarfile.open(file, "w:gz") as archive:
         for path in paths:
@@ -30,9 +30,10 @@ def pack(cache: Path, file: Path) -> int:
 
 
 def unpack(file: Path, cache: Path) -> int:
-    """Unpack them into the cache folder of this machine; returns how many there are.
+    """Unpack them into this machine's cache folder -> the number of kernels.
 
-    Nothing is unpacked outside ``cache``, and what is there already stays.
+    Nothing is written outside ``cache``, and existing files stay. Raises ValueError for an archive
+    with anything but kernels.
     """
     kernels = 0
     with tarfile.open(file) as archive:
@@ -57,7 +58,7 @@ def unpack(file: Path, cache: Path) -> int:
 
 
 def _moved(group: bytes, folder: Path) -> bytes:
-    """A list of a kernel's files, as it has to be for a kernel in ``folder``."""
+    """The list of a kernel's files, for a kernel in ``folder``."""
     listed = json.loads(group)
     names = listed["child_paths"]
     listed["child_paths"] = {name: str(folder / Path(path).name) for name, path in names.items()}

@@ -1,11 +1,11 @@
-"""Each layer on a GPU: its time, and the share of what its own bytes and products allow.
+"""Each layer on a GPU: its time, and how close it comes to the lower bound (roofline).
 
     python -m benches.kernels [--rules few many] [--precision exact fast] [--slots 1 1024]
 
-A layer's floor is the longer of moving its weights, activations and state through memory once and
-doing its products, at the rates that a copy and a matrix product reach in the same run. A layer
-whose result is not right gets no time. The rules are those that a codec may have: for few slots,
-chained, with one slot; for many with 1024.
+A layer's lower bound ("floor") is the longer of two times: that of moving its weights, activations
+and state through memory once, and that of its products, at the rates that a copy and a matrix
+product reach in the same run. A layer with a wrong result is not timed. The rules are those of a
+codec: for few slots, chained, with 1 slot; for many slots, with 1024.
 """
 
 from __future__ import annotations
@@ -33,12 +33,12 @@ from encodec_rt.streaming.plan import ConvSpec, ConvTransposeSpec, LayerSpec, Ls
 PER_GRAPH = 20
 REPLAYS = 50
 LARGEST_ERROR = {"exact": 4e-6, "fast": 7e-4}
-"""Against float64; the loosest of the bounds that the tests have."""
+"""Relative to float64; the loosest of the tests' bounds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one frame of one layer has to do at least."""
+    """The least work of one frame of one layer."""
 
     products: int
     weight_bytes: int
@@ -51,7 +51,7 @@ class Work:
 
 
 def work(spec: LayerSpec, steps: int) -> Work:
-    """The work of a layer on ``steps`` inputs; state is read and written."""
+    """The work of a layer on ``steps`` inputs; its state is read and written."""
     if isinstance(spec, LstmSpec):
         weights = spec.layers * 8 * spec.channels**2
         products, outputs = steps * weights, steps * spec.channels
@@ -74,7 +74,7 @@ def work(spec: LayerSpec, steps: int) -> Work:
 
 
 def require_right(one: OneLayer, precision: str) -> float:
-    """The error of a layer against float64. Raises NotRight if it is over the bound."""
+    """The error of a layer relative to float64. Raises NotRight if it is over the bound."""
     given, wanted = one.step().double(), one.reference()
     error = float((given - wanted).norm() / wanted.norm())
     if not error <= LARGEST_ERROR[precision]:
@@ -86,7 +86,7 @@ def require_right(one: OneLayer, precision: str) -> float:
 
 
 def device_ms(run: Callable[[], object], count: int = REPLAYS) -> list[float]:
-    """Milliseconds on the device of each of ``count`` calls."""
+    """The device time of each of ``count`` calls, in ms."""
     run()
     torch.cuda.synchronize()
     times = []
@@ -101,7 +101,7 @@ def device_ms(run: Callable[[], object], count: int = REPLAYS) -> list[float]:
 
 
 def ceilings(device: torch.device) -> dict[str, float]:
-    """Bytes and products per second that a copy and a matrix product reach, by precision."""
+    """The bytes per second of a copy, and the products per second in each precision."""
     source = torch.randn(1 << 28, device=device)
     target = torch.empty_like(source)
     copying = sorted(device_ms(lambda: target.copy_(source)))[REPLAYS // 2]
@@ -116,20 +116,20 @@ def ceilings(device: torch.device) -> dict[str, float]:
 
 
 def ieee_products() -> None:
-    """Have torch compute in float32, as the kernels do: it would round to TF32 in places."""
+    """Make torch compute in float32, as the kernels do; by default it uses TF32 in places."""
     torch.backends.cudnn.conv.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.backends.cudnn.rnn.fp32_precision = "ieee"  # type: ignore[attr-defined]
     torch.backends.cuda.matmul.fp32_precision = "ieee"
 
 
 def finish(record: Record) -> int:
-    """Say where the record is; 1 if something in it was wrong."""
+    """Write the record and print its name; 1 if a result in it is wrong."""
     print(record.write().name)
     return int(any(case.values.get("wrong") is True for case in record.cases))
 
 
 def require_cuda() -> torch.device:
-    """The CUDA device. Exits where there is none, since nothing is estimated."""
+    """The CUDA device. Exits if there is none, since nothing is estimated."""
     if not torch.cuda.is_available():
         raise SystemExit("this bench needs a CUDA device, and torch sees none")
     return torch.device("cuda")
@@ -138,7 +138,7 @@ def require_cuda() -> torch.device:
 def measure(
     one: OneLayer, need: Work, slots: int, precision: str, limits: dict[str, float]
 ) -> tuple[dict[str, Json], list[float]]:
-    """What a layer reaches, and its times in milliseconds. Raises NotRight."""
+    """A layer's values for the record, and its times in ms. Raises NotRight."""
     error = require_right(one, precision)
 
     def several() -> None:
@@ -166,7 +166,7 @@ def time_layers(
     options: argparse.Namespace,
     limits: dict[str, float],
 ) -> None:
-    """Every layer by every rule that is asked for, the exact ones first, until time is up."""
+    """Time every layer by every rule asked for, exact ones first, until the time is up."""
     end = time.perf_counter() + options.budget
     cases = itertools.product(options.precision, options.rules, layers(model))
     for precision, rules, spec in cases:
@@ -192,15 +192,15 @@ def time_layers(
 
 
 def main() -> int:
-    """Time every layer and write one JSON file; 1 if a layer was not right."""
+    """Time every layer and write one JSON file; 1 if a layer was wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--slots", type=int, nargs="+", help="by default 1 of few, 1024 of many")
+    parser.add_argument("--slots", type=int, nargs="+", help="default: 1 for few, 1024 for many")
     parser.add_argument("--rules", nargs="+", default=["few", "many"], choices=["few", "many"])
     parser.add_argument(
         "--precision", nargs="+", default=["exact", "fast"], choices=["exact", "fast"]
     )
-    parser.add_argument("--budget", type=float, default=60.0, help="seconds for all of it")
-    parser.add_argument("--out", default=RESULTS, help="another folder than benches/results")
+    parser.add_argument("--budget", type=float, default=60.0, help="seconds in all")
+    parser.add_argument("--out", default=RESULTS, help="folder for the record")
     options = parser.parse_args()
     device = require_cuda()
     ieee_products()

@@ -2,12 +2,12 @@
 
     python -m benches.lm [--codes RUN/codes-...-held-out.npz] [--lm FILE] [--seconds 60]
 
-Codes as ``encodec-rt train lm`` keeps those it held out, or of the two bundled clips, which no
-model was trained on: coded whole packets at a time, frame by frame as ``live --save`` does, with a
-packet per frame, and packet by packet as a call over a lossy network would have to; each checked
-by decoding it. Beside it packed codes, code tables, xz and zstd over the packed codes, and the
-original package's class with random weights, for its speed alone. Then clips from audio to
-``.encodec`` and back, the codec included.
+The codes are those that ``encodec-rt train lm`` held out, or those of the two bundled clips, which
+no model was trained on. They are coded in whole packets, frame by frame as ``live --save`` does,
+with a packet per frame, and in independent packets as a call over a lossy network would need. The
+first and the third are checked by decoding. Beside them: packed codes, code tables, xz and zstd of
+the packed codes, and the original package's network with random weights, for its speed only. Then
+clips go from audio to ``.encodec`` and back, codec included.
 """
 
 from __future__ import annotations
@@ -52,14 +52,14 @@ PAPER_FRAMES = 200
 
 
 def kbps(size: int, frames: int) -> float:
-    """Bytes of so many frames as a bit rate."""
+    """The bitrate of ``size`` bytes for ``frames`` frames."""
     return 8e-3 * size * FRAME_RATE / frames
 
 
 def whole_packets(
     make: Callable[[], CodeCoder], codes: Codes, layers: Sequence[int], restart_s: int
 ) -> tuple[list[float], float, float]:
-    """Rates in kbps up to each layer, and how many times faster than real time each way is."""
+    """The kbps up to each layer, and how many times faster than real time each direction is."""
     encoder, decoder = make(), make()
     sizes = np.zeros(len(layers))
     spent = [0.0, 0.0]
@@ -79,15 +79,15 @@ def whole_packets(
 
 
 def require_same(found: Codes, given: Codes) -> None:
-    """End the bench if a coder lost something."""
+    """End the bench if decoded codes differ from the given ones."""
     if not np.array_equal(found, given):
-        raise SystemExit("decoded codes differ; no figure is worth anything")
+        raise SystemExit("decoded codes differ from those that were coded; nothing is recorded")
 
 
 def a_packet_per_frame(
     make: Callable[[], CodeCoder], codes: Codes, layers: Sequence[int]
 ) -> tuple[dict[str, list[float]], float]:
-    """Times of one frame each way in ms, and the rate when each frame is flushed."""
+    """Times in ms of a frame in each direction, and the kbps with a packet per frame."""
     encoder, decoder = make(), make()
     times: dict[str, list[float]] = {"encode": [], "decode": []}
     size = 0
@@ -105,7 +105,7 @@ def a_packet_per_frame(
 
 
 def recorded(coder: CodeCoder, header: StreamHeader, codes: Codes) -> tuple[list[float], float]:
-    """Times in ms that ``live --save`` takes for each frame, the file's kbps with all headers."""
+    """Times in ms that ``live --save`` takes per frame, and the file's kbps with all headers."""
     file, times = io.BytesIO(), []
     writer = ContainerWriter(file, header, coder, page_s=LIVE_PAGE_S)
     for index in range(len(codes)):
@@ -119,7 +119,7 @@ def recorded(coder: CodeCoder, header: StreamHeader, codes: Codes) -> tuple[list
 def clips_both_ways(
     codec: Codec, make: Callable[[], CodeCoder], bandwidth: float, lm: Path | None
 ) -> dict[str, Any]:
-    """How many times faster than real time audio becomes an ``.encodec`` stream and audio again."""
+    """How many times faster than real time clips become an ``.encodec`` stream and audio again."""
     spent, seconds, size = [0.0, 0.0], 0.0, 0
     for audio in bundled(codec):
         seconds += audio.shape[1] / codec.config.sampling_rate
@@ -144,7 +144,7 @@ def clips_both_ways(
 
 
 def bundled(codec: Codec) -> list[Audio]:
-    """The two clips of the package, [channels, n]."""
+    """The two bundled clips, each [channels, n]."""
     found = []
     for name in CLIPS:
         with AudioReader(str(files("encodec_rt") / "assets" / name)) as reader:
@@ -154,7 +154,7 @@ def bundled(codec: Codec) -> list[Audio]:
 
 
 def memory(model: IntegerLm, codes: Codes, layers: Sequence[int]) -> dict[str, Any]:
-    """Bytes of the weights in a file, and what the model and coding both ways hold, in MiB."""
+    """Bytes of the weights in the file, and MiB that the model and coding both ways take."""
     tracemalloc.start()
     one = IntegerLm(model.tensors, model.config)
     loaded = tracemalloc.get_traced_memory()[0]
@@ -172,7 +172,7 @@ def memory(model: IntegerLm, codes: Codes, layers: Sequence[int]) -> dict[str, A
 
 
 def paper_frames(books: int, frames: int) -> list[float]:
-    """Times in ms of one frame of the original's network at its full size, random weights."""
+    """Times in ms of a frame of the original's network at full size, with random weights."""
     torch.manual_seed(0)
     model = PaperLm(books=32, size=1024, dim=200, hidden=800, layers=5, past_frames=262).eval()
     last, past, times = torch.ones(1, books, 1, dtype=torch.long), None, []
@@ -186,7 +186,7 @@ def paper_frames(books: int, frames: int) -> list[float]:
 def measure(
     record: Record, codec: Codec, model: IntegerLm, codes: Codes, *, lm: Path | None = None
 ) -> None:
-    """All cases, into ``record``."""
+    """Add all cases to ``record``."""
     layers, size = model.config.layers, model.config.codebook_size
     ends, bits = np.cumsum(layers), (size - 1).bit_length()
     found = tables_for_model(model.codes_sha256)
@@ -210,7 +210,7 @@ def measure(
         record.add({"coding": name}, values={"kbps": rates})
     for restart_s in RESTARTS_S:
         rates, encode, decode = whole_packets(lambda: LmCoder(model), codes, layers, restart_s)
-        # By name as well, for the index of all figures.
+        # Also by name, for the index.
         each_rate = {
             f"kbps of {end} codebooks": rate for end, rate in zip(ends, rates, strict=True)
         }
@@ -257,9 +257,9 @@ def measure(
 def main() -> None:
     """Run the bench and write its record."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--lm", type=Path, help="if not the default model's own")
-    parser.add_argument("--codes", type=Path, help="if not of the bundled clips")
-    parser.add_argument("--seconds", type=int, default=60, help="how much of them")
+    parser.add_argument("--lm", type=Path, help="default: the default model's own")
+    parser.add_argument("--codes", type=Path, help="default: those of the bundled clips")
+    parser.add_argument("--seconds", type=int, default=60, help="of codes to use")
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder for the record")
     options = parser.parse_args()
     torch.set_num_threads(1)

@@ -1,6 +1,6 @@
-"""What coding would save in a call, whose packets must be decodable without one another.
+"""What entropy coding would save in a call, where each packet must be decodable by itself.
 
-docs/decisions/packed-calls.md draws the conclusion; ``python -m benches.lm`` measures it.
+``python -m benches.lm`` measures it; docs/decisions/packed-calls.md draws the conclusion.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from encodec_rt.types import Codes
 
 MAX_FRAMES = 1500
 WIRE_BYTES = 20 + 8 + 12 + 10
-"""Headers of IP, UDP and RTP, and SRTP's authentication, around each payload of a call."""
+"""Headers of IP, UDP and RTP, and SRTP's authentication tag, around each payload of a call."""
 
 
 def by_themselves(
     codes: Codes, frames: int, counts_of: Callable[[Codes], Iterable[np.ndarray]]
 ) -> float:
-    """Mean bytes of packets of ``frames`` coded as one layer, without anything before them."""
+    """The mean bytes of packets of ``frames``, coded as one layer and without earlier frames."""
     sizes = []
     for start in range(0, len(codes) - frames + 1, frames):
         part = codes[start : start + frames]
@@ -38,7 +38,7 @@ def by_themselves(
 def lossy_packets(
     record: Record, model: IntegerLm, tables: np.ndarray | None, codes: Codes
 ) -> None:
-    """What coding would save in a call, whose packets must be decodable without one another."""
+    """Add a case for each number of codebooks, 1 and 4 frames per packet, and each coder."""
 
     def by_table(part: Codes) -> Iterable[np.ndarray]:
         assert tables is not None

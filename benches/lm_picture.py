@@ -1,10 +1,10 @@
-"""What the language model does for quality at a bit rate, as a picture.
+"""A picture of quality against bitrate, with and without the language model.
 
     python -m benches.lm_picture [--picture docs/language-model.png]
 
-Takes the rates of the newest ``lm`` record and the newest scores of the embedded model and of Opus
-that ``quality`` records have. The codes are the same with the model and without: points
-move to the left, not up.
+Takes the rates of the newest ``lm`` record, and the newest scores of the embedded model and of Opus
+in ``quality`` records. The language model does not change the codes, so points move to the left,
+not up.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ Scores = dict[float, dict[str, float]]
 
 
 def newest(bench: str, folder: Path = RESULTS) -> list[dict[str, Any]]:
-    """The records of a bench, the oldest first."""
+    """The records of a bench, oldest first."""
     paths = sorted(folder.glob(f"{bench}-*.json"))
     records: list[dict[str, Any]] = [json.loads(path.read_text(encoding="utf-8")) for path in paths]
     return sorted(records, key=lambda record: str(record["time_utc"]))
 
 
 def rates(record: Mapping[str, Any]) -> dict[str, list[float]]:
-    """kbps of packed and of language-model coding up to each layer."""
+    """The kbps of packed codes and of the language model, up to each layer."""
     found = {}
     for entry in record["cases"]:
         case = entry["case"]
@@ -43,7 +43,7 @@ def rates(record: Mapping[str, Any]) -> dict[str, list[float]]:
 
 
 def scores(records: list[dict[str, Any]], codec: str) -> Scores:
-    """The measures of held-out speech at each nominal rate; later records replace earlier ones."""
+    """The scores of held-out speech at each nominal rate; later records replace earlier ones."""
     found: Scores = {}
     for record in records:
         for entry in record["cases"]:
@@ -55,7 +55,7 @@ def scores(records: list[dict[str, Any]], codec: str) -> Scores:
 
 
 def draw(kbps: Mapping[str, list[float]], ours: Scores, opus: Scores, picture: Path) -> None:
-    """Write the picture: a panel for each measure."""
+    """Write the picture, with a panel for each score."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -63,7 +63,7 @@ def draw(kbps: Mapping[str, list[float]], ours: Scores, opus: Scores, picture: P
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(MEASURES))
     for axis, (measure, title) in zip(axes, MEASURES.items(), strict=True):
-        # A layer's packed rate is the nominal one but for the byte that each packet ends on.
+        # A packed rate is the nominal one, rounded up to whole bytes per packet.
         nominal = [min(ours, key=lambda rate: abs(rate - packed)) for packed in kbps["packed"]]
         heights = [ours[rate][measure] for rate in nominal]
         for before, after, height in zip(
@@ -97,7 +97,7 @@ def draw(kbps: Mapping[str, list[float]], ours: Scores, opus: Scores, picture: P
 
 
 def main() -> None:
-    """Draw it."""
+    """Draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--picture", type=Path, default=Path("docs/language-model.png"))
     parser.add_argument("--results", type=Path, default=RESULTS)

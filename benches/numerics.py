@@ -1,9 +1,9 @@
-"""What rounding and the start of a stream do with trained weights.
+"""The effects of rounding and of the start policy, with trained weights.
 
     python -m benches.numerics [--model default]
 
 Near-ties between stream and offline model, how long the three start policies differ, and what
-narrower numbers in the decoder cost. No times are taken.
+reduced precision in the decoder costs. No times are measured.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def offline_codes(model: EncodecModel, audio: Tensor) -> Codes:
 
 
 def streamed(codec: Codec, audio: Tensor, start: Start) -> tuple[Codes, np.ndarray]:
-    """Codes [frames, Q] and decoded audio [n] of a stream that is flushed."""
+    """Codes [frames, Q] and decoded audio [channels, n] of a stream, after a flush."""
     bandwidth = codec.config.target_bandwidths[-1]
     encoder = codec.stream_encoder(bandwidth, start=start)
     decoder = codec.stream_decoder(bandwidth, start=start)
@@ -46,7 +46,7 @@ def streamed(codec: Codec, audio: Tensor, start: Start) -> tuple[Codes, np.ndarr
 
 
 def smallest_gap(model: EncodecModel, audio: Tensor) -> float:
-    """The smallest difference of the two nearest squared distances, over |residual|^2, float64."""
+    """The smallest gap between the two nearest squared distances, over |residual|^2, in float64."""
     exact = copy.deepcopy(model).double()
     smallest = math.inf
     with torch.inference_mode():
@@ -61,21 +61,21 @@ def smallest_gap(model: EncodecModel, audio: Tensor) -> float:
 
 
 def snr_db(wanted: np.ndarray, given: np.ndarray) -> float:
-    """Signal over difference in decibels; infinite where both are equal."""
+    """Signal-to-noise ratio of ``given`` in dB; infinite if both are equal."""
     error = float(np.square(given - wanted, dtype=np.float64).sum())
     power = float(np.square(wanted, dtype=np.float64).sum())
     return math.inf if error == 0 else 10 * math.log10(power / error)
 
 
 def to_tf32(values: Tensor) -> Tensor:
-    """float32 rounded to the 10 bits of fraction that TF32 keeps, to nearest."""
+    """float32 rounded to nearest TF32, which keeps 10 bits of the fraction."""
     bits = values.contiguous().view(torch.int32)
     half = 1 << (TF32_DROPPED_BITS - 1)
     return ((bits + half) & -(1 << TF32_DROPPED_BITS)).view(torch.float32)
 
 
 def decoder_snr_db(model: EncodecModel, codes: Codes) -> dict[str, float]:
-    """SNR against float32 of a decoder in bfloat16, and of one whose convolutions see TF32."""
+    """The SNR, relative to float32, of decoding in bfloat16 and with convolutions in TF32."""
     with torch.inference_mode():
         latents = model.quantizer.decode(torch.from_numpy(codes.T.astype(np.int64))[:, None])
         wanted = model.decoder(latents).numpy()

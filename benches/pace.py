@@ -1,8 +1,8 @@
-"""Ticks at the pace of a microphone, and what held them up: which part, and what the system says.
+"""Ticks at the pace of a microphone, and the causes of late ones.
 
-A container may have a share of a processor only: threads that wait for one another by spinning use
-it up, and then all of the process stands still until the next period, some tens of milliseconds
-later. ``Pressure`` counts how often, beside preemptions and page faults.
+A container may be limited to a share of the CPU. Threads that wait for one another by spinning use
+up that quota, and then the whole process is halted (throttled) until the next period, some tens of
+milliseconds later. ``Pressure`` counts throttling, preemptions and page faults.
 """
 
 from __future__ import annotations
@@ -21,14 +21,17 @@ from benches.timing import FRAME_MS, wait_until
 from benches.workload import frames
 
 CGROUP = (Path("/sys/fs/cgroup/cpu.stat"), Path("/sys/fs/cgroup/cpu/cpu.stat"))
-"""Of version 2 and 1."""
+"""Where version 2 and version 1 of cgroups report throttling."""
 WORST = 5
-"""Ticks that a run names."""
+"""How many of its latest ticks a run lists."""
 
 
 @dataclass(frozen=True)
 class PacedRun:
-    """Of each tick the milliseconds since it was due when it began, was encoded and was heard."""
+    """Times of the ticks of a run: ms from when each was due until it began, was encoded, decoded.
+
+    ``planned`` ticks were to run; a share ``allowed`` of them may be later than ``deadline_ms``.
+    """
 
     ticks: list[tuple[float, float, float]]
     planned: int
@@ -37,21 +40,21 @@ class PacedRun:
 
     @property
     def ms(self) -> list[float]:
-        """Milliseconds from when each frame was due until it was heard."""
+        """Milliseconds from when each frame was due until it was decoded."""
         return [heard for *_, heard in self.ticks]
 
     @property
     def late(self) -> int:
-        """Ticks over the deadline."""
+        """The number of ticks over the deadline."""
         return sum(ms > self.deadline_ms for ms in self.ms)
 
     @property
     def kept(self) -> bool:
-        """Whether the run went to its end, and no more ticks were late than may be."""
+        """Whether the run was completed, and no more ticks were late than allowed."""
         return len(self.ticks) == self.planned and self.late <= self.allowed * self.planned
 
     def worst(self) -> Json:
-        """The latest ticks, in order: number, and milliseconds to begin, to encode, to decode."""
+        """The latest ticks in order: number, and the ms until it began, to encode, to decode."""
         latest = sorted(range(len(self.ticks)), key=lambda at: -self.ticks[at][2])[:WORST]
         found: list[Json] = []
         for at in sorted(latest):
@@ -69,10 +72,10 @@ def paced(
     allowed: float,
     frame_ms: float = FRAME_MS,
 ) -> PacedRun:
-    """Ticks of [S, n] audio, one frame's time after another.
+    """Run a tick of [S, n] audio every ``frame_ms``, for ``seconds``.
 
-    A tick that is late makes the next one late as well. Stops once more than a share ``allowed`` of
-    all that were planned is late.
+    A late tick delays the next one. Stops early once more than a share ``allowed`` of all planned
+    ticks is late.
     """
     inputs = frames(audio, hop)
     planned = max(1, int(1000 * seconds / frame_ms))
@@ -94,7 +97,7 @@ def paced(
 
 @dataclass
 class Pressure:
-    """What the system did to this process between ``with`` and its end, in ``values``."""
+    """A context that counts in ``values`` how the system interrupted this process meanwhile."""
 
     values: dict[str, Json] = field(default_factory=dict)
     _before: dict[str, int] = field(default_factory=dict)
@@ -124,20 +127,20 @@ class Pressure:
 
 
 def throttling(*files: Path) -> dict[str, int]:
-    """How often and how long this container stood still for having used up its share.
+    """How often and for how many ms this container was throttled.
 
-    Empty where none of ``files`` says so.
+    Read from the first of ``files`` that exists; empty if none does.
     """
     for path in files:
         try:
             lines = path.read_text(encoding="ascii").splitlines()
         except OSError:
             continue
-        said = {name: int(value) for name, value in (line.split() for line in lines)}
-        found = {"throttled": said["nr_throttled"]} if "nr_throttled" in said else {}
-        if "throttled_usec" in said:
-            found["throttled_ms"] = said["throttled_usec"] // 1000
-        elif "throttled_time" in said:
-            found["throttled_ms"] = said["throttled_time"] // 1_000_000
+        counts = {name: int(value) for name, value in (line.split() for line in lines)}
+        found = {"throttled": counts["nr_throttled"]} if "nr_throttled" in counts else {}
+        if "throttled_usec" in counts:
+            found["throttled_ms"] = counts["throttled_usec"] // 1000
+        elif "throttled_time" in counts:
+            found["throttled_ms"] = counts["throttled_time"] // 1_000_000
         return found
     return {}

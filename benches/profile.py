@@ -1,7 +1,7 @@
-"""Every kernel and copy of one replay on the device: how long it runs, and what it adds.
+"""Every kernel and copy of a replay on the device: how long it runs, and how much it adds.
 
-A chained kernel starts long before the one before it has ended, and waits. What a launch adds is
-the time from the end of the launch before it to its own.
+A chained kernel starts long before the previous one has ended, and waits for it. What a launch adds
+is the time from the end of the previous launch to its own end.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ REPLAYS = 20
 
 
 def timeline(replay: Any, device: torch.device) -> list[tuple[str, float, float]]:
-    """Name, microseconds it runs, and those it adds, of each launch: medians of several replays.
+    """For each launch its name, and the microseconds that it runs and adds: medians of replays.
 
-    Empty where the profiler saw no replay whole.
+    Empty if the profiler did not see every replay completely.
     """
     activities = [torch.profiler.ProfilerActivity.CUDA]
     for _ in range(3):
@@ -50,7 +50,7 @@ def timeline(replay: Any, device: torch.device) -> list[tuple[str, float, float]
 
 
 def profile(record: Record, row: Row, runner: Contender, slots: int, device: torch.device) -> None:
-    """Note the launches of both directions of a row, in order."""
+    """Record the launches of both directions of a row, in order."""
     for name, tick in runner.ticks.items():
         if tick.eager_because is not None:
             continue

@@ -1,10 +1,11 @@
-"""How good does the default model sound, beside Opus on the same held-out recordings?
+"""The quality of the default model, beside Opus, on held-out recordings.
 
     python -m benches.quality --data DATA/packed --opus-tools FOLDER
 
-DATA is what ``encodec-rt data fetch`` and ``data index`` made; nothing that is scored here was seen
-in training. ``opusenc`` and ``opusdec`` come from Debian's opus-tools, at a hard constant rate. The
-result is a JSON in benches/results and, with --picture, a PNG of quality against kbps.
+DATA is the folder of ``encodec-rt data fetch`` and ``data index``; nothing that is scored here was
+seen in training. ``opusenc`` and ``opusdec`` come from Debian's opus-tools and run at a hard
+constant bitrate. With --keep a JSON is written to benches/results, and with --picture a PNG of
+quality against kbps.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ Row = Mapping[str, float | None]
 
 @dataclass(frozen=True)
 class Tested:
-    """One codec at one rate: as the record names it, and as a function of audio."""
+    """A codec at one bitrate: its name in the record, and a function from audio to audio."""
 
     codec: str
     kbps: float | None
@@ -62,7 +63,7 @@ class Tested:
 
 
 def through_model(model: EncodecModel, kbps: float | None) -> Callable[[Samples], Samples]:
-    """The offline model as a function of audio; no ``kbps`` leaves the quantiser out."""
+    """The offline model as a function of audio; unquantised if ``kbps`` is None."""
 
     @torch.no_grad()
     def run(audio: Samples) -> Samples:
@@ -77,7 +78,7 @@ def through_model(model: EncodecModel, kbps: float | None) -> Callable[[Samples]
 
 
 def through_opus(tools: Path, kbps: int) -> Callable[[Samples], Samples]:
-    """Opus at a hard constant rate, as a function of audio."""
+    """Opus at a hard constant bitrate, as a function of audio."""
 
     def run(audio: Samples) -> Samples:
         with tempfile.TemporaryDirectory() as folder:
@@ -97,7 +98,7 @@ def through_opus(tools: Path, kbps: int) -> Callable[[Samples], Samples]:
 
 @torch.no_grad()
 def codebook_use(model: EncodecModel, clips: Sequence[HeldOut]) -> dict[str, Any]:
-    """Per codebook, the share of entries that the clips use and the bits of a code's entropy."""
+    """For each codebook, the share of entries that the clips use, and the entropy in bits."""
     streams = [
         model.quantizer.encode(model.encoder(torch.from_numpy(clip.audio)[None, None]))
         for clip in clips
@@ -113,13 +114,13 @@ def codebook_use(model: EncodecModel, clips: Sequence[HeldOut]) -> dict[str, Any
 
 
 def scores(clip: HeldOut, decoded: Samples, *, visqol: bool) -> dict[str, float | None]:
-    """Every score of one clip by name, and the level of each band against the original."""
+    """All scores of a clip by name, and the level of each band relative to the original."""
     found = score(clip.audio, decoded, RATE, kind=clip.kind, visqol=visqol).as_dict()
     return found | band_levels_db(clip.audio, decoded[: len(clip.audio)], RATE)
 
 
 def common(name: str, *rows: Sequence[Row]) -> list[list[float]]:
-    """The values of score ``name`` in each of ``rows``, of the clips for which all have one."""
+    """The values of score ``name`` in each of ``rows``, for the clips where all have one."""
     kept: list[list[float]] = [[] for _ in rows]
     for clip in zip(*rows, strict=True):
         values = [row[name] for row in clip]
@@ -139,12 +140,12 @@ def means(rows: Sequence[Row]) -> dict[str, float]:
 
 
 def intervals(rows: Sequence[Row]) -> dict[str, Json]:
-    """The 95 % interval of the mean of each score."""
+    """The 95 % confidence interval of the mean of each score."""
     return {name: list(interval(v)) for name in METRICS if (v := common(name, rows)[0])}
 
 
 def differences(ours: Sequence[Row], theirs: Sequence[Row]) -> dict[str, Json]:
-    """The mean difference of each score on the same clips, with its 95 % interval."""
+    """The mean difference of each score on the same clips, with its 95 % confidence interval."""
     pairs = {name: common(name, ours, theirs) for name in METRICS}
     return {name: list(paired_difference(a, b)) for name, (a, b) in pairs.items() if a}
 
@@ -160,7 +161,7 @@ _LABELS = {"encodec_rt": "encodec_rt", "opus": "Opus", "against": "the model com
 
 
 def draw(record: Record, picture: Path) -> None:
-    """Quality against kbps, ours and Opus, one row of panels per kind of audio."""
+    """Draw quality against kbps, ours and Opus, with a row of panels for each kind of audio."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -199,7 +200,7 @@ def _points(record: Record, kind: str, codec: str, metric: str) -> list[tuple[fl
 
 
 def codecs(options: argparse.Namespace, model: EncodecModel) -> list[Tested]:
-    """The model at its rates, the one it is compared with, and Opus."""
+    """The model at its bitrates, the model it is compared with, and Opus."""
     wanted = options.kbps or list(model.config.target_bandwidths)
     found = [Tested("encodec_rt", kbps, through_model(model, kbps)) for kbps in wanted]
     if not options.kbps:
@@ -216,7 +217,7 @@ def codecs(options: argparse.Namespace, model: EncodecModel) -> list[Tested]:
 def add_cases(
     record: Record, kind: str, clips: Sequence[HeldOut], tested: Sequence[Tested], *, visqol: bool
 ) -> None:
-    """Score every codec on ``clips``, and our 6 kbps against each other codec, clip by clip."""
+    """Score every codec on ``clips``, and compare ours at 6 kbps with each other one."""
     table: dict[tuple[str, float | None], list[Row]] = {}
     for one in tested:
         rows = {clip.name: scores(clip, one.run(clip.audio), visqol=visqol) for clip in clips}
@@ -243,13 +244,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="default")
-    parser.add_argument("--against", help="another model, scored on the same clips")
-    parser.add_argument("--opus-tools", type=Path, help="folder of opusenc and opusdec")
+    parser.add_argument("--against", help="another model to score on the same clips")
+    parser.add_argument("--opus-tools", type=Path, help="folder with opusenc and opusdec")
     parser.add_argument("--visqol", action="store_true")
-    parser.add_argument("--kbps", type=float, nargs="+", help="our rates, if not all")
-    parser.add_argument("--opus-kbps", type=int, nargs="+", help="Opus's rates, if not all")
+    parser.add_argument("--kbps", type=float, nargs="+", help="our bitrates; default: all")
+    parser.add_argument("--opus-kbps", type=int, nargs="+", help="Opus's bitrates; default: all")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
-    parser.add_argument("--most", type=int, default=0, help="score only so many clips of each kind")
+    parser.add_argument("--most", type=int, default=0, help="most clips of each kind; 0: all")
     parser.add_argument("--picture", type=Path)
     parser.add_argument("--keep", action="store_true", help="write the JSON")
     options = parser.parse_args()

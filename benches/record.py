@@ -1,13 +1,13 @@
-"""What a bench leaves behind: one JSON file per run, with all that a reader needs to trust it.
+"""The record of a bench: one JSON file per run, with all that a reader needs to trust it.
 
     record = Record("stream", device="cpu")
     record.add({"model": "encodec_24khz"}, {"encode": samples_ms}, deadline_ms=13.333)
     print(record.table())
     record.write()
 
-Files under ``benches/results/`` are committed and never edited; a new run makes a new file, and
-adds its headline figures to ``benches/results/index.csv``. A record goes there only from a clean
-tree, so that its commit is what ran; with ``--out`` a bench writes elsewhere, from any tree.
+Files in ``benches/results/`` are committed and never edited. A new run writes a new file and adds
+its headline figures to ``benches/results/index.csv``. It does so only from a clean tree, so that
+the commit in the record is what ran; to any other folder a bench writes from any tree.
 """
 
 from __future__ import annotations
@@ -42,12 +42,14 @@ PERCENTILES = (50.0, 90.0, 99.0, 99.9)
 def summary(samples: Iterable[float], *, deadline: float | None = None) -> dict[str, Json]:
     """n, mean, p50, p90, p99, p99.9 and max of ``samples``, and how many exceed ``deadline``.
 
-    Percentiles are by nearest rank, never an interpolation, so that each was measured.
-    Raises ValueError if there are no samples or one is not finite.
+    Percentiles are by nearest rank, not interpolated, so each is a value that was measured.
+    Raises ValueError if there are no samples, or one is not finite.
     """
     values = np.asarray(list(samples), dtype=np.float64)
     if values.size == 0 or not np.isfinite(values).all():
-        raise ValueError(f"{values.size} samples, of which all must be finite and at least one be")
+        raise ValueError(
+            f"{values.size} samples; there must be at least one, and all must be finite"
+        )
     shares = np.percentile(values, PERCENTILES, method="inverted_cdf")
     result: dict[str, Json] = {"n": int(values.size), "mean": float(values.mean())}
     result |= {f"p{p:g}": float(v) for p, v in zip(PERCENTILES, shares, strict=True)}
@@ -60,7 +62,7 @@ def summary(samples: Iterable[float], *, deadline: float | None = None) -> dict[
 
 @dataclass(frozen=True)
 class Case:
-    """One case of a bench: what was run, its timings by name, and any other values."""
+    """One case of a bench: its description, statistics of its timings by name, other values."""
 
     case: dict[str, Json]
     ms: dict[str, dict[str, Json]]
@@ -68,7 +70,7 @@ class Case:
 
 
 class Record:
-    """One run of one bench on one device: cases, each with timings and plain values."""
+    """One run of a bench on one device: cases, each with timings and other values."""
 
     def __init__(
         self,
@@ -78,10 +80,10 @@ class Record:
         deadline_ms: float | None = None,
         folder: str | Path | None = RESULTS,
     ):
-        """``folder`` is where it will be written; None for a record that never is.
+        """``folder`` is where it will be written; None for a record that is never written.
 
-        Raises DirtyTree, before anything is measured, if it is for ``benches/results`` and the tree
-        is not clean.
+        Raises DirtyTree, before anything is measured, if that is ``benches/results`` and the tree
+        has uncommitted changes.
         """
         self.bench = bench
         self.deadline_ms = deadline_ms
@@ -108,10 +110,11 @@ class Record:
         deadline_ms: float | None = None,
         keep_samples: bool = False,
     ) -> Case:
-        """Add one case and return what will be written for it.
+        """Add a case, and return what will be written for it.
 
-        ``timings_ms`` maps a name to its samples in milliseconds; ``values`` holds anything else.
-        Samples that are kept go into a file of their own beside the record, one case a line.
+        ``timings_ms`` maps a name to samples in milliseconds; ``values`` holds anything else. With
+        ``keep_samples`` all samples are written to a separate file beside the record, a line per
+        case.
         """
         limit = self.deadline_ms if deadline_ms is None else deadline_ms
         timings = {
@@ -125,7 +128,7 @@ class Record:
     def _keep(self, case: Mapping[str, Json], timings_ms: Mapping[str, Sequence[float]]) -> None:
         path = self._open().with_suffix(".samples.jsonl.gz")
         rounded = {name: [round(float(ms), 6) for ms in took] for name, took in timings_ms.items()}
-        # One gzip member after the other is one gzip file, so that nothing is written twice.
+        # Concatenated gzip members are a valid gzip file, so each case is appended.
         with gzip.open(path, "at", encoding="utf-8") as file:
             file.write(_compact({"case": case, "samples_ms": rounded}) + "\n")
 
@@ -144,8 +147,8 @@ class Record:
     def save(self) -> Path:
         """Write ``<bench>-<device>-<UTC time>.json``, and return its path.
 
-        May be called again: the file then holds what there is by now, so that a run that dies has
-        left what it measured. Raises FileExistsError rather than replace another record.
+        It can be called again after more cases, so a run that dies keeps what it measured. Raises
+        FileExistsError rather than replace another record.
         """
         path = self._open()
         unfinished = path.with_suffix(".part")
@@ -153,9 +156,9 @@ class Record:
         return unfinished.replace(path)
 
     def write(self) -> Path:
-        """As ``save``, at the end of a run: a record of ``benches/results`` enters the index.
+        """``save`` at the end of a run, and add a record in ``benches/results`` to the index.
 
-        Raises DirtyTree if the tree changed meanwhile; the record is then there, and says so.
+        Raises DirtyTree if the tree changed during the run; the record is written, and says so.
         """
         changed = self._is_evidence and git_state() != self.git
         if changed:
@@ -177,19 +180,19 @@ class Record:
             path = self.folder / f"{self.bench}-{slug}-{self.time:%Y%m%dT%H%M%SZ}.json"
             path.parent.mkdir(parents=True, exist_ok=True)
             if path.exists():
-                raise FileExistsError(f"{path.name} is there already, and is never replaced")
+                raise FileExistsError(f"{path.name} exists already; records are never replaced")
             self._path = path
         return self._path
 
     def _text(self) -> str:
-        """JSON with one line for each case, which is compact and still can be compared by lines."""
+        """JSON with a line per case: compact, yet a line-by-line diff is readable."""
         head = {key: value for key, value in self.as_dict().items() if key != "cases"}
         lines = [f" {json.dumps(key)}: {_compact(value)}" for key, value in head.items()]
         cases = ",\n".join(f"  {_compact(asdict(entry))}" for entry in self.cases)
         return "{\n" + ",\n".join([*lines, f' "cases": [\n{cases}\n ]']) + "\n}\n"
 
     def table(self, cases: Sequence[Case] | None = None) -> str:
-        """One aligned line per case and timing, for a terminal; of all ``cases`` if not given."""
+        """A table for a terminal, a line per case and timing; of all cases by default."""
         lines = []
         for entry in self.cases if cases is None else cases:
             label = " ".join(f"{key}={value}" for key, value in entry.case.items())
@@ -213,7 +216,7 @@ def _compact(value: Any) -> str:
 
 
 def _finite(value: Json) -> Json:
-    """``value`` with non-finite floats as None, which JSON has no numbers for."""
+    """``value`` with None for non-finite floats, which JSON cannot represent."""
     if isinstance(value, Mapping):
         return {str(key): _finite(item) for key, item in value.items()}
     if isinstance(value, float):

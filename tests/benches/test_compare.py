@@ -51,7 +51,7 @@ def test_another_machine_and_a_dirty_tree_are_named(tmp_path: Path) -> None:
     new["device"]["cpu"] = "another"
     assert differences(old, old) == []
     assert differences(old, new) == [
-        "after: the tree was dirty, so the commit is not what ran",
+        "after: the tree had uncommitted changes, so the commit is not what ran",
         f"cpu: {old['device']['cpu']} -> another",
     ]
 
