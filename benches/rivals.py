@@ -1,4 +1,4 @@
-"""The same weights in other packages, and fair turns for all that are compared."""
+"""The same weights in other packages, and timing in turns for a fair comparison."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from encodec_rt.config import EncodecConfig
 from encodec_rt.model.encodec import EncodecModel
 
 BANDWIDTH = 6.0
-"""kbps: 8 codebooks."""
+"""In kbps: 8 codebooks."""
 FRAME_MS = 1000 * 320 / 24_000
 
 Work = Callable[[], object]
 
 
 def model_for(source: str | None) -> EncodecModel:
-    """The model to time: ``source`` as from_pretrained takes it, or random weights."""
+    """The model to time: ``source`` as for from_pretrained, or random weights if None."""
     if source is not None:
         return EncodecModel.from_pretrained(source).eval()
     torch.manual_seed(0)
@@ -42,7 +42,7 @@ def upstreams(model: EncodecModel) -> tuple[Any, Any]:
 def interleaved(
     works: dict[str, Work], rounds: int, run: int, warm: int = 3
 ) -> dict[str, list[float]]:
-    """Milliseconds of each call: runs of ``run`` calls in turn, after ``warm`` untimed ones."""
+    """The ms of each call. In each round all take turns: ``warm`` calls untimed, ``run`` timed."""
     taken: dict[str, list[float]] = {name: [] for name in works}
     for _ in range(rounds):
         for name, work in works.items():

@@ -1,8 +1,8 @@
-"""The ways to run the codec that the bench on a GPU compares, each behind the same two calls.
+"""The ways to run the codec that the GPU bench compares, each with the same two methods.
 
-Rows of the same state and maths: the Triton kernels by different rules, and plain torch eager,
-under a CUDA graph, and compiled by torch. One row of another kind, which has no state:
-transformers' model, frame by frame, whose codes are not a stream's.
+The rows with state compute the same: the Triton kernels by different rules, and plain torch, eager,
+under a CUDA graph, and compiled. One row has no state: transformers' model, frame by frame, whose
+codes are not those of a stream.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from encodec_rt.streaming.weights import pack
 
 
 def bandwidth_kbps(model: EncodecModel) -> float:
-    """The third bandwidth of a model: 6 kbps of the 24 kHz one."""
+    """The third bandwidth of a model: 6 kbps for the 24 kHz one."""
     return model.config.target_bandwidths[2]
 
 
 class Contender(Protocol):
-    """One batch of streams: frame after frame, on the host or on the device."""
+    """A batch of streams that takes frame after frame, on the host or on the device."""
 
     def encode(self, pcm: Tensor) -> Tensor:
         """Audio [S, hop] -> codes [S, Q], readable where the audio is."""
@@ -42,7 +42,7 @@ class Contender(Protocol):
 
     @property
     def ticks(self) -> Mapping[str, Step]:
-        """Both steps on the device alone, "encode" and "decode", if they are apart."""
+        """The steps "encode" and "decode" without the host; empty if there are none."""
 
 
 Make = Callable[[EncodecModel, int, torch.device], Contender]
@@ -50,9 +50,10 @@ Make = Callable[[EncodecModel, int, torch.device], Contender]
 
 @dataclass(frozen=True)
 class Row:
-    """One way to run the codec, how exact it is, and what is timed of it.
+    """One way to run the codec, and how exact it is.
 
-    ``live``: also at the pace of a microphone and with a cold cache, which takes time.
+    ``stateless`` rows code each frame by itself. ``live`` rows are also timed at the pace of a
+    microphone and with a cold cache, which takes time.
     """
 
     name: str
@@ -63,7 +64,7 @@ class Row:
 
     @property
     def case(self) -> dict[str, Json]:
-        """How a record names it."""
+        """The description for a record."""
         return {"row": self.name, "precision": self.precision, "has_state": not self.stateless}
 
 
@@ -77,7 +78,7 @@ def triton_engine(
     chained: bool = False,
     graph: bool | None = True,
 ) -> Engine:
-    """An engine of Triton kernels by these rules; a graph that cannot be had is an error."""
+    """An engine of Triton kernels by these rules; with ``graph`` True, no graph is an error."""
     ops = triton_ops(device, precision, few=few, chained=chained)
     kbps = bandwidth_kbps(model)
     return Engine(pack(model, ops, device), slots, kbps, start="zero", graph=graph)
@@ -86,13 +87,13 @@ def triton_engine(
 def torch_engine(
     model: EncodecModel, slots: int, device: torch.device, *, graph: bool | None
 ) -> Engine:
-    """An engine of the plain-torch rows, in float32."""
+    """An engine of plain torch ops, in float32."""
     packed, kbps = pack(model, select("torch", device), device), bandwidth_kbps(model)
     return Engine(packed, slots, kbps, start="zero", graph=graph)
 
 
 class CompiledSteps:
-    """The plain-torch rows, each direction one function that torch compiles."""
+    """The plain torch ops, with each direction compiled by torch as one function."""
 
     @torch.no_grad()
     def __init__(
@@ -104,9 +105,9 @@ class CompiledSteps:
         graph: bool,
         **options: Any,
     ) -> None:
-        """Compile with ``options`` of torch.compile; ``graph`` puts the result under a CUDA graph.
+        """Compile with ``options`` of torch.compile; ``graph`` captures the result in a CUDA graph.
 
-        Raises whatever torch.compile does where it cannot.
+        Raises whatever torch.compile raises.
         """
         self._packed = pack(model, select("torch", device), device)
         self._codebooks = model.config.codebooks_for(bandwidth_kbps(model))
@@ -141,10 +142,10 @@ class CompiledSteps:
 
 
 class TransformersFrames:
-    """transformers' EncodecModel with the same weights, each frame on its own: it has no state."""
+    """transformers' EncodecModel with the same weights, each frame by itself, without state."""
 
     def __init__(self, model: EncodecModel, slots: int, device: torch.device) -> None:
-        """Raises ImportError where transformers is not installed."""
+        """Raises ImportError if transformers is not installed."""
         from transformers import EncodecConfig, EncodecModel
 
         twin: Any = EncodecModel(EncodecConfig.from_dict(model.config.to_dict()))
@@ -155,14 +156,14 @@ class TransformersFrames:
 
     @torch.inference_mode()
     def encode(self, pcm: Tensor) -> Tensor:
-        """Audio [S, hop] -> codes [S, Q] of that frame alone."""
+        """Audio [S, hop] -> codes [S, Q] of that frame by itself."""
         codes = self._model.encode(pcm.to(self._device)[:, None], None, self._kbps).audio_codes
         found: Tensor = codes[0, :, :, 0].to(pcm.device)
         return found
 
     @torch.inference_mode()
     def decode(self, codes: Tensor) -> Tensor:
-        """Codes [S, Q] -> audio [S, hop] of that frame alone."""
+        """Codes [S, Q] -> audio [S, hop] of that frame by itself."""
         given = codes.to(self._device)[None, :, :, None]
         audio: Tensor = self._model.decode(given, [None]).audio_values
         return audio[:, 0].to(codes.device)
@@ -192,7 +193,7 @@ TORCH_GRAPH = Row("torch, graph", partial(torch_engine, graph=True), live=True)
 TORCH_EAGER = Row("torch, eager", partial(torch_engine, graph=False))
 
 SMOKE = (FEW, TORCH_GRAPH)
-"""What has to work before anything else is worth its time."""
+"""What has to work before anything else is worth measuring."""
 
 LATENCY = (
     FEW,
@@ -203,7 +204,7 @@ LATENCY = (
     FAST,
     TORCH_EAGER,
 )
-"""Rows of one stream's latency."""
+"""Rows for the latency of one stream."""
 
 RIVALS = (
     FEW,
@@ -212,18 +213,18 @@ RIVALS = (
     _compiled("torch.compile default", mode="default", graph=False),
     _compiled("torch.compile default, graph", mode="default", graph=True),
 )
-"""Rows of other people, with the one to compare them with; the slowest to make last.
+"""Other implementations, and our row to compare them with; the slowest to make comes last.
 
-torch's own graphs are off where there is one around the whole tick: they would be inside it.
+torch's own graphs are off where a graph captures the whole tick, since they would be inside it.
 """
 
 MAX_AUTOTUNE = _compiled(
     "torch.compile max-autotune, graph", mode="max-autotune-no-cudagraphs", graph=True
 )
-"""Takes minutes to make."""
+"""It takes minutes to make."""
 
 STREAMS = (EXACT, FAST)
-"""Rows of many streams."""
+"""Rows for many streams."""
 
 FLIPS = (FAST, FEW_FAST, EXACT, FEW)
-"""Rows whose codes of speech are counted; those first that no day has reached yet."""
+"""Rows whose differing codes of speech are counted; those not measured before come first."""

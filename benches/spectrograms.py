@@ -1,9 +1,9 @@
-"""What the ear would compare, as a picture: an original, our model, and Opus at 6 and 12 kbps.
+"""A picture of spectrograms: originals, our model, and Opus at 6 and 12 kbps.
 
     python -m benches.spectrograms --data DATA/packed --opus-tools FOLDER --picture docs/sound.png
 
-One column per clip: speech of a voice that training never heard, and music; both are held out and
-reach 11 kHz. All panels of a column share one scale of levels.
+There is one column per clip: speech of a voice that was not in the training data, and music. Both
+are held out and reach 11 kHz. All panels of a column have the same scale of levels.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ RANGE_DB = 60.0
 
 
 def levels_db(audio: Samples) -> NDArray[np.float64]:
-    """[n] -> the level of each frequency and time [513, frames] in dB."""
+    """Audio [n] -> the level in dB at each frequency and time [513, frames]."""
     frames = np.lib.stride_tricks.sliding_window_view(np.pad(audio, WINDOW // 2), WINDOW)[::HOP]
     power = np.square(np.abs(np.fft.rfft(frames * np.hanning(WINDOW), axis=1)))
     return np.asarray(10 * np.log10(power.T + 1e-10))
 
 
 def draw(columns: Sequence[Sequence[tuple[str, Samples]]], picture: Path) -> None:
-    """Write the page: ``columns`` of (title, audio), of the same titles in the same order."""
+    """Write the picture: ``columns`` of (title, audio), with the same titles in the same order."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -46,7 +46,7 @@ def draw(columns: Sequence[Sequence[tuple[str, Samples]]], picture: Path) -> Non
     figure.suptitle("Held-out recordings before and after each codec", fontsize=12)
     axes = figure.subplots(rows, len(columns), squeeze=False, sharex=True, sharey=True)
     for column, (clips, name) in enumerate(zip(columns, TITLES, strict=True)):
-        # What one place in two hundred exceeds, or a single click would darken all the rest.
+        # A percentile, since with the maximum a single click would darken everything else.
         top = float(np.percentile(levels_db(clips[0][1]), 99.5))
         for row, (title, audio) in enumerate(clips):
             axis = axes[row][column]
@@ -71,7 +71,7 @@ def draw(columns: Sequence[Sequence[tuple[str, Samples]]], picture: Path) -> Non
 
 
 def column(clip: HeldOut, model: EncodecModel, tools: Path) -> list[tuple[str, Samples]]:
-    """The clip as it was, and through each codec."""
+    """The original clip, and the clip through each codec."""
     audio = clip.audio[: int(SECONDS * RATE)]
     return [
         ("original", audio),
@@ -82,7 +82,7 @@ def column(clip: HeldOut, model: EncodecModel, tools: Path) -> list[tuple[str, S
 
 
 def main() -> None:
-    """Draw the page."""
+    """Draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="default")

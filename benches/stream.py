@@ -1,4 +1,4 @@
-"""One live stream: how long each frame takes to encode and decode, and how many come too late.
+"""One live stream: how long each frame takes to encode and decode, and how many are late.
 
     python -m benches.stream [--device cuda] [--seconds 30] [--model default]
 
@@ -25,7 +25,7 @@ from encodec_rt.types import Audio
 
 
 def codec_for(model: str | None, device: str, backend: str) -> Codec:
-    """The codec to time: ``model`` as Codec.load takes it, or random weights."""
+    """The codec to time: ``model`` as for Codec.load, or random weights if None."""
     if model is not None:
         return Codec.load(model, device=device, backend=backend)
     torch.manual_seed(0)
@@ -33,7 +33,7 @@ def codec_for(model: str | None, device: str, backend: str) -> Codec:
 
 
 def speech(codec: Codec, seconds: float) -> Audio:
-    """The bundled speech [channels, n], over and over."""
+    """The bundled speech [channels, n], repeated to ``seconds``."""
     config = codec.config
     clip = resources.files("encodec_rt") / "assets" / "speech_en.flac"
     with AudioReader(str(clip)) as reader:
@@ -43,7 +43,7 @@ def speech(codec: Codec, seconds: float) -> Audio:
 
 
 def add(record: Record, case: dict[str, object], run: Loopback) -> None:
-    """Add a run to the record and print its lines."""
+    """Add a run to the record, and print it."""
     added = record.add(
         {key: value for key, value in case.items() if isinstance(value, (str, int, float))},
         {"encode": run.encode_ms, "decode": run.decode_ms, "both": run.both_ms},
@@ -60,17 +60,17 @@ def add(record: Record, case: dict[str, object], run: Loopback) -> None:
 
 
 def main() -> None:
-    """Time the cases asked for and write one JSON file."""
+    """Time the cases asked for, and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("--model", default=None, help="as Codec.load takes it; else random weights")
+    parser.add_argument("--model", default=None, help="as for Codec.load; else random weights")
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--backend", nargs="+", default=["auto"])
     parser.add_argument("--bandwidth", type=float, nargs="+", default=[6.0])
     parser.add_argument("--start", nargs="+", default=["primed"])
     parser.add_argument("--seconds", type=float, default=20.0, help="of audio, per case")
-    parser.add_argument("--threads", type=int, default=1, help="CPU threads of torch")
-    parser.add_argument("--no-paced", action="store_true", help="only flat out")
-    parser.add_argument("--out", default=RESULTS, help="another folder than benches/results")
+    parser.add_argument("--threads", type=int, default=1, help="torch's CPU threads")
+    parser.add_argument("--no-paced", action="store_true", help="run flat out only")
+    parser.add_argument("--out", default=RESULTS, help="folder for the record")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     record = Record("stream", device=options.device, folder=options.out)

@@ -1,20 +1,21 @@
-"""The most streams whose ticks keep the deadline on a GPU, audio in to audio out.
+"""The most streams whose ticks, from audio in to audio out, keep the deadline on a GPU.
 
-Numbers of slots lie 1.25 apart. Flat out, p99 of a few hundred ticks decides, first by doubling,
-then by halving the interval; then the largest runs at a microphone's pace for as long as there is
-time, where 99.9 % of the ticks must have ended within a frame of the moment their audio was due,
-whatever made them late. A paced run that cannot keep that any more is given up, and the next lower
-number takes its turn.
+Numbers of slots are a factor of 1.25 apart. Flat out, the p99 of a few hundred ticks decides; the
+search first doubles, then bisects. Then the largest number that passed runs at a microphone's pace
+for as long as there is time. There, 99.9 % of the ticks must end within a frame of the moment when
+their audio was due, whatever delays them. A paced run that can no longer keep this is stopped, and
+the next smaller number is tried.
 
-On the first machine every paced run met stalls of 16 to 51 ms. So that the next one tells whose
-they are, the smallest number first runs at pace with all of torch's threads and with one, and the
-better of both goes on; ``pace.py`` has what each run notes of its worst ticks and of the system.
+On the first machine every paced run had stalls of 16 to 51 ms. To find their cause, the smallest
+number first runs at pace with all of torch's threads and with one, and the better setting is kept.
+``pace.py`` defines what each run records about its latest ticks and the system.
 """
 
 from __future__ import annotations
 
 import math
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -32,18 +33,18 @@ STEP = 1.25
 FEWEST, LARGEST = 256, 65_536
 CHECKED_STREAMS = 64
 LATE_ALLOWED = 1e-3
-"""Share of a paced run's ticks that may be late: what p99.9 means."""
+"""Share of a paced run's ticks that may be late, as p99.9 implies."""
 FIRST_SHARE = 0.7
-"""Of the time for many streams that the first row gets, which is what a claim is made of."""
+"""Share of the time that the first row gets, since claims are made about that one."""
 ENOUGH_S = 10.0
-"""Seconds at pace below which nothing is confirmed."""
+"""Seconds at pace that confirm a number of streams."""
 PROBE_S = 3.0
-"""Of a run that only compares numbers of threads."""
+"""Seconds of a run that only compares numbers of threads."""
 
 
 @dataclass(frozen=True)
 class StreamLimits:
-    """How long a run may take."""
+    """Limits for one run."""
 
     flat_out_s: float = 3.0
     ticks: int = 200
@@ -51,7 +52,7 @@ class StreamLimits:
 
 
 def sizes() -> list[int]:
-    """Numbers of slots to try, 1.25 apart, in multiples of 8."""
+    """Numbers of slots to try: a factor of 1.25 apart, rounded to multiples of 8."""
     count = 1 + int(math.log(LARGEST / FEWEST, STEP))
     return sorted({8 * round(FEWEST * STEP**each / 8) for each in range(count)})
 
@@ -63,7 +64,7 @@ def measure(
     limits: StreamLimits,
     budget: TimeBudget,
 ) -> None:
-    """Every row of STREAMS in its share of the time."""
+    """Measure every row of STREAMS in its share of the time."""
     for index, row in enumerate(STREAMS):
         last = index == len(STREAMS) - 1
         share = TimeBudget(budget.left() * (1 if last else FIRST_SHARE))
@@ -81,7 +82,7 @@ def many_streams(
     limits: StreamLimits,
     budget: TimeBudget,
 ) -> None:
-    """Find and confirm the most slots of one row; the record has ``streams`` of each run."""
+    """Find and confirm the most slots for one row; ``streams`` in the record is 0 if it failed."""
     hop = model.config.hop_length
     audio = noise(CHECKED_STREAMS, 20 * hop)
     wanted = codes_of(torch_engine(model, CHECKED_STREAMS, device, graph=False), audio, hop)
@@ -124,7 +125,7 @@ def run_at_pace(
     seconds: float,
     allowed: float = LATE_ALLOWED,
 ) -> PacedRun:
-    """Run [S, n] audio that long, as long as no more than a share ``allowed`` of ticks is late."""
+    """Run [S, n] audio at pace for ``seconds``, or until a share over ``allowed`` is late."""
     with no_collection(), Pressure() as pressure:
         run = paced(runner, audio, hop, seconds, allowed, FRAME_MS)
     claims = run.kept and allowed <= LATE_ALLOWED
@@ -147,28 +148,27 @@ def run_at_pace(
 def choose_threads(
     record: Record, row: Row, runner: Contender, audio: Tensor, hop: int, budget: TimeBudget
 ) -> None:
-    """Run at pace with torch's threads and with one, and go on with those that were late less."""
+    """Run at pace with torch's threads and with one, and keep the setting with fewer late ticks."""
     late: dict[int, int] = {}
     for threads in dict.fromkeys((torch.get_num_threads(), 1)):
         torch.set_num_threads(threads)
         seconds = budget.left(PROBE_S)
         late[threads] = run_at_pace(record, row, runner, audio, hop, seconds, allowed=1.0).late
-    # Of equals the first: as torch has it.
+    # On a tie the first wins: torch's own number.
     torch.set_num_threads(min(late, key=lambda threads: late[threads]))
 
 
-def search(candidates: list[int], keeps_up: object, budget: TimeBudget) -> int:
-    """The index of the largest candidate that keeps up, or -1: by threes, then by halves.
+def search(candidates: list[int], keeps_up: Callable[[int], bool], budget: TimeBudget) -> int:
+    """The index of the largest candidate that keeps up, or -1: in steps of three, then bisecting.
 
-    Three steps of 1.25 are about a doubling. Assumes that what fails fails for all that are larger.
+    Three steps of 1.25 are about a doubling. Assumes that if one fails, all larger ones fail too.
     """
-    assert callable(keeps_up)
     low, high, at = -1, len(candidates), 0
     while at < len(candidates) and budget.left() > 0:
         try:
             kept = keeps_up(candidates[at])
         except FAILURES as error:
-            # As a rule there is no memory for so many.
+            # Usually because there is too little memory.
             print(f"{candidates[at]} slots: {type(error).__name__}: {error}"[:300], flush=True)
             kept = False
         low, high = (at, high) if kept else (low, at)
@@ -184,7 +184,7 @@ def share_over(times: list[float], limit: float) -> float:
 
 
 def flat_out(runner: Contender, audio: Tensor, hop: int, count: int, limit_s: float) -> list[float]:
-    """Milliseconds of ``count`` whole ticks, audio in to audio out, one after the other."""
+    """The ms of each of ``count`` ticks, audio in to audio out; fewer after ``limit_s``."""
     inputs = frames(audio, hop)
     times: list[float] = []
     begun = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Clocks of the benches on a GPU: frames on the host, replays on the device, time that is left."""
+"""Timing for the GPU benches: frames on the host, replays on the device, and time limits."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ from benches.workload import frames
 
 FRAME_MS = 1000 / 75
 AT_ONCE = 4
-"""Replays before the one that is timed on the device, so that no launch is waited for."""
+"""Replays queued before the timed one, so that the device does not wait for its launch."""
 
 
 class TimeBudget:
-    """The seconds that a part of the bench has in all."""
+    """A number of seconds that a part of the bench may take in all."""
 
     def __init__(self, seconds: float) -> None:
-        """They run from now on."""
+        """Start the clock."""
         self._end = time.perf_counter() + seconds
 
     def left(self, at_most: float = float("inf")) -> float:
-        """Seconds that are left, and no more than ``at_most``."""
+        """The seconds that are left, ``at_most`` at the most."""
         return max(0.0, min(at_most, self._end - time.perf_counter()))
 
 
 @contextmanager
 def time_limit(seconds: float) -> Iterator[None]:
-    """Raises TimeoutError in what runs inside once ``seconds`` have passed."""
+    """Raise TimeoutError inside the block once ``seconds`` have passed."""
 
     def stop(number: int, frame: FrameType | None) -> None:
-        raise TimeoutError(f"not done in the {seconds:.0f} s it had")
+        raise TimeoutError(f"not finished within its {seconds:.0f} s")
 
     handler = signal.signal(signal.SIGALRM, stop)
     begun = time.perf_counter()
@@ -52,7 +52,7 @@ def time_limit(seconds: float) -> Iterator[None]:
 
 @contextmanager
 def no_collection() -> Iterator[None]:
-    """No garbage collection inside, which would be timed."""
+    """Disable garbage collection inside the block, so that it is not timed."""
     gc.collect()
     gc.freeze()
     gc.disable()
@@ -64,7 +64,7 @@ def no_collection() -> Iterator[None]:
 
 
 def wait_until(due: float) -> None:
-    """Sleep, then spin for the last half millisecond, which a sleep may overrun."""
+    """Sleep, then spin for the last half millisecond, since a sleep may overrun."""
     while (left := due - time.perf_counter()) > 0:
         if left > 1e-3:
             time.sleep(left - 5e-4)
@@ -79,9 +79,10 @@ def wall_ms(
     flush: Tensor | None = None,
     limit_s: float = float("inf"),
 ) -> tuple[list[float], list[float]]:
-    """Milliseconds of each encode and decode of [S, n] audio on the host, frame by frame.
+    """The ms of each encode and each decode of [S, n] audio on the host, frame by frame.
 
-    ``flush``, as large as the device's cache or larger, empties it first. Stops after ``limit_s``.
+    ``flush``, a tensor at least as large as the device's cache, is written first, so that the cache
+    is cold. Stops after ``limit_s``.
     """
     encoding, decoding = [], []
     due = begun = time.perf_counter()
@@ -105,9 +106,9 @@ def wall_ms(
 
 
 def replay_ms(replay: Callable[[], None], count: int, limit_s: float = float("inf")) -> list[float]:
-    """Milliseconds on the device of each of ``count`` replays that follow others.
+    """The device time in ms of each of ``count`` replays; fewer after ``limit_s``.
 
-    Fewer once ``limit_s`` have passed.
+    Each follows other replays without a pause.
     """
     times: list[float] = []
     begun = time.perf_counter()

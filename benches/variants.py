@@ -1,12 +1,12 @@
-"""Other tiles than the rules give, each beside them: what a person with a GPU tries in minutes.
+"""Experiments on a GPU: other tiles than those of the rules, each beside the rules.
 
     python -m benches.variants [--only few many] [--names "16 rows"] [--jobs 8] [--budget 60]
 
-A process per variant compiles what it asks for, all at once; then one after the other measures, so
-that nothing else runs on the device. For few slots it is the time of one stream's frame, on the
-device and from host to host; for many that of 1024 on the device. The unchanged rules come first
-and last: a variant that gains less than those two differ gains nothing. A variant must give the
-codes of the rules' own kernels, near-ties aside.
+Each variant has its own process. They compile at the same time but measure one after another, so
+that nothing else runs on the device. For few slots the time of one stream's frame is measured, on
+the device and from host to host; for many slots that of 1024 on the device. The unchanged rules are
+measured first and last: a gain smaller than the difference of those two means nothing. A variant
+must give the same codes as the rules, except at near-ties.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ WALL_FRAMES = 500
 
 
 def product(deep: dict[str, int] | None = None, broad: dict[str, int] | None = None) -> None:
-    """Convolutions with these fields of a tile; deep ones are those with megabytes of weights."""
+    """Change fields of convolutions' tiles; ``deep`` layers are those with megabytes of weights."""
     rule = configs._product
 
     def changed(
@@ -71,7 +71,7 @@ def product(deep: dict[str, int] | None = None, broad: dict[str, int] | None = N
 
 
 def tile_of(name: str, **fields: int) -> None:
-    """Another kernel's rule with these fields of its tile."""
+    """Change fields of the tile that the rule ``name`` gives."""
     rule = getattr(configs, name)
 
     def changed(*arguments: Any) -> Tile | None:
@@ -82,20 +82,20 @@ def tile_of(name: str, **fields: int) -> None:
 
 
 def constants(**values: int) -> None:
-    """Constants of the rules."""
+    """Change constants of the rules."""
     for name, value in values.items():
         assert hasattr(configs, name)
         setattr(configs, name, value)
 
 
 def option(name: str, **values: int) -> None:
-    """A rule that gives launch options with these values."""
+    """Change launch options that the rule ``name`` gives."""
     rule = getattr(configs, name)
     setattr(configs, name, lambda *arguments: {**rule(*arguments), **values})
 
 
 def separate_copies() -> None:
-    """A tick whose input and mask come one by one, and whose result is copied on the device too."""
+    """Copy a tick's input and mask separately, and its result on the device too."""
 
     def run(self: Tick) -> None:
         assert self._on_host is not None
@@ -108,14 +108,14 @@ def separate_copies() -> None:
 
 
 def mapped_memory() -> None:
-    """A tick that reads its input from the host's memory and writes its result there.
+    """Make a tick read its input from host memory and write its result there.
 
-    By a kernel in the place of each copy: what is pinned has an address on the device too.
+    A kernel takes the place of each copy, since pinned memory has a device address too.
     """
 
     @functools.cache
     def one(device: torch.device) -> torch.Tensor:
-        # Made in the runs before a capture, so that no graph has to fill it.
+        # Created in the runs before the capture, so that the graph need not fill it.
         return torch.ones(1, dtype=torch.bool, device=device)
 
     def copy(target: torch.Tensor, source: torch.Tensor, device: torch.device) -> None:
@@ -178,11 +178,11 @@ VARIANTS = (
     _many("one output, 128 rows", partial(tile_of, "conv1d_single", rows=128)),
     _many("rules again", lambda: None),
 )
-"""Those of the next day: what was tried before is in docs/kernels.md."""
+"""Those for the next GPU session; docs/kernels.md lists what was tried before."""
 
 
 def try_out(index: int, folder: str) -> None:
-    """In a process of its own: compile, wait for the device, measure, and write what was found."""
+    """In a separate process: compile, wait for the device, measure, and write the results."""
     torch.set_num_threads(1)
     variant = VARIANTS[index]
     found: dict[str, Any] = {}
@@ -215,9 +215,9 @@ def try_out(index: int, folder: str) -> None:
 
 
 def chosen_of(rules: list[str], names: list[str] | None) -> list[int]:
-    """Where in VARIANTS those of ``rules`` are; of ``names`` only, where these are given.
+    """Indices of the variants of ``rules``, or only of those with ``names`` if given.
 
-    The unchanged rules are always with them, as long as there is anything to compare them with.
+    The unchanged rules are included if there is anything to compare them with.
     """
     chosen = [at for at, variant in enumerate(VARIANTS) if variant.rules in rules]
     if names is None:
@@ -228,13 +228,13 @@ def chosen_of(rules: list[str], names: list[str] | None) -> list[int]:
 
 
 def main() -> int:
-    """Try every variant and write one JSON file; 1 if one was not right."""
+    """Try the variants and write one JSON file; 1 if one was wrong."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("--only", nargs="+", choices=["few", "many"], default=["few", "many"])
-    parser.add_argument("--names", nargs="+", help="these of them, with the rules beside")
+    parser.add_argument("--names", nargs="+", help="only these variants, beside the rules")
     parser.add_argument("--jobs", type=int, default=8)
-    parser.add_argument("--budget", type=float, default=90.0, help="seconds for all of it")
-    parser.add_argument("--out", default=RESULTS, help="another folder than benches/results")
+    parser.add_argument("--budget", type=float, default=90.0, help="seconds in all")
+    parser.add_argument("--out", default=RESULTS, help="folder for the record")
     options = parser.parse_args()
     budget = TimeBudget(options.budget)
     record = Record("gpu-variants", device=require_cuda().type, folder=options.out)

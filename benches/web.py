@@ -1,12 +1,11 @@
-"""The WebAssembly codec beside the CPU backend: CPU time per frame, and that the codes are equal.
+"""The WebAssembly codec beside the CPU backend: CPU time per frame, and a check of the codes.
 
     python -m benches.web [--model default] [--frames 900]
 
-Blocks of frames go in turn through the CPU backend, through wasmtime in this process and through V8
-in Node, so that a busy machine is busy for all of them. Taken is the CPU time of the process that
-computes, not the wall's, which on a shared machine is mostly waiting. Without --model the
-architecture is that of the paper's 24 kHz model with random weights. Prints no time for codes that
-differ.
+Blocks of frames go in turn through the CPU backend, through wasmtime in this process, and through
+V8 in Node, so a busy machine slows all of them. CPU time is measured rather than wall time, which
+on a shared machine is mostly waiting. Without --model the architecture is that of the paper's
+24 kHz model with random weights. No time is printed if the codes differ.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""Pages in a browser, on this machine: one that hears itself, and two that call each other.
+"""Pages in a browser on this machine: one that hears itself, and two that call each other.
 
     python -m benches.web_call [--seconds 60]
 
-First a page alone: how soon it is ready in a browser that has just started, and how late it hears
-itself. Then a call: what of the audio arrives, and when. The embedded model runs in the pages'
-audio threads; in the call one sends a clip, the other a microphone's file. Of the packets sent,
-those that did not arrive are the network's loss; frames that were late, skipped or never played are
-the pages'. No device plays, so that its delay is not in the sums.
+First a page by itself: how soon it is ready in a browser that has just started, and with what
+delay it hears itself. Then a call: how much of the audio arrives, and when. The embedded model runs
+in the pages' audio threads. In the call one page sends a clip, the other a fake microphone's file.
+Packets that were sent and did not arrive are the network's loss; frames that were late, skipped or
+never played are the pages'. The delay of sound devices is not included.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ COUNTING = """{
   globalThis.sentPackets = 0;
   const { send } = RTCDataChannel.prototype;
   RTCDataChannel.prototype.send = function (message) {
-    // Receiver reports are no audio.
+    // Receiver reports are not audio.
     const { buffer, byteOffset = 0 } = message.buffer ? message : { buffer: message };
     const kind = new Uint8Array(buffer, byteOffset)[1];
     if (kind < 200 || kind > 206) sentPackets += 1;
@@ -55,7 +55,7 @@ STARTS = 7
 
 
 async def _alone() -> list[dict[str, float]]:
-    """The figures of a page that hears its microphone through the codec, of each start."""
+    """For each start of a browser, the figures of a page that hears itself through the codec."""
     server = PageServer(blob(EncodecModel.from_pretrained("default")))
     port = await server.start("127.0.0.1", 0, None)
     found = []
@@ -72,7 +72,7 @@ async def _alone() -> list[dict[str, float]]:
 
 
 async def _call(seconds: float) -> tuple[list[list[dict[str, Any]]], list[str]]:
-    """The figures of both pages at the begin and at the end of ``seconds`` of a call."""
+    """The figures of both pages at the beginning and the end of ``seconds`` of a call."""
     server = PageServer(blob(EncodecModel.from_pretrained("default")))
     port = await server.start("127.0.0.1", 0, None)
     with tempfile.TemporaryDirectory() as folder:
@@ -88,7 +88,7 @@ async def _call(seconds: float) -> tuple[list[list[dict[str, Any]]], list[str]]:
                 await in_call(pages[1], "#send-clip")
                 for page in pages:
                     await page.until("encodec.call?.reports?.roundTripS && encodec.last?.counts")
-                # The first seconds have the connection and the buffers' first guesses in them.
+                # In the first seconds the call is set up and the buffers adapt.
                 await asyncio.sleep(5)
                 before = [await page.run(FIGURES) for page in pages]
                 await asyncio.sleep(seconds)
@@ -99,10 +99,10 @@ async def _call(seconds: float) -> tuple[list[list[dict[str, Any]]], list[str]]:
 
 
 def main() -> None:
-    """Call, and write the record."""
+    """Measure, and write the record."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--seconds", type=float, default=60.0)
-    parser.add_argument("--out", default=RESULTS, help="another folder than benches/results")
+    parser.add_argument("--out", default=RESULTS, help="folder for the record")
     options = parser.parse_args()
     record = Record("web-call", folder=options.out)
     starts = asyncio.run(_alone())

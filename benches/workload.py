@@ -1,6 +1,6 @@
-"""What the benches and tests of a GPU run: the 24 kHz architecture, its layers, noise and speech.
+"""What the GPU benches and tests run: the 24 kHz architecture, its layers, noise and speech.
 
-All that is needed is in a bare checkout.
+Nothing beyond a bare checkout is needed.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from encodec_rt.streaming.steps import run
 from encodec_rt.streaming.weights import layer_weights, pack_layers
 
 SPEECH = Path(__file__).parent / "speech.npy"
-"""Four seconds of encodec_rt/assets/speech_en.flac, for a machine that cannot read FLAC."""
+"""Four seconds of encodec_rt/assets/speech_en.flac, for machines that cannot read FLAC."""
 
 
 def random_24khz(seed: int = 0) -> EncodecModel:
-    """The architecture of the 24 kHz model with random weights, zero padding, fitted codebooks.
+    """The architecture of the 24 kHz model with random weights, zero padding and fitted codebooks.
 
-    The codebooks are drawn from what the residuals of noise look like stage after stage, so that
-    every stage has a choice to make.
+    The vectors of each codebook are drawn from the residuals of noise at that stage, so that every
+    stage has a meaningful choice.
     """
     with torch.random.fork_rng(devices=[]), torch.inference_mode():
         torch.manual_seed(seed)
@@ -53,7 +53,7 @@ def random_24khz(seed: int = 0) -> EncodecModel:
 
 
 def noise(*shape: int, seed: int = 1) -> Tensor:
-    """Noise [..., n] whose loudness comes and goes, as speech's does."""
+    """Noise [..., n] whose level rises and falls, as that of speech does."""
     generator = torch.Generator().manual_seed(seed)
     swell = torch.rand(*shape[:-1], 1 + shape[-1] // 2000, generator=generator)
     envelope = swell.repeat_interleave(2000, dim=-1)[..., : shape[-1]]
@@ -61,24 +61,24 @@ def noise(*shape: int, seed: int = 1) -> Tensor:
 
 
 def speech(slots: int, seed: int = 4) -> Tensor:
-    """[S, 96000] of recorded speech at 24 kHz, each slot from another place on and as loud."""
+    """Speech [S, 96000] at 24 kHz: the same recording, beginning at a different place per slot."""
     recorded = torch.from_numpy(np.load(SPEECH)).float() / (1 << 15)
     starts = torch.randint(len(recorded), (slots,), generator=torch.Generator().manual_seed(seed))
     return torch.stack([recorded.roll(-int(start)) for start in starts])
 
 
 def frames(audio: Tensor, hop: int = 320) -> list[Tensor]:
-    """[S, n] -> frames [S, hop], by default those of the 24 kHz model, each in its own memory."""
+    """Audio [S, n] -> contiguous frames [S, hop], by default those of the 24 kHz model."""
     return [audio[:, at : at + hop].contiguous() for at in range(0, audio.shape[1], hop)]
 
 
 def layers(model: EncodecModel) -> Plan:
-    """Every layer of both directions, in the order that a frame passes them."""
+    """Every layer of encoder and decoder, in the order in which a frame passes them."""
     return *plan(model.encoder, "encoder"), *plan(model.decoder, "decoder")
 
 
 def steps_per_frame(model: EncodecModel, spec: LayerSpec) -> int:
-    """Inputs of a layer in one frame."""
+    """The number of time steps that go into a layer per frame."""
     part = spec.name.split(".")[0]
     steps = model.config.hop_length if part == "encoder" else 1
     for before in layers(model):
@@ -92,12 +92,12 @@ def steps_per_frame(model: EncodecModel, spec: LayerSpec) -> int:
 
 
 def inputs_of(spec: LayerSpec) -> int:
-    """Channels that go into a layer."""
+    """The number of channels that go into a layer."""
     return spec.in_channels if isinstance(spec, ConvSpec | ConvTransposeSpec) else spec.channels
 
 
 def op_of(spec: LayerSpec) -> str:
-    """The row of the table of operations that a layer calls."""
+    """The name of the op that a layer calls."""
     if isinstance(spec, ConvSpec):
         return "conv1d"
     if isinstance(spec, ConvTransposeSpec):
@@ -106,12 +106,12 @@ def op_of(spec: LayerSpec) -> str:
 
 
 class OneLayer:
-    """A network of one layer for S slots, with a random state, and the same in float64."""
+    """A network of one layer for S slots with a random state, and its float64 reference."""
 
     def __init__(
         self, model: EncodecModel, spec: LayerSpec, ops: Ops, slots: int, device: torch.device
     ) -> None:
-        """Draw state and input; those of slot n do not depend on how many slots there are."""
+        """Draw state and input; those of slot n do not depend on the number of slots."""
         self.spec = spec
         self.net = pack_layers(model, (spec,), ops, device)
         self.now = StreamState.allocate((spec,), slots, device)
@@ -125,7 +125,7 @@ class OneLayer:
         self._weights = tuple(part.double().to(device) for part in layer_weights(model, spec))
 
     def step(self) -> Tensor:
-        """The layer's output; the proposed state is written."""
+        """The layer's output; writes the proposed state."""
         return run(self.net, self.now, self.proposed, self.x)
 
     def reference(self) -> Tensor:

@@ -1,7 +1,7 @@
-"""Calls for the benches, by aiortc over this machine's own addresses.
+"""Calls for the benches, through aiortc over this machine's own addresses.
 
-An end is an asynchronous context, so that a test can have both in one process; ``far`` has one
-in a process of its own, as users have.
+Each end is an asynchronous context, so a test can have both in one process; ``far`` runs an end in
+a separate process, as users do.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ SMALL_KBPS = 6.01
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model a bench uses, and at what bandwidth."""
+    """The model that a bench uses, and its bandwidth."""
 
     source: str
     kbps: float
@@ -47,34 +47,34 @@ class ModelChoice:
 
     @classmethod
     def from_arguments(cls, arguments: argparse.Namespace) -> ModelChoice:
-        """As ``add_arguments`` lets it be chosen."""
+        """The choice made with the options of ``add_arguments``."""
         kbps = SMALL_KBPS if arguments.small else arguments.kbps
         return cls(arguments.model, kbps, arguments.small)
 
     @property
     def case(self) -> dict[str, Json]:
-        """For the record."""
+        """The description for the record."""
         model = "small, random weights" if self.small else self.source
         return {"model": model, "kbps": self.kbps}
 
     def load(self) -> Codec:
-        """The codec, for one thread of torch."""
+        """Load the codec, and limit torch to one thread."""
         torch.set_num_threads(1)
         logging.getLogger("aioice").setLevel(logging.ERROR)
         return small_codec() if self.small else Codec.load(self.source)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The choice of a model."""
+    """Add the options that choose a model."""
     parser.add_argument("--model", default="default")
     parser.add_argument("--kbps", type=float, default=6.0)
     parser.add_argument("--small", action="store_true", help="a tiny model with random weights")
 
 
 def small_codec() -> Codec:
-    """A model with random weights whose codes weigh as much as the default one's: 75 x 8 x 10 bits.
+    """A tiny model with random weights and the default model's code rate: 75 x 8 x 10 bits per s.
 
-    An hour of it is minutes of computing, and nothing but its layers is smaller.
+    An hour of it takes minutes to compute; only its layers are smaller.
     """
     config = EncodecConfig(
         sampling_rate=600,
@@ -93,7 +93,7 @@ def small_codec() -> Codec:
 
 
 def speech(rate_hz: int) -> NDArray[np.float32]:
-    """The bundled clip."""
+    """A bundled clip [n] at ``rate_hz``."""
     path = Path(str(resources.files("encodec_rt"))) / "assets" / "speech_it.flac"
     with AudioReader(path) as reader:
         audio: NDArray[np.float32] = np.concatenate(list(reader.blocks(rate_hz, 1)), axis=1)[0]
@@ -101,7 +101,7 @@ def speech(rate_hz: int) -> NDArray[np.float32]:
 
 
 class Talker(SilentSource):
-    """A microphone into which a recording is said again and again."""
+    """A microphone that plays a recording in a loop."""
 
     def __init__(self, config: EncodecConfig, audio: NDArray[np.float32]) -> None:
         """``audio`` is mono, at the model's rate."""
@@ -111,7 +111,7 @@ class Talker(SilentSource):
         self._at = 0
 
     async def read(self) -> Audio | None:
-        """The next hop, in its time."""
+        """The next hop, at its time."""
         await super().read()
         self._at += 1
         hop: Audio = self._said[self._at % len(self._said)]
@@ -120,7 +120,7 @@ class Talker(SilentSource):
 
 @dataclass(frozen=True)
 class Listening:
-    """Where an end waits for a call; ``calls`` are those that came."""
+    """An end that waits for calls at ``url``; ``calls`` are those that came in."""
 
     server: SignallingServer
     url: str
@@ -130,13 +130,13 @@ class Listening:
 
 @dataclass(frozen=True)
 class Calling:
-    """An end that has called, and all that an attacker may know of the call."""
+    """An end that has called, and everything that an attacker may know about the call."""
 
     call: Call
     offer: str
     addresses: list[tuple[str, int]]
     name: str
-    """By which ICE checks of the other end go."""
+    """The other end's ICE user fragment, which connectivity checks carry."""
 
 
 def _new_call(codec: Codec, kbps: float, audio: NDArray[np.float32]) -> Call:
@@ -148,7 +148,7 @@ def _new_call(codec: Codec, kbps: float, audio: NDArray[np.float32]) -> Call:
 async def listening(
     codec: Codec, kbps: float, audio: NDArray[np.float32], limits: Limits | None = None
 ) -> AsyncIterator[Listening]:
-    """An end that takes a call, for the time of the block."""
+    """An end that takes calls while the block runs."""
     calls: list[Call] = []
 
     def open_line() -> Call:
@@ -168,7 +168,7 @@ async def listening(
 async def calling(
     codec: Codec, kbps: float, audio: NDArray[np.float32], url: str, token: str
 ) -> AsyncIterator[Calling]:
-    """An end that has called the one at ``url``, for the time of the block."""
+    """An end that calls the one at ``url`` while the block runs."""
     call = _new_call(codec, kbps, audio)
     offer = await call.offer()
     client = SignallingClient(url, token=token)
@@ -189,20 +189,20 @@ async def calling(
 
 
 def resident_mib() -> float:
-    """Memory of this process that is in use."""
+    """Resident memory of this process, in MiB."""
     pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
 
 
 @dataclass
 class Window:
-    """What a listener counted from one poll to the next."""
+    """The differences of a receiver's counters from one poll to the next."""
 
     listener: Receiver
     hop: int
 
     def __post_init__(self) -> None:
-        """Look for the first time."""
+        """Take the first counts."""
         self._seen = self._counts()
 
     def _counts(self) -> dict[str, float]:
@@ -210,7 +210,7 @@ class Window:
         return {name: float(value) for name, value in counts.items()}
 
     def poll(self) -> dict[str, Json]:
-        """The differences: concealment, losses, and the delay of the jitter buffer."""
+        """Concealment, losses and the jitter buffer's delay since the last poll."""
         now, seen = self._counts(), self._seen
         self._seen = now
         moved = {name: now[name] - seen[name] for name in now}
@@ -228,7 +228,7 @@ class Window:
 
 
 async def heard(call: Call) -> None:
-    """Wait until ``call`` plays what the other side said, and has settled."""
+    """Wait until ``call`` plays the other end's audio, and two seconds more to settle."""
     while not call.listener.statistics.jitterBufferEmittedCount:
         await asyncio.sleep(0.05)
     await asyncio.sleep(2)

@@ -1,10 +1,10 @@
-"""How a call gets over what happens to networks: how soon audio is back, and at what delay.
+"""How a call copes with network events: how soon audio resumes, and at what delay.
 
     python -m benches.link.conditions
 
-Whole calls of packets on a virtual clock, with redundancy and aiortc's estimator; the decoder is
-left out, as it moves no packet, but where pauses in recorded speech matter. Sequence numbers wrap
-in the hour of ``endurance``.
+Whole calls run on a virtual clock, with redundancy and aiortc's bandwidth estimator. The decoder is
+left out, since it does not affect packets, except where pauses in recorded speech matter. The
+wrap-around of sequence numbers occurs in the hour of ``endurance``.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ SECONDS = 60
 CLIPS = 5
 EVENT_S = 20.0
 SETTLED_S = 5.0
-"""From when on a call's delay counts."""
+"""A call's delay is measured from this time on."""
 LAST_S = 10.0
 
 
 @dataclass(frozen=True)
 class Condition:
-    """What happens, and when the network is as before again, if it ever is otherwise."""
+    """A network, and when its event is over (None if there is no event)."""
 
     network: PathProfile
     drift_ppm: float = 0.0
     over_s: float | None = None
     moved_ms: float = 0.0
-    """By how much the path itself is slower at the end."""
+    """By how much the path's own delay has grown at the end."""
     event_s: float = EVENT_S
     seconds: float = SECONDS
 
@@ -58,7 +58,7 @@ def path(
     duplicate: float = 0.0,
     outages_s: tuple[tuple[float, float], ...] = (),
 ) -> PathProfile:
-    """The path that all calls have, and what happens to it at ``event_s`` or all the time."""
+    """The path of all calls, with an event at ``event_s`` or a permanent impairment."""
     return PathProfile(
         delay_ms=40,
         jitter_ms=8,
@@ -87,7 +87,7 @@ CONDITIONS: Mapping[str, Condition] = {
 
 
 def call(codec: Codec, condition: Condition, seed: int) -> Heard:
-    """A call of speech without a pause, under one condition."""
+    """A call of speech without pauses, under one condition."""
     frames = round(condition.seconds * codec.config.frame_rate)
     codes = np.random.default_rng(seed).integers(0, 1024, (frames, 8)).astype(np.uint16)
     return simulate(
@@ -101,7 +101,7 @@ def call(codec: Codec, condition: Condition, seed: int) -> Heard:
 
 
 def measure(heard: Heard, condition: Condition, hop_ms: float) -> dict[str, Json]:
-    """Gaps between frames that were played, and the delay before and long after the event."""
+    """Gaps between frames that were played, and the delay before and well after the event."""
     hops = [hop for hop in heard.hops if hop.at_s < condition.seconds]
     played = [hop for hop in hops if hop.slot.codes is not None]
     at_s = np.array([hop.at_s for hop in played])
@@ -113,7 +113,7 @@ def measure(heard: Heard, condition: Condition, hop_ms: float) -> dict[str, Json
     before_ms, last_ms = (float(np.median(delays_ms[which])) for which in (before, last))
     resumed_ms: float | None = None
     if condition.over_s is not None:
-        # The first packet after it needs its time on the way.
+        # Counted from the arrival of the first packet that was sent after the event.
         arrives_s = min(t for t, ms in heard.transits_ms if t - ms / 1000 >= condition.over_s)
         resumed_ms = 1000 * (float(at_s[at_s >= arrives_s][0]) - arrives_s)
     kinds = [hop.slot.kind for hop in hops]
@@ -130,24 +130,24 @@ def measure(heard: Heard, condition: Condition, hop_ms: float) -> dict[str, Json
 
 
 class PauseAwareBuffer(JitterBuffer):
-    """A jitter buffer that tells pauses from speech where it shortens the delay."""
+    """A jitter buffer that counts where it leaves out frames: in pauses or in speech."""
 
     def __init__(self) -> None:
-        """Nothing was left out yet."""
+        """Start counting at 0."""
         super().__init__()
         self.cut = {"in_pauses": 0, "in_speech": 0}
 
     def get(
         self, now_s: float, *, quiet: bool = False, clock_s: float | None = None
     ) -> PlayoutSlot:
-        """As ever."""
+        """``JitterBuffer.get``, counted."""
         slot = super().get(now_s, quiet=quiet, clock_s=clock_s)
         self.cut["in_pauses" if quiet else "in_speech"] += slot.skipped
         return slot
 
 
 def cuts(codec: Codec, kbps: float, network: PathProfile, seed: int) -> dict[str, Json]:
-    """Where frames of recorded speech are left out when the delay shrinks."""
+    """Count where frames of recorded speech are left out as the delay shrinks."""
     clip = speech(codec.config.sampling_rate)
     codes = np.concatenate([codec.stream_encoder(kbps).push(clip)] * CLIPS)
     buffer = PauseAwareBuffer()
@@ -162,7 +162,7 @@ def cuts(codec: Codec, kbps: float, network: PathProfile, seed: int) -> dict[str
 
 
 def main() -> None:
-    """Hold every call and write the record."""
+    """Run every call and write the record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=4)
     parser.add_argument("--model", default="default")

@@ -1,9 +1,9 @@
-"""What a bad network leaves of speech: quality against loss, with and without each defence.
+"""Speech quality over a bad network: scores against packet loss, with and without each defence.
 
     python -m benches.link.curves
 
-Calls run on a virtual clock over a modelled network (40 ms and exp(8 ms) of jitter), so that the
-load of the machine moves no number. Writes a record and a picture of its curves.
+Calls run on a virtual clock over a simulated network (40 ms plus exp(8 ms) of jitter), so the load
+of the machine affects no figure. Writes a record and a picture of its curves.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ from encodec_rt.voice.receiver import Receiver
 LOSSES = (0.0, 0.01, 0.05, 0.10, 0.20)
 BURSTS = {"random": 1.0, "bursty": 3.0}
 CLIPS = ("speech_it", "speech_en")
-"""What is said in calls of even and of odd seeds."""
+"""The speech in calls with even and odd seeds."""
 METRICS = (
     ("network_pesq_wb", "PESQ wide-band, against no loss"),
     ("plcmos_on_clean", "PLCMOS v2, the network's errors alone"),
@@ -44,7 +44,7 @@ FOREVER = (1.0,) * 100_000
 
 @dataclass(frozen=True)
 class Defence:
-    """What a call does about loss."""
+    """What a call does against loss."""
 
     name: str
     redundancy: bool
@@ -62,17 +62,17 @@ DEFENCES = (
 
 
 def conditions(losses: tuple[float, ...]) -> Iterator[tuple[str, float, PathProfile]]:
-    """Each pattern and share of loss, as a network."""
+    """Each pattern and share of loss, and the network that has it."""
     for pattern, burst in BURSTS.items():
         for loss in losses:
-            # Nothing lost is the same in both patterns.
+            # Without loss, both patterns are the same.
             if loss or burst == 1:
                 yield pattern, loss, PathProfile(delay_ms=40, jitter_ms=8, loss=loss, burst=burst)
 
 
 @dataclass(frozen=True, eq=False)
 class CodedClip:
-    """A clip, its codes, and what they are without a network."""
+    """A clip, its codes, and their decoded audio without a network."""
 
     clip: NDArray[np.float32]
     codes: NDArray[np.uint16]
@@ -97,7 +97,7 @@ def run(
     kbps: float,
     seed: int,
 ) -> tuple[Heard, Receiver]:
-    """One call."""
+    """Run one call."""
     listener = Receiver(codec.stream_decoder(kbps), gains=defence.gains, repairs=defence.repairs)
     controller = RateController(codebooks=codes.shape[1], redundancy=defence.redundancy)
     heard = simulate(
@@ -111,7 +111,7 @@ def run(
 
 
 def squeeze(codec: Codec, codes: NDArray[np.uint16], kbps: float) -> dict[str, Json]:
-    """A bottleneck of 40 kbit/s from second 12 to 28: delay of packets, and the way back."""
+    """A bottleneck of 40 kbps from second 12 to 28: packet delay, and recovery afterwards."""
     looped = np.concatenate([codes] * 6)
     network = PathProfile(delay_ms=20, jitter_ms=3, rate_kbps=40, rate_span_s=(12, 28))
     listener = Silent(codec.stream_decoder(kbps))
@@ -127,7 +127,7 @@ def squeeze(codec: Codec, codes: NDArray[np.uint16], kbps: float) -> dict[str, J
 
 
 def squeezed(heard: Heard) -> dict[str, Json]:
-    """How long packets took before, in and after a bottleneck from second 12 to 28."""
+    """The delay of packets before, in and after a bottleneck from second 12 to 28."""
     at_s, transits_ms = np.array(heard.transits_ms).T
     full = [plan for begin, plan in heard.plans if begin < 12][-1]
     back_s = [begin for begin, plan in heard.plans if begin > 28 and plan == full]
@@ -148,7 +148,7 @@ def squeezed(heard: Heard) -> dict[str, Json]:
 
 
 class Silent(Receiver):
-    """A listener that decodes nothing, where only packets matter."""
+    """A receiver that decodes nothing, for calls where only packets matter."""
 
     def render(self, planned: object) -> NDArray[np.float32]:
         """A hop of zeros."""
@@ -156,7 +156,7 @@ class Silent(Receiver):
 
 
 def budget(codec: Codec, codes: NDArray[np.uint16], kbps: float) -> dict[str, Json]:
-    """What a perfect network costs: from the end of a frame to its playout."""
+    """The latency of a call over a perfect network, from the end of a frame to its playout."""
     listener = Silent(codec.stream_decoder(kbps), buffer=JitterBuffer())
     heard = simulate(
         codes,
@@ -176,7 +176,7 @@ def budget(codec: Codec, codes: NDArray[np.uint16], kbps: float) -> dict[str, Js
 
 
 def figure(record: Record, path: Path) -> None:
-    """The curves as one picture."""
+    """Draw the curves."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -207,7 +207,7 @@ def figure(record: Record, path: Path) -> None:
 
 
 def main() -> None:
-    """Run every condition and write the record and its picture."""
+    """Run every condition, and write the record and its picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="default")
     parser.add_argument("--kbps", type=float, default=6.0)

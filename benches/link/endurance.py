@@ -1,10 +1,10 @@
-"""Whether a call grows with time: an hour of one, and ten real minutes.
+"""Whether delay or memory grows during a call: an hour of one, and ten minutes in real time.
 
     python -m benches.link.endurance hour
     python -m benches.link.endurance call
 
-The hour passes on a virtual clock; the minutes are between two processes, by aiortc over this
-machine's own addresses.
+The hour passes on a virtual clock. The ten minutes are a call between two processes, through aiortc
+over this machine's own addresses.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ HOUR = PathProfile(delay_ms=40, jitter_ms=8, loss=0.03, burst=2, spike_every_s=2
 
 
 async def talk(model: ModelChoice, *, minutes: int) -> list[dict[str, Json]]:
-    """A call of that length between two processes; what each minute was like at either end."""
+    """A call between two processes -> the figures of each minute at either end."""
     found: list[dict[str, Json]] = []
     call = await Apart.begin(model)
     for minute in range(minutes):
@@ -46,7 +46,7 @@ async def talk(model: ModelChoice, *, minutes: int) -> list[dict[str, Json]]:
 def hour(model: ModelChoice, *, hours: float, parts: int = 6) -> list[dict[str, Json]]:
     """A call on a virtual clock through encoder, packets, network, jitter buffer and decoder.
 
-    What each part of it was like; the memory is that of the whole process.
+    Returns the figures of each of ``parts`` of it; memory is that of the whole process.
     """
     codec, kbps = model.load(), model.kbps
     config, audio = codec.config, speech(codec.config.sampling_rate)
@@ -80,7 +80,7 @@ def hour(model: ModelChoice, *, hours: float, parts: int = 6) -> list[dict[str, 
 def _frames(
     codec: Codec, kbps: float, audio: NDArray[np.float32], count: int
 ) -> Iterator[tuple[Codes, bool]]:
-    """``count`` frames of ``audio`` said again and again, with a pause after each time."""
+    """``count`` frames of ``audio`` in a loop, with a pause after each repetition."""
     hop = codec.config.hop_length
     hops = audio[: len(audio) // hop * hop].reshape(-1, hop)
     encoder = codec.stream_encoder(kbps)
@@ -93,7 +93,7 @@ def _frames(
 
 
 def main() -> None:
-    """Run one of the two and write its record."""
+    """Run one of the two, and write its record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("hour", "call"))
     add_arguments(parser)

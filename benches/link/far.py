@@ -1,4 +1,4 @@
-"""An end of a call in a process of its own, as users have it, and what it is asked."""
+"""An end of a call in a separate process, as users have it, and a pipe to it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from encodec_rt.streaming.codec import warm_up
 
 @dataclass(frozen=True)
 class FarEnd:
-    """This process's end, and the server that it listens with."""
+    """The end that runs in this process, and its signalling server if it listens."""
 
     call: Call
     window: Window
@@ -29,7 +29,7 @@ class FarEnd:
 
 @dataclass(frozen=True)
 class KnownCall:
-    """All that an attacker may know of a call."""
+    """Everything that an attacker may know about a call."""
 
     url: str
     token: str
@@ -39,11 +39,11 @@ class KnownCall:
 
 
 Work = Callable[[FarEnd], Awaitable[dict[str, Json]]]
-"""What an end may be asked: a function of a module, or a partial one, as it is pickled."""
+"""What an end can be asked to run: a module's function or a partial of one (it is pickled)."""
 
 
 async def poll(end: FarEnd) -> dict[str, Json]:
-    """What the call was like since the last poll, and its latency by term."""
+    """The figures of the call since the last poll, and the parts of its latency."""
     own: Any = end.call.statistics()["encodecRt"]
     found: dict[str, Json] = {**end.window.poll(), "latency_ms": own["latencyMs"]}
     found |= {"encode_ms": own["encodeMs"], "decode_ms": own["decodeMs"]}
@@ -54,12 +54,12 @@ async def poll(end: FarEnd) -> dict[str, Json]:
 
 
 class Far:
-    """The far side of a pipe to an end."""
+    """An end of a call that runs in another process."""
 
     def __init__(
         self, model: ModelChoice, *, place: tuple[str, str] | None, limits: Limits
     ) -> None:
-        """Start it: it calls ``place``, a URL and its token, or it listens, within ``limits``."""
+        """Start it: it calls ``place`` (URL, token) if given, or else listens, within ``limits``."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         arguments = (theirs, model, place, limits)
@@ -68,17 +68,17 @@ class Far:
         theirs.close()
 
     async def answer(self) -> Any:
-        """What it sends next. Raises EOFError if it has ended."""
+        """Wait for what it sends next. Raises EOFError if it has ended."""
         return await asyncio.get_running_loop().run_in_executor(None, self._pipe.recv)
 
     async def do(self, work: Work) -> dict[str, Json]:
-        """What comes of ``work`` over there."""
+        """Run ``work`` in that process -> its result."""
         self._pipe.send(work)
         result: dict[str, Json] = await self.answer()
         return result
 
     async def stop(self) -> None:
-        """Let it hang up."""
+        """Make it hang up and end."""
         self._pipe.send(None)
         await asyncio.get_running_loop().run_in_executor(None, self._process.join)
 
@@ -93,7 +93,7 @@ class Apart:
 
     @classmethod
     async def begin(cls, model: ModelChoice, limits: Limits | None = None) -> Apart:
-        """Both ends, when each hears the other."""
+        """Start both ends, and wait until each hears the other."""
         limits = limits or Limits()
         callee = Far(model, place=None, limits=limits)
         caller = Far(model, place=await callee.answer(), limits=limits)
@@ -119,7 +119,7 @@ async def _run(
 ) -> None:
     codec = model.load()
     warm_up(codec, model.kbps, "primed")
-    # As the command line does.
+    # As the command line does: keeps garbage collection short.
     gc.freeze()
     audio = speech(codec.config.sampling_rate)
     server: SignallingServer | None = None

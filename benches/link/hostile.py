@@ -1,8 +1,8 @@
-"""What a call withstands: hostile datagrams, payloads and signalling requests while it goes on.
+"""A call under attack: hostile datagrams, payloads and signalling requests while it runs.
 
     python -m benches.link.hostile
 
-Both ends and the attacker are processes of their own. The same call is held alone and under attack.
+Both ends and the attacker are separate processes. The same call runs undisturbed and under attack.
 """
 
 from __future__ import annotations
@@ -32,18 +32,18 @@ from encodec_rt.voice.packetizer import Outgoing
 GENEROUS = Limits(
     requests_per_s=1e6, burst=1_000_000, door=replace(ConnectionLimits(), connection_s=3600.0)
 )
-"""Requests that a limit would refuse unread come further, where they may do more harm."""
+"""Limits so high that requests are not refused unread and can do more harm."""
 PACE_S = 0.02
 INSIDE_PER_S = 150
-"""Hostile payloads a second from the far end itself, encrypted."""
+"""Hostile payloads per second that the far end itself sends, encrypted."""
 ALONE_S = 120
 STUN_COOKIE = b"\x21\x12\xa4\x42"
 
 
 def datagram(rng: np.random.Generator, name: str) -> bytes:
-    """What somebody without the keys may send to the port of a call.
+    """A random datagram that someone without the keys may send to the port of a call.
 
-    ``name`` is the one in its ICE checks, which are not encrypted.
+    ``name`` is the user fragment in its ICE checks, which are not encrypted.
     """
     rest = rng.bytes(int(rng.integers(0, 200)))
     heads = (
@@ -56,7 +56,7 @@ def datagram(rng: np.random.Generator, name: str) -> bytes:
     if kind == len(heads):
         return b""
     if kind == len(heads) + 1:
-        # It has to be read to the end before it is found to be forged.
+        # This one has to be parsed completely before it turns out to be forged.
         user = f"{name}:{rng.bytes(2).hex()}".encode()
         claims = b"\x00\x06" + len(user).to_bytes(2, "big") + user
         claims += bytes(-len(claims) % 4) + b"\x00\x08\x00\x14" + rng.bytes(20)
@@ -67,7 +67,7 @@ def datagram(rng: np.random.Generator, name: str) -> bytes:
 
 
 def payload(rng: np.random.Generator) -> bytes:
-    """What the other end, or whoever took it over, may send encrypted."""
+    """A random payload that the other end, or whoever controls it, may send encrypted."""
     codes = np.zeros((int(rng.integers(1, 5)), int(rng.integers(1, 33))), np.uint16)
     good = encode_packet(Packet(codes), bits=10)
     kind = int(rng.integers(3))
@@ -79,7 +79,7 @@ def payload(rng: np.random.Generator) -> bytes:
 
 
 async def whisper(end: FarEnd, *, count: int, per_s: float, seed: int = 1) -> dict[str, Json]:
-    """Let the far end itself send ``count`` malformed payloads beside what it says."""
+    """Make the far end itself send ``count`` malformed payloads beside its audio."""
     rng = np.random.default_rng(seed)
     async for burst in _paced(count, per_s):
         for _ in range(burst):
@@ -90,20 +90,20 @@ async def whisper(end: FarEnd, *, count: int, per_s: float, seed: int = 1) -> di
 
 @dataclass
 class Attack:
-    """Hostile datagrams and requests, by one who knows all of a call but its keys."""
+    """Hostile datagrams and requests by someone who knows everything about a call but its keys."""
 
     call: KnownCall
     seed: int = 0
 
     def __post_init__(self) -> None:
-        """Nothing was sent yet."""
+        """Start counting at 0."""
         self.statuses: Counter[str] = Counter()
         self.datagrams = 0
 
     async def flood(self, count: int, per_s: float) -> None:
         """Send ``count`` datagrams to the ports of the called end."""
         rng = np.random.default_rng(self.seed)
-        # A pool, as making them up would cost more than the call.
+        # A pool, since generating each would take more CPU time than the call.
         pool = [datagram(rng, self.call.name) for _ in range(5000)]
         with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sending:
             sending.setblocking(False)
@@ -117,7 +117,7 @@ class Attack:
                     self.datagrams += 1
 
     async def knock(self, count: int, per_s: float) -> None:
-        """Send ``count`` requests, none of which may become a call."""
+        """Send ``count`` requests, none of which may lead to a call."""
         rng = np.random.default_rng(self.seed + 2)
         genuine = {"Authorization": f"Bearer {self.call.token}", "Content-Type": SDP_TYPE}
         kinds: list[tuple[str, dict[str, str], bytes | None]] = [
@@ -141,16 +141,16 @@ class Attack:
                         ) as response:
                             self.statuses[f"{name}: {response.status}"] += 1
                     except aiohttp.ClientError as error:
-                        # The server hangs up on a body that it will not read.
+                        # The server closes the connection if it refuses to read a body.
                         self.statuses[f"{name}: {type(error).__name__}"] += 1
 
 
 async def _paced(count: int, per_s: float) -> AsyncIterator[int]:
-    """Bursts that make ``count`` in all, ``per_s`` a second at most."""
+    """Sizes of bursts that add up to ``count``, at most ``per_s`` per second."""
     started, given = perf_counter(), 0
     while given < count:
         due = min(count, int((perf_counter() - started + PACE_S) * per_s))
-        # After a stall nothing is made up for at once.
+        # After a stall the backlog is not sent all at once.
         burst = min(due - given, max(1, int(4 * PACE_S * per_s)))
         if burst > 0:
             given += burst
@@ -161,7 +161,7 @@ async def _paced(count: int, per_s: float) -> AsyncIterator[int]:
 async def hostile(
     model: ModelChoice, *, datagrams: int, requests: int, per_s: float
 ) -> dict[str, dict[str, Json]]:
-    """A call alone, and the same call under attack; what the called end saw."""
+    """Run a call undisturbed, then under attack -> the called end's figures of each phase."""
     seconds = datagrams / per_s
     call = await Apart.begin(model, GENEROUS)
     await call.callee.do(poll)
@@ -193,7 +193,7 @@ async def hostile(
 
 
 def main() -> None:
-    """Hold the call and write its record."""
+    """Run the call, and write its record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add_arguments(parser)
     parser.add_argument("--datagrams", type=int, default=1_000_000)

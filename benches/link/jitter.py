@@ -2,8 +2,8 @@
 
     python -m benches.link.jitter
 
-What comes late can be bought with delay, so that one pair of numbers says little of a buffer: ours
-is drawn as a curve over its exchange rate, libspeexdsp's, which has none to set, as a point.
+Delay trades against late packets, so a single pair of numbers says little about a buffer. Ours is
+drawn as a curve over the cost of a late packet; libspeexdsp's has no such setting and is a point.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ LATE_COSTS_MS = (3.0, 4.0, 6.0, 8.0, 10.0, 15.0, 20.0, 30.0)
 
 @dataclass(frozen=True)
 class Point:
-    """What a buffer made of some traces, on the average."""
+    """The late packets and delays of a buffer, averaged over some traces."""
 
     late_percent: float
     mean_ms: float
@@ -48,7 +48,7 @@ class Point:
 
 
 def point(outcomes: Sequence[Outcome], packets: Sequence[list[Sent]]) -> Point:
-    """The mean over traces, of which ``packets`` are what was sent."""
+    """The mean over traces of ``outcomes``; ``packets`` are those of each trace."""
     rows = []
     for outcome, sent in zip(outcomes, packets, strict=True):
         delays_ms = outcome.delays_ms(sent)
@@ -58,7 +58,10 @@ def point(outcomes: Sequence[Outcome], packets: Sequence[list[Sent]]) -> Point:
 
 
 def curve(packets: Sequence[list[Sent]], late_costs_ms: Sequence[float]) -> list[Point]:
-    """Our buffer at each exchange rate of delay for late packets, from the shortest delay on."""
+    """Our buffer at each cost of a late packet, in ms of delay per percentage point.
+
+    Sorted by mean delay.
+    """
     return sorted(
         (
             point([play(sent, JitterBuffer(late_cost_ms=cost)) for sent in packets], packets)
@@ -83,13 +86,13 @@ class Speex:
     """
 
     def __init__(self, library: str) -> None:
-        """Load ``library`` by its name or path."""
+        """Load ``library``, a name or path."""
         self._ffi: Any = cffi.FFI()
         self._ffi.cdef(self.DECLARATIONS)
         self._lib = self._ffi.dlopen(library)
 
     def play(self, packets: list[Sent]) -> Outcome:
-        """What it makes of a trace, asked for a frame in each hop."""
+        """Play a trace, taking a frame per hop."""
         lib, room = self._lib, self._ffi.new("char[]", 8)
         offset = self._ffi.new("int32_t *")
         packet = self._ffi.new("JitterBufferPacket *")
@@ -110,7 +113,7 @@ class Speex:
 
 
 def figure(record: Record, path: Path) -> None:
-    """Late packets against mean delay, a panel for each network."""
+    """Draw late packets against mean delay, with a panel for each network."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -132,7 +135,7 @@ def figure(record: Record, path: Path) -> None:
     for axis in axes[1]:
         axis.set_xlabel("mean delay, ms")
     for axis in axes[:, 0]:
-        axis.set_ylabel("came too late, %")
+        axis.set_ylabel("late packets, %")
     axes[0][0].legend()
     axes.flat[-1].axis("off")
     drawn.tight_layout()
@@ -140,14 +143,14 @@ def figure(record: Record, path: Path) -> None:
 
 
 def main() -> None:
-    """Play every trace through both and write the record and its picture."""
+    """Play every trace through both, and write the record and its picture."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=6)
     parser.add_argument("--seconds", type=float, default=45.0)
     arguments = parser.parse_args()
     library = ctypes.util.find_library("speexdsp")
     if library is None:
-        sys.exit("libspeexdsp is not installed (apt-get install libspeexdsp1)")
+        sys.exit("libspeexdsp is not installed; run: apt-get install libspeexdsp1")
     speex, record = Speex(library), Record("link-jitter")
     for name, network in NETWORKS.items():
         packets = [trace(network, arguments.seconds, seed=seed) for seed in range(arguments.seeds)]

@@ -1,10 +1,10 @@
-"""Real calls on a bad network: two processes in two namespaces, and a router between them.
+"""Real calls on a bad network: two processes in two network namespaces, with a router between them.
 
     python -m benches.link.rig
 
-Speech goes the whole way by the real clock: encoder, packets, SRTP, UDP, the router's TUN devices,
-jitter buffer, concealment, decoder. The columns are those of ``curves`` and ``conditions``,
-which run on a virtual clock. Only the descriptions of a call go through pipes.
+Speech takes the whole path in real time: encoder, packets, SRTP, UDP, the router's TUN devices,
+jitter buffer, concealment, decoder. The figures are those of ``curves`` and ``conditions``, which
+run on a virtual clock. Only the session descriptions (SDP) go through pipes.
 """
 
 from __future__ import annotations
@@ -69,20 +69,20 @@ CONDITIONS: Mapping[str, Condition] = {
 
 @dataclass(frozen=True, eq=False)
 class SpokenPart:
-    """What one side says in a call, the codes of it, and what they are without a network."""
+    """What one side says in a call, its codes, and their decoded audio without a network."""
 
     pcm: NDArray[np.float32]
     codes: Codes
     lossless: NDArray[np.float32]
 
     def first(self, frames: int) -> SpokenPart:
-        """The beginning of it."""
+        """The first ``frames`` of it."""
         samples = frames * len(self.pcm) // len(self.codes)
         return SpokenPart(self.pcm[:samples], self.codes[:frames], self.lossless[:samples])
 
 
 def say(codec: Codec, side: str, kbps: float, frames: int) -> SpokenPart:
-    """What a side's process says in so many frames."""
+    """What a side's process says in ``frames`` frames."""
     clip, hop = speech(codec, side), codec.config.hop_length
     pcm = np.resize(np.roll(clip, -hop), frames * hop)
     codes = codec.stream_encoder(kbps).push(pcm)
@@ -92,10 +92,10 @@ def say(codec: Codec, side: str, kbps: float, frames: int) -> SpokenPart:
 def read_log(
     log: Mapping[str, NDArray[Any]], spoken: SpokenPart, read_s: NDArray[np.float64], begun_s: float
 ) -> tuple[Heard, NDArray[np.float64]]:
-    """What one end heard, by the frame numbers of who spoke and the time since ``begun_s``.
+    """What one end heard, with the speaker's frame numbers and times since ``begun_s``.
 
-    ``read_s`` are when the speaker's frames were read. Also, of each frame played, the milliseconds
-    from its first sample to when its audio was there to be played.
+    ``read_s`` are the times when the speaker's frames were read. Also returns, for each frame
+    played, the ms from its first sample until its audio was ready to be played.
     """
     hop = log["audio"].shape[-1]
     hop_s = hop / RATE_HZ
@@ -103,7 +103,7 @@ def read_log(
     is_frame = kinds == KINDS.index("frame")
     first = _first_frame(indices[is_frame], log["codes"][is_frame], spoken.codes)
     indices = indices + first
-    # A frame that was read late was there in time: the clock that paces them is never early.
+    # The clock that paces the frames is never early, so a frame that was read late was due earlier.
     end_s = np.min(read_s - np.arange(len(read_s)) * hop_s)
     at_s = log["at_s"] - begun_s
     hops = [
@@ -142,7 +142,7 @@ def read_log(
 
 
 def _first_frame(indices: NDArray[np.int64], heard: NDArray[np.int32], spoken: Codes) -> int:
-    """Which of the speaker's frames a listener calls 0: the one by which most codes are equal."""
+    """The speaker's frame that a listener numbers 0: the one with which most codes agree."""
 
     def equal(first: int) -> int:
         at = np.minimum(indices + first, len(spoken) - 1)
@@ -162,7 +162,7 @@ def measure(
     statistics: Mapping[str, Any],
     condition: Condition,
 ) -> dict[str, Json]:
-    """One side of a call: what was heard, when, and how it got over its condition."""
+    """The figures of one side of a call: quality, delay, and how it coped with the condition."""
     hop = len(heard.hops[0].audio)
     begin = heard.hops[0].slot.index * hop
     audio = heard.audio[: len(spoken.pcm) - begin]
@@ -197,8 +197,8 @@ def measure(
 
 
 @dataclass(frozen=True, eq=False)
-class Held:
-    """A call that was held: when its network began, and what each end said and wrote of it."""
+class FinishedCall:
+    """A call that has ended: when its network began, and each end's answer and log."""
 
     name: str
     seed: int
@@ -207,7 +207,7 @@ class Held:
     logs: list[Path]
 
     def judge(self, spoken: Sequence[SpokenPart], record: Record) -> None:
-        """Add what each side heard to ``record``."""
+        """Add the figures of each side to ``record``."""
         condition = CONDITIONS[self.name]
         logs = [dict(np.load(path)) for path in self.logs]
         for at, side in enumerate(SIDES):
@@ -226,23 +226,23 @@ class Held:
             record.add(case, values=values)
 
 
-def hold(
+def run_call(
     rig: Rig, ends: Sequence[RigEnd], name: str, *, seed: int, frame_rate: float, folder: Path
-) -> Held:
-    """One call."""
+) -> FinishedCall:
+    """Run one call."""
     condition = CONDITIONS[name]
     order: dict[str, Json] = {"frames": round(condition.seconds * frame_rate), "offer": None}
     logs = [folder / f"{name}-{seed}-{side}.npz" for side in SIDES]
     begun_s = rig.impose(condition.network, 2 * seed)
     caller, listener = ends
-    caller.tell({**order, "log": str(logs[0])})
-    listener.tell({**order, "log": str(logs[1]), "offer": caller.hear()})
-    caller.tell({"answer": listener.hear()})
-    return Held(name, seed, begun_s, [end.hear() for end in ends], logs)
+    caller.send({**order, "log": str(logs[0])})
+    listener.send({**order, "log": str(logs[1]), "offer": caller.receive()})
+    caller.send({"answer": listener.receive()})
+    return FinishedCall(name, seed, begun_s, [end.receive() for end in ends], logs)
 
 
 def bench(model: str, kbps: float, names: Sequence[str], seeds: int) -> Record:
-    """Hold every call, one after the other, and judge them when all are over."""
+    """Run every call, one after another, and score them when all have ended."""
     codec, record = Codec.load(model), Record("link-rig")
     frame_rate = codec.config.frame_rate
     longest = round(max(CONDITIONS[name].seconds for name in names) * frame_rate)
@@ -253,9 +253,9 @@ def bench(model: str, kbps: float, names: Sequence[str], seeds: int) -> Record:
         for name in names:
             for seed in range(seeds):
                 calls.append(
-                    hold(rig, ends, name, seed=seed, frame_rate=frame_rate, folder=Path(folder))
+                    run_call(rig, ends, name, seed=seed, frame_rate=frame_rate, folder=Path(folder))
                 )
-                print(f"{name}: {[answer['error'] or 'held' for answer in calls[-1].answers]}")
+                print(f"{name}: {[answer['error'] or 'done' for answer in calls[-1].answers]}")
         for each in ends:
             each.close()
         for call in calls:
@@ -265,7 +265,7 @@ def bench(model: str, kbps: float, names: Sequence[str], seeds: int) -> Record:
 
 
 def main() -> None:
-    """Hold the calls and write their record."""
+    """Run the calls, and write their record."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="default")
     parser.add_argument("--kbps", type=float, default=6.0)
@@ -275,7 +275,7 @@ def main() -> None:
     torch.set_num_threads(1)
     reason = why_unavailable()
     if reason is not None:
-        print(f"calls between namespaces cannot be held: {reason}", file=sys.stderr)
+        print(f"calls between network namespaces cannot run here: {reason}", file=sys.stderr)
         sys.exit(2)
     print(bench(arguments.model, arguments.kbps, arguments.only, arguments.seeds).write())
 

@@ -1,6 +1,6 @@
-"""One end of a call on the rig, a process of its own that remembers what it says and hears.
+"""One end of a call in ``rig``: a separate process that logs what it says and hears.
 
-It is started by ``rig`` and gets its orders as lines of JSON.
+``rig`` starts it and sends it orders as lines of JSON.
 """
 
 from __future__ import annotations
@@ -39,11 +39,11 @@ SPEECH = {"caller": ("it", "en"), "listener": ("en", "it")}
 KINDS: tuple[Kind, ...] = ("idle", "frame", "copy", "lost", "silence", "hold")
 
 
-class Mouth(Talker):
-    """Says its clip for so many frames, and remembers when each was there."""
+class LoggingSource(Talker):
+    """Plays its clip for a number of frames, and logs when each was read."""
 
     def __init__(self, codec: Codec, audio: NDArray[np.float32], frames: int) -> None:
-        """``audio`` is mono, and begins anew at its end."""
+        """``audio`` is mono and is played in a loop."""
         super().__init__(codec.config, audio)
         self._left = frames
         self.read_s: list[float] = []
@@ -56,11 +56,11 @@ class Mouth(Talker):
         return audio if self._left >= 0 else None
 
 
-class Ear(Receiver):
-    """A listener that remembers packets and slots."""
+class LoggingReceiver(Receiver):
+    """A receiver that logs packets and playout slots."""
 
     def __init__(self, decoder: FrameDecoder) -> None:
-        """As a call makes its own."""
+        """Set it up as a call does."""
         super().__init__(decoder)
         self.packets: list[tuple[float, ...]] = []
         self.turns: list[tuple[float, PlayoutSlot]] = []
@@ -68,7 +68,7 @@ class Ear(Receiver):
     def receive(
         self, payload: bytes, *, sequence: int, timestamp: int, ssrc: int, now_s: float
     ) -> bool:
-        """As ever."""
+        """``Receiver.receive``, logged."""
         if payload:
             packet = parse_packet(payload, bits=self.config.codebook_nbits)
             copies = packet.redundancy.codes.shape if packet.redundancy is not None else (0, 0)
@@ -78,27 +78,27 @@ class Ear(Receiver):
         )
 
     def take(self, now_s: float, *, clock_s: float | None = None) -> HopPlan:
-        """As ever."""
+        """``Receiver.take``, logged."""
         planned = super().take(now_s, clock_s=clock_s)
         self.turns.append((now_s, planned.slot))
         return planned
 
 
-class Recorder(NullSink):
-    """Keeps what a speaker would play, and when it was there to be played."""
+class LoggingSink(NullSink):
+    """Keeps the audio that would be played, and when it was ready."""
 
     def __init__(self, codec: Codec) -> None:
-        """Nothing was heard yet."""
+        """Start empty."""
         super().__init__(codec.config)
         self.heard: list[tuple[float, Audio]] = []
 
     def write(self, audio: Audio) -> None:
-        """Take a hop."""
+        """Keep a hop."""
         self.heard.append((asyncio.get_running_loop().time(), audio))
 
 
 async def end(codec: Codec, side: str, kbps: float) -> None:
-    """One end of the calls: told on standard input what to do, one line of JSON for each step."""
+    """Run one end of calls, as told on standard input, a line of JSON per step."""
     clip, loop = speech(codec, side), asyncio.get_running_loop()
 
     async def told() -> dict[str, Any]:
@@ -106,13 +106,16 @@ async def end(codec: Codec, side: str, kbps: float) -> None:
         return dict(json.loads(line or "{}"))
 
     while (order := await told()).get("frames"):
-        mouth, ear = Mouth(codec, clip, order["frames"]), Ear(codec.stream_decoder(kbps))
-        recorder = Recorder(codec)
+        source, receiver = (
+            LoggingSource(codec, clip, order["frames"]),
+            LoggingReceiver(codec.stream_decoder(kbps)),
+        )
+        sink = LoggingSink(codec)
         is_caller = order["offer"] is None
-        # A goodbye may get lost, and nobody signals here: each side ends the call by itself.
+        # A goodbye may get lost, and there is no signalling here: each side ends the call itself.
         options = CallOptions(bandwidth_kbps=kbps, dtx=False, hang_up_s=1.0)
-        call = Call(codec, mouth, recorder, options)
-        call.listener = ear
+        call = Call(codec, source, sink, options)
+        call.listener = receiver
         error = None
         try:
             if is_caller:
@@ -123,7 +126,7 @@ async def end(codec: Codec, side: str, kbps: float) -> None:
             await call.run()
         except LinkError as failure:
             error = str(failure)
-        _save(Path(order["log"]), mouth, ear, recorder)
+        _save(Path(order["log"]), source, receiver, sink)
         _send({"error": error, "statistics": call.statistics()})
 
 
@@ -131,10 +134,10 @@ def _send(what: object) -> None:
     print(json.dumps(what), flush=True)
 
 
-def _save(log: Path, mouth: Mouth, ear: Ear, recorder: Recorder) -> None:
-    """What the other process needs to judge the call, as arrays: a row for each hop and packet."""
-    count = min(len(ear.turns), len(recorder.heard))
-    slots = [slot for _, slot in ear.turns[:count]]
+def _save(log: Path, source: LoggingSource, receiver: LoggingReceiver, sink: LoggingSink) -> None:
+    """Save what scoring the call needs, as arrays with a row per hop or packet."""
+    count = min(len(receiver.turns), len(sink.heard))
+    slots = [slot for _, slot in receiver.turns[:count]]
     width = max((slot.codes.shape[1] for slot in slots if slot.codes is not None), default=1)
     codes = np.full((count, width), -1, np.int32)
     for row, slot in zip(codes, slots, strict=True):
@@ -142,18 +145,18 @@ def _save(log: Path, mouth: Mouth, ear: Ear, recorder: Recorder) -> None:
             row[: slot.codes.shape[1]] = slot.codes[0]
     np.savez(
         log,
-        read_s=mouth.read_s,
-        packets=np.array(ear.packets).reshape(-1, 7),
-        at_s=[at_s for at_s, _ in ear.turns[:count]],
+        read_s=source.read_s,
+        packets=np.array(receiver.packets).reshape(-1, 7),
+        at_s=[at_s for at_s, _ in receiver.turns[:count]],
         slots=[(KINDS.index(slot.kind), slot.index, slot.skipped) for slot in slots],
         codes=codes,
-        written_s=[at_s for at_s, _ in recorder.heard[:count]],
-        audio=np.array([audio for _, audio in recorder.heard[:count]]),
+        written_s=[at_s for at_s, _ in sink.heard[:count]],
+        audio=np.array([audio for _, audio in sink.heard[:count]]),
     )
 
 
 class RigEnd:
-    """The process of one end, seen from here."""
+    """The process of one end, as ``rig`` controls it."""
 
     def __init__(self, side: Side, name: str, model: str, kbps: float) -> None:
         """Start it in its namespace."""
@@ -165,13 +168,13 @@ class RigEnd:
             text=True,
         )
 
-    def tell(self, what: Mapping[str, Json]) -> None:
-        """Give an order."""
+    def send(self, what: Mapping[str, Json]) -> None:
+        """Send an order."""
         assert self._process.stdin is not None
         print(json.dumps(what), file=self._process.stdin, flush=True)
 
-    def hear(self) -> Any:
-        """Wait for its answer. Raises LinkError if it is gone."""
+    def receive(self) -> Any:
+        """Wait for its answer. Raises LinkError if the process has ended."""
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
         if not line:
@@ -179,12 +182,12 @@ class RigEnd:
         return json.loads(line)
 
     def close(self) -> None:
-        """End it."""
+        """End the process."""
         self._process.communicate("{}\n")
 
 
 def speech(codec: Codec, side: str) -> NDArray[np.float32]:
-    """The bundled clips, in the order in which this side says them; whole hops."""
+    """The bundled clips in the order in which this side plays them, cut to whole hops."""
     rate_hz, hop = codec.config.sampling_rate, codec.config.hop_length
     blocks: list[NDArray[np.float32]] = []
     for language in SPEECH[side]:
@@ -196,7 +199,7 @@ def speech(codec: Codec, side: str) -> NDArray[np.float32]:
 
 
 def main() -> None:
-    """Be an end until told to stop."""
+    """Run an end until told to stop."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("side", choices=tuple(SPEECH))
     parser.add_argument("--model", required=True)

@@ -1,4 +1,4 @@
-"""How well a call was heard: scores, mutes, and defences compared call by call."""
+"""The quality of a call: scores, dropouts, and defences compared call by call."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from encodec_rt.voice.receiver import Receiver
 SPEECH_RATE_HZ = 16_000
 MUTE_DB = 20.0
 PLAIN = "plain repeat"
-"""The defence that the others are compared with."""
+"""The defence that all others are compared with."""
 COMPARED = ("network_pesq_wb", "plcmos", "plcmos_on_clean")
 RESAMPLED = 10_000
 
@@ -29,10 +29,11 @@ def measure(
     heard: Heard,
     listener: Receiver,
 ) -> dict[str, Json]:
-    """Scores of what was heard, and what the call counted.
+    """Scores of what was heard, and counts of the call.
 
-    They are against ``lossless``, what the decoder makes of all codes, and so judge the network
-    alone. PLCMOS has no reference: it judges what was heard, and the network's errors on ``clip``.
+    The reference is ``lossless``, the decoded audio of all codes, so the scores judge the network
+    only. PLCMOS has no reference: it judges what was heard, and the network's errors applied to
+    ``clip``.
     """
     rate_hz, hop = codec.config.sampling_rate, codec.config.hop_length
     decoded = heard.audio[: len(lossless)]
@@ -56,10 +57,10 @@ def measure(
 
 
 def longest_mute(lossless: NDArray[np.float32], heard: Heard, hop: int) -> int:
-    """The longest run of hops of speech that were heard ``MUTE_DB`` below what was said.
+    """The longest dropout: hops of speech in a row that were heard ``MUTE_DB`` below the original.
 
-    Speech is what lies within ``MUTE_DB`` of the mean power; a hop is compared with the quietest of
-    its frame and the two beside it, so that no edge of a word counts.
+    Speech is what lies within ``MUTE_DB`` of the mean power. A hop is compared with the quietest of
+    its own frame and the two next to it, so that edges of words do not count.
     """
     said_db = [level_db(frame) for frame in lossless[: len(lossless) // hop * hop].reshape(-1, hop)]
     speech_db = level_db(lossless) - MUTE_DB
@@ -74,13 +75,13 @@ def longest_mute(lossless: NDArray[np.float32], heard: Heard, hop: int) -> int:
 
 
 def plcmos(audio: NDArray[np.float32], rate_hz: int) -> float | None:
-    """Microsoft's PLCMOS v2, made for packet loss, or None where its library is missing."""
+    """Microsoft's PLCMOS v2, made for packet loss; None if its library is not installed."""
     try:
         from speechmos import plcmos as metric
     except ImportError:
         return None
     speech = soxr.resample(audio, rate_hz, SPEECH_RATE_HZ)
-    # It asks raters at random, from numpy's own generator: the same ones for every call.
+    # It picks raters with numpy's global generator; the seed makes them the same for every call.
     np.random.seed(0)  # noqa: NPY002
     return float(metric.run(np.clip(speech, -1, 1), SPEECH_RATE_HZ)["plcmos"])
 
@@ -88,7 +89,7 @@ def plcmos(audio: NDArray[np.float32], rate_hz: int) -> float | None:
 def on_clean(
     clip: NDArray[np.float32], lossless: NDArray[np.float32], heard: Heard, hop: int
 ) -> NDArray[np.float32]:
-    """``clip`` with what the network, and not the codec, did to it: hop by hop, as it was heard."""
+    """``clip`` with the errors of the network, not the codec, added hop by hop as heard."""
     frames = len(lossless) // hop
     errors = [
         (at, each.audio - lossless[at * hop : (at + 1) * hop])
@@ -99,7 +100,7 @@ def on_clean(
 
 
 def compare(record: Record, case: dict[str, Json]) -> None:
-    """Add how far each defence is above plain repeat, call by call, with 95 % confidence."""
+    """Add by how much each defence beats plain repeat, call by call, with 95 % intervals."""
     calls: dict[tuple[str, float, str], list[Case]] = {}
     for each in record.cases:
         if "defence" in each.case:
@@ -122,7 +123,7 @@ def compare(record: Record, case: dict[str, Json]) -> None:
 
 
 def _confident(samples: NDArray[np.float64]) -> dict[str, Json]:
-    """The mean, and where 95 % of the means of resampled samples lie (bootstrap)."""
+    """The mean and its 95 % confidence interval, by bootstrap."""
     random = np.random.default_rng(0)
     means = random.choice(samples, (RESAMPLED, len(samples))).mean(axis=1)
     low, high = np.percentile(means, (2.5, 97.5))

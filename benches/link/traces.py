@@ -1,4 +1,4 @@
-"""Seeded packet traces for the jitter buffer, and what a buffer makes of one."""
+"""Seeded packet traces for jitter buffers, and playing them."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ SSRC = 7
 
 @dataclass(frozen=True)
 class Sent:
-    """A packet on its way: which frame, and when it was sent and arrives."""
+    """A packet in transit: its frame, and when it was sent and arrives."""
 
     arrival_s: float
     sent_s: float
@@ -29,18 +29,18 @@ class Sent:
 
 @dataclass
 class Outcome:
-    """What was played: per frame number the time of playout, and per hop its kind."""
+    """What was played: the playout time of each frame number, and the slot of each hop."""
 
     played_s: dict[int, float] = field(default_factory=dict)
     slots: list[tuple[float, PlayoutSlot]] = field(default_factory=list)
 
     def delays_ms(self, packets: list[Sent]) -> NDArray[np.float64]:
-        """Of each frame played, the time from sending to playout."""
+        """For each frame played, the time in ms from sending to playout."""
         sent = {packet.index: packet.sent_s for packet in packets}
         return np.array([(at - sent[i]) * 1e3 for i, at in self.played_s.items() if i in sent])
 
     def late_share(self, packets: list[Sent]) -> float:
-        """The share of the packets that arrived, but not in time to be played."""
+        """The share of arrived packets that were not played in time."""
         arrived = {packet.index for packet in packets}
         return 1 - len(arrived & set(self.played_s)) / len(arrived)
 
@@ -56,12 +56,15 @@ def trace(network: PathProfile, seconds: float, *, seed: int = 0, ppm: float = 0
 
 
 def frame(index: int, codebooks: int = 2) -> Packet:
-    """A packet of one frame whose codes tell its number."""
+    """A packet of one frame whose codes are its number, modulo 1024."""
     return Packet(np.full((1, codebooks), index % 1024, np.uint16))
 
 
 def ticks(packets: list[Sent]) -> Iterator[tuple[float, list[Sent]]]:
-    """The hops of playout from the first arrival to long after the last, with what came before."""
+    """Playout times, a hop apart, each with the packets that arrived since the previous one.
+
+    From the first arrival to half a second after the last.
+    """
     now_s, waiting = packets[0].arrival_s, 0
     while now_s < packets[-1].arrival_s + 0.5:
         come = []
@@ -79,7 +82,7 @@ def play(
     quiet: Callable[[float], bool] = lambda now_s: False,
     first_timestamp: int = 0,
 ) -> Outcome:
-    """Run a trace through our buffer."""
+    """Play a trace through our buffer."""
     buffer = buffer or JitterBuffer()
     outcome = Outcome()
     first = packets[0].index

@@ -1,14 +1,14 @@
-"""The server under load: sessions against round trips, overload, a kill, comings and goings, abuse.
+"""The server under load: sessions against round trips, overload, restarts, churn and abuse.
 
     python -m benches.server [sessions long full overload restart churn hostile fronts]
 
-The server is a process of its own, and so are its clients (this one), on loopback. Every client
-sends a frame of speech every 13.3 ms and gets its codes and decoded audio back; the round trip is
-from the last sample sent to the audio. "long" is ten minutes of the most sessions that kept 20 ms,
-"full" the paper's 24 kHz model. "fronts" is what a frame of a session costs the engine's process,
-with a tiny model, so that nearly all of it is the server's own; ``--device cuda`` runs that part on
-a GPU. All of it takes 26 minutes at most, and ``--smoke`` a minute. The picture has sessions
-against their p50 and p99.
+The server and its clients (this process) are separate processes on loopback. Every client sends a
+frame of speech every 13.3 ms and gets its codes and decoded audio back; the round trip is from
+sending a frame to receiving its audio. "long" runs the most sessions that kept 20 ms for ten
+minutes, "full" uses the paper's 24 kHz model. "fronts" measures what a frame of a session costs the
+engine's process, with a tiny model, so that nearly all of it is the server's own work; ``--device
+cuda`` runs that part on a GPU. All parts take 26 minutes at most, ``--smoke`` a minute. The picture
+shows the p50 and p99 of round trips against the number of sessions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PARTS = ("sessions", "long", "full", "overload", "restart", "churn", "hostile", 
 
 @contextmanager
 def random_weights(config: EncodecConfig) -> Iterator[str]:
-    """A folder with such a model, of random weights."""
+    """A folder with a model of this configuration and random weights."""
     with tempfile.TemporaryDirectory() as folder:
         torch.manual_seed(0)
         EncodecModel(config).save_pretrained(folder)
@@ -44,7 +44,7 @@ def random_weights(config: EncodecConfig) -> Iterator[str]:
 def most_sessions(
     record: Record, codec: Codec, model: str, counts: list[int], seconds: float, what: str
 ) -> int:
-    """Try these counts, until one is too many; the most that kept 20 ms, at least one."""
+    """Try these counts until one is too many -> the largest that kept 20 ms, at least 1."""
     most = 1
     for count in counts:
         if not holds(sessions(record, codec, model, count, seconds, what)):
@@ -54,22 +54,22 @@ def most_sessions(
 
 
 def main() -> None:
-    """Run the parts that were asked for, and write the record and its picture."""
+    """Run the parts asked for, and write the record and its picture."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("parts", nargs="*", choices=[*PARTS, []], default=[])
     parser.add_argument("--model", default="default")
     parser.add_argument("--counts", type=int, nargs="+", default=[1, 2, 4, 6, 8, 10, 12])
     parser.add_argument("--seconds", type=float, default=15.0)
     parser.add_argument("--long-seconds", type=float, default=600.0)
-    parser.add_argument("--long-sessions", type=int, help="instead of the most that kept 20 ms")
+    parser.add_argument("--long-sessions", type=int, help="default: the most that kept 20 ms")
     parser.add_argument("--opened", type=int, default=100_000)
-    parser.add_argument("--churn-seconds", type=float, default=330.0, help="at most")
+    parser.add_argument("--churn-seconds", type=float, default=330.0, help="time limit")
     parser.add_argument("--messages", type=int, default=1_000_000)
     parser.add_argument("--handshakes", type=int, default=10_000)
     parser.add_argument("--hostile-seconds", type=float, default=120.0)
     parser.add_argument("--front-sessions", type=int, default=8)
-    parser.add_argument("--device", default="cpu", help="of the server in the part fronts")
-    parser.add_argument("--smoke", action="store_true", help="a minute of everything, for a look")
+    parser.add_argument("--device", default="cpu", help="of the part fronts")
+    parser.add_argument("--smoke", action="store_true", help="a quick trial of all parts")
     parser.add_argument("--out", default=str(RESULTS))
     arguments = parser.parse_args()
     if arguments.smoke:
@@ -81,7 +81,7 @@ def main() -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    """The parts, one after the other."""
+    """Run the parts one after another."""
     codec, model, parts = Codec.load(arguments.model), arguments.model, arguments.parts or PARTS
     record = Record("server", folder=arguments.out)
     seconds, most = arguments.seconds, arguments.long_sessions

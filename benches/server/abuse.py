@@ -1,4 +1,4 @@
-"""The cases that a server must outlive: sessions without end, and clients that mean no good."""
+"""The cases that a server must survive: very many sessions, and hostile clients."""
 
 from __future__ import annotations
 
@@ -21,13 +21,13 @@ from encodec_rt.server.protocol import STREAM_PATH, SUBPROTOCOL, Kind, pack_even
 from encodec_rt.streaming.codec import Codec
 
 NO_LIMIT = 1e6
-"""Requests a second: here it is the server that is tried, and not its patience with one address."""
+"""Requests per second: a limit so high that the server's rate limit plays no part here."""
 STEPS = 20
 AT_ONCE = 4
 
 
 async def _open_and_close(session: aiohttp.ClientSession, url: str, until_s: float) -> bool:
-    """One session with one frame; False where the time is up."""
+    """Open and close a session with one frame; False if the time is up."""
     if time.monotonic() > until_s:
         return False
     query = {"mode": "encode", "bandwidth": f"{KBPS:g}"}
@@ -40,8 +40,9 @@ async def _open_and_close(session: aiohttp.ClientSession, url: str, until_s: flo
 
 
 def churn(record: Record, model: str, opened: int, seconds: float) -> None:
-    """Sessions that come and go, as many as ``opened`` or as ``seconds`` allow; what the server
-    holds in memory after each twentieth of them.
+    """Open and close up to ``opened`` sessions, within ``seconds``.
+
+    Records the server's resident memory after each twentieth of them.
     """
 
     async def some(session: aiohttp.ClientSession, url: str, times: int, until_s: float) -> int:
@@ -77,8 +78,9 @@ def hostile(
     record: Record, codec: Codec, model: str, honest: int, messages: int, handshakes: int,
     seconds: float,
 ) -> None:  # fmt: skip
-    """So many ``honest`` sessions and a slot that others fight for: clients that send garbage, and
-    one that knocks without end.
+    """Run ``honest`` sessions while hostile clients compete for one more slot.
+
+    Those send garbage messages, or invalid handshakes without pause.
     """
     spoken = clips(codec, honest, seconds)
 

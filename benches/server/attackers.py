@@ -1,8 +1,8 @@
-"""Clients that mean no good, in a process of their own: so that only the server is attacked.
+"""Hostile clients, in a separate process so that they do not slow down the honest ones.
 
     python -m benches.server.attackers URL MESSAGES HANDSHAKES SECONDS
 
-What they were answered is printed as JSON.
+The answers that they got are printed as JSON.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from encodec_rt.server.protocol import STREAM_PATH, SUBPROTOCOL, Kind, pack_even
 
 _WRONG = ({"mode": "sing"}, {"bandwidth": "1e9"}, {"frame": "-1"}, {"token": "a"}, {"mode": "echo"})
 _AT_ONCE = 50
-"""Messages that are sent before the answers are looked at."""
+"""Messages that are sent before the answers are read."""
 
 
 class Attackers:
-    """So many messages and handshakes, and what came of them."""
+    """Sends hostile messages and handshakes, and counts the answers."""
 
     def __init__(self, url: str, messages: int, handshakes: int) -> None:
         self._url, self._messages, self._handshakes = url + STREAM_PATH, messages, handshakes
@@ -33,7 +33,7 @@ class Attackers:
         self.sent = self.tried = 0
 
     async def run(self, seconds: float) -> None:
-        """Attack until all is done or the time is up."""
+        """Attack until everything is sent or the time is up."""
         async with aiohttp.ClientSession() as session:
             parts = [self._garbage(session), self._garbage(session), self._knock(session)]
             tasks = [asyncio.ensure_future(part) for part in parts]
@@ -43,7 +43,7 @@ class Attackers:
             await asyncio.gather(*tasks, return_exceptions=True)
 
     def _message(self) -> bytes:
-        """Garbage, or what looks right and is not."""
+        """Garbage, or a message that looks valid but is not."""
         kind = int(self._random.integers(4))
         some = self._random.bytes(int(self._random.integers(1, 60)))
         if kind == 0:
@@ -93,7 +93,7 @@ class Attackers:
 
 
 def main() -> None:
-    """Attack, and print what came of it."""
+    """Attack, and print the counts."""
     url, messages, handshakes, seconds = sys.argv[1:]
     attack = Attackers(url, int(messages), int(handshakes))
     asyncio.run(attack.run(float(seconds)))

@@ -1,4 +1,4 @@
-"""The cases with honest clients: sessions, too many of them, and a restart in their midst."""
+"""The cases with honest clients: sessions, overload, a restart, and front processes."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from encodec_rt.types import Audio
 
 
 def clips(codec: Codec, count: int, seconds: float) -> list[Audio]:
-    """Speech of so many speakers, as 16 bits carry it."""
+    """Speech for ``count`` clients, each [n], rounded to 16 bits as on the wire."""
     path = resources.files("encodec_rt") / "assets" / "speech_en.flac"
     with AudioReader(str(path)) as reader:
         speech = np.concatenate(list(reader.blocks(codec.sampling_rate, 1)), axis=1)[0]
@@ -33,7 +33,10 @@ def clips(codec: Codec, count: int, seconds: float) -> list[Audio]:
 
 
 def differing(codec: Codec, clip: Audio, talk: Talk) -> int:
-    """Frames that came with other codes than a stream's, or not; after a drop, nothing is said."""
+    """Frames whose codes are missing or not those of a stream; 0 if frames were dropped.
+
+    After a drop the audio that was encoded is not ``clip``, so nothing can be compared.
+    """
     if talk.dropped:
         return 0
     stream = codec.stream_encoder(KBPS)
@@ -46,12 +49,12 @@ def differing(codec: Codec, clip: Audio, talk: Talk) -> int:
 def add(
     record: Record, case: dict[str, Json], codec: Codec, spoken: Sequence[Audio], talks: list[Talk]
 ) -> Case:
-    """Add what became of all clients."""
+    """Add the results of all clients to the record."""
     served = [each for each in talks if each.round_trip_ms]
     pairs = [(c, t) for c, t in zip(spoken, talks, strict=True) if t.round_trip_ms]
     if not served:
-        raise SystemExit(f"nobody was served: {talks[0].refused}")
-    # The first second has connections and welcomes in it.
+        raise SystemExit(f"no client was served: {talks[0].refused}")
+    # In the first second connections are set up.
     late = [ms for each in served for ms in each.round_trip_ms[75:] or each.round_trip_ms]
     added = record.add(
         case,
@@ -73,23 +76,23 @@ def add(
 
 
 def load(codec: Codec, url: str, spoken: Sequence[Audio], retry_s: float = 0.0) -> list[Talk]:
-    """All clients at once."""
+    """Run all clients at once."""
     return asyncio.run(
         talk_at_once(url, spoken, rate_hz=codec.sampling_rate, bandwidth_kbps=KBPS, retry_s=retry_s)
     )
 
 
 def holds(case: Case) -> bool:
-    """Whether every session kept the 20 ms that are wanted, and lost nothing."""
+    """Whether every session kept a p99 below 20 ms and lost nothing."""
     trips, values = case.ms["round_trip"], case.values
     late = float(str(trips["p99"])) >= 20.0
     return not (late or values["dropped"] or values["missing"] or values["refused"])
 
 
 def engine_alone(record: Record, codec: Codec, counts: Sequence[int], passes: int = 150) -> None:
-    """What a pass over so many slots takes without any server, one after the other.
+    """Time a pass over each number of slots without a server.
 
-    A frame that comes while a pass runs waits for its end, so round trips are about two passes.
+    A frame that arrives during a pass waits for its end, so round trips are about two passes.
     """
     hop = codec.config.hop_length
     for count in counts:
@@ -109,7 +112,7 @@ def engine_alone(record: Record, codec: Codec, counts: Sequence[int], passes: in
 def sessions(
     record: Record, codec: Codec, model: str, count: int, seconds: float, what: str = "sessions"
 ) -> Case:
-    """So many sessions on a server for so many."""
+    """Run ``count`` sessions on a server that admits ``count``."""
     spoken = clips(codec, count, seconds)
     with tempfile.TemporaryDirectory() as folder:
         server = Server(model, count, Path(folder) / "state")
@@ -120,7 +123,7 @@ def sessions(
 
 
 def overload(record: Record, codec: Codec, model: str, count: int, seconds: float) -> None:
-    """A fifth more than fit ask at once."""
+    """Let a fifth more clients connect at once than the server admits."""
     spoken = clips(codec, -(-6 * count // 5), seconds)
     with tempfile.TemporaryDirectory() as folder:
         server = Server(model, count, Path(folder) / "state")
@@ -131,7 +134,7 @@ def overload(record: Record, codec: Codec, model: str, count: int, seconds: floa
 
 
 def restart(record: Record, codec: Codec, model: str, count: int, seconds: float) -> None:
-    """Killed in the middle of everything, and started again."""
+    """Kill the server in the middle of all sessions, and start it again."""
     spoken = clips(codec, count, seconds)
     with tempfile.TemporaryDirectory() as folder:
         state = Path(folder) / "state"
@@ -143,7 +146,7 @@ def restart(record: Record, codec: Codec, model: str, count: int, seconds: float
             return await asyncio.to_thread(Server, model, count, state, first.port)
 
         async def run() -> tuple[list[Talk], Server]:
-            # Not live: what was said meanwhile waits, as in a recording that is streamed.
+            # Not live: audio waits while the server is down, as in a recording that is streamed.
             talking = talk_at_once(
                 first.url, spoken, rate_hz=codec.sampling_rate, bandwidth_kbps=KBPS, retry_s=60.0,
                 live=False,
@@ -159,11 +162,11 @@ def restart(record: Record, codec: Codec, model: str, count: int, seconds: float
 def fronts(
     record: Record, codec: Codec, model: str, count: int, seconds: float, device: str = "cpu"
 ) -> None:
-    """Processor time of the engine's process for each frame of a session, without and with fronts.
+    """Measure the CPU time per frame of the engine's process, without and with front processes.
 
-    That of its event loop is what fronts are to take off; that of the engine's thread depends on
-    how many sessions happen to be stepped at once. Each case has its own server; all clients are
-    this process, and at their own pace.
+    Fronts should take over the work of its event loop. The time of the engine's thread depends on
+    how many sessions happen to be stepped at once. Each case has its own server; all clients are in
+    this process and run at their own pace.
     """
     spoken = clips(codec, count, seconds)
     for processes in (0, 2):

@@ -1,4 +1,4 @@
-"""The bench's picture: sessions on one core against how long a frame takes there and back."""
+"""The bench's picture: round trips against the number of sessions on one core."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from benches.record import Record
 
 
 def draw(record: Record, path: Path) -> None:
-    """Sessions against the round trip's p50 and p99."""
+    """Draw the p50 and p99 of round trips against the number of sessions."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 

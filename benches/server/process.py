@@ -1,4 +1,4 @@
-"""A server in a process of its own, as a bench starts and ends it."""
+"""A server in a separate process, started and ended by a bench."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ KBPS = 6.0
 
 
 class Server:
-    """``encodec-rt serve`` in a process of its own."""
+    """``encodec-rt serve`` in a separate process."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Server:
         fronts: int = 0,
         device: str = "cpu",
     ) -> None:
-        """Start it and wait until it serves; ``requests_per_s`` if its own limit is in the way."""
+        """Start it and wait until it serves; ``requests_per_s`` overrides its rate limit."""
         command = [sys.executable, "-m", "encodec_rt", "serve", "--model", model, "-b", str(KBPS)]
         command += ["--sessions", str(sessions), "--state", str(state), "--port", str(port)]
         command += ["--drain-s", "0", "--fronts", str(fronts), "--device", device]
@@ -40,39 +40,39 @@ class Server:
         while found is None:
             line = self._running.stderr.readline().decode()
             found = re.search(r"on (http://127\.0\.0\.1:(\d+));", line)
-            # Fronts say before that they serve.
+            # Front processes print a line of their own before that.
             if found is None and " serves" not in line:
                 raise SystemExit(f"the server did not start: {line.strip()}")
         self.url, self.port = found[1], int(found[2])
-        # Nobody reads the log, and a full pipe would stop the server.
+        # Read and discard the log, since a full pipe would block the server.
         self._reading = threading.Thread(target=self._running.stderr.read, daemon=True)
         self._reading.start()
 
     def end(self, number: signal.Signals = signal.SIGTERM) -> None:
-        """End it by a signal."""
+        """End it with a signal, and wait."""
         self._running.send_signal(number)
         self._running.wait()
         self._reading.join()
 
     @property
     def cpu_s(self) -> float:
-        """Processor time of its own process, which has the engine."""
+        """CPU time in s of the server's main process, which runs the engine."""
         return _cpu_s(str(self._running.pid))
 
     @property
     def loop_cpu_s(self) -> float:
-        """Processor time of that process's main thread, which has the event loop."""
+        """CPU time in s of that process's main thread, which runs the event loop."""
         pid = self._running.pid
         return _cpu_s(f"{pid}/task/{pid}")
 
     @property
     def fronts_cpu_s(self) -> float:
-        """Processor time of its fronts."""
+        """CPU time in s of its front processes."""
         return sum(_cpu_s(str(pid)) for pid in _children(self._running.pid))
 
     @property
     def memory_mb(self) -> float:
-        """What it holds in memory."""
+        """Resident memory of the main process, in MiB."""
         status = Path(f"/proc/{self._running.pid}/status").read_text()
         found = re.search(r"VmRSS:\s+(\d+) kB", status)
         assert found is not None
@@ -80,7 +80,7 @@ class Server:
 
 
 def _fields(place: str) -> list[str]:
-    """Of /proc/PLACE/stat, from the third on: before it is a name that may hold anything."""
+    """The fields of /proc/PLACE/stat from the third on; the second, a name, may hold anything."""
     return Path(f"/proc/{place}/stat").read_text().rpartition(")")[2].split()
 
 

@@ -114,7 +114,7 @@ def test_a_row_with_other_codes_is_not_timed() -> None:
 
 
 def test_what_takes_too_long_is_stopped() -> None:
-    with pytest.raises(TimeoutError, match="not done in the 0 s"), timing.time_limit(0.05):
+    with pytest.raises(TimeoutError, match="not finished within its 0 s"), timing.time_limit(0.05):
         time.sleep(60)
     assert issubclass(TimeoutError, checks.FAILURES)
 
