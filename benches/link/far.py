@@ -39,7 +39,7 @@ class KnownCall:
 
 
 Work = Callable[[FarEnd], Awaitable[dict[str, Json]]]
-"""What an end can be asked to run: a module's function or a partial of one (it is pickled)."""
+"""What an end can run: a module's function, or a partial of one, since it is pickled."""
 
 
 async def poll(end: FarEnd) -> dict[str, Json]:
@@ -59,7 +59,7 @@ class Far:
     def __init__(
         self, model: ModelChoice, *, place: tuple[str, str] | None, limits: Limits
     ) -> None:
-        """Start it: it calls ``place`` (URL, token) if given, or else listens, within ``limits``."""
+        """Start it: it calls ``place``, (URL, token), if given; otherwise it listens."""
         context = multiprocessing.get_context("spawn")
         self._pipe, theirs = context.Pipe()
         arguments = (theirs, model, place, limits)

@@ -1,4 +1,4 @@
-"""Sound files of many kinds, made in memory, and standard input that is a pipe."""
+"""Audio files of many kinds, made in memory, and standard input as a pipe."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Floats = NDArray[np.float32]
 
 
 class Pipe(io.RawIOBase):
-    """Standard input that gives a few bytes at a time and cannot seek."""
+    """Standard input that returns a few bytes at a time and cannot seek."""
 
     def __init__(self, data: bytes, piece: int = 997) -> None:
         self._file = io.BytesIO(data)
@@ -56,7 +56,7 @@ def read_all(
 
 
 def outcome(source: Any, **options: Any) -> tuple[Any, ...]:
-    """All that a reader tells of ``source``, or the sentence with which it refuses."""
+    """Everything that a reader reports about ``source``, or the error message if it refuses."""
     try:
         with AudioReader(source, **options) as reader:
             blocks = list(reader.blocks(reader.rate_hz, reader.channels))
@@ -70,11 +70,11 @@ def outcome(source: Any, **options: Any) -> tuple[Any, ...]:
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of file: how to make one of [channels, n] at a rate, and what reading gives back.
+    """A kind of file: how to make one from [channels, n] at a rate, and what reading it returns.
 
-    ``error`` is the largest difference of a sample, None for lossy kinds; ``padding`` how many
-    samples more than were put in may come out; ``joins`` whether two in a row are one; ``aligned``
-    whether the format knows how much its encoder put before the first sample.
+    ``error`` is the largest error of a sample, None for lossy kinds; ``padding`` how many extra
+    samples may come out; ``joins`` whether two files in a row read as one; ``aligned`` whether the
+    format stores its encoder's delay; ``shortest`` the fewest samples that it can hold.
     """
 
     name: str
@@ -128,7 +128,7 @@ def raw_wav(
     data_size: int | None = None,
     order: str = "little",
 ) -> bytes:
-    """A WAV file with any format chunk, any chunks ``before`` the data, and any announced size."""
+    """A WAV file with any format chunk, any chunks ``before`` the data, and any declared size."""
 
     def number(value: int, size: int) -> bytes:
         return value.to_bytes(size, order)  # type: ignore[arg-type]
@@ -167,7 +167,7 @@ KINDS = [
     Kind("opus", with_soundfile("OGG", "OPUS"), None, padding=5, joins=True),
     Kind("mp3", with_soundfile("MP3", "MPEG_LAYER_III"), None, joins=True),
     Kind("aac", with_ffmpeg("adts", "aac", "fltp"), None, padding=2048, joins=True, aligned=False),
-    # An edit list counts in milliseconds; one of less is empty.
+    # An edit list counts in milliseconds, so a shorter one is empty.
     Kind("m4a", with_ffmpeg("ipod", "aac", "fltp"), None, padding=2048, shortest=24),
     Kind("m4a alac", with_ffmpeg("ipod", "alac", "s16p"), 1 / 32767),
     Kind("webm opus", with_ffmpeg("webm", "libopus", "flt"), None, padding=1920),

@@ -1,4 +1,4 @@
-"""Causal configurations of every kind, for what runs a model outside torch."""
+"""Causal configurations of every kind, for tests that run a model outside torch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from encodec_rt.streaming.codec import Codec
 from tests.support.models import speech
 
 GOLDEN = "5aa64122503d5fe2784000ab0ee1005b21c337c2992f15ae16ba51377aad0c41"
-"""Of what the WebAssembly codec makes of certain codes with the embedded model, in any engine."""
+"""SHA-256 of what the WebAssembly codec decodes from fixed codes with the embedded model."""
 
-# Every field of a causal configuration that the step depends on, away from its default at least
-# once, in sizes that no vector divides.
+# Every field of a causal configuration that a step depends on differs from its default at least
+# once, in sizes that are not multiples of a SIMD vector.
 CONFIGS: dict[str, dict[str, Any]] = {
     "plain": {},
     "constant": {"pad_mode": "constant"},

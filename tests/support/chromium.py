@@ -1,4 +1,4 @@
-"""A headless Chromium over its DevTools protocol, with aiohttp alone."""
+"""A headless Chromium, driven through its DevTools protocol with aiohttp."""
 
 from __future__ import annotations
 
@@ -20,21 +20,24 @@ FLAGS = (
     "--use-fake-device-for-media-stream",
 )  # fmt: skip
 SHOWN = "--disable-features=WebRtcHideLocalIpsWithMdns"
-"""Without a microphone a page's addresses are hidden behind mDNS names, as a rule."""
+"""Disables mDNS names, which otherwise hide the addresses of a page without a microphone."""
 START_S = 60.0
 LEVELS = ("error", "warning", "assert")
 
 
 def executable() -> str:
-    """The path of Chromium; skips the test where there is none."""
+    """The path of Chromium; skips the test if it is not installed."""
     found = shutil.which("chromium") or shutil.which("chromium-browser")
     if found is None:
-        pytest.skip("no chromium here (Debian: chromium)")
+        pytest.skip("Chromium is not installed (Debian: chromium)")
     return found
 
 
 class Chromium:
-    """A browser process and its first page; ``problems`` lists what went wrong on any page."""
+    """A browser process; ``problems`` lists errors and warnings of all its pages.
+
+    ``grant`` allows the microphone, ``hidden`` keeps addresses behind mDNS names.
+    """
 
     def __init__(self, *flags: str, grant: bool = True, hidden: bool = False) -> None:
         answer = ("--use-fake-ui-for-media-stream",) if grant else ("--deny-permission-prompts",)
@@ -68,7 +71,7 @@ class Chromium:
         self._folder.cleanup()
 
     async def open(self, url: str, *, before: str = "") -> Page:
-        """A new page at ``url``, where ``before`` runs ahead of its own scripts."""
+        """Open a new page at ``url``; the script ``before`` runs ahead of its own scripts."""
         where = f"http://127.0.0.1:{self._port}/json/new?about:blank"
         async with self._http.put(where) as response:
             target = await response.json()
@@ -96,7 +99,7 @@ class Page:
         self._reader = asyncio.create_task(self._read())
 
     async def send(self, method: str, **parameters: Any) -> Any:
-        """The result of a command of the protocol."""
+        """Send a protocol command -> its result."""
         number = next(self._numbers)
         answer = self._answers[number] = asyncio.get_running_loop().create_future()
         await self._socket.send_json({"id": number, "method": method, "params": parameters})
@@ -105,7 +108,7 @@ class Page:
         return result["result"]
 
     async def run(self, script: str) -> Any:
-        """The value of an expression, awaited if it is a promise."""
+        """Evaluate an expression -> its value, awaited if it is a promise."""
         result = await self.send(
             "Runtime.evaluate", expression=script, awaitPromise=True, returnByValue=True,
             userGesture=True,
@@ -114,7 +117,7 @@ class Page:
         return result["result"].get("value")
 
     async def until(self, script: str, seconds: float = START_S) -> Any:
-        """The value of an expression once it is true."""
+        """Wait until an expression is true -> its value."""
         for _ in range(int(seconds / 0.05)):
             value = await self.run(script)
             if value:
@@ -123,7 +126,7 @@ class Page:
         raise AssertionError(f"never true: {script}; the page had {self._problems}")
 
     async def click(self, selector: str) -> None:
-        """Click as a person does, which counts as a gesture."""
+        """Click with the mouse, which counts as a user gesture."""
         place = await self.run(
             f"(() => {{ const e = document.querySelector({selector!r}); e.scrollIntoView();"
             " const r = e.getBoundingClientRect();"
@@ -136,7 +139,7 @@ class Page:
             )  # fmt: skip
 
     async def press(self, key: str) -> None:
-        """Press and release a letter."""
+        """Press and release a letter key."""
         for kind in ("keyDown", "keyUp"):
             await self.send("Input.dispatchKeyEvent", type=kind, key=key, text=key)
 
@@ -146,7 +149,7 @@ class Page:
         await other.send("Page.bringToFront")
 
     async def screenshot(self, path: Path) -> None:
-        """Write a picture of the page."""
+        """Save a picture of the page."""
         picture = await self.send("Page.captureScreenshot", captureBeyondViewport=True)
         path.write_bytes(base64.b64decode(picture["data"]))
 

@@ -1,4 +1,4 @@
-"""What every backend has to hold, stated once: a stream is the offline model, frame by frame."""
+"""The contract of every backend: a stream gives the offline model's results, frame by frame."""
 
 from __future__ import annotations
 
@@ -27,19 +27,19 @@ if TYPE_CHECKING:
 AUDIO_DB = -20 * math.log10(bound("stream audio", "float32"))
 
 EXCUSED_SHARE = 1e-3
-"""Of all frames, those that may differ from the offline codes because of a near-tie."""
+"""The share of frames that may differ from the offline codes because of near-ties."""
 
 
 @dataclass(frozen=True)
 class Streamed:
-    """What a pair of streams made of a clip: codes [frames, Q] and audio [channels, n]."""
+    """The output of a pair of streams: codes [frames, Q] and audio [channels, n]."""
 
     codes: Codes
     audio: Audio
 
 
 def pieces(length: int, sizes: Sequence[int]) -> Iterator[slice]:
-    """Slices that cover ``length`` samples, of ``sizes`` in turn, over and over."""
+    """Slices that cover ``length`` samples, with ``sizes`` used cyclically."""
     start = index = 0
     while start < length:
         size = sizes[index % len(sizes)]
@@ -83,8 +83,8 @@ def offline_audio(model: EncodecModel, codes: Codes) -> Audio:
 def assert_codes_agree(model: EncodecModel, audio: Tensor, given: Codes, wanted: Codes) -> int:
     """Check codes [frames, Q] of audio [channels, n] against the offline ones.
 
-    Every code must be the best on the path that its own frame took, in float64, and a frame may
-    only part from ``wanted`` at a near-tie. Returns how many frames did.
+    Every code must be the best on its own frame's path, in float64, and a frame may depart from
+    ``wanted`` only at a near-tie. Returns the number of frames that did.
     """
     assert given.shape == wanted.shape
     with torch.inference_mode():
@@ -116,7 +116,7 @@ def assert_codes_agree(model: EncodecModel, audio: Tensor, given: Codes, wanted:
 def assert_stream_is_offline(
     codec: Codec, audio: Tensor, sizes: list[int], start: Start = "exact"
 ) -> None:
-    """The stream's codes and audio are those of the offline model on the same weights."""
+    """Assert that a stream's codes and audio are those of the offline model."""
     silent = codec.packed.prime_frames if start == "primed" else 0
     hop, model = codec.config.hop_length, codec.model
     before = torch.zeros(len(audio), silent * hop)

@@ -1,4 +1,4 @@
-"""Descriptions of calls as a broken or hostile peer might send them."""
+"""Session descriptions (SDP) as a broken or hostile peer might send them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def damaged_sdp(sdp: str, rng: np.random.Generator) -> str:
-    """``sdp`` with one to three of its lines dropped, cut short or repeated elsewhere."""
+    """``sdp`` with one to three lines dropped, truncated or repeated elsewhere."""
     lines = sdp.split("\r\n")
     for _ in range(int(rng.integers(1, 4))):
         at = int(rng.integers(len(lines)))

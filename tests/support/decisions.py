@@ -1,8 +1,8 @@
-"""Whether codes are right: a check that neither hides nor inflates a near-tie.
+"""Whether codes are right: a check that neither hides nor exaggerates near-ties.
 
-Comparing codes alone says little, because after one near-tie all later codebooks see another
-residual. So: was every choice the best one on the path taken; do the codes agree with float64 until
-its first near-tie; and is the decoded sum that of the vectors named.
+Comparing codes alone says little, since after a near-tie all later codebooks see another residual.
+So this checks that every code is the best choice on the path taken, and that the codes agree with
+float64 up to its first near-tie.
 """
 
 from __future__ import annotations
@@ -17,7 +17,13 @@ from tests.support.tolerances import bound
 
 @dataclass(frozen=True, slots=True)
 class Decisions:
-    """What was found for N frames: shares of frames, and relative differences of distances."""
+    """The findings for N frames.
+
+    ``worst_excess`` is the largest excess of a chosen squared distance over the best, and
+    ``smallest_gap`` the smallest gap between the two best, both relative. ``excused`` is the share
+    of frames with a near-tie, ``flipped`` the number of codes that are not float64's, and
+    ``disagreeing`` those of them before the frame's first near-tie.
+    """
 
     frames: int
     worst_excess: float
@@ -35,7 +41,7 @@ class Decisions:
 
 
 def judge(latents: Tensor, vectors: Tensor, codes: Tensor) -> Decisions:
-    """Judge codes [N, Q] of latents [N, D] under the books [Q, V, D], all in float64."""
+    """Judge codes [N, Q] of latents [N, D] with codebooks [Q, V, D], in float64."""
     tau = bound("near tie", "float32")
     truth, gaps = _search(latents, vectors, codes.shape[1])
     residual = latents.double().cpu()
@@ -60,7 +66,7 @@ def judge(latents: Tensor, vectors: Tensor, codes: Tensor) -> Decisions:
 
 
 def assert_right(latents: Tensor, vectors: Tensor, codes: Tensor) -> Decisions:
-    """Assert that codes [N, Q] are what an exact search may give; returns and prints the facts."""
+    """Assert that codes [N, Q] are a possible result of an exact search; print the findings."""
     found = judge(latents, vectors, codes)
     print(found)
     assert found.worst_excess <= bound("near tie", "float32"), found
@@ -76,7 +82,7 @@ def _search(latents: Tensor, vectors: Tensor, books: int) -> tuple[Tensor, Tenso
     for book in vectors[:books].double().cpu():
         distance = torch.cdist(residual, book, compute_mode="donot_use_mm_for_euclid_dist").square()
         two = distance.topk(2, dim=1, largest=False).values
-        # topk does not promise the lowest index of equals; argmin of an exact comparison does.
+        # On a tie topk may return any index; argmax of the comparison returns the lowest.
         code = (distance == two[:, :1]).int().argmax(1)
         codes.append(code)
         gaps.append((two[:, 1] - two[:, 0]) / two[:, 0].clamp(min=1e-30))

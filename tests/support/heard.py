@@ -1,4 +1,4 @@
-"""What a browser heard in a call, and the waits for it."""
+"""What a browser heard in a call, and helpers that wait for it."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ from tests.support.tolerances import bound
 
 HALF_SECOND = 12_000
 PATIENCE_S = 120.0
-"""For how long a call may go on until half a second of it was not disturbed by other work."""
+"""How long to wait for half a second of a call that other work did not disturb."""
 
 
 def best_correlation(said: np.ndarray, heard: np.ndarray, enough: float = 1.0) -> float:
-    """The best correlation of half a second of ``heard`` with any place of ``said``.
+    """The best correlation of half a second of ``heard`` with any part of ``said``.
 
-    What follows the first half second that has ``enough`` is not looked at.
+    The search ends at the first half second that exceeds ``enough``.
     """
     kernel = np.hanning(33) / np.hanning(33).sum()
     said, heard = (np.convolve(part, kernel, "same") for part in (said, heard))
@@ -46,7 +46,7 @@ async def in_call(page: Page, button: str) -> None:
 
 
 async def until_heard(page: Page, said: np.ndarray, kind: str = "heard in a browser") -> None:
-    """Wait until ``page`` has been in a call for 5 s and has heard part of ``said`` in it."""
+    """Wait until ``page`` has been in a call for 5 s and has heard part of ``said``."""
     await page.until(
         "encodec.last?.counts && encodec.saved.length * encodec.frame > 5 * 24000", PATIENCE_S
     )
@@ -58,7 +58,7 @@ async def until_heard(page: Page, said: np.ndarray, kind: str = "heard in a brow
         if best > enough:
             return
         await asyncio.sleep(2)
-    pytest.fail(f"what was heard is not what was said: {best:.2f}")
+    pytest.fail(f"the page did not hear what was said; the best correlation is {best:.2f}")
 
 
 async def until_a_page_waits(server: PageServer) -> None:

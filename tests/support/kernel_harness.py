@@ -1,4 +1,4 @@
-"""What the tests of the kernels share: poisoned outputs, arena views, both program orders."""
+"""Helpers for the kernel tests: poisoned outputs, arena views, bounds checks, program orders."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from triton.runtime import interpreter
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 GAP = 32
-"""Floats between two slots' states that no kernel may touch."""
+"""Number of floats between two slots' states, which no kernel may touch."""
 
 
 def randn(*shape: int, scale: float = 1.0) -> Tensor:
-    """Normal numbers on the device of the tests, the same on every device."""
+    """Normal random numbers on the tests' device, the same on every device."""
     return (scale * torch.randn(*shape)).to(DEVICE)
 
 
 def state(slots: int, *shape: int) -> Tensor:
-    """A random view [slots, *shape] into a wider arena, as the streaming state has it."""
+    """A random view [slots, *shape] into a wider arena, like a view of the streaming state."""
     size = math.prod(shape)
     return randn(slots, size + GAP)[:, :size].view(slots, *shape)
 
 
 def poisoned(like: Tensor) -> Tensor:
-    """A view of the shape and the kind of ``state``, full of NaN, gaps included."""
+    """A view with the shape of ``like``, in an arena full of NaN, gaps included."""
     slots, size = like.shape[0], math.prod(like.shape[1:])
     arena = torch.full((slots, size + GAP), math.nan, device=DEVICE)
     return arena[:, :size].view(like.shape)
@@ -46,7 +46,7 @@ def gaps_are_untouched(view: Tensor) -> bool:
 
 
 def poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Fill what ``torch.empty`` gives with NaN, or with a code that no book has."""
+    """Fill what ``torch.empty`` returns with NaN, or with a code that no codebook has."""
     empty = torch.empty
 
     def filled(*shape: int, **options: Any) -> Tensor:
@@ -60,10 +60,10 @@ def poison_empty(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def place_free_products(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the interpreter's products round alike wherever in a tile a row lies, as a GPU's do.
+    """Make the interpreter's products independent of a row's place in a tile, as on a GPU.
 
-    numpy's BLAS has other code for the rows at a tile's edge on some processors, which sums in
-    another order; here the sums are made in float64 and rounded once.
+    On some processors numpy's BLAS sums the rows at a tile's edge in another order. Here sums are
+    computed in float64 and rounded once.
     """
     matmul = interpreter.np.matmul
 
@@ -75,7 +75,7 @@ def place_free_products(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @dataclass(frozen=True)
 class Extent:
-    """Where a tensor lies: rows of ``length`` bytes, ``period`` bytes from one another."""
+    """The addresses of a tensor: rows of ``length`` bytes that begin ``period`` bytes apart."""
 
     begin: int
     end: int
@@ -83,14 +83,14 @@ class Extent:
     length: int
 
     def holds(self, places: NDArray[np.int64], size: int) -> NDArray[np.bool_]:
-        """Which elements of ``size`` bytes at these addresses are the tensor's own."""
+        """Whether each element of ``size`` bytes at these addresses belongs to the tensor."""
         whole = (places >= self.begin) & (places + size <= self.end)
         inside: NDArray[np.bool_] = (places - self.begin) % self.period + size <= self.length
         return whole & inside
 
 
 def extent(view: Tensor) -> Extent:
-    """The extent of a tensor; of one whose first axis has gaps, the gaps are not its own."""
+    """The extent of a tensor; gaps between the entries of its first axis do not belong to it."""
     size, begin = view.element_size(), view.data_ptr()
     last = sum(step * (count - 1) for step, count in zip(view.stride(), view.shape, strict=True))
     end = begin + (last + 1) * size
@@ -102,12 +102,12 @@ def extent(view: Tensor) -> Extent:
 
 
 def check_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have the interpreter refuse every access outside the tensors that a launch was given.
+    """Make the interpreter refuse every access outside the tensors passed to a launch.
 
-    On a device such an access would read or write what another kernel owns, as a rule unnoticed;
-    the interpreter, too, reads any address. Around a view the arena is outside, and so is what lies
-    between two of its slots. All that one load or store touches has to lie in one tensor: what runs
-    over into a neighbour is refused too.
+    On a device such an access would read or write another kernel's memory, usually unnoticed; the
+    interpreter accesses any address, too. The arena around a view counts as outside, and so do the
+    gaps between its slots. Each load or store must stay within a single tensor, so running over
+    into the next one is refused as well.
     """
     inside: list[Extent] = []
     prepare = interpreter.GridExecutor._init_args_hst
@@ -143,12 +143,12 @@ def check_bounds(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def is_array(value: object) -> bool:
-    """Whether an argument of a launch is a tensor that holds something."""
+    """Whether an argument of a launch is a tensor that is not empty."""
     return isinstance(value, Tensor) and value.numel() > 0
 
 
 def error(given: Tensor, reference: Tensor) -> float:
-    """||given - reference|| / ||reference||; NaN if ``given`` holds one, 0 for empty tensors."""
+    """||given - reference|| / ||reference||; NaN if ``given`` contains NaN, 0 for empty tensors."""
     if given.numel() == 0:
         return 0.0
     wanted = reference.double().cpu()
@@ -172,10 +172,10 @@ def _reversed_programs() -> Iterator[None]:
 
 
 def in_any_order(call: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
-    """Run ``call`` with the programs of each launch in order and reversed: the bits must agree.
+    """Run ``call`` with the programs of each launch in order and in reverse; the bits must agree.
 
-    A program that reads what another one writes is caught this way, as the interpreter runs one
-    after the other. On a GPU the order is the device's own, and both runs are repeats.
+    This catches a program that reads what another one writes, since the interpreter runs them one
+    after another. On a GPU the device chooses the order, and ``call`` simply runs twice.
     """
     first = call()
     if DEVICE.type == "cpu":

@@ -1,4 +1,4 @@
-"""Small language models with random whole weights, for tests of exactness."""
+"""Small language models with random integer weights, for tests of exactness."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ SMALL = LmConfig(layers=(1, 1, 2), codebook_size=16, widths=(12, 8, 8), dilation
 
 
 def random_lm(config: LmConfig = SMALL, seed: int = 0, *, extreme: bool = False) -> IntegerLm:
-    """A model of random weights, the largest that there are if ``extreme``."""
+    """A model with random weights, all of the largest size if ``extreme``."""
     rng = np.random.default_rng(seed)
     tensors = {}
     for name, (shape, kind) in tensor_shapes(config).items():
@@ -38,7 +38,7 @@ def random_lm(config: LmConfig = SMALL, seed: int = 0, *, extreme: bool = False)
 
 
 def likely_codes(model: IntegerLm, frames: int, seed: int = 0) -> Codes:
-    """Codes [frames, codebooks] drawn from what the model itself predicts."""
+    """Codes [frames, codebooks] drawn from the model's own predictions."""
     rng = np.random.default_rng(seed)
     books = sum(model.config.layers)
     codes = np.empty((frames, books), np.uint16)

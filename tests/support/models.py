@@ -1,4 +1,4 @@
-"""Models and audio for tests: small, seeded, and with codebooks that make real decisions."""
+"""Models and audio for tests: small, seeded, and with codebooks that have real choices."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ SPEECH = Path(__file__).parents[2] / "encodec_rt" / "assets" / "speech_en.flac"
 
 
 def tiny_config(*, books: tuple[int, ...] = (1, 2, 4), **changes: Any) -> EncodecConfig:
-    """A config of a few thousand parameters, hop 8, 4 codebooks; any field may be changed.
+    """A config with a few thousand parameters, a hop of 8 and 4 codebooks; ``changes`` override it.
 
     ``target_bandwidths`` follow from ``books``, the codebooks of each, unless they are given.
     """
@@ -38,17 +38,17 @@ def tiny_config(*, books: tuple[int, ...] = (1, 2, 4), **changes: Any) -> Encode
     if "target_bandwidths" not in values:
         frame_rate = math.ceil(values["sampling_rate"] / math.prod(values["upsampling_ratios"]))
         bits = math.ceil(math.log2(values["codebook_size"]))
-        # One per cent above the exact value, so that rounding cannot cost a codebook.
+        # 1 % above the exact value, so that rounding cannot cost a codebook.
         values["target_bandwidths"] = tuple(book * frame_rate * bits * 1.01e-3 for book in books)
     return EncodecConfig(**values)
 
 
 def speech(*shape: int, seed: int = 0) -> Tensor:
-    """[..., L] float32 of recorded speech, cut at seeded places, with a little noise.
+    """Recorded speech [..., L] float32, cut at random but seeded places, with a little noise.
 
-    The samples are taken as they are whatever a model's rate; they only have to move like audio.
+    The samples are not resampled to a model's rate; they only have to behave like audio.
     """
-    # Here, so that a machine with a GPU and little else can run the contract on noise.
+    # Imported here, so that a GPU machine without soundfile can run the contract on noise.
     import soundfile
 
     generator = torch.Generator().manual_seed(seed)
@@ -64,10 +64,10 @@ def speech(*shape: int, seed: int = 0) -> Tensor:
 
 
 def random_model(config: EncodecConfig, seed: int = 0) -> EncodecModel:
-    """A model with random weights in eval mode, whose codebooks are fitted to what it encodes.
+    """A model with random weights and codebooks fitted to its latents, in eval mode.
 
-    The weights keep a signal's power from layer to layer, and the codebooks are residual k-means of
-    the latents of speech, so that every codebook has a real choice in every frame.
+    The weights preserve a signal's power from layer to layer, and the codebooks come from residual
+    k-means of the latents of speech, so every codebook has a real choice in every frame.
     """
     with torch.random.fork_rng(devices=[]), torch.no_grad():
         torch.manual_seed(seed)
@@ -102,7 +102,7 @@ def hf_encoded(
     mask: Tensor | None = None,
     bandwidth: float | None = None,
 ) -> tuple[Tensor, Sequence[Tensor | None], int]:
-    """Codes, scales and padding frames as ``transformers`` gives them."""
+    """Codes, scales and padding frames from ``transformers``."""
     codes, scales, padding = tuple(twin.encode(audio, mask, bandwidth, return_dict=False))
     assert isinstance(codes, Tensor)
     assert isinstance(scales, (Tensor, list))
@@ -117,7 +117,7 @@ def hf_decoded(
     mask: Tensor | None = None,
     padding: int = 0,
 ) -> Tensor:
-    """What ``transformers`` makes of them."""
+    """The audio that ``transformers`` decodes."""
     decoded = twin.decode(codes, scales, mask, return_dict=False, last_frame_pad_length=padding)[0]  # type: ignore[arg-type]
     assert isinstance(decoded, Tensor)
     return decoded
@@ -135,7 +135,7 @@ def _randomize(module: nn.Module) -> None:
             assert isinstance(parametrizations, nn.ModuleDict)
             magnitude, direction = parametrizations["weight"].parameters()
             magnitude.copy_(weight.norm(dim=(1, 2), keepdim=True))
-            # The direction's own length means nothing, and is anything after training.
+            # The direction's norm has no effect, and can have any value after training.
             direction.copy_(weight * (torch.rand(len(weight), 1, 1) + 0.5))
         else:
             module.weight.copy_(weight)
@@ -147,7 +147,7 @@ def _randomize(module: nn.Module) -> None:
 
 
 def _at_least(rows: Tensor, count: int) -> Tensor:
-    """[N, D] -> [max(N, count), D], filled up with noisy copies."""
+    """[N, D] -> [max(N, count), D], padded with noisy copies."""
     missing = max(0, count - len(rows))
     copies = rows[torch.randint(len(rows), (missing,))]
     return torch.cat([rows, copies + 0.6 * rows.std(0) * torch.randn_like(copies)])
@@ -157,7 +157,7 @@ def _fit_codebooks(model: EncodecModel, rows: Tensor) -> None:
     size, count = model.config.codebook_size, len(rows)
     for layer in model.quantizer.stages:
         book = layer.codebook
-        # The next book is fitted to what this one leaves of rows that it was not fitted to.
+        # The next codebook is fitted to the residuals of rows that this one was not fitted to.
         seen, unseen = rows[torch.randperm(count)].chunk(2)
         book.embed.copy_(_k_means(seen, size))
         book.embed_avg.copy_(book.embed)
@@ -166,7 +166,7 @@ def _fit_codebooks(model: EncodecModel, rows: Tensor) -> None:
 
 
 def _level_output(model: EncodecModel, latents: Tensor) -> None:
-    """Bring the decoder's output to the level of speech."""
+    """Scale the decoder's output to the level of speech."""
     last = dict(model.decoder.layers[-1].named_parameters())
     gain = 0.1 / model.decoder(latents[:100].t()[None]).std()
     if "norm.weight" in last:
@@ -178,7 +178,7 @@ def _level_output(model: EncodecModel, latents: Tensor) -> None:
 
 
 def _k_means(rows: Tensor, size: int, *, rounds: int = 2) -> Tensor:
-    """[N, D] -> [size, D]."""
+    """Rows [N, D] -> centres [size, D]."""
     centres = rows[torch.randperm(len(rows))[:size]]
     for _ in range(rounds):
         nearest = torch.cdist(rows, centres).argmin(1)
@@ -189,7 +189,7 @@ def _k_means(rows: Tensor, size: int, *, rounds: int = 2) -> Tensor:
 
 
 def snr_db(reference: Tensor | np.ndarray, given: Tensor | np.ndarray) -> float:
-    """How far ``given`` is from ``reference``, in decibels; infinite when they are equal."""
+    """Signal-to-noise ratio of ``given`` in dB; infinite if it equals ``reference``."""
     wanted = torch.as_tensor(reference).double()
     error = torch.as_tensor(given).double() - wanted
     power = float(error.pow(2).sum())

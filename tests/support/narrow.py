@@ -1,4 +1,4 @@
-"""Values of which a test knows more than their types say; it fails where it is wrong."""
+"""Type narrowing for tests that know more about a value than its type says."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ T = TypeVar("T")
 
 
 def present(value: T | None) -> T:
-    """``value``, which is not None."""
+    """``value``, which must not be None."""
     assert value is not None
     return value
 
 
 def all_of(kind: type[T], items: Iterable[object]) -> list[T]:
-    """``items``, each of which is a ``kind``."""
+    """``items``, each of which must be a ``kind``."""
     found = []
     for item in items:
         assert isinstance(item, kind), item

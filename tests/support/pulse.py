@@ -31,7 +31,7 @@ pcm.rt_spk%s { type pulse device "speaker%s" hint { show on description "speaker
 
 
 def missing() -> list[str]:
-    """What the machine lacks for a real sound path, none if it is all there."""
+    """The programs and libraries that a real sound path needs and this machine lacks."""
     lacking = [program for program in PROGRAMS if shutil.which(program) is None]
     if ctypes.util.find_library("portaudio") is None:
         lacking.append("libportaudio2")
@@ -43,9 +43,9 @@ def missing() -> list[str]:
 
 
 class PulseServer:
-    """PulseAudio with two null sinks; one's monitor is the microphone, the other the speaker.
+    """PulseAudio with two null sinks: the microphone is the monitor of one, the speaker the other.
 
-    A second pair, where asked for, has names that end in "_2".
+    The names of a second pair end in "_2".
     """
 
     def __init__(self, folder: Path, *, pairs: int = 1) -> None:
@@ -79,12 +79,12 @@ class PulseServer:
                 threading.Event().wait(0.1)
             else:
                 break
-        # A null sink without a reader works in blocks of two seconds.
+        # Without a reader a null sink works in blocks of two seconds.
         for name in names:
             self._readers.append(self._popen("parec", "-d", f"{name}.monitor", "--latency-msec=10"))
 
     def stop(self) -> None:
-        """End the server as a crash would, and its readers with it."""
+        """Kill the server, as a crash would, and its readers."""
         for process in (self._server, *self._readers):
             if process is not None:
                 process.kill()
@@ -92,19 +92,19 @@ class PulseServer:
         self._readers.clear()
 
     def say(self, samples: np.ndarray, *, end: str = "") -> None:
-        """Let the microphone hear int16 ``samples``; returns when it has."""
+        """Play int16 ``samples`` into the microphone; returns when they have been played."""
         with self._popen(
             "pacat", "-d", f"mic_feed{end}", "--latency-msec=500", *FORMAT, stdin=subprocess.PIPE
         ) as player:
             player.communicate(samples.tobytes())
 
     def hang(self, *, hanging: bool) -> None:
-        """Let the server stand still, or go on."""
+        """Suspend the server, or resume it."""
         assert self._server is not None
         self._server.send_signal(signal.SIGSTOP if hanging else signal.SIGCONT)
 
     def listen(self, *, end: str = "") -> Recorder:
-        """Begin to record the speaker."""
+        """Start recording what the speaker plays."""
         return Recorder(
             self._popen(
                 *("parec", "-d", f"speaker{end}.monitor", "--latency-msec=100", *FORMAT),
@@ -132,18 +132,18 @@ def serving(folder: Path, *, pairs: int = 1) -> Iterator[PulseServer]:
             for name, value in server.environment.items():
                 patch.setenv(name, value)
             if "sounddevice" in sys.modules:
-                # Another server's devices were listed, and given up.
+                # Until now it listed the devices of another server.
                 sys.modules["sounddevice"]._initialize()
             yield server
             if "sounddevice" in sys.modules:
-                # While the server is still there, or the library's own exit waits for it.
+                # While the server still runs: the library would wait for it at exit.
                 sys.modules["sounddevice"]._terminate()
     finally:
         server.stop()
 
 
 class Recorder:
-    """Collects what a ``parec`` hears until ``stop``."""
+    """Collects the output of a ``parec`` process until ``stop``."""
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self._process = process
@@ -152,7 +152,7 @@ class Recorder:
         self._thread.start()
 
     def stop(self) -> np.ndarray:
-        """All samples, int16."""
+        """End the recording -> all samples, int16."""
         self._process.terminate()
         self._thread.join()
         self._process.wait()

@@ -1,4 +1,4 @@
-"""The subpackages and the dependencies between them, as docs/architecture.md draws them.
+"""The subpackages and the dependencies between them, for the diagram in docs/architecture.md.
 
 ``python -m tests.support.rooms`` redraws the diagram there.
 """
@@ -15,7 +15,7 @@ _BLOCK = re.compile(r"<!-- picture -->\n.*?<!-- end -->", re.DOTALL)
 
 
 def arrows(package: Path = ROOT / "encodec_rt") -> dict[str, set[str]]:
-    """For every room, a folder with Python in it, the other rooms from which it imports."""
+    """For each subpackage, the other subpackages that it imports from."""
     rooms = {path.parent.name for path in package.glob("*/*.py")}
     found: dict[str, set[str]] = {room: set() for room in rooms}
     for path in package.glob("*/**/*.py"):
@@ -35,7 +35,7 @@ def arrows(package: Path = ROOT / "encodec_rt") -> dict[str, set[str]]:
 
 
 def picture() -> str:
-    """The part of the page that is drawn from the imports."""
+    """The part of the page that is generated from the imports."""
     found = arrows()
     count = sum(map(len, found.values()))
     lines = [f"    {room} --> {other}" for room in sorted(found) for other in sorted(found[room])]
@@ -57,8 +57,8 @@ def picture() -> str:
 
 
 def redrawn(page: str) -> str:
-    """``page`` with the picture as it is now."""
-    assert _BLOCK.search(page), "the page has no place for the picture"
+    """``page`` with the current diagram."""
+    assert _BLOCK.search(page), "the page has no markers for the diagram"
     return _BLOCK.sub(lambda _: picture(), page)
 
 

@@ -1,4 +1,4 @@
-"""What tests of the page serve to it and ask of it."""
+"""The model that page tests serve, and a script that reads what a page recorded."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from functools import cache
 from encodec_rt.export.blob import blob
 from encodec_rt.model.encodec import EncodecModel
 
-# What was said and heard, as base64 of float32.
+# Returns what was said and heard, as base64 of float32, and the number of hops.
 RECORDED = """(() => {
   const join = (key) => {
     const hops = encodec.saved.map((hop) => hop[key]);

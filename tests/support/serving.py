@@ -1,4 +1,4 @@
-"""A server in this process, on a tiny model, for what tests and benches do to it."""
+"""A server with a tiny model in this process, and helpers that talk to it."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ TOKEN = "a-token-that-nobody-will-ever-guess-1234"
 
 
 def tiny_codec(**changes: Any) -> Codec:
-    """A model of 100 frames a second, whose frames take little time."""
+    """A model with 100 frames per second that takes little time."""
     return Codec(random_model(tiny_config(**changes)), backend="cpu")
 
 
@@ -41,7 +41,7 @@ async def serving(
     limits: SessionLimits = QUICK,
     **options: Any,
 ) -> AsyncIterator[tuple[StreamServer, str]]:
-    """A server and its address; closed at the end, whatever became of it."""
+    """A server and its address; it is closed at the end of the block."""
     bandwidth_kbps = codec.config.target_bandwidths[-1]
     chosen = ServerOptions(limits=limits, **options)
     server = StreamServer(codec, slots, bandwidth_kbps, SessionStore(folder), chosen)
@@ -53,7 +53,7 @@ async def serving(
 
 
 def said(frames: float, codec: Codec, seed: int = 0) -> Audio:
-    """Speech of so many frames, as 16 bits have it."""
+    """Speech of ``frames`` frames, rounded to 16 bits."""
     length = int(frames * codec.config.hop_length)
     pcm = np.rint(speech(length, seed=seed).numpy() * 32768.0).clip(-32768, 32767)
     audio: Audio = (pcm / 32768.0).astype(np.float32)
@@ -88,7 +88,7 @@ def audio_of(frames: list[ServedFrame]) -> Audio:
 async def raw(
     session: aiohttp.ClientSession, url: str, *, query: dict[str, str] = QUERY, **options: Any
 ) -> aiohttp.ClientWebSocketResponse:
-    """A WebSocket whose welcome has come."""
+    """An open WebSocket that has received its welcome."""
     options.setdefault("protocols", (SUBPROTOCOL,))
     options.setdefault("autoclose", False)
     socket: aiohttp.ClientWebSocketResponse = await session.ws_connect(
@@ -100,7 +100,7 @@ async def raw(
 
 
 async def status(session: aiohttp.ClientSession, url: str, **options: Any) -> int:
-    """The answer to an opening that is refused."""
+    """The HTTP status with which an opening is refused, or 101 if it is not."""
     try:
         await (await raw(session, url, **options)).close()
     except aiohttp.WSServerHandshakeError as error:
@@ -120,7 +120,7 @@ async def events(socket: aiohttp.ClientWebSocketResponse, count: int) -> list[di
 
 
 async def closed_with(socket: aiohttp.ClientWebSocketResponse) -> int | None:
-    """The code of a close that comes."""
+    """Wait for a close -> its code, or None if the connection ended without one."""
     while True:
         message = await socket.receive(10.0)
         if message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED):

@@ -1,4 +1,4 @@
-"""What a process that tests start does about signals."""
+"""Signal handling of processes that tests start."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which pieces of a sound arrived whole, and in which order, by way of a real sound server."""
+"""Which pieces of a sound arrived intact, and in which order, through a real sound server."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def low(sound: Sound) -> Floats:
 
 
 def likeness(piece: Sound, sound: Sound) -> Floats:
-    """How like ``piece`` (correlation) ``sound`` is, from each of its places on."""
+    """The correlation of ``piece`` with ``sound`` from each place on."""
     size = 1 << (len(sound) + len(piece)).bit_length()
     inner = np.fft.irfft(np.fft.rfft(sound, size) * np.conj(np.fft.rfft(piece, size)), size)
     energy = np.concatenate([[0.0], np.cumsum(np.square(sound, dtype=float))])
@@ -37,9 +37,10 @@ def likeness(piece: Sound, sound: Sound) -> Floats:
 def shares(
     sent: Sound, received: Sound, seconds: float, *, period: int | None = None
 ) -> list[tuple[int, float]]:
-    """Of each piece of ``sent``: its place in ``received``, and its likeness there.
+    """For each piece of ``sent``, ``seconds`` long, its place and correlation in ``received``.
 
-    What is the same in every ``period`` of ``sent`` tells nothing about the place.
+    Whatever repeats in every ``period`` samples of ``sent`` says nothing about the place and is
+    removed for the search.
     """
     count = round(seconds * RATE)
     telling = sent
@@ -58,15 +59,14 @@ def shares(
 def check_order(
     found: Sequence[tuple[int, float]], wanted: float, counts: object, *, over: str = "server"
 ) -> None:
-    """Most pieces arrived whole, in the order in which they were sent.
+    """Assert that most pieces arrived intact and in the order in which they were sent.
 
-    A host that stands still for a while costs the pieces that it happened in, and two pieces that
-    are alike may be taken for each other.
+    If the host stalls, the pieces of that moment are lost, and similar pieces may be confused.
     """
     ordered: list[int] = []
     for place, alike in found:
         if alike > wanted:
-            # The longest run in order, by the lowest end that a run of each length can have.
+            # Longest increasing subsequence: the smallest possible end for each length.
             at = bisect_right(ordered, place)
             ordered[at : at + 1] = [place]
     share = len(ordered) / len(found)

@@ -1,4 +1,4 @@
-"""``.encodec`` streams of made-up codes, for tests of the container."""
+"""``.encodec`` streams of random codes, for tests of the container."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WEIGHTS = bytes(range(32))
 
 
 class Trickle(io.BytesIO):
-    """A file that gives one to three bytes at a time, as a pipe may."""
+    """A file that returns one to three bytes at a time, as a pipe may."""
 
     def read(self, size: int | None = -1) -> bytes:
         return super().read(min(-1 if size is None else size, 1 + self.tell() % 3))
@@ -28,7 +28,7 @@ class Trickle(io.BytesIO):
 
 @dataclass(frozen=True, eq=False)
 class Stream:
-    """A stream's bytes and what is in it: codes [frames, Q], samples, scales, and its coder."""
+    """A stream's bytes and its content: codes [frames, Q], samples, scales, and its coder."""
 
     data: bytes
     codes: Codes
@@ -38,7 +38,7 @@ class Stream:
 
 
 def tables(codebook_size: int = 1024, books: int = 32, seed: int = 0) -> CodeTables:
-    """Tables of codes some of which are far more frequent than others."""
+    """Tables in which some codes are far more frequent than others."""
     rng = np.random.default_rng(seed)
     rows = [
         to_counts((rng.random(codebook_size) ** 8 * 1e6).astype(np.int64)) for _ in range(books)
@@ -47,7 +47,7 @@ def tables(codebook_size: int = 1024, books: int = 32, seed: int = 0) -> CodeTab
 
 
 def draw(table: CodeTables, frames: int, books: int, seed: int = 0) -> Codes:
-    """Codes [frames, books] that come as often as ``table`` says."""
+    """Random codes [frames, books], distributed as in ``table``."""
     rng = np.random.default_rng(seed)
     size = table.counts.shape[1]
     columns = [rng.choice(size, frames, p=row / 65536) for row in table.counts[:books]]
@@ -97,13 +97,13 @@ def stereo_stream(samples: int, books: int = 4, *, page_s: float = FILE_PAGE_S) 
 def read(
     data: bytes, coder: CodeCoder, *, salvage: bool = False
 ) -> tuple[PacketReader, list[CodeBlock | Gap]]:
-    """The reader of a file's first link, and all that it gives."""
+    """A reader of the first stream in ``data``, and everything that it returns."""
     reader = PacketReader(io.BytesIO(data), salvage=salvage)
     return reader, list(read_codes(reader, reader.header, coder, salvage=salvage))
 
 
 def codes_of(items: list[CodeBlock | Gap], books: int) -> Codes:
-    """The codes [frames, books] of blocks; gaps are refused."""
+    """The codes [frames, books] of ``items``, which must not contain gaps."""
     blocks = [item for item in items if isinstance(item, CodeBlock)]
     assert len(blocks) == len(items)
     return np.concatenate([np.empty((0, books), np.uint16), *(block.codes for block in blocks)])

@@ -1,6 +1,6 @@
-"""The one table of bounds. Loosening one needs its measurement in CHANGELOG.md.
+"""The table of all bounds. Loosening one requires a measurement in CHANGELOG.md.
 
-Errors are relative root mean squares, ||given - wanted|| / ||wanted||, against float64, unless the
+Errors are relative, ||given - wanted|| / ||wanted||, with the reference in float64, unless the
 reason says otherwise.
 """
 
@@ -9,11 +9,12 @@ from __future__ import annotations
 from types import MappingProxyType
 
 _SUM = (
-    "A chain of 4096 float32 additions, 2^-24 * sqrt(4096) where roundings are independent; up to "
-    "5.3e-7 measured on CPUs, whose sums are shorter chains."
+    "A chain of 4096 float32 additions: 2^-24 * sqrt(4096) if roundings are independent; up to "
+    "5.3e-7 measured on CPUs, whose chains are shorter."
 )
 _TF32 = (
-    "Factors rounded to nearest, 11 bits, by 2^-11 at most: 2.6e-4 to 3.1e-4 emulated at full size."
+    "Operands rounded to nearest, to 11 bits: 2^-11 at most; 2.6e-4 to 3.1e-4 emulated at full "
+    "size."
 )
 
 _BOUNDS = MappingProxyType(
@@ -33,24 +34,24 @@ _BOUNDS = MappingProxyType(
         ),
         ("portable audio", "float32"): (
             1e-6,
-            "120 dB, of the WebAssembly codec with torch's rows; 128 to 133 measured.",
+            "120 dB, between the WebAssembly codec and plain torch; 128 to 133 measured.",
         ),
         ("heard in a browser", "correlation"): (
             0.65,
-            "Below 1.5 kHz, of the best half second that was heard with what was said: 1.00 where "
-            "nothing was lost, 0.43 for another clip, 0.79 over a whole second where a machine at "
-            "a load of 12 delayed a third of the packets.",
+            "Below 1.5 kHz, of the best half second that was heard with the original: 1.00 if "
+            "nothing was lost, 0.43 for another clip, 0.79 over a whole second on a machine whose "
+            "load of 12 delayed a third of the packets.",
         ),
         ("decoded elsewhere", "correlation"): (
             0.99,
-            "The same, of the best half second with what Python decodes of the same codes: 1.00 "
-            "where nothing was lost; 0.96 of another clip through the same random weights.",
+            "The same, of the best half second with Python's decoding of the same codes: 1.00 if "
+            "nothing was lost; 0.96 for another clip through the same random weights.",
         ),
         ("conv1d", "float32"): (4e-6, _SUM),
         ("conv1d", "tf32"): (5e-4, _TF32),
         ("stream audio", "float16"): (
             3e-3,
-            "50 dB. Factors of 11 bits in the layers with one row; 62 dB measured at full size.",
+            "50 dB. Operands of 11 bits in the layers with one row; 62 dB measured at full size.",
         ),
         ("code flips", "float16"): (
             5e-2,
@@ -69,88 +70,88 @@ _BOUNDS = MappingProxyType(
         ("lstm", "tf32"): (5e-4, _TF32),
         ("elu", "float32"): (
             6e-7,
-            "Largest relative error of a kernel's ELU: 2.8e-7 with an exact exponential, where the "
-            "series ends at -0.35; a GPU's exponential adds 2 ulp of 0.7 to a result of 0.3.",
+            "Largest relative error of a kernel's ELU: 2.8e-7 with an exact exponential, at the "
+            "end of the series, -0.35; a GPU's exponential adds 2 ulp of 0.7 to a result of 0.3.",
         ),
         ("near tie", "float32"): (
             1e-6,
-            "Relative gap of squared distances to a code below which float32, given the same "
-            "latent, may name either vector: it moves a distance by about 1e-7.",
+            "Relative gap of squared distances below which float32, given the same latent, may "
+            "pick either vector: rounding changes a distance by about 1e-7.",
         ),
         ("near tie", "share"): (1e-3, "Share of frames that may hold such a near-tie."),
         ("rvq_decode", "float32"): (1e-6, "A float32 sum of up to 32 vectors."),
         ("playback fill", "ms"): (
             30.0,
-            "Farthest that the queue may be from its target of 40 ms under 500 ppm of drift. The "
-            "loop's own answer to such a step is 7 ms, and blocks come and go by 13.3 ms each.",
+            "Largest distance of the queue from its target of 40 ms under 500 ppm of drift. The "
+            "loop's own response to such a step is 7 ms, and blocks come and go by 13.3 ms each.",
         ),
         ("captured", "correlation"): (
             0.95,
-            "Of a tenth of a second that was said with what came in; equal bits are usual.",
+            "Of a tenth of a second that was played with what was captured; equal bits are usual.",
         ),
         ("whole over the server", "share"): (
             0.4,
-            "Of the pieces that must arrive whole and in order by way of a sound server on a busy "
+            "Of the pieces that must arrive intact and in order through a sound server on a busy "
             "machine without real-time priority; 0.85 to 1 measured at a load of 9 on two cores, "
             "0.5 at one of 15.",
         ),
         ("whole over the link", "share"): (
             0.3,
-            "Of the pieces that a call's speaker must play whole and in order, with both ends of "
+            "Of the pieces that a call's speaker must play intact and in order, with both ends of "
             "the call on that machine; 0.45 to 0.85 measured at the same load.",
         ),
         ("played back", "correlation"): (
             0.9,
-            "Below 1.5 kHz, of what was decoded with what the speaker played, at the best whole "
-            "lag: half a sample costs 1 - cos(pi / 16), and the drift loop moves a sample or two.",
+            "Below 1.5 kHz, between decoded and played audio, at the best integer lag: half a "
+            "sample costs 1 - cos(pi / 16), and the drift loop moves a sample or two.",
         ),
         ("echo return loss", "dB"): (
             25.0,
-            "From the third second on, in a room of 50 ms; 36 to 41 measured over echoes of 6 to "
-            "20 dB below the voice.",
+            "From the third second on, in a room of 50 ms; 36 to 41 measured for echoes 6 to 20 "
+            "dB below the voice.",
         ),
         ("double talk", "correlation"): (
             0.8,
-            "Of a voice beside an echo 12 dB below it, with the same voice alone, both cleaned; "
+            "Of a voice with an echo 12 dB below it and the same voice alone, both processed; "
             "0.90 to 0.95 measured in three rooms.",
         ),
         ("double talk", "dB"): (
             3.0,
-            "Median loss of level of that voice over its blocks of 20 ms; 0.5 to 1.1 measured.",
+            "Median attenuation of that voice over its blocks of 20 ms; 0.5 to 1.1 measured.",
         ),
         ("default model", "correlation"): (
             0.85,
-            "Below 1.5 kHz, of 0.4 s of speech with what the embedded weights make of it at "
-            "6 kbps; 0.90 to 0.99 measured on the bundled clip.",
+            "Below 1.5 kHz, of 0.4 s of speech before and after the embedded model at 6 kbps; "
+            "0.90 to 0.99 measured on the bundled clip.",
         ),
         ("drift", "relative"): (
             0.2,
-            "Error of the drift that the loop names after four minutes, less than its period of "
+            "Error of the drift that the loop reports after four minutes, less than its period of "
             "five and a half.",
         ),
         ("heard over the link", "share"): (
             0.5,
-            "Of the hops of a call that are within 5 % of full level the far voice decoded without "
-            "a network; 0.73 to 1 measured on a busy machine, where the rest was concealed.",
+            "Of the hops of a call that are, within 5 % of full scale, the far voice as decoded "
+            "without a network; 0.73 to 1 measured on a busy machine, the rest concealed.",
         ),
         ("clock", "ppm"): (
             10.0,
-            "Error of a device's clock rate after five minutes of looks at blocks of 13.3 ms, "
+            "Error of a device's estimated clock rate after five minutes of blocks of 13.3 ms: "
             "three times its standard deviation.",
         ),
         ("loudness", "LU"): (
             0.1,
-            "Error of a loudness in LUFS that EBU Tech 3341 allows a meter; 0.01 measured at "
-            "48 kHz, 0.05 at 16 kHz, where 1 kHz lies higher on the shelf.",
+            "Error in LUFS that EBU Tech 3341 allows a loudness meter; 0.01 measured at 48 kHz, "
+            "0.05 at 16 kHz, where 1 kHz lies higher on the shelf.",
         ),
         ("concealment", "converged"): (
             1e-4,
-            "Error 40 frames after five lost ones as a share of the output's level; 3e-6 measured.",
+            "Error 40 frames after five lost ones, relative to the output's level; 3e-6 measured.",
         ),
     }
 )
 
 
 def bound(op: str, dtype: str) -> float:
-    """The bound for an operation in a type; a KeyError means that none was agreed on."""
+    """The bound for an operation in a dtype or unit; KeyError if there is none."""
     return _BOUNDS[op, dtype][0]

@@ -1,7 +1,7 @@
-"""The original ``encodec`` package, for tests that compare with it or need files it would write.
+"""The original ``encodec`` package, for tests that compare with it or need files that it writes.
 
-It imports torchaudio for resampling and file access alone. That package is a heavy one and needs a
-build that matches torch's, so an empty module stands in for it.
+It imports torchaudio only for resampling and file access. That package is large and needs a build
+that matches torch's, so an empty module takes its place.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ with warnings.catch_warnings():
 
 
 def upstream_model(config: EncodecConfig, name: str = "unset") -> encodec.EncodecModel:
-    """A random ``encodec.EncodecModel`` in eval mode, for a config it can express."""
+    """A random ``encodec.EncodecModel`` in eval mode, for a config that it supports."""
     common = {
         "channels": config.audio_channels,
         "dimension": config.hidden_size,
@@ -70,8 +70,8 @@ def upstream_model(config: EncodecConfig, name: str = "unset") -> encodec.Encode
 def upstream_twin(model: EncodecModel, name: str = "unset") -> encodec.EncodecModel:
     """The ``encodec.EncodecModel`` with the same weights.
 
-    ``name`` is what its ``.ecdc`` files say, "encodec_24khz" or "encodec_48khz".
-    Both packages register their tensors in the same order, which does without a table of names.
+    ``name`` is the model's name in its ``.ecdc`` files, "encodec_24khz" or "encodec_48khz". Both
+    packages register their tensors in the same order, so no table of names is needed.
     """
     twin = upstream_model(model.config, name)
     for part in ("encoder", "decoder", "quantizer"):

@@ -1,4 +1,4 @@
-"""A sound card without sound: PortAudio's Python module, played by a clock that tests move."""
+"""A virtual sound card: a stand-in for sounddevice, driven by a clock that tests advance."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ FLAGS = (
 
 
 class Device(TypedDict):
-    """An entry of the device list, with the rates and channels that it accepts."""
+    """An entry of the device list, and the rates and channels that the device accepts."""
 
     name: str
     hostapi: int
@@ -41,7 +41,7 @@ class Device(TypedDict):
 
 
 class Settings(TypedDict):
-    """What a stream is opened with."""
+    """The arguments with which a stream is opened."""
 
     device: int
     samplerate: int
@@ -80,7 +80,7 @@ SPEAKER = device("Desk Speaker", inputs=0, outputs=1)
 
 
 class VirtualCard:
-    """Stands in for the module ``sounddevice``; time passes in ``sleep`` and nowhere else."""
+    """Stands in for the module ``sounddevice``; time passes only in ``sleep``."""
 
     class PortAudioError(Exception):
         pass
@@ -122,7 +122,7 @@ class VirtualCard:
         return next((i for i, entry in enumerate(self._listed) if entry[channels]), -1)
 
     def _exit_handler(self) -> None:
-        """What sounddevice leaves to be done at the end of the program."""
+        """What sounddevice runs at the end of the program."""
 
     def query_devices(self) -> tuple[Device, ...]:
         return tuple(self._listed)
@@ -169,17 +169,17 @@ class VirtualCard:
         self.plugged.append(entry)
 
     def freeze(self, entry: Device) -> None:
-        """The device stays, and its callbacks stop."""
+        """Stop the device's callbacks, while the device stays listed."""
         for stream in self._streams:
             if stream.entry is entry:
                 stream.next_s = float("inf")
 
     def hang(self) -> None:
-        """The sound system does not answer; a stream that is to be stopped never is."""
+        """Make the sound system hang: stopping a stream never returns."""
         self.answers.clear()
 
     def sleep(self, seconds: float) -> None:
-        """Let ``seconds`` pass: every callback that falls due is called, in order of time."""
+        """Let ``seconds`` pass, and run every callback that is due, in order of time."""
         end = self.time_s + max(seconds, self._tick_s)
         while True:
             due = [stream for stream in self._streams if stream.active and stream.next_s <= end]
@@ -191,7 +191,7 @@ class VirtualCard:
         self.time_s = end
 
     def heard(self) -> NDArray[np.int16]:
-        """All that was played."""
+        """Everything that was played."""
         return np.concatenate(self.played) if self.played else np.zeros(0, np.int16)
 
 
@@ -226,7 +226,7 @@ class VirtualStream:
     def call(self) -> None:
         block = np.zeros((self._block, self._channels), np.int16)
         if self._direction == "input":
-            # The sound lies in real time at 24 kHz, whatever the stream's rate is.
+            # The sound has a rate of 24 kHz, whatever the stream's rate is.
             begin = round((self._card.time_s * self._rate - self._block) / self._scale)
             at = begin + np.arange(self._block) / self._scale
             inside = (at >= 0) & (at < len(self._card.sound))
@@ -248,7 +248,7 @@ class VirtualStream:
 
 
 class VirtualSystem(PortAudio):
-    """The product's own way to PortAudio, with the card in place of the library and its clock."""
+    """The package's own ``PortAudio``, with the card instead of the library, and its clock."""
 
     def __init__(
         self,
@@ -269,6 +269,6 @@ class VirtualSystem(PortAudio):
 
 
 def install(monkeypatch: pytest.MonkeyPatch, card: VirtualCard) -> VirtualCard:
-    """Let ``import sounddevice`` give ``card``."""
+    """Make ``import sounddevice`` return ``card``."""
     monkeypatch.setitem(sys.modules, "sounddevice", card)
     return card
