@@ -16,16 +16,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from benches.emulation import nearest
 from benches.record import Record
 from benches.stream import speech
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.weights import Start
 from encodec_rt.types import Codes
+from tests.support.models import snr_db
 
 STARTS: tuple[Start, ...] = ("exact", "primed", "zero")
 FRAMES_SHOWN = (0, 1, 2, 4, 8, 16, 32, 64)
-TF32_DROPPED_BITS = 13
 
 
 def offline_codes(model: EncodecModel, audio: Tensor) -> Codes:
@@ -60,20 +61,6 @@ def smallest_gap(model: EncodecModel, audio: Tensor) -> float:
     return smallest
 
 
-def snr_db(wanted: np.ndarray, given: np.ndarray) -> float:
-    """Signal-to-noise ratio of ``given`` in dB; infinite if both are equal."""
-    error = float(np.square(given - wanted, dtype=np.float64).sum())
-    power = float(np.square(wanted, dtype=np.float64).sum())
-    return math.inf if error == 0 else 10 * math.log10(power / error)
-
-
-def to_tf32(values: Tensor) -> Tensor:
-    """float32 rounded to nearest TF32, which keeps 10 bits of the fraction."""
-    bits = values.contiguous().view(torch.int32)
-    half = 1 << (TF32_DROPPED_BITS - 1)
-    return ((bits + half) & -(1 << TF32_DROPPED_BITS)).view(torch.float32)
-
-
 def decoder_snr_db(model: EncodecModel, codes: Codes) -> dict[str, float]:
     """The SNR, relative to float32, of decoding in bfloat16 and with convolutions in TF32."""
     with torch.inference_mode():
@@ -85,8 +72,8 @@ def decoder_snr_db(model: EncodecModel, codes: Codes) -> dict[str, float]:
         for part in rounded.modules():
             if isinstance(part, (nn.Conv1d, nn.ConvTranspose1d)):
                 nn.utils.parametrize.remove_parametrizations(part, "weight")
-                part.weight.copy_(to_tf32(part.weight))
-                part.register_forward_pre_hook(lambda _, given: (to_tf32(given[0]),))
+                part.weight.copy_(nearest(part.weight))
+                part.register_forward_pre_hook(lambda _, given: (nearest(given[0]),))
         tf32 = rounded(latents).numpy()
     return {
         "decoder_bfloat16_snr_db": snr_db(wanted, bfloat16),
