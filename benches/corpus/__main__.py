@@ -2,10 +2,10 @@
 
     python -m benches.corpus PART...
 
-Each part takes less than ten minutes on two cores that have nothing else to do, and writes to one
-record with the others that are named beside it. The corpus is the bundled speech, cut into clips of
-0.3 to 12 s as FLAC at 24 kHz. Speeds are in seconds of audio per second of CPU time, on one thread,
-medians of rounds in turn; wall times are the best of some rounds.
+Each part takes less than ten minutes on two idle cores; all parts of a call go into one record.
+The corpus is the bundled speech, cut into clips of 0.3 to 12 s, as FLAC at 24 kHz. Speeds are in
+seconds of audio per second of CPU time on one thread, as medians of interleaved rounds; wall times
+are the best of some rounds.
 """
 
 from __future__ import annotations
@@ -43,19 +43,21 @@ PARTS: dict[str, Part] = {
 
 
 def main() -> None:
-    """Measure the parts asked for and write one JSON file."""
+    """Measure the parts asked for, and write one JSON file."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument(
         "parts", nargs="+", choices=list(PARTS), metavar="PART", help=", ".join(PARTS)
     )
     parser.add_argument("--clips", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--hour-s", type=int, default=3600, help="of the long clip")
+    parser.add_argument("--hour-s", type=int, default=3600, help="seconds of the long clip")
     parser.add_argument("--short-clips", type=int, default=100_000)
-    parser.add_argument("--ray-clips", type=int, default=5_000, help="some ten minutes of CPU time")
+    parser.add_argument(
+        "--ray-clips", type=int, default=5_000, help="about ten minutes of CPU time"
+    )
     parser.add_argument("--kills", type=int, default=20)
-    parser.add_argument("--note", default="", help="what else the machine did")
-    parser.add_argument("--out", default=RESULTS, help="another folder than benches/results")
+    parser.add_argument("--note", default="", help="what else the machine was doing")
+    parser.add_argument("--out", default=RESULTS, help="folder for the record")
     options = parser.parse_args()
     torch.set_num_threads(1)
     record = Record("corpus", folder=options.out)

@@ -1,4 +1,4 @@
-"""Corpora made of the bundled speech: clips of many lengths, one very long, very many short."""
+"""Corpora of bundled speech: clips of many lengths, a very long one, very many short ones."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _ASSETS = ROOT / "encodec_rt" / "assets"
 
 
 def cut_clips(folder: Path, count: int, seed: int = 0) -> list[Path]:
-    """Clips of speech, of 0.3 to 12 s with a median of 2.5 s; written, and their paths."""
+    """Write clips of speech of 0.3 to 12 s, with a median of 2.5 s -> their paths."""
     speech = np.concatenate([read(path) for path in sorted(_ASSETS.glob("*.flac"))])
     rng = np.random.default_rng(seed)
     folder.mkdir(parents=True, exist_ok=True)
@@ -38,7 +38,7 @@ def read(path: Path) -> NDArray[np.float32]:
 
 
 def write_long(folder: Path, seconds: int) -> None:
-    """One clip of so many seconds."""
+    """Write one clip of at least ``seconds``."""
     folder.mkdir(parents=True)
     clip = read(_ASSETS / "speech_en.flac")
     with soundfile.SoundFile(folder / "hour.flac", "w", RATE_HZ, 1) as file:
@@ -47,7 +47,7 @@ def write_long(folder: Path, seconds: int) -> None:
 
 
 def write_many(folder: Path, count: int) -> None:
-    """Short clips: links to a few, so that a disk of ordinary size has room for them."""
+    """Write ``count`` short clips: hard links to ten files, to save disk space."""
     folder.mkdir(parents=True)
     clip = read(_ASSETS / "speech_en.flac")
     size = int(SHORT_S * RATE_HZ)

@@ -1,4 +1,4 @@
-"""Whole runs of the command: two processes beside one, memory, kills, Ray."""
+"""Whole runs of ``tokenize``: two processes beside one, memory, kills, Ray."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from encodec_rt.types import Codes
 
 
 def pool(record: Record, folder: Path, options: argparse.Namespace) -> None:
-    """The whole command with one and with two processes, in turns, start-up apart."""
+    """Time the command with one and with two processes, in turns, without start-up."""
     paths = cut_clips(folder / "pool", options.clips * 8, seed=1)
     seconds = sum(soundfile.info(path).duration for path in paths)
     taken: dict[int, list[float]] = {1: [], 2: []}
@@ -44,7 +44,7 @@ def pool(record: Record, folder: Path, options: argparse.Namespace) -> None:
 
 
 def _working_s(source: Path, out: Path, jobs: int) -> float:
-    """Seconds from the first unit's end to the last one's, scaled to all units."""
+    """Seconds per run without start-up, extrapolated from the end of each process's first unit."""
     ends: list[float] = []
 
     def note(progress: Any) -> None:
@@ -58,13 +58,13 @@ def _working_s(source: Path, out: Path, jobs: int) -> float:
 
 
 def hour(record: Record, folder: Path, options: argparse.Namespace) -> None:
-    """The most resident memory of a process that encodes one long clip."""
+    """Measure the peak resident memory of a process that encodes one long clip."""
     write_long(folder / "hour", options.hour_s)
     _weigh(record, "one long clip", folder / "hour")
 
 
 def many(record: Record, folder: Path, options: argparse.Namespace) -> None:
-    """The same for very many short clips."""
+    """Measure the same for very many short clips."""
     write_many(folder / "many", options.short_clips)
     _weigh(record, "many short clips", folder / "many")
 
@@ -88,7 +88,7 @@ def _peak(source: str, out: str) -> tuple[float, dict[str, Any], float]:
 
 
 def kills(record: Record, folder: Path, options: argparse.Namespace, sink: str) -> None:
-    """The command, killed at random moments and started again: is the result the same?"""
+    """Kill the command at random moments and restart it, and compare its output byte by byte."""
     cut_clips(folder / "kills", options.clips * 4, seed=2)
     whole, out = folder / "whole", folder / "out"
     began = time.perf_counter()
@@ -99,14 +99,14 @@ def kills(record: Record, folder: Path, options: argparse.Namespace, sink: str) 
     while killed < options.kills:
         process = _command(folder / "kills", out, sink)
         try:
-            # As a rule late enough for a unit or two, and sometimes before the first.
+            # Usually late enough for a unit or two, and sometimes before the first.
             process.wait(rng.uniform(0.2, 1.2) * took / 4)
         except subprocess.TimeoutExpired:
             killed += 1
             os.kill(process.pid, signal.SIGKILL)
             process.wait()
         else:
-            # It came to its end; the next kills are of a new run.
+            # The run was completed; the next kills are of a new run.
             _compare(record, sink, killed, whole, out)
             shutil.rmtree(out)
     assert _command(folder / "kills", out, sink).wait() == 0
@@ -136,9 +136,9 @@ def _differences(one: dict[str, bytes], other: dict[str, bytes]) -> int:
 
 
 def ray(record: Record, folder: Path, options: argparse.Namespace) -> None:
-    """Ray beside our own processes on the same corpus, all of it and start-up included."""
+    """Time Ray and our own processes on the same corpus, start-up included."""
     cut_clips(folder / "ray", options.ray_clips, seed=3)
-    # Workers on Ray are nice to others as a rule, and would be the slower ones beside any.
+    # By default Ray's workers run at a lower priority, which would make them slower.
     os.environ.setdefault("RAY_worker_niceness", "0")
     size = UnitSize(clips=64)
     taken: dict[str, float] = {}

@@ -1,4 +1,4 @@
-"""Our queue beside transformers, one by one and in padded batches, and what codes they give."""
+"""Speed and codes of our work queue, beside transformers clip by clip and in padded batches."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ BATCH = 16
 
 
 def ours(codec: Codec, paths: list[Path]) -> list[Codes]:
-    """The work queue, files included."""
+    """The codes from our work queue, including reading the files."""
     encoder = clip_encoder(codec, BANDWIDTH)
     clips = [CorpusClip(str(path), str(path), lambda path=path: path) for path in paths]  # type: ignore[misc]
     opened = [feeds(clip, Treatment(), codec.config)[0] for clip in clips]
@@ -37,7 +37,7 @@ def ours(codec: Codec, paths: list[Path]) -> list[Codes]:
 
 
 def one_by_one(model: Any, paths: list[Path]) -> list[Codes]:
-    """A model of transformers, or our offline one, clip after clip."""
+    """The codes from a transformers model, or from our offline model, clip by clip."""
     found = []
     for path in paths:
         audio = torch.from_numpy(read(path))[None, None]
@@ -47,7 +47,7 @@ def one_by_one(model: Any, paths: list[Path]) -> list[Codes]:
 
 
 def padded(model: Any, paths: list[Path]) -> list[Codes]:
-    """In batches, padded to the longest and masked, as feature extractors do."""
+    """The codes from a transformers model in batches, padded and masked as its processor does."""
     found = []
     hop = model.config.hop_length
     for begin in range(0, len(paths), BATCH):
@@ -65,7 +65,7 @@ def padded(model: Any, paths: list[Path]) -> list[Codes]:
 
 
 def frames_that_differ(given: list[Codes], wanted: list[Codes]) -> int:
-    """Frames with any other code, and frames that are missing or too many."""
+    """The number of frames whose codes differ, or that are missing or extra."""
     total = 0
     for one, other in zip(given, wanted, strict=True):
         both = min(len(one), len(other))
@@ -74,9 +74,10 @@ def frames_that_differ(given: list[Codes], wanted: list[Codes]) -> int:
 
 
 def speed(record: Record, source: str | None, folder: Path, options: argparse.Namespace) -> None:
-    """Our queue, the offline model and transformers on the same clips, in turns.
+    """Time our queue, the offline model and transformers on the same clips, in turns.
 
-    ``source`` None is the paper's architecture with random weights.
+    ``source`` is as for ``from_pretrained``, or None for the paper's architecture with random
+    weights.
     """
     from tests.support.contract import assert_codes_agree
     from tests.support.models import hf_twin
