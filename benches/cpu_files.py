@@ -15,6 +15,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from benches.environment import memory_mib
 from benches.record import RESULTS, Record
 from benches.rivals import BANDWIDTH, Work, interleaved, model_for, upstreams
 from benches.stream import speech
@@ -87,15 +88,9 @@ def _peak_mib(source: str | None, name: str, direction: int, seconds: float) -> 
             work = whole_clips(model, pcm, codes)[direction][name]
             # Reset the peak, which so far is that of building the model.
             Path("/proc/self/clear_refs").write_text("5", encoding="utf-8")
-            before = _resident_mib("VmRSS")
+            before = memory_mib()
             work()
-    return _resident_mib("VmHWM") - before
-
-
-def _resident_mib(field: str) -> float:
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    (line,) = (line for line in lines if line.startswith(field + ":"))
-    return int(line.split()[1]) / 1024
+    return memory_mib("VmHWM") - before
 
 
 def memory(record: Record, options: argparse.Namespace) -> None:

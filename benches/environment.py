@@ -74,6 +74,13 @@ def _changes(root: Path) -> list[str]:
     return [line[3:] for line in (_output(status, root, strip=False) or "").splitlines()]
 
 
+def memory_mib(field: str = "VmRSS", process: int | str = "self") -> float:
+    """Resident memory of a process in MiB, or its peak if ``field`` is "VmHWM" (Linux)."""
+    lines = Path(f"/proc/{process}/status").read_text(encoding="utf-8").splitlines()
+    (line,) = (line for line in lines if line.startswith(f"{field}:"))
+    return int(line.split()[1]) / 1024
+
+
 class DirtyTree(SystemExit):
     """A record would name a commit other than what ran; ends the bench with one sentence."""
 

@@ -18,7 +18,6 @@ import lzma
 import time
 import tracemalloc
 from collections.abc import Callable, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +25,9 @@ import numpy as np
 import torch
 import zstandard
 
+from benches.bundled import bundled
 from benches.lm_packets import lossy_packets
 from benches.record import RESULTS, Record
-from encodec_rt.audio import AudioReader
 from encodec_rt.bitstream.coding import CodeCoder, RawCoder, TableCoder, tables_for_model
 from encodec_rt.bitstream.container import StreamHeader
 from encodec_rt.bitstream.container_writer import LIVE_PAGE_S, ContainerWriter
@@ -46,7 +45,7 @@ from encodec_rt.types import Audio, Codes
 
 FRAME_RATE = 75
 RESTARTS_S = (1, 2, 4, 8)
-CLIPS = ("speech_en.flac", "speech_it.flac")
+CLIPS = ("speech_en", "speech_it")
 WARM_FRAMES = 10
 PAPER_FRAMES = 200
 
@@ -121,7 +120,7 @@ def clips_both_ways(
 ) -> dict[str, Any]:
     """How many times faster than real time clips become an ``.encodec`` stream and audio again."""
     spent, seconds, size = [0.0, 0.0], 0.0, 0
-    for audio in bundled(codec):
+    for audio in both_clips(codec):
         seconds += audio.shape[1] / codec.config.sampling_rate
         began = time.process_time()
         file = io.BytesIO()
@@ -143,14 +142,10 @@ def clips_both_ways(
     }
 
 
-def bundled(codec: Codec) -> list[Audio]:
+def both_clips(codec: Codec) -> list[Audio]:
     """The two bundled clips, each [channels, n]."""
-    found = []
-    for name in CLIPS:
-        with AudioReader(str(files("encodec_rt") / "assets" / name)) as reader:
-            blocks = reader.blocks(codec.config.sampling_rate, codec.config.audio_channels)
-            found.append(np.concatenate(list(blocks), axis=1))
-    return found
+    config = codec.config
+    return [bundled(name, config.sampling_rate, config.audio_channels) for name in CLIPS]
 
 
 def memory(model: IntegerLm, codes: Codes, layers: Sequence[int]) -> dict[str, Any]:
@@ -271,7 +266,7 @@ def main() -> None:
         raise WeightsError("the default model has no language model; name one with --lm")
     if options.codes is None:
         kbps_of_all = codec.config.target_bandwidths[-1]
-        clips = [codec.encode(audio, kbps_of_all) for audio in bundled(codec)]
+        clips = [codec.encode(audio, kbps_of_all) for audio in both_clips(codec)]
         codes: Codes = np.concatenate(clips)
     else:
         with np.load(options.codes, allow_pickle=False) as held:

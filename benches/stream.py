@@ -10,13 +10,12 @@ that of the paper's 24 kHz model with random weights, which takes the same time 
 from __future__ import annotations
 
 import argparse
-from importlib import resources
 
 import numpy as np
 import torch
 
+from benches.bundled import bundled
 from benches.record import RESULTS, Record
-from encodec_rt.audio import AudioReader
 from encodec_rt.config import EncodecConfig
 from encodec_rt.live.loop import Loopback, loop_back
 from encodec_rt.model.encodec import EncodecModel
@@ -35,11 +34,8 @@ def codec_for(model: str | None, device: str, backend: str) -> Codec:
 def speech(codec: Codec, seconds: float) -> Audio:
     """The bundled speech [channels, n], repeated to ``seconds``."""
     config = codec.config
-    clip = resources.files("encodec_rt") / "assets" / "speech_en.flac"
-    with AudioReader(str(clip)) as reader:
-        blocks = list(reader.blocks(config.sampling_rate, config.audio_channels))
-    samples = int(seconds * config.sampling_rate)
-    return np.resize(np.concatenate(blocks, axis=1), (config.audio_channels, samples))
+    clip = bundled("speech_en", config.sampling_rate, config.audio_channels)
+    return np.resize(clip, (len(clip), int(seconds * config.sampling_rate)))
 
 
 def add(record: Record, case: dict[str, object], run: Loopback) -> None:

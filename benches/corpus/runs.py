@@ -19,7 +19,7 @@ import soundfile
 import torch
 
 from benches.corpus.clips import cut_clips, write_long, write_many
-from benches.environment import ROOT
+from benches.environment import ROOT, memory_mib
 from benches.record import Record
 from encodec_rt.corpus.sources import UnitSize
 from encodec_rt.corpus.stored import code_files, read_rows
@@ -82,9 +82,7 @@ def _peak(source: str, out: str) -> tuple[float, dict[str, Any], float]:
     began = time.perf_counter()
     summary = tokenize([source], out, jobs=1)
     wall = time.perf_counter() - began
-    lines = Path("/proc/self/status").read_text(encoding="utf-8").splitlines()
-    (line,) = (line for line in lines if line.startswith("VmHWM:"))
-    return int(line.split()[1]) / 1024, summary.as_json(), wall
+    return memory_mib("VmHWM"), summary.as_json(), wall
 
 
 def kills(record: Record, folder: Path, options: argparse.Namespace, sink: str) -> None:

@@ -9,21 +9,18 @@ from __future__ import annotations
 import argparse
 import asyncio
 import logging
-import os
 import re
 import secrets
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from benches.environment import Json
-from encodec_rt.audio import AudioReader
+from benches.bundled import bundled
+from benches.environment import Json, memory_mib
 from encodec_rt.config import EncodecConfig
 from encodec_rt.link.call import Call, CallOptions
 from encodec_rt.link.dialling import SignallingClient
@@ -92,11 +89,9 @@ def small_codec() -> Codec:
     return Codec(model)
 
 
-def speech(rate_hz: int) -> NDArray[np.float32]:
+def speech(rate_hz: int) -> Audio:
     """A bundled clip [n] at ``rate_hz``."""
-    path = Path(str(resources.files("encodec_rt"))) / "assets" / "speech_it.flac"
-    with AudioReader(path) as reader:
-        audio: NDArray[np.float32] = np.concatenate(list(reader.blocks(rate_hz, 1)), axis=1)[0]
+    audio: Audio = bundled("speech_it", rate_hz)[0]
     return audio
 
 
@@ -188,12 +183,6 @@ async def calling(
         await asyncio.gather(running, return_exceptions=True)
 
 
-def resident_mib() -> float:
-    """Resident memory of this process, in MiB."""
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / (1 << 20)
-
-
 @dataclass
 class Window:
     """The differences of a receiver's counters from one poll to the next."""
@@ -223,7 +212,7 @@ class Window:
             "packets_received": moved["packetsReceived"],
             "packets_lost": moved["packetsLost"],
             "jitter_buffer_ms": 1000 * moved["jitterBufferDelay"] / emitted,
-            "resident_mib": resident_mib(),
+            "resident_mib": memory_mib(),
         }
 
 

@@ -11,17 +11,16 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 from dataclasses import dataclass
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benches.bundled import bundled
 from benches.environment import Json
 from benches.link.scores import PLAIN, compare, measure
 from benches.record import Record
-from encodec_rt.audio import AudioReader
 from encodec_rt.link.bandwidth import PathEstimator
 from encodec_rt.netsim.impairment import Channel, PathProfile
 from encodec_rt.netsim.simulate import Heard, simulate
@@ -81,9 +80,7 @@ class CodedClip:
 
 def speech(codec: Codec, name: str, kbps: float) -> CodedClip:
     """A bundled clip, encoded."""
-    path = Path(str(resources.files("encodec_rt"))) / "assets" / f"{name}.flac"
-    with AudioReader(path) as reader:
-        clip = np.concatenate(list(reader.blocks(codec.config.sampling_rate, 1)), axis=1)[0]
+    clip = bundled(name, codec.config.sampling_rate)[0]
     encoder = codec.stream_encoder(kbps)
     codes = np.concatenate([encoder.push(clip), encoder.flush()])
     return CodedClip(clip, codes, codec.stream_decoder(kbps).push(codes)[: len(clip)])

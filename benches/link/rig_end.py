@@ -13,7 +13,6 @@ import logging
 import subprocess
 import sys
 from collections.abc import Mapping
-from importlib import resources
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +20,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from benches.bundled import bundled
 from benches.environment import Json
 from benches.link.calls import Talker
-from encodec_rt.audio import AudioReader
 from encodec_rt.bitstream.packet import parse_packet
 from encodec_rt.errors import LinkError
 from encodec_rt.link.call import Call, CallOptions
@@ -189,12 +188,8 @@ class RigEnd:
 def speech(codec: Codec, side: str) -> NDArray[np.float32]:
     """The bundled clips in the order in which this side plays them, cut to whole hops."""
     rate_hz, hop = codec.config.sampling_rate, codec.config.hop_length
-    blocks: list[NDArray[np.float32]] = []
-    for language in SPEECH[side]:
-        asset = Path(str(resources.files("encodec_rt"))) / "assets" / f"speech_{language}.flac"
-        with AudioReader(asset) as reader:
-            blocks += reader.blocks(rate_hz, 1)
-    audio: NDArray[np.float32] = np.concatenate(blocks, axis=1)[0]
+    clips = [bundled(f"speech_{language}", rate_hz) for language in SPEECH[side]]
+    audio: NDArray[np.float32] = np.concatenate(clips, axis=1)[0]
     return audio[: len(audio) // hop * hop]
 
 

@@ -61,7 +61,7 @@ def churn(record: Record, model: str, opened: int, seconds: float) -> None:
                     some(session, server.url + STREAM_PATH, times, until_s) for _ in range(AT_ONCE)
                 )
                 total += sum(await asyncio.gather(*jobs))
-                held.append(server.memory_mb)
+                held.append(server.memory_mib)
         return total, held
 
     with tempfile.TemporaryDirectory() as folder:

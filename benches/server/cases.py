@@ -7,16 +7,15 @@ import signal
 import tempfile
 import time
 from collections.abc import Sequence
-from importlib import resources
 from pathlib import Path
 
 import numpy as np
 import torch
 
+from benches.bundled import bundled
 from benches.environment import Json
 from benches.record import Case, Record
 from benches.server.process import KBPS, Server
-from encodec_rt.audio import AudioReader
 from encodec_rt.client.load import Talk, talk_at_once
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.types import Audio
@@ -24,9 +23,7 @@ from encodec_rt.types import Audio
 
 def clips(codec: Codec, count: int, seconds: float) -> list[Audio]:
     """Speech for ``count`` clients, each [n], rounded to 16 bits as on the wire."""
-    path = resources.files("encodec_rt") / "assets" / "speech_en.flac"
-    with AudioReader(str(path)) as reader:
-        speech = np.concatenate(list(reader.blocks(codec.sampling_rate, 1)), axis=1)[0]
+    speech = bundled("speech_en", codec.sampling_rate)[0]
     speech = (np.rint(speech * 32768.0).clip(-32768, 32767) / 32768.0).astype(np.float32)
     length = int(seconds * codec.sampling_rate)
     return [np.resize(np.roll(speech, -7_001 * at), length) for at in range(count)]

@@ -11,6 +11,8 @@ import threading
 from contextlib import suppress
 from pathlib import Path
 
+from benches.environment import memory_mib
+
 KBPS = 6.0
 
 
@@ -71,12 +73,9 @@ class Server:
         return sum(_cpu_s(str(pid)) for pid in _children(self._running.pid))
 
     @property
-    def memory_mb(self) -> float:
+    def memory_mib(self) -> float:
         """Resident memory of the main process, in MiB."""
-        status = Path(f"/proc/{self._running.pid}/status").read_text()
-        found = re.search(r"VmRSS:\s+(\d+) kB", status)
-        assert found is not None
-        return int(found[1]) / 1024
+        return memory_mib(process=self._running.pid)
 
 
 def _fields(place: str) -> list[str]:

@@ -27,7 +27,7 @@ def test_every_case_is_measured_and_drawn(tmp_path: Path, monkeypatch: pytest.Mo
     model = random_lm(LmConfig(header.layers, config.codebook_size, widths, (1, 2)))
     model.save(tmp_path / "lm.safetensors")
     clip = np.zeros((config.audio_channels, 20 * config.hop_length), np.float32)
-    monkeypatch.setattr(lm, "bundled", lambda codec: [clip])
+    monkeypatch.setattr(lm, "both_clips", lambda codec: [clip])
     monkeypatch.setattr(lm, "paper_frames", lambda books, frames: [1.0])
     monkeypatch.setattr(lm, "FRAME_RATE", 20)
     record = Record("lm", folder=tmp_path)
