@@ -20,12 +20,12 @@ from encodec_rt_kernels.tiles import Tile as Tile
 
 
 def copy(arch: int, rules: Rules) -> Options:
-    """Launch options of a kernel that only moves data."""
+    """Launch options of a kernel that copies, gathers or sums, and multiplies nothing."""
     return launch_options(4, 1, rules.chains(arch))
 
 
 COPY_BLOCK = 1024
-"""Elements per program of a kernel that only moves data."""
+"""Elements of state that a program of ``commit`` copies."""
 
 SUM_BLOCK = 128
 """Elements per program of the kernel that adds up the parts of split products."""
