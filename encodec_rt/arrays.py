@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from encodec_rt.errors import InputError
 from encodec_rt.types import Audio
+
+
+def is_count(number: object) -> bool:
+    """Whether ``number`` is an integer of at least 1, of Python's or numpy's types."""
+    whole = isinstance(number, (int, np.integer)) and not isinstance(number, bool)
+    return whole and int(cast("int", number)) >= 1
 
 
 def check_audio(pcm: ArrayLike, channels: int) -> Audio:

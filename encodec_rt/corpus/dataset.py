@@ -13,7 +13,8 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from encodec_rt.corpus.rows import CodesInfo
+from encodec_rt.arrays import is_count
+from encodec_rt.corpus.rows import OWN_COLUMNS, CodesInfo, StoredClip
 from encodec_rt.corpus.stored import code_files, info_of, read_rows, row_from_parquet
 from encodec_rt.corpus.tables import open_parquet
 from encodec_rt.errors import ConfigError, InputError
@@ -27,10 +28,11 @@ _GROUPS_HELD = 64
 class CodesDataset(Dataset[dict[str, Any]]):
     """The clips of a corpus as {"id": str, "codes": int64 [frames, Q], and ``columns``}.
 
-    ``crop_frames`` takes that many frames from a random place, by torch's generator, which a
-    DataLoader seeds for each of its workers; shorter clips are left out, or with ``pad`` padded
-    with -1. ``codebooks`` keeps only the first ones. It reads Parquet, .npz and .npy, each row on
-    demand. Raises InputError and ConfigError.
+    ``columns`` are any of the stored ones, such as "samples" or "text". ``crop_frames`` takes that
+    many frames from a random place, by torch's generator, which a DataLoader seeds for each of its
+    workers; shorter clips are left out, or with ``pad`` padded with -1. ``codebooks`` keeps only
+    the first ones. It reads Parquet, .npz and .npy, each row on demand. Raises InputError and
+    ConfigError.
     """
 
     def __init__(
@@ -44,12 +46,12 @@ class CodesDataset(Dataset[dict[str, Any]]):
     ) -> None:
         files = list(code_files(corpus))
         self.info = _info(files, corpus)
-        if codebooks is not None and not 1 <= codebooks <= self.info.codebooks:
+        if codebooks is not None and not (is_count(codebooks) and codebooks <= self.info.codebooks):
             raise ConfigError(
                 f"codebooks={codebooks}; the codes have {self.info.codebooks}: 1 to all of them"
             )
-        if crop_frames is not None and crop_frames < 1:
-            raise ConfigError(f"crop_frames={crop_frames}; a crop has at least one frame")
+        if crop_frames is not None and not is_count(crop_frames):
+            raise ConfigError(f"crop_frames={crop_frames}; a crop has one frame or more")
         self.crop_frames, self.codebooks, self.pad = crop_frames, codebooks, pad
         self.columns = tuple(columns)
         least = 1 if crop_frames is None or pad else crop_frames
@@ -86,9 +88,15 @@ class CodesDataset(Dataset[dict[str, Any]]):
         if path.suffix != ".parquet":
             raise InputError(f"{path}: CodesDataset reads .parquet, .npz and .npy")
         file = open_parquet(str(path))
+        names = file.schema_arrow.names
+        if missing := [name for name in OWN_COLUMNS[:5] if name not in names]:
+            raise InputError(
+                f"{path} holds no codes: the columns {', '.join(missing)} are missing; give a "
+                "folder that encodec-rt tokenize wrote, or files in its data/"
+            )
         for name in self.columns:
-            if name not in file.schema_arrow.names:
-                there = ", ".join(file.schema_arrow.names)
+            if name not in names:
+                there = ", ".join(names)
                 raise ConfigError(f"{path} has no column {name!r}; it has {there}")
         for group in range(file.metadata.num_row_groups):
             frames = file.read_row_group(group, ["frames"]).column("frames").to_numpy()
@@ -102,19 +110,29 @@ class CodesDataset(Dataset[dict[str, Any]]):
         path, number = self._groups[group]
         if path.suffix != ".parquet":
             found = next(iter(read_rows(path)))
-            missing = [name for name in self.columns if name not in found.meta]
+            held = {**found.meta, **self._own(found)}
+            missing = [name for name in self.columns if held.get(name) is None]
             if missing:
                 raise ConfigError(f"{path} has no {', '.join(missing)}; leave that out of columns")
-            return found.id, found.codes, {name: found.meta[name] for name in self.columns}
+            return found.id, found.codes, {name: held[name] for name in self.columns}
         if group not in self._held:
-            wanted = ["id", "codes", "frames", "codebooks", "samples", *self.columns]
+            wanted = list(dict.fromkeys([*OWN_COLUMNS[:5], *self.columns]))
             self._held[group] = open_parquet(str(path)).read_row_group(number, wanted)
             if len(self._held) > _GROUPS_HELD:
                 self._held.popitem(last=False)
         self._held.move_to_end(group)
         table = self._held[group]
-        found = row_from_parquet(table, row)
-        return found.id, found.codes, dict(found.meta)
+        found = row_from_parquet(table, row, meta=False)
+        rest = {name: table.column(name)[row].as_py() for name in self.columns}
+        return found.id, found.codes, rest
+
+    def _own(self, clip: StoredClip) -> dict[str, Any]:
+        """What Parquet has in columns of its own."""
+        frames, books = clip.codes.shape
+        return {
+            **{"id": clip.id, "frames": frames, "codebooks": books, "samples": clip.samples},
+            **{"sampling_rate": self.info.sampling_rate, "scales": list(clip.scales)},
+        }
 
     def _cropped(self, codes: Codes) -> torch.Tensor:
         crop = self.crop_frames

@@ -12,24 +12,23 @@ from pathlib import Path, PurePosixPath
 from encodec_rt.atomic import naming
 from encodec_rt.audio import OUTPUT_FORMATS, AudioWriter
 from encodec_rt.bitstream.ecdc import Block, segments
+from encodec_rt.corpus.decoding_plan import decoding_units, with_replaced
 from encodec_rt.corpus.decoding_queue import DecodingQueue, decodes_in_slots
 from encodec_rt.corpus.job import JobRunner, RunProgress, begin, environment, keep_summary
-from encodec_rt.corpus.lists import Seen
+from encodec_rt.corpus.labels import expanded, labelled
 from encodec_rt.corpus.manifest import OutputFolder
 from encodec_rt.corpus.records import Done, Tally, UnitRecord
 from encodec_rt.corpus.rows import CodesInfo, StoredClip
-from encodec_rt.corpus.sources import UnitSize, expanded, labelled
+from encodec_rt.corpus.sources import UnitSize
 from encodec_rt.corpus.statistics import SilenceMeter
-from encodec_rt.corpus.stored import code_files, code_folder, info_of, read_rows
+from encodec_rt.corpus.stored import info_of, read_rows
 from encodec_rt.corpus.summary import Summary, summarise
-from encodec_rt.corpus.units import FileEntry, Unit, as_id, state_of
+from encodec_rt.corpus.units import FileEntry, Unit, state_of
 from encodec_rt.corpus.work import OUTPUT_FAULTS
 from encodec_rt.errors import CodecError, ConfigError, InputError
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.transcode import bandwidth_for, decode_blocks
 from encodec_rt.types import Audio
-
-_SHARDS = (".parquet", ".tar")
 
 
 @dataclass(frozen=True)
@@ -84,11 +83,15 @@ def detokenize(
     }
     folder = OutputFolder(out)
     with folder.locked():
-        count = begin(folder, manifest, _planned(paths, size))
+        count = begin(folder, manifest, decoding_units(paths, size))
         runner.run(folder, count, Detokenizer, (settings, codec), codec)
         records = map(UnitRecord.from_json, folder.records())
         info = CodesInfo.of(codec, config.target_bandwidths[-1])
-        summary = summarise(records, info, folder.path)
+        summary = summarise(with_replaced(records, folder.units()), info, folder.path)
+        # The codes may have fewer codebooks than the model.
+        used = max(1, int(summary.counts.any(axis=1).sum()))
+        summary.counts = summary.counts[:used]
+        summary.info = CodesInfo.of(codec, bandwidth_for(config, used))
         keep_summary(folder, summary)
     return summary
 
@@ -163,13 +166,18 @@ class Detokenizer:
 
     def _clips(self, unit: Unit, tally: Tally, opened: set[_Item]) -> Iterator[_Item]:
         """The clips of a unit."""
+        taken: set[Path] = set()
         for label, row in self._rows(unit, tally):
             name = f"{label}/{row.id}" if label else row.id
             given = StoredClip(
                 name, row.codes[:, : self._settings.codebooks], row.samples, row.scales
             )
             try:
-                clip = _Item(given, self._codec, self._path(name))
+                path = self._path(name)
+                if path in taken:
+                    raise InputError(f"another clip of this file has the id {name!r} too")
+                clip = _Item(given, self._codec, path)
+                taken.add(path)
             except Exception as error:  # noqa: BLE001 - whatever is wrong with a row is its own
                 tally.failed(name, unit.source, error)
                 continue
@@ -262,31 +270,3 @@ def _blocks(row: StoredClip, codec: Codec) -> Iterator[Block]:
         scale = row.scales[index] if config.normalize else None
         yield Block(row.codes[at : at + frames], scale, length)
         at += frames
-
-
-def _planned(paths: Sequence[tuple[str, str]], size: UnitSize) -> Iterator[Unit]:
-    """A unit for each shard, and for some files of a clip each."""
-    index, entries, seen = 0, list[FileEntry](), Seen()
-    # Ids are unique in a corpus; shards that are named one by one may be of several.
-    several = len({os.path.dirname(path) for path, _ in paths if path.endswith(_SHARDS)}) > 1
-    for path, label in paths:
-        for file in code_files(path):
-            base = code_folder(Path(path))
-            inside = str(file.relative_to(base)) if os.path.isdir(path) else ""
-            name = as_id("/".join(part for part in (label, inside) if part))
-            state = state_of(str(file))
-            if file.suffix in _SHARDS:
-                prefix = label if inside else label.removesuffix(file.suffix) if several else ""
-                yield Unit(
-                    index, "codes", str(file), as_id(prefix), size=state[0], mtime_ns=state[1]
-                )
-                index += 1
-                continue
-            stem = name.removesuffix(file.suffix)
-            # If two formats have the same name, the second keeps its suffix.
-            entries.append(FileEntry(stem if seen.add(stem) else name, str(file), *state))
-            if len(entries) >= size.clips:
-                yield Unit(index, "codes", files=tuple(entries))
-                index, entries = index + 1, []
-    if entries:
-        yield Unit(index, "codes", files=tuple(entries))

@@ -105,7 +105,10 @@ class JobRunner:
         ``arguments`` hold ``codec``.
         """
         if lost := folder.forget_lost(count):
-            self.on_remark(f"{lost} files are no longer in {folder.data}, and are made again")
+            gone = "1 file is" if lost == 1 else f"{lost} files are"
+            self.on_remark(
+                f"{gone} no longer in {folder.data}; the shards that had them are made again"
+            )
         todo = [index for index in range(count) if not folder.is_finished(index)]
         rate_hz = codec.config.sampling_rate
         progress = RunProgress(count, count - len(todo), rate_hz, began=time.perf_counter())

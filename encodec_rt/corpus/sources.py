@@ -5,13 +5,13 @@ Units are in the order of names, so that the same corpus always gives the same u
 
 from __future__ import annotations
 
-import glob
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from encodec_rt.corpus.clips import CorpusClip
+from encodec_rt.corpus.labels import CONTAINER_SUFFIXES, Labels, expanded, labelled
 from encodec_rt.corpus.lists import LIST_SUFFIXES, META, columns_of, read_list
 from encodec_rt.corpus.manifest import STATE
 from encodec_rt.corpus.tables import (
@@ -25,7 +25,7 @@ from encodec_rt.corpus.tables import (
     parquet_clips,
     row_groups,
 )
-from encodec_rt.corpus.tars import TAR_SUFFIXES, refusing, tar_clips
+from encodec_rt.corpus.tars import refusing, tar_clips
 from encodec_rt.corpus.units import FileEntry, Unit, as_id, state_of
 from encodec_rt.errors import ConfigError, InputError
 from encodec_rt.extras import needed_for
@@ -82,6 +82,7 @@ class Plan:
         self._column = column
         self._hashes: dict[str, str] | None = {} if dedup else None
         self._paths = labelled([os.path.abspath(os.fspath(path)) for path in expanded(paths)])
+        self._labels = Labels()
         if not self._paths and not self.datasets:
             raise InputError("there are no inputs; give files, folders, tars or Parquet files")
 
@@ -107,23 +108,31 @@ class Plan:
 
     def _found(self) -> Iterator[FileEntry | Unit]:
         """Files and containers in their order."""
+        folders = [label for path, label in self._paths if os.path.isdir(path)]
+        self._labels = Labels([*folders, *self.datasets])
         for path, label in self._paths:
             if os.path.isdir(path):
                 yield from self._folder(path, label)
-            elif path.lower().endswith((*TAR_SUFFIXES, ".parquet")):
-                yield from self._container(path, label)
+            elif path.lower().endswith(CONTAINER_SUFFIXES):
+                yield from self._container(path, self._labels.of(label))
             elif os.path.splitext(path)[1].lower() in LIST_SUFFIXES:
-                self._add_columns([pa.field(n, pa.string()) for n in columns_of(path)], path)
-                yield from read_list(path)
+                yield from self._list(path, label)
             else:
                 yield FileEntry(as_id(label), path, *state_of(path))
+
+    def _list(self, path: str, label: str) -> Iterator[FileEntry]:
+        self._add_columns([pa.field(n, pa.string()) for n in columns_of(path)], path)
+        alone = len(self._paths) + len(self.datasets) == 1
+        prefix = "" if alone else as_id(self._labels.of(label)) + "/"
+        for entry in read_list(path):
+            yield replace(entry, id=prefix + entry.id)
 
     def _folder(self, path: str, label: str) -> Iterator[FileEntry | Unit]:
         prefix = f"{label}/" if label else ""
         for name in _walk(path, frozenset()):
             full, lower = os.path.join(path, name), name.lower()
-            if lower.endswith((*TAR_SUFFIXES, ".parquet")):
-                yield from self._container(full, prefix + name)
+            if lower.endswith(CONTAINER_SUFFIXES):
+                yield from self._container(full, self._labels.of(prefix + name, full))
             elif os.path.splitext(lower)[1] in AUDIO_SUFFIXES:
                 yield FileEntry(as_id(prefix + name), full, *state_of(full))
             else:
@@ -133,10 +142,9 @@ class Plan:
         size, mtime_ns = state_of(path)
         if not path.lower().endswith(".parquet"):
             self._add_columns([pa.field(META, pa.string())], path)
-            stem = label[: -len(next(s for s in TAR_SUFFIXES if path.lower().endswith(s)))]
-            yield Unit(0, "tar", path, as_id(stem), size=size, mtime_ns=mtime_ns)
+            yield Unit(0, "tar", path, as_id(label), size=size, mtime_ns=mtime_ns)
             return
-        unit = Unit(0, "parquet", path, as_id(label[:-8]), size=size, mtime_ns=mtime_ns)
+        unit = Unit(0, "parquet", path, as_id(label), size=size, mtime_ns=mtime_ns)
         try:
             schema = open_parquet(path).schema_arrow
             audio = audio_column(schema, self._column, path)
@@ -231,38 +239,6 @@ def _sorted_out(inputs: Input | Sequence[Input]) -> tuple[list[str], dict[str, A
                 "how many rows they have (an IterableDataset does not: write it to Parquet)"
             )
     return paths, datasets
-
-
-def expanded(paths: Sequence[Any]) -> Iterator[str]:
-    """Globs as the names that they match, in order. Raises InputError for missing inputs."""
-    for given in paths:
-        path = os.fspath(given)
-        if os.path.lexists(path):
-            yield path
-            continue
-        found = sorted(glob.glob(path, recursive=True)) if glob.has_magic(path) else []
-        if not found:
-            kind = "matches nothing" if glob.has_magic(path) else "does not exist"
-            raise InputError(f"{as_id(path)} {kind}; give files, folders, tars or Parquet files")
-        yield from found
-
-
-def labelled(paths: Sequence[str]) -> list[tuple[str, str]]:
-    """Each path with the prefix of its ids: nothing for a single folder, else its last names.
-
-    As many names are taken as are needed to tell the inputs apart.
-    """
-    if len(paths) == 1:
-        return [(paths[0], "" if os.path.isdir(paths[0]) else os.path.basename(paths[0]))]
-    if len(set(paths)) < len(paths):
-        twice = next(path for path in paths if paths.count(path) > 1)
-        raise InputError(f"{as_id(twice)} is given twice; name each input once")
-    parts = [path.strip("/").split("/") for path in paths]
-    for depth in range(1, max(map(len, parts), default=0) + 1):
-        labels = ["/".join(each[-depth:]) for each in parts]
-        if len(set(labels)) == len(labels):
-            return list(zip(paths, labels, strict=True))
-    return []
 
 
 def _walk(folder: str, above: frozenset[tuple[int, int]]) -> Iterator[str]:

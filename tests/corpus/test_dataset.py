@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import pickle
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from torch.utils.data import DataLoader
@@ -63,6 +66,20 @@ def test_a_loader_makes_batches_in_processes_of_its_own(
     assert not (short["codes"] == -1)[~missing].any()
 
 
+@pytest.mark.parametrize("sink", ["parquet", "npz"])
+def test_any_stored_column_can_be_asked_for(
+    codec: Codec, clips: Path, tmp_path: Path, sink: str
+) -> None:
+    run([clips], tmp_path / "out", codec, sink=sink)
+    names = ["samples", "sampling_rate", "frames", "codebooks"]
+    rows = rows_of(tmp_path / "out", codec)
+    for item in map(CodesDataset(tmp_path / "out", columns=names).__getitem__, range(3)):
+        row = rows[item["id"]]
+        wanted = [row.samples, codec.config.sampling_rate, *row.codes.shape]
+        assert [item[name] for name in names] == wanted
+        assert set(item) == {"id", "codes", *names}
+
+
 def test_damaged_files_are_refused_as_what_they_are(
     codec: Codec, clips: Path, tmp_path: Path
 ) -> None:
@@ -87,5 +104,13 @@ def test_what_is_no_corpus_is_refused(codec: Codec, clips: Path, tmp_path: Path)
     run([clips], tmp_path / "good", codec)
     with pytest.raises(ConfigError, match="codebooks=9"):
         CodesDataset(tmp_path / "good", codebooks=9)
-    with pytest.raises(ConfigError, match="crop_frames=0"):
-        CodesDataset(tmp_path / "good", crop_frames=0)
+    settings: list[dict[str, Any]] = [
+        *({"crop_frames": wrong} for wrong in (0, 1.5, True)),
+        *({"codebooks": wrong} for wrong in (0, 1.5, True)),
+    ]
+    for wrong in settings:
+        with pytest.raises(ConfigError, match="=".join(map(str, next(iter(wrong.items()))))):
+            CodesDataset(tmp_path / "good", **wrong)
+    pq.write_table(pa.table({"text": ["other"]}), tmp_path / "good/data/other.parquet")
+    with pytest.raises(InputError, match="holds no codes: the columns id, codes"):
+        CodesDataset(tmp_path / "good")

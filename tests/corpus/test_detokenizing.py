@@ -142,6 +142,50 @@ def test_shards_of_two_corpora_with_the_same_ids_do_not_replace_each_other(
     assert not np.array_equal(one, other)
 
 
+def test_a_folder_of_two_corpora_with_the_same_ids_gives_the_clips_of_both(
+    codec: Codec, tmp_path: Path
+) -> None:
+    for seed, name in enumerate(("a", "b")):
+        write_clip(tmp_path / name / "clip.wav", 0.3, rate_hz=800, seed=seed)
+        run([tmp_path / name], tmp_path / "codes" / name, codec)
+    (tmp_path / "codes/a/errors.parquet").unlink(missing_ok=True)
+    assert detokenize([tmp_path / "codes"], tmp_path / "out", codec=codec, jobs=1).errors == 0
+    made = sorted((tmp_path / "out/data").rglob("*.wav"))
+    names = ["a/data/clip.wav", "b/data/clip.wav"]
+    assert [str(path.relative_to(tmp_path / "out/data")) for path in made] == names
+    one, other = (soundfile.read(path)[0] for path in made)
+    assert not np.array_equal(one, other)
+
+
+def test_clips_of_one_id_in_one_folder_are_an_error(codec: Codec, tmp_path: Path) -> None:
+    write_clip(tmp_path / "in/clip.wav", 0.3, rate_hz=800)
+    run([tmp_path / "in"], tmp_path / "codes", codec)
+    table = pq.read_table(shard := next((tmp_path / "codes/data").iterdir()))
+    pq.write_table(table, shard.with_name("other.parquet"))
+    summary = detokenize([tmp_path / "codes"], tmp_path / "out", codec=codec, jobs=1)
+    assert (summary.clips, summary.errors) == (2, 1)
+    assert (
+        "decode these shards into separate folders"
+        in errors_of(tmp_path / "out")["clip.wav"]["reason"]
+    )
+    shard.with_name("other.parquet").unlink()
+    pq.write_table(pa.concat_tables([table, table]), shard)
+    summary = detokenize([tmp_path / "codes"], tmp_path / "again", codec=codec, jobs=1)
+    assert (summary.clips, summary.errors) == (1, 1)
+    assert "has the id 'clip.wav' too" in errors_of(tmp_path / "again")["clip.wav"]["reason"]
+
+
+def test_the_summary_has_the_codebooks_that_were_decoded(codec: Codec, tmp_path: Path) -> None:
+    write_clip(tmp_path / "in/clip.wav", 0.3, rate_hz=800)
+    run([tmp_path / "in"], tmp_path / "codes", codec)
+    kbps = codec.config.target_bandwidths[0]
+    made = detokenize(
+        [tmp_path / "codes"], tmp_path / "out", codec=codec, bandwidth_kbps=kbps, jobs=1
+    )
+    assert len(made.as_json()["codebooks"]) == codec.config.codebooks_for(kbps) < 4
+    assert made.info.bandwidth_kbps == kbps
+
+
 def test_a_folder_with_a_folder_called_data_is_read_whole(codec: Codec, tmp_path: Path) -> None:
     (tmp_path / "codes/data").mkdir(parents=True)
     for name in ("one.npy", "data/two.npy"):

@@ -6,7 +6,7 @@ import io
 import json
 import tarfile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, cast
 
 import numpy as np
 import pyarrow as pa
@@ -389,6 +389,32 @@ def test_clips_of_one_name_in_two_folders_stay_apart(codec: Codec, tmp_path: Pat
         run([tmp_path / "*.flac"], tmp_path / "other", codec)
     run([f"{tmp_path}/*/in/*.wav"], tmp_path / "globbed", codec)
     assert set(rows_of(tmp_path / "globbed", codec)) == {"a/in/x.wav", "b/in/x.wav"}
+
+
+def test_lists_and_containers_of_one_name_keep_their_clips_apart(
+    codec: Codec, tmp_path: Path
+) -> None:
+    folder = tmp_path / "in"
+    write_clip(folder / "a/one.wav", 0.1)
+    for name, mode in (("a.tar", "w"), ("b.tar", "w"), ("b.tar.gz", "w:gz")):
+        with tarfile.open(folder / name, cast("Literal['w', 'w:gz']", mode)) as tar:
+            tar.add(folder / "a/one.wav", "one.wav")
+    assert run([folder], tmp_path / "out", codec, sink="npy").clips == 4
+    ids = {"a/one.wav", "a.tar/one.wav", "b/one.wav", "b.tar.gz/one.wav"}
+    made = (tmp_path / "out/data").rglob("*.npy")
+    assert {str(path.relative_to(tmp_path / "out/data")) for path in made} == {
+        f"{one}.npy" for one in ids
+    }
+    for name in ("train.csv", "test.csv", "test.tsv"):
+        row = ("path", "id"), ("in/a/one.wav", "1")
+        (tmp_path / name).write_text(
+            "\n".join(("," if "csv" in name else "\t").join(x) for x in row)
+        )
+    lists = [tmp_path / name for name in ("train.csv", "test.csv", "test.tsv")]
+    run(lists, tmp_path / "lists", codec)
+    assert set(rows_of(tmp_path / "lists", codec)) == {"train/1", "test/1", "test.tsv/1"}
+    run(lists[:1], tmp_path / "list", codec)
+    assert set(rows_of(tmp_path / "list", codec)) == {"1"}
 
 
 def test_a_folder_without_audio_is_refused_until_there_is_some(
