@@ -17,12 +17,20 @@ def is_count(number: object) -> bool:
     return whole and int(cast("int", number)) >= 1
 
 
+def as_array(values: ArrayLike, what: str) -> NDArray[Any]:
+    """``values`` as an array. Raises InputError for rows of different lengths."""
+    try:
+        return np.asarray(values)
+    except ValueError as error:
+        raise InputError(f"{what} of rows with different lengths; pass an array") from error
+
+
 def check_audio(pcm: ArrayLike, channels: int) -> Audio:
     """Audio [n] (mono) or [channels, n] -> finite float32 [channels, n]; may be the same array.
 
     Raises InputError.
     """
-    audio = np.asarray(pcm)
+    audio = as_array(pcm, "audio")
     if audio.dtype.kind != "f":
         raise InputError(f"audio of type {audio.dtype}; pass floating point samples in [-1, 1]")
     if audio.ndim == 1 and channels == 1:
@@ -43,7 +51,7 @@ def check_codes(codes: ArrayLike, size: int, most: int) -> NDArray[np.integer[An
 
     Raises InputError.
     """
-    array = np.asarray(codes)
+    array = as_array(codes, "codes")
     if array.dtype.kind not in "iu" or array.ndim != 2 or not 1 <= array.shape[1] <= most:
         raise InputError(
             f"codes of shape {array.shape} and type {array.dtype}; "

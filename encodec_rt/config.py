@@ -218,7 +218,7 @@ class EncodecConfig(Chunked, PretrainedConfig):
         """
         if bandwidth_kbps not in self.target_bandwidths:
             accepted = ", ".join(f"{b:g}" for b in self.target_bandwidths)
-            raise ConfigError(f"bandwidth {bandwidth_kbps} kbps; this model has {accepted}")
+            raise ConfigError(f"bandwidth {bandwidth_kbps!r} kbps; this model has {accepted}")
         books = math.floor(bandwidth_kbps * 1000 / (self.codebook_nbits * self.frame_rate))
         return min(self.num_quantizers, max(1, books))
 

@@ -24,14 +24,7 @@ from encodec_rt.server.protocol import (
     parse_event,
     parse_message,
 )
-from encodec_rt.server.queues import (
-    ClipEnd,
-    Loss,
-    Output,
-    PcmFramer,
-    Progress,
-    WaitingFrame,
-)
+from encodec_rt.server.queues import ClipEnd, Loss, Output, PcmFramer, Progress, WaitingFrame
 from encodec_rt.types import Codes
 from encodec_rt.voice.token_bucket import TokenBucket
 
@@ -39,6 +32,8 @@ logger = logging.getLogger(__name__)
 
 MAX_EVENTS = 64
 """The most events that wait for a client that does not read."""
+ANSWER_S = 1.0
+"""For a client to answer that it has read the close."""
 
 
 class Connection:
@@ -74,6 +69,7 @@ class Connection:
         self._order: deque[Kind | None] = deque()
         self._events: deque[Output] = deque()
         self._something = asyncio.Event()
+        self._receiver: asyncio.Task[None] | None = None
         self._ends_pending = 0
         self._closing = self._hanging_up = False
         self._hung_up = asyncio.Event()
@@ -90,33 +86,42 @@ class Connection:
 
     async def run(self) -> None:
         """Serve until either side closes."""
+        self._receiver = asyncio.create_task(self._receive())
         sender = asyncio.create_task(self._send())
         try:
-            async for message in self._socket:
-                now_s = asyncio.get_running_loop().time()
-                self.heard_s = now_s
-                if not self._messages.allows(now_s):
-                    await self.close(CloseCode.FLOOD, "too many messages")
-                    break
-                try:
-                    if message.type == WSMsgType.BINARY:
-                        self._take(message.data, now_s)
-                    elif not self._texts.allows(now_s):
-                        await self.close(CloseCode.FLOOD, "too many events")
-                        break
-                    else:
-                        self._obey(message.data)
-                except CodecError as error:
-                    if not self._errors.allows(now_s):
-                        await self.close(CloseCode.MALFORMED, "too many errors")
-                        break
-                    self.send_event("Error", error=type(error).__name__, message=str(error))
+            await asyncio.wait({self._receiver})
+            if not self._receiver.cancelled():
+                self._receiver.result()
         finally:
             if self._hanging_up:
                 # Returning to aiohttp earlier would cut off the client's answer.
-                await asyncio.wait({asyncio.ensure_future(self._hung_up.wait())}, timeout=2.0)
-            sender.cancel()
+                await asyncio.wait(
+                    {asyncio.ensure_future(self._hung_up.wait())}, timeout=2 * ANSWER_S
+                )
+            for task in (self._receiver, sender):
+                task.cancel()
             self.code = self.code or self._socket.close_code or WSCloseCode.ABNORMAL_CLOSURE
+
+    async def _receive(self) -> None:
+        async for message in self._socket:
+            now_s = asyncio.get_running_loop().time()
+            self.heard_s = now_s
+            if not self._messages.allows(now_s):
+                await self.close(CloseCode.FLOOD, "too many messages")
+                break
+            try:
+                if message.type == WSMsgType.BINARY:
+                    self._take(message.data, now_s)
+                elif not self._texts.allows(now_s):
+                    await self.close(CloseCode.FLOOD, "too many events")
+                    break
+                else:
+                    self._obey(message.data)
+            except CodecError as error:
+                if not self._errors.allows(now_s):
+                    await self.close(CloseCode.MALFORMED, "too many errors")
+                    break
+                self.send_event("Error", error=type(error).__name__, message=str(error))
 
     async def close(self, code: int, reason: str) -> None:
         """Hang up, without waiting long for a client that does not answer."""
@@ -125,11 +130,19 @@ class Connection:
             return
         self.code, self._hanging_up = self.code or code, True
         try:
-            await asyncio.wait_for(self._socket.close(code=code, message=reason.encode()), 1.0)
+            await self._stop_receiving()
+            closing = self._socket.close(code=code, message=reason.encode())
+            await asyncio.wait_for(closing, ANSWER_S)
         except (asyncio.TimeoutError, ConnectionError, RuntimeError):
             self.cut()
         finally:
             self._hung_up.set()
+
+    async def _stop_receiving(self) -> None:
+        """While another task receives, aiohttp closes without waiting for the client's answer."""
+        if self._receiver is not None and self._receiver is not asyncio.current_task():
+            self._receiver.cancel()
+            await asyncio.wait({self._receiver})
 
     def cut(self) -> None:
         """End the connection at once."""

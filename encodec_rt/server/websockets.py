@@ -9,7 +9,7 @@ from collections.abc import Callable
 from aiohttp import web
 
 from encodec_rt.errors import StateError
-from encodec_rt.server.connection import Connection
+from encodec_rt.server.connection import ANSWER_S, Connection
 from encodec_rt.server.host import Intake, Opened, ServerFacts, SessionHost
 from encodec_rt.server.metrics import Metrics
 from encodec_rt.server.protocol import MAX_MESSAGE_BYTES, SUBPROTOCOL, StreamRequest
@@ -33,8 +33,8 @@ async def serve_websocket(
     is nothing to resume.
     """
     response = web.WebSocketResponse(
-        protocols=(SUBPROTOCOL,), max_msg_size=MAX_MESSAGE_BYTES, heartbeat=20.0,
-        compress=False, timeout=1.0,
+        protocols=(SUBPROTOCOL,), max_msg_size=MAX_MESSAGE_BYTES, compress=False,
+        timeout=ANSWER_S,
     )  # fmt: skip
     if not response.can_prepare(request).ok:
         raise StateError("this address is for WebSockets")

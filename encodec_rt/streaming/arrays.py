@@ -7,7 +7,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from encodec_rt.arrays import check_audio, check_codes
+from encodec_rt.arrays import as_array, check_audio, check_codes
 from encodec_rt.types import Audio, Codes
 
 
@@ -18,7 +18,7 @@ def as_audio(pcm: ArrayLike | Tensor, channels: int) -> Tensor:
         floating = pcm.dtype.is_floating_point
         audio = pcm.detach().cpu().float().numpy() if floating else pcm.cpu().numpy()
     else:
-        audio = np.asarray(pcm)
+        audio = as_array(pcm, "audio")
     audio = check_audio(audio, channels)
     if not (audio.flags.c_contiguous and audio.flags.writeable):
         audio = audio.copy()
@@ -27,7 +27,7 @@ def as_audio(pcm: ArrayLike | Tensor, channels: int) -> Tensor:
 
 def as_codes(codes: ArrayLike | Tensor, size: int, most: int) -> Tensor:
     """Codes [frames, Q], 1 <= Q <= most, each below ``size`` -> the same as int64 on the CPU."""
-    array = codes.detach().cpu().numpy() if isinstance(codes, Tensor) else np.asarray(codes)
+    array = codes.detach().cpu().numpy() if isinstance(codes, Tensor) else codes
     return torch.from_numpy(check_codes(array, size, most).astype(np.int64))
 
 

@@ -13,7 +13,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from encodec_rt.config import EncodecConfig
-from encodec_rt.errors import ConfigError
+from encodec_rt.errors import ConfigError, InputError
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.model.identity import identify
 from encodec_rt.streaming.backends.select import device_of, select
@@ -52,6 +52,10 @@ class Codec:
         Raises BackendUnavailable if the backend cannot run on the device or with these choices,
         and ConfigError for codebooks too large for 16-bit codes.
         """
+        if not isinstance(model, EncodecModel):
+            raise ConfigError(
+                f"a {type(model).__name__} is not a model; pass an EncodecModel, or use Codec.load"
+            )
         if model.config.codebook_size > MAX_CODEBOOK_SIZE:
             raise ConfigError(
                 f"codebook_size={model.config.codebook_size}; streams return 16-bit "
@@ -179,6 +183,8 @@ class Codec:
         n is ``samples``, or all that the frames hold. Q is any number of the model's codebooks.
         Raises InputError and ConfigError as ``encode`` does.
         """
+        if codes is None:  # To a stream, a lost frame.
+            raise InputError("no codes; pass integers [frames, codebooks]")
         bandwidth_kbps = self.config.target_bandwidths[-1]
         with self.stream_decoder(bandwidth_kbps, start="exact", block_frames=BLOCK) as stream:
             audio = np.concatenate([stream.push(codes), stream.flush(samples)], axis=-1)

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from encodec_rt.arrays import is_count
 from encodec_rt.errors import ConfigError, InputError, StateError
 from encodec_rt.model.numerics import without_autocast
 from encodec_rt.streaming.backends.torch import TORCH
@@ -17,6 +18,7 @@ from encodec_rt.streaming.engine_work import (
     MakeWork,
     all_finite,
     audio_shape,
+    check_tensor,
     decode_work,
     encode_work,
     latents_work,
@@ -69,7 +71,7 @@ class Engine(SlotEngine):
 
         Raises ConfigError, and BackendUnavailable if ``graph`` is True and none can be captured.
         """
-        if slots < 1 or frames < 1:
+        if not (is_count(slots) and is_count(frames)):
             raise ConfigError(f"slots={slots}, frames={frames}; an engine has at least one of each")
         super().__init__(weights, slots, bandwidth_kbps, start, graph, gather)
         self.frames = frames
@@ -93,10 +95,10 @@ class Engine(SlotEngine):
         input, valid until the next call; on the host it is ready to be read. For a slot with fewer
         codebooks, take the first ones of its row. Raises InputError.
         """
-        if pcm.shape != self._audio_shape or pcm.dtype != torch.float32:
+        check_tensor(pcm, "audio", torch.float32)
+        if pcm.shape != self._audio_shape:
             raise InputError(
-                f"audio of shape {tuple(pcm.shape)} and type {pcm.dtype}; this engine takes "
-                f"float32 {self._audio_shape}"
+                f"audio of shape {tuple(pcm.shape)}; this engine takes {self._audio_shape}"
             )
         self._check_mask(active)
         if pcm.device.type == "cpu" and not all_finite(pcm, active):
@@ -113,10 +115,11 @@ class Engine(SlotEngine):
         number of codebooks.
         """
         config = self.model.config
-        if codes.shape[:-1] != self._rows or codes.dtype != torch.int64:
+        check_tensor(codes, "codes", torch.int64)
+        if codes.shape[:-1] != self._rows:
             raise InputError(
-                f"codes of shape {tuple(codes.shape)} and type {codes.dtype}; this engine takes "
-                f"int64 {(*self._rows, self.codebooks)}"
+                f"codes of shape {tuple(codes.shape)}; this engine takes "
+                f"{(*self._rows, self.codebooks)}"
             )
         books = codes.shape[-1]
         if not 1 <= books <= config.num_quantizers:
@@ -143,11 +146,9 @@ class Engine(SlotEngine):
         With latents one slot can conceal a frame (``voice.conceal``) while others decode theirs.
         """
         shape = (self.slots, self.frames, self.model.config.hidden_size)
-        if latents.shape != shape or latents.dtype != torch.float32:
-            raise InputError(
-                f"latents of shape {tuple(latents.shape)} and type {latents.dtype}; this engine "
-                f"takes float32 {shape}"
-            )
+        check_tensor(latents, "latents", torch.float32)
+        if latents.shape != shape:
+            raise InputError(f"latents of shape {tuple(latents.shape)}; this engine takes {shape}")
         self._check_mask(active)
         if latents.device.type == "cpu" and not all_finite(latents, active):
             raise InputError("the latents of an active slot hold NaN or infinite values")
@@ -199,7 +200,7 @@ class Engine(SlotEngine):
 
     def __reduce__(self) -> Any:
         """Refused: an engine belongs to its codec; pickle the states of its slots instead."""
-        raise StateError("an Engine cannot be pickled; pickle state_of() each slot")
+        raise StateError("an Engine cannot be pickled; keep snapshot(slot).to_bytes() of each slot")
 
     def __repr__(self) -> str:
         return (
@@ -208,11 +209,11 @@ class Engine(SlotEngine):
         )
 
     def _check_mask(self, active: Tensor | None) -> None:
-        if active is not None and (active.shape != (self.slots,) or active.dtype != torch.bool):
-            raise InputError(
-                f"active of shape {tuple(active.shape)} and type {active.dtype}; pass bool "
-                f"[{self.slots}]"
-            )
+        if active is None:
+            return
+        check_tensor(active, "active", torch.bool)
+        if active.shape != (self.slots,):
+            raise InputError(f"active of shape {tuple(active.shape)}; pass [{self.slots}]")
 
     def _prepare(self, direction: str, key: Hashable, work: MakeWork, x: Tensor, y: Tensor) -> Step:
         """The step of all slots for inputs like ``x``; what it gives is like ``y``."""

@@ -98,6 +98,33 @@ def as_clip(audio: Tensor) -> Tensor:
     return channels[0] if len(channels) == 1 else channels
 
 
+def check_tensor(x: object, what: str, dtype: torch.dtype) -> None:
+    """Raise InputError unless ``x`` is a tensor of ``dtype``; conversions are the caller's."""
+    if not isinstance(x, Tensor):
+        raise InputError(f"{what} of type {type(x).__name__}; an engine takes torch tensors")
+    if x.dtype != dtype:
+        raise InputError(f"{what} of type {x.dtype}; this engine takes {dtype}")
+
+
+def frames_of_audio(pcm: Tensor, one: tuple[int, ...]) -> int:
+    """The frames in audio whose shape for a single frame is ``one``. Raises InputError."""
+    check_tensor(pcm, "audio", torch.float32)
+    frames = pcm.shape[-1] // one[-1] if pcm.ndim == len(one) else 0
+    if not frames or pcm.shape != (*one[:-1], frames * one[-1]):
+        raise InputError(f"audio of shape {tuple(pcm.shape)}; pass whole frames of {one}")
+    return frames
+
+
+def frames_of_latents(latents: Tensor, slots: int, width: int) -> int:
+    """The frames in latents [slots, frames, width]. Raises InputError."""
+    check_tensor(latents, "latents", torch.float32)
+    if latents.ndim != 3 or latents.shape[::2] != (slots, width) or not latents.shape[1]:
+        raise InputError(
+            f"latents of shape {tuple(latents.shape)}; pass [{slots}, frames, {width}]"
+        )
+    return latents.shape[1]
+
+
 def all_finite(x: Tensor, active: Tensor | None) -> bool:
     """Whether the active rows of ``x``, on the host, are free of NaN and infinity."""
     # In numpy, which takes a fortieth of torch's time with thousands of slots.
@@ -120,6 +147,7 @@ def named_rows(codes: Tensor, size: int) -> NDArray[np.bool_]:
 
 def distinct(slots: Sequence[int], most: int) -> Tensor:
     """``slots`` as an index [n] int64. Raises InputError unless they exist and are distinct."""
-    if not slots or len(set(slots)) < len(slots) or not 0 <= min(slots) <= max(slots) < most:
+    known = all(isinstance(each, (int, np.integer)) and 0 <= each < most for each in slots)
+    if not slots or not known or len(set(slots)) < len(slots):
         raise InputError(f"slots {list(slots)}; pass distinct ones of the {most} of this engine")
     return torch.tensor(slots, dtype=torch.int64, device="cpu")

@@ -8,7 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encodec_rt.errors import ConfigError, InputError
+from encodec_rt.arrays import is_count
+from encodec_rt.errors import ConfigError, InputError, StateError
 from encodec_rt.model.numerics import without_autocast
 from encodec_rt.streaming.engine_edges import Edges
 from encodec_rt.streaming.engine_work import (
@@ -16,9 +17,12 @@ from encodec_rt.streaming.engine_work import (
     MakeWork,
     Stepped,
     audio_shape,
+    check_tensor,
     distinct,
     encode_work,
     finite_rows,
+    frames_of_audio,
+    frames_of_latents,
     latents_work,
     named_rows,
 )
@@ -76,10 +80,7 @@ class SlotEngine:
         finite is refused and stays as it was. Raises InputError for a wrong shape or slot.
         """
         index = distinct(slots, self.slots)
-        shape = audio_shape(self.model.config, len(slots), 1)
-        frames = pcm.shape[-1] // shape[-1] if pcm.ndim == len(shape) else 0
-        if not frames or pcm.shape != (*shape[:-1], frames * shape[-1]):
-            raise InputError(f"audio of shape {tuple(pcm.shape)}; pass whole frames of {shape}")
+        frames = frames_of_audio(pcm, audio_shape(self.model.config, len(slots), 1))
         work = encode_work(self.model, self.codebooks, frames)
         key = ("codes", frames)
         stepped = self._step("encode", key, work, index, pcm, (len(slots), frames, self.codebooks))
@@ -98,12 +99,7 @@ class SlotEngine:
         does.
         """
         index = distinct(slots, self.slots)
-        width = self.model.config.hidden_size
-        if latents.ndim != 3 or latents.shape[::2] != (len(slots), width) or not latents.shape[1]:
-            raise InputError(
-                f"latents of shape {tuple(latents.shape)}; pass {(len(slots), 'frames', width)}"
-            )
-        frames = latents.shape[1]
+        frames = frames_of_latents(latents, len(slots), self.model.config.hidden_size)
         work, key = latents_work(self.model.config, frames), ("latents", frames)
         shape = audio_shape(self.model.config, len(slots), frames)
         return self._step("decode", key, work, index, latents, shape)
@@ -117,6 +113,7 @@ class SlotEngine:
         exist. Raises InputError for a wrong shape.
         """
         config = self.model.config
+        check_tensor(codes, "codes", torch.int64)
         if codes.ndim != 3 or not 1 <= codes.shape[2] <= config.num_quantizers:
             raise InputError(f"codes of shape {tuple(codes.shape)}; pass [n, frames, codebooks]")
         good = named_rows(codes, config.codebook_size)
@@ -131,9 +128,11 @@ class SlotEngine:
     def prewarm(self, frames: Sequence[int] = (1,)) -> None:
         """Prepare steps of these numbers of ``frames``, for all bandwidths, before live audio.
 
-        Slots stay as they are.
+        Slots stay as they are. Raises ConfigError.
         """
         config = self.model.config
+        if not all(map(is_count, frames)):
+            raise ConfigError(f"frames={frames!r}; a step has one frame or more")
         for count in frames:
             silence = torch.zeros(audio_shape(config, 1, count)[1:], device="cpu")
             work = encode_work(self.model, self.codebooks, count)
@@ -259,9 +258,10 @@ class SlotEngine:
     def restore(self, slot: int, snapshot: SlotSnapshot) -> None:
         """Make ``slot`` continue what ``snapshot`` was taken from, at its bandwidth.
 
-        Raises StateError if it has other weights, more codebooks than the engine or a different
-        start.
+        Raises StateError for other weights, more codebooks than the engine's, or another start.
         """
+        if not isinstance(snapshot, SlotSnapshot):
+            raise StateError(f"a {type(snapshot).__name__} is not a SlotSnapshot")
         books = min(snapshot.origin.codebooks, self.codebooks)
         self._origin(slot, books).check(snapshot.origin)
         self.load_state(slot, (snapshot.encoder, snapshot.decoder))
@@ -269,7 +269,7 @@ class SlotEngine:
 
     def check_slot(self, slot: int) -> int:
         """``slot``; raises InputError if it does not exist."""
-        if not 0 <= slot < self.slots:
+        if not (isinstance(slot, (int, np.integer)) and 0 <= slot < self.slots):
             raise InputError(f"slot {slot}; this engine has {self.slots}")
         return slot
 

@@ -8,6 +8,7 @@ from typing import Any, Concatenate, ParamSpec, TypeVar
 
 import torch
 
+from encodec_rt.arrays import is_count
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import ConfigError, StateError
 from encodec_rt.model.numerics import no_autocast
@@ -57,7 +58,7 @@ class Stream:
         block_frames: int,
         graph: bool | None,
     ) -> None:
-        if block_frames < 1:
+        if not is_count(block_frames):
             raise ConfigError(f"block_frames={block_frames}; a block has at least one frame")
         self.codebooks = codebooks
         self.device = weights.device
@@ -87,6 +88,10 @@ class Stream:
 
         Raises StateError if it is of another model, direction, start policy or bandwidth.
         """
+        if not isinstance(snapshot, Snapshot):
+            raise StateError(
+                f"a {type(snapshot).__name__} is not a stream's state; pass what snapshot() gave"
+            )
         self._origin.check(snapshot.origin)
         with torch.inference_mode():
             self.runner.now.load_(0, snapshot.row)

@@ -7,6 +7,8 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
+from encodec_rt.arrays import is_count
+from encodec_rt.errors import InputError
 from encodec_rt.streaming.arrays import as_audio, as_codes, to_audio, to_codes
 from encodec_rt.streaming.ops import Ops, Step
 from encodec_rt.streaming.stream_base import Stream, whole
@@ -165,8 +167,10 @@ class StreamDecoder(Stream):
 
         With ``samples``, the true length of the audio, it is cut so that the whole stream has that
         length. ``push`` has returned whole frames by then, so the last frame may still have to be
-        cut by the caller.
+        cut by the caller. Raises InputError for anything but a number.
         """
+        if samples is not None and not (is_count(samples) or samples == 0):
+            raise InputError(f"samples={samples!r}; pass the number of samples, 0 or more")
         self.closed = True
         rest = self._waiting[None]
         if self._begun:

@@ -7,14 +7,16 @@ from collections.abc import Coroutine
 from pathlib import Path
 from typing import Any
 
+import aiohttp
 import numpy as np
 import pytest
 
 from encodec_rt.client import ServedFrame, StreamClient
+from encodec_rt.server.protocol import pack_event
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.weights import Start
 from encodec_rt.types import Audio
-from tests.support.serving import all_of, audio_of, codes_of, push, said, serving, tiny_codec
+from tests.support.serving import all_of, audio_of, codes_of, push, raw, said, serving, tiny_codec
 
 
 @pytest.fixture(scope="module")
@@ -141,3 +143,24 @@ def test_both_directions_of_a_duplex_stream_are_independent(codec: Codec, tmp_pa
 async def _then(*jobs: Coroutine[Any, Any, None]) -> None:
     for job in jobs:
         await job
+
+
+def test_a_stream_that_has_ended_is_closed_once_the_client_has_answered(
+    codec: Codec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in ("connection", "websockets"):
+        monkeypatch.setattr(f"encodec_rt.server.{module}.ANSWER_S", 60.0)
+
+    async def run() -> None:
+        async with serving(codec, tmp_path) as (_, url), aiohttp.ClientSession() as session:
+            socket = await raw(session, url)
+            await socket.send_str(pack_event("CloseStream"))
+            while (message := await socket.receive(20.0)).type != aiohttp.WSMsgType.CLOSE:
+                pass
+            assert message.data == 1000
+            await asyncio.sleep(0.1)  # A server that does not wait is gone by now.
+            await socket.close()
+            assert socket.exception() is None
+            assert socket.close_code == 1000
+
+    asyncio.run(run())
