@@ -60,8 +60,8 @@ class CodeSegmentDecoder(Protocol):
 class EcdcReader:
     """Iterates over the blocks of a stream whose header was read already.
 
-    A stream that ends early raises PacketError; with ``salvage`` it ends after its last whole
-    frame and ``truncated`` is set.
+    A stream that ends early raises PacketError, and so does one with bytes after its end; with
+    ``salvage`` it ends after its last whole frame, and ``truncated`` or ``continued`` is set.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class EcdcReader:
                 f"nc={header.codebooks} codebooks; the model has {config.num_quantizers}"
             )
         self.header = header
-        self.truncated = False
+        self.truncated = self.continued = False
         self._file = file
         self._config = config
         self._salvage = salvage
@@ -95,7 +95,8 @@ class EcdcReader:
             yield from self._segment(samples, frames)
             if self.truncated:
                 return
-        if not self._salvage and self._file.read(1):
+        self.continued = bool(self._file.read(1))
+        if self.continued and not self._salvage:
             raise PacketError(
                 f"more bytes follow after the {self.header.samples} samples of the header; "
                 "the file is damaged, or something was appended to it"
@@ -160,5 +161,5 @@ class EcdcReader:
         if not self._salvage:
             raise PacketError(
                 f"the stream ends before the {self.header.samples} samples that its header "
-                "announces; --salvage decodes what is there"
+                "announces; encodec-rt decode --salvage decodes what is there"
             )

@@ -193,11 +193,10 @@ class PageReader:
 
     def _junk(self, reason: str) -> Junk:
         if not self._salvage:
-            raise PacketError(
-                f"{reason}, at byte {self._offset}; --salvage decodes what is whole"
-                if self._offset
-                else f"{reason}, at the start of the file"
-            )
+            if not self._offset:
+                raise PacketError(f"{reason}, at the start of the file")
+            remedy = "encodec-rt decode --salvage decodes what is whole"
+            raise PacketError(f"{reason}, at byte {self._offset}; {remedy}")
         return Junk(self._offset, 0, reason)
 
     def _fill(self, size: int) -> bool:

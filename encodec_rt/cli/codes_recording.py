@@ -13,7 +13,7 @@ from encodec_rt.errors import ConfigError, InputError
 if TYPE_CHECKING:
     from encodec_rt.bitstream.coding import CodeCoder
     from encodec_rt.cli.link_options import LinkOptions
-    from encodec_rt.cli.options import CodecOptions
+    from encodec_rt.cli.options import FileCodecOptions
     from encodec_rt.live.recording import ContainerRecording, EcdcRecording
     from encodec_rt.streaming.codec import Codec
     from encodec_rt.voice.recording import CallRecording
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 class CodesRecorder:
     """Opens recordings; their coder is loaded once, for the first one."""
 
-    def __init__(self, codec: Codec, codebooks: int, options: CodecOptions) -> None:
+    def __init__(self, codec: Codec, codebooks: int, options: FileCodecOptions) -> None:
         from encodec_rt.container_audio import header_for
 
         self._codec, self._codebooks, self._options = codec, codebooks, options
@@ -51,7 +51,7 @@ class CodesRecorder:
 class CallRecorder:
     """Opens the recordings of each call that ``--save`` and ``--save-sent`` ask for."""
 
-    def __init__(self, codec: Codec, options: CodecOptions, link: LinkOptions) -> None:
+    def __init__(self, codec: Codec, options: FileCodecOptions, link: LinkOptions) -> None:
         """Raises InputError and ConfigError for impossible names."""
         from encodec_rt.voice.recording import StandIns
 
@@ -81,7 +81,7 @@ class CallRecorder:
         ]
 
 
-def recorder_for(codec: Codec, options: CodecOptions, link: LinkOptions) -> CallRecorder | None:
+def recorder_for(codec: Codec, options: FileCodecOptions, link: LinkOptions) -> CallRecorder | None:
     """The recorder of the codes of calls, or None if not requested."""
     asked = link.save is not None or link.save_sent is not None
     return CallRecorder(codec, options, link) if asked else None

@@ -120,6 +120,8 @@ def decode_file(
     if blocks.truncated:
         whole = header.samples / rate
         say(f"warning: the stream ended early; {audio.seconds:.2f} s of {whole:.2f} s were there")
+    if blocks.continued:
+        say("warning: more bytes follow after the stream; they were left out")
 
 
 def decode_container(

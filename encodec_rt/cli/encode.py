@@ -30,7 +30,7 @@ from encodec_rt.cli.file_options import (
     open_output,
     warn,
 )
-from encodec_rt.cli.options import CodecOptions, LmOption, StartOption, with_groups
+from encodec_rt.cli.options import FileCodecOptions, LmOption, StartOption, with_groups
 from encodec_rt.errors import ConfigError
 from encodec_rt.suffixes import AUDIO_SUFFIXES
 
@@ -49,7 +49,7 @@ NAMING = Naming(".encodec", AUDIO_SUFFIXES, frozenset({".encodec", ".ecdc"}))
 def encode_file(
     source: str,
     target: str,
-    options: CodecOptions,
+    options: FileCodecOptions,
     raw: RawOptions,
     start: StartOption = "exact",
     file_format: Annotated[
@@ -79,6 +79,8 @@ def encode_file(
     policy = check_start(start)
     kind = _format_of(target, file_format)
     choice = _check_coding(coding)
+    if kind == "ecdc" and choice != "auto":
+        raise ConfigError(f"--coding {choice} for .ecdc; it is for .encodec, so change the suffix")
     check_output(target, suffix=tuple(f".{name}" for name in FORMATS), force=options.force)
     with ExitStack() as stack:
         reader = stack.enter_context(AudioReader(source, raw=raw.format(), strict=strict))
@@ -160,7 +162,7 @@ def _write_container(
     coding: CodingChoice,
     lm: Path | None,
     tags: list[tuple[str, str]],
-    options: CodecOptions,
+    options: FileCodecOptions,
 ) -> int:
     from encodec_rt.bitstream.container_writer import ContainerWriter
     from encodec_rt.container_audio import coder_of, header_for

@@ -44,17 +44,35 @@ class RawOptions:
         ),
     ] = None
     rate: Annotated[
-        int, typer.Option("--rate", help="Its sampling rate in Hz.", min=100, max=10_000_000)
-    ] = 24_000
+        int | None,
+        typer.Option(
+            "--rate",
+            help="With --raw, its sampling rate in Hz.",
+            min=100,
+            max=10_000_000,
+            show_default="24000",
+        ),
+    ] = None
     channels: Annotated[
-        int, typer.Option("--channels", help="Its number of channels.", min=1, max=64)
-    ] = 1
+        int | None,
+        typer.Option(
+            "--channels",
+            help="With --raw, its number of channels.",
+            min=1,
+            max=64,
+            show_default="1",
+        ),
+    ] = None
 
     def format(self) -> RawFormat | None:
-        """What they say, or None for audio that says so itself."""
+        """What they say, or None for audio that says so itself. Raises ConfigError."""
         from encodec_rt.audio import RawFormat
 
-        return None if self.raw is None else RawFormat(self.raw, self.rate, self.channels)
+        if self.raw is not None:
+            return RawFormat(self.raw, self.rate or 24_000, self.channels or 1)
+        if (self.rate, self.channels) != (None, None):
+            raise ConfigError("--rate and --channels are for --raw; other audio has its own")
+        return None
 
 
 @contextmanager

@@ -12,14 +12,14 @@ from encodec_rt.cli.console import put, report, status_console
 from encodec_rt.cli.interrupts import run_until_ended
 from encodec_rt.cli.link_call import CallCourse, answer_calls, dial, prepare, require_link
 from encodec_rt.cli.link_options import LinkOptions, TokenOption
-from encodec_rt.cli.options import CodecOptions, PortOption, with_groups
+from encodec_rt.cli.options import FileCodecOptions, PortOption, with_groups
 from encodec_rt.cli.web import model_for_browser, page_address
 
 
 @with_groups
 def listen(
     link: LinkOptions,
-    options: CodecOptions,
+    options: FileCodecOptions,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: PortOption = 8443,
     once: Annotated[bool, typer.Option("--once", help="End after the first call.")] = False,
@@ -84,7 +84,7 @@ def call(
         str, typer.Argument(metavar="URL", help="What 'link listen' printed: https://HOST:PORT.")
     ],
     link: LinkOptions,
-    options: CodecOptions,
+    options: FileCodecOptions,
     fingerprint: Annotated[
         str | None, typer.Option(help="SHA-256 of the other side's certificate, in hex.")
     ] = None,

@@ -28,7 +28,7 @@ from encodec_rt.cli.console import (
 from encodec_rt.cli.interrupts import was_wanted
 from encodec_rt.cli.options import (
     BufferOption,
-    CodecOptions,
+    FileCodecOptions,
     InputOption,
     OutputOption,
     RealTimeOption,
@@ -63,7 +63,7 @@ def devices() -> None:
 
 @with_groups
 def live(
-    options: CodecOptions,
+    options: FileCodecOptions,
     source: InputOption = None,
     sink: OutputOption = None,
     record: Annotated[

@@ -75,17 +75,23 @@ ForceOption = Annotated[bool, typer.Option("--force", help="Replace an existing 
 
 @dataclasses.dataclass(frozen=True)
 class CodecOptions:
-    """The options of every command that runs the codec and writes files."""
+    """The options of every command that runs the codec."""
 
     bandwidth: BandwidthOption = 6.0
     model: ModelOption = "default"
     device: DeviceOption = "cpu"
     backend: BackendOption = "auto"
-    force: ForceOption = False
 
     def load(self) -> Codec:
         """The codec that they ask for."""
         return load_codec(self.model, self.device, self.backend)
+
+
+@dataclasses.dataclass(frozen=True)
+class FileCodecOptions(CodecOptions):
+    """The options of every command that runs the codec and writes files."""
+
+    force: ForceOption = False
 
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:

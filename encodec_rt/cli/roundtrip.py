@@ -17,7 +17,7 @@ from encodec_rt.cli.file_options import (
     between,
     warn,
 )
-from encodec_rt.cli.options import CodecOptions, StartOption, with_groups
+from encodec_rt.cli.options import FileCodecOptions, StartOption, with_groups
 from encodec_rt.suffixes import AUDIO_SUFFIXES
 
 NAMING = Naming(".coded.wav", AUDIO_SUFFIXES, None)
@@ -26,7 +26,7 @@ NAMING = Naming(".coded.wav", AUDIO_SUFFIXES, None)
 def roundtrip_file(
     source: str,
     target: str,
-    options: CodecOptions,
+    options: FileCodecOptions,
     raw: RawOptions,
     start: StartOption = "exact",
     strict: StrictOption = False,

@@ -128,6 +128,14 @@ def test_a_cut_file_is_refused_or_salvaged(clip: Path, model: Path, tmp_path: Pa
     assert result.exit_code == 0
     assert "warning: the stream ended early" in result.stderr
     assert 0 < soundfile.info(target).frames < SAMPLES
+    encoded(clip, model, tmp_path, "--force")
+    file.write_bytes(file.read_bytes() + b"more")
+    assert "more bytes follow" in sentence(
+        run("decode", file, tmp_path / "y.wav", "--model", model)
+    )
+    result = run("decode", file, target, "--model", model, "--salvage", "--force")
+    assert "warning: more bytes follow" in result.stderr
+    assert soundfile.info(target).frames == SAMPLES
     header, _, _ = file.read_bytes().partition(b"}")
     file.write_bytes(header + b"}" + bytes(2))
     again = run("decode", file, target, "--model", model, "--salvage", "--force")
@@ -145,6 +153,9 @@ def test_a_cut_file_is_refused_or_salvaged(clip: Path, model: Path, tmp_path: Pa
         (("encode", "{clip}", "{new}.ecdc", "-b", "2", "--backend", "abacus"), "abacus"),
         (("encode", "{clip}", "{new}.wav", "-b", "2"), "name this output .encodec or .ecdc"),
         (("encode", "{clip}", "{folder}/none/x.ecdc", "-b", "2"), "folder"),
+        (("encode", "{clip}", "{new}.ecdc", "-b", "2", "--coding", "lm"), "--coding lm for .ecdc"),
+        (("encode", "{clip}", "{new}.ecdc", "-b", "2", "--rate", "8000"), "are for --raw"),
+        (("roundtrip", "{clip}", "{new}.wav", "-b", "2", "--channels", "1"), "are for --raw"),
         (("decode", "{none}", "{new}.wav"), "does not exist"),
         (("decode", "{garbage}", "{new}.wav"), "not a file of codes"),
         (("decode", "{clip}", "{new}.wav"), "not a file of codes"),

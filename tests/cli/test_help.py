@@ -50,6 +50,13 @@ def test_what_is_used_most_comes_first() -> None:
     assert shown("live").startswith(LIVE)
 
 
+def test_only_commands_that_write_files_can_be_forced_to_replace_them() -> None:
+    with_force = {name for name in FOUND if "--force" in shown(*name.split())}
+    writers = {"encode", "decode", "roundtrip", "scale", "cut", "cat", "live"}
+    exports = {"export onnx", "export web", "data join", "link listen", "link call"}
+    assert with_force == writers | exports
+
+
 def test_every_group_lists_its_commands() -> None:
     root = typer.main.get_command(app)
     for name in root.commands:  # type: ignore[attr-defined]
