@@ -91,8 +91,9 @@ def check_token(token: str) -> None:
 
 def is_authorized(header: str | None, token: str) -> bool:
     """Whether an Authorization header carries ``token``, compared in constant time."""
-    given = (header or "").encode("utf-8", "surrogateescape")
-    return hmac.compare_digest(given, b"Bearer " + token.encode())
+    scheme, _, given = (header or "").partition(" ")
+    carried = given.encode("utf-8", "surrogateescape")
+    return hmac.compare_digest(carried, token.encode()) and scheme.lower() == "bearer"
 
 
 def is_loopback(host: str) -> bool:

@@ -142,6 +142,9 @@ def test_a_token_or_a_ticket_is_needed_where_there_is_one(codec: Codec, tmp_path
         ):
             assert await status(session, url) == 401
             assert await status(session, url, headers={"Authorization": "Bearer no"}) == 401
+            for scheme, code in (("bearer", 101), ("Basic", 401), ("", 401)):
+                given = {"Authorization": f"{scheme} {TOKEN}"}
+                assert await status(session, url, headers=given) == code
             for path in ("/metrics", "/v1/info"):
                 assert (await session.get(url + path)).status == 401
                 assert (await session.get(url + path, headers=bearer)).status == 200
