@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import ssl
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -12,11 +13,11 @@ from urllib.parse import urlsplit
 
 import aiohttp
 import numpy as np
+from aiohttp import hdrs
 
 from encodec_rt.arrays import check_codes
 from encodec_rt.bitstream.packet import (
     MAX_BITS,
-    MAX_CODEBOOKS,
     Packet,
     encode_packet,
     parse_packet,
@@ -36,7 +37,9 @@ from encodec_rt.server.protocol import (
 from encodec_rt.types import Audio, Codes
 
 NOTHING_KEPT = 409
-FINAL = {400, 401, 403, 404, NOTHING_KEPT}
+BAD_REQUEST = 400
+"""The answer whose body says why."""
+FINAL = {BAD_REQUEST, 401, 403, 404, NOTHING_KEPT}
 """Answers that no further attempt would change."""
 WELCOME_S = 10.0
 ENDS = {aiohttp.WSCloseCode.OK, *(code for code in CloseCode if code != CloseCode.SLOW)}
@@ -81,15 +84,16 @@ def dropped_by(event: Mapping[str, Any]) -> Dropped:
 
 def pack_codes(codes: Codes, welcome: Mapping[str, Any]) -> bytes:
     """The payload of a frame's codes [Q]. Raises InputError for anything else."""
-    frames = check_codes(np.asarray(codes)[None], 1 << welcome["bits"], MAX_CODEBOOKS)
+    frames = check_codes([codes], 1 << welcome["bits"], welcome["codebooks"])
     return encode_packet(Packet(frames.astype(np.uint16)), bits=welcome["bits"])
 
 
 class Refused(LinkError):
     """The server refused."""
 
-    def __init__(self, status: int) -> None:
-        super().__init__(f"the server refused the stream ({status})")
+    def __init__(self, status: int, reason: str = "") -> None:
+        told = f": {reason}" if reason else ""
+        super().__init__(f"the server refused the stream ({status}){told}")
         self.status = status
 
 
@@ -159,12 +163,31 @@ def check_welcome(event: Mapping[str, Any]) -> None:
     """Raise PacketError unless a server of this protocol says so first."""
     if event["type"] != "Welcome":
         raise PacketError(f"a {event['type'][:20]} instead of the server's Welcome")
-    for name in ("hop", "channels", "bits", "rate"):
+    for name in ("hop", "channels", "bits", "rate", "codebooks"):
         whole_number(event, name, least=1)
     for name in ("frame", "decoded", "encoder_start_frames", "decoder_start_frames"):
         whole_number(event, name)
     if event["bits"] > MAX_BITS or not isinstance(event.get("resume"), str):
         raise PacketError("a Welcome without a token to resume by, or with codes of too many bits")
+
+
+async def _reason_of(
+    session: aiohttp.ClientSession, place: Place, request: StreamRequest, headers: dict[str, str]
+) -> str:
+    """Why the server refuses this, asked without an upgrade, since that hides the answer's body."""
+    ssl_option = place.context if place.context is not None else True
+    with suppress(aiohttp.ClientError, asyncio.TimeoutError, OSError, ValueError, LookupError):
+        async with session.get(
+            place.url + STREAM_PATH,
+            params=request.to_query(),
+            headers=headers,
+            ssl=ssl_option,
+            timeout=aiohttp.ClientTimeout(WELCOME_S),
+        ) as answer:
+            body = json.loads((await answer.content.read(4096)).decode())
+            told = str(body["message"]) if isinstance(body, dict) else ""
+            return "".join(letter for letter in told if letter.isprintable())[:300]
+    return ""
 
 
 async def open_socket(
@@ -201,7 +224,11 @@ async def open_socket(
     except aiohttp.WSServerHandshakeError as error:
         if error.status in (101, 200):
             raise LinkError(f"{url} answers, but not as encodec-rt serve does") from error
-        raise Refused(error.status) from error
+        reason = ""
+        if error.status == BAD_REQUEST:
+            asked = {**headers, hdrs.SEC_WEBSOCKET_PROTOCOL: ", ".join(protocols)}
+            reason = await _reason_of(session, place, request, asked)
+        raise Refused(error.status, reason) from error
     except PacketError as error:
         raise LinkError(f"{url} answers, but not as encodec-rt serve does: {error}") from error
     except LinkError:

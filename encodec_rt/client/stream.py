@@ -165,8 +165,8 @@ class StreamClient:
         return item
 
     def _check_open(self) -> None:
-        if self._finishing or self._ended:
-            raise StateError("this stream is finished; open a new one")
+        if self._finishing or self._ended or not self.welcome:
+            raise StateError("this stream is finished, or was not opened; use another 'async with'")
 
     async def _room(self) -> None:
         """Wait until there is a connection, and not too much is in flight."""

@@ -10,6 +10,7 @@ import struct
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from enum import IntEnum
+from numbers import Real
 from typing import Literal, get_args
 
 from encodec_rt.errors import ConfigError, PacketError
@@ -88,7 +89,7 @@ def parse_event(text: str) -> dict[str, object]:
 class StreamRequest:
     """What a client asks for; ``frame`` and ``decoded`` are the next codes and audio it wants.
 
-    Both are 0 except for a client that resumes.
+    Both are 0 except for a client that resumes. Raises ConfigError, naming what is accepted.
     """
 
     mode: Mode = "echo"
@@ -96,6 +97,14 @@ class StreamRequest:
     start: Literal["primed", "exact", "zero"] = "primed"
     frame: int = 0
     decoded: int = 0
+
+    def __post_init__(self) -> None:
+        if self.mode not in get_args(Mode):
+            raise ConfigError(f"mode={_shown(self.mode)}; accepted: {', '.join(get_args(Mode))}")
+        if self.start not in _STARTS:
+            raise ConfigError(f"start={_shown(self.start)}; accepted: {', '.join(_STARTS)}")
+        if not isinstance(self.bandwidth_kbps, Real):
+            raise ConfigError(f"bandwidth={_shown(self.bandwidth_kbps)}; pass a number of kbps")
 
     @property
     def encodes(self) -> bool:
@@ -120,22 +129,20 @@ class StreamRequest:
     @staticmethod
     def from_query(query: Mapping[str, str]) -> StreamRequest:
         """What a URL asks for. Raises ConfigError, naming what is accepted."""
-        mode = query.get("mode", "echo")
-        if mode not in get_args(Mode):
-            raise ConfigError(f"mode={mode[:20]!r}; accepted: {', '.join(get_args(Mode))}")
-        start = query.get("start", "primed")
-        if start not in _STARTS:
-            raise ConfigError(f"start={start[:20]!r}; accepted: {', '.join(_STARTS)}")
         unknown = set(query) - {"mode", "bandwidth", "start", "frame", "decoded"}
         if unknown:
             raise ConfigError(f"{min(unknown)[:20]!r} is not a parameter of a stream")
         return StreamRequest(
-            mode,  # type: ignore[arg-type]
+            query.get("mode", "echo"),  # type: ignore[arg-type]
             _number(query, "bandwidth", "6"),
-            start,  # type: ignore[arg-type]
+            query.get("start", "primed"),  # type: ignore[arg-type]
             _index(query, "frame"),
             _index(query, "decoded"),
         )
+
+
+def _shown(value: object) -> str:
+    return repr(value[:20] if isinstance(value, str) else value)
 
 
 def _number(query: Mapping[str, str], name: str, default: str) -> float:

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 
 from encodec_rt.client import StreamClient
-from encodec_rt.errors import InputError, LinkError
+from encodec_rt.errors import ConfigError, InputError, LinkError, StateError
 from encodec_rt.server.protocol import STREAM_PATH, SUBPROTOCOL, Mode
 
 WELCOME: dict[str, Any] = {
@@ -21,6 +21,7 @@ WELCOME: dict[str, Any] = {
     "resume": "token",
     "frame": 0,
     "decoded": 0,
+    "codebooks": 8,
     "bits": 10,
     "hop": 320,
     "rate": 24_000,
@@ -137,7 +138,8 @@ def test_audio_that_is_none_is_refused_before_it_is_sent(audio: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "codes", [np.zeros(8), np.full(8, 1024), np.zeros((1, 8), int), np.zeros(0, int), "x"]
+    "codes",
+    [np.zeros(8), np.full(8, 1024), np.zeros((1, 8), int), np.zeros(0, int), np.zeros(9, int), "x"],
 )
 def test_codes_that_are_none_are_refused_before_they_are_sent(codes: Any) -> None:
     async def say(stream: StreamClient) -> None:
@@ -145,3 +147,42 @@ def test_codes_that_are_none_are_refused_before_they_are_sent(codes: Any) -> Non
 
     with pytest.raises(InputError, match="codes"):
         met(json.dumps(WELCOME), mode="decode", say=say)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"mode": "both"}, {"start": "soon"}, {"bandwidth_kbps": "6"}, {"bandwidth_kbps": None}],
+)
+def test_what_no_server_has_is_refused_before_it_is_asked_for(options: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match=str(next(iter(options.values())))):
+        StreamClient("http://127.0.0.1:1", **options)
+
+
+def test_a_stream_that_was_not_opened_takes_nothing() -> None:
+    stream = StreamClient("http://127.0.0.1:1")
+    with pytest.raises(StateError, match="not opened"):
+        asyncio.run(stream.send_audio(np.zeros(1, np.float32)))
+
+
+def test_the_server_s_reason_for_a_refusal_is_passed_on() -> None:
+    async def refuse(_: web.Request) -> web.Response:
+        return web.json_response(
+            {"error": "ConfigError", "message": "no 5 kbps\x1b[2J"}, status=400
+        )
+
+    async def run() -> None:
+        application = web.Application()
+        application.router.add_get(STREAM_PATH, refuse)
+        runner = web.AppRunner(application)
+        await runner.setup()
+        site = web.TCPSite(runner, "127.0.0.1", 0)
+        await site.start()
+        try:
+            host, port = runner.addresses[0][:2]
+            with pytest.raises(LinkError, match=r"\(400\): no 5 kbps\[2J$"):
+                async with StreamClient(f"http://{host}:{port}"):
+                    pass
+        finally:
+            await runner.cleanup()
+
+    asyncio.run(run())
