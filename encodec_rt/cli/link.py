@@ -14,6 +14,7 @@ from encodec_rt.cli.link_call import CallCourse, answer_calls, dial, prepare, re
 from encodec_rt.cli.link_options import LinkOptions, TokenOption
 from encodec_rt.cli.options import FileCodecOptions, PortOption, with_groups
 from encodec_rt.cli.web import model_for_browser, page_address
+from encodec_rt.errors import ConfigError
 
 
 @with_groups
@@ -128,7 +129,7 @@ def token(
 
     path = token_file or credentials.state_folder() / "link-token"
     if read:
-        given = typer.prompt("token", hide_input=True, err=True).strip()
+        given = _asked_for("token").strip()
         credentials.check_token(given)
         credentials.write_secret(path, given.encode() + b"\n")
         report(f"wrote {path}")
@@ -136,3 +137,13 @@ def token(
     exists = path.is_file() and not new
     put(credentials.read_token(path) if exists else credentials.make_token(path))
     report("on the other machine: encodec-rt link token --import")
+
+
+def _asked_for(name: str) -> str:
+    """A line of standard input, not shown. Raises ConfigError if there is none."""
+    try:
+        return str(typer.prompt(name, hide_input=True, err=True))
+    except typer.Abort as error:
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise KeyboardInterrupt from None
+        raise ConfigError(f"no {name} came on standard input; paste it, or pipe it in") from None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import math
 import signal
@@ -90,9 +91,11 @@ def serve(
         "origin": origin, "ray": ray, "workers": workers,
         "drain_s": drain_s, "requests_per_s": requests_per_s,
         "certificate": certificate, "key": key, "token_file": token_file,
+        **dataclasses.asdict(options),
     }  # fmt: skip
     if config is not None:
         _fill_in(given, context, config)
+        options = CodecOptions(**{one.name: given[one.name] for one in dataclasses.fields(options)})
     with needed_for("a server"):
         import prometheus_client  # noqa: F401
 

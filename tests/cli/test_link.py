@@ -58,6 +58,7 @@ def test_a_token_is_imported_without_echo() -> None:
 
 
 def test_a_weak_token_is_not_imported() -> None:
+    assert "no token came" in run("token", "--import", given="").output
     done = run("token", "--import", given="secret\n")
     assert done.exit_code == EXIT_ERROR
     assert "32 or more" in done.output

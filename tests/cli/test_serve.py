@@ -26,8 +26,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_it_serves_as_its_file_and_flags_say_until_ctrl_c(model: Path, tmp_path: Path) -> None:
     told = {"sessions": 2, "port": 1, "state": str(tmp_path / "state")}
+    told |= {"model": str(model), "bandwidth": 1.616}
     (tmp_path / "serve.json").write_text(json.dumps(told), encoding="utf-8")
-    command = [sys.executable, "-m", "encodec_rt", "serve", "--model", str(model), "-b", "1.616"]
+    command = [sys.executable, "-m", "encodec_rt", "serve"]
     command += ["--config", str(tmp_path / "serve.json"), "--port", "0"]
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as running:
         try:
