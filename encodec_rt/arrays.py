@@ -10,6 +10,10 @@ from numpy.typing import ArrayLike, NDArray
 from encodec_rt.errors import InputError
 from encodec_rt.types import Audio
 
+LOUDEST = 1e12
+"""No sample may be beyond it: an overflow in a layer would stay in the state for good."""
+UNUSABLE = f"NaN or infinite values, or some beyond {LOUDEST:g}"
+
 
 def is_count(number: object) -> bool:
     """Whether ``number`` is an integer of at least 1, of Python's or numpy's types."""
@@ -25,10 +29,16 @@ def as_array(values: ArrayLike, what: str) -> NDArray[Any]:
         raise InputError(f"{what} of rows with different lengths; pass an array") from error
 
 
-def check_audio(pcm: ArrayLike, channels: int) -> Audio:
-    """Audio [n] (mono) or [channels, n] -> finite float32 [channels, n]; may be the same array.
+def all_usable(values: NDArray[Any]) -> bool:
+    """Whether all of ``values`` are numbers up to LOUDEST, of either sign."""
+    # Without a temporary array; NaN passes no comparison.
+    return not values.size or bool(values.max() <= LOUDEST and values.min() >= -LOUDEST)
 
-    Raises InputError.
+
+def check_audio(pcm: ArrayLike, channels: int) -> Audio:
+    """Audio [n] (mono) or [channels, n] -> float32 [channels, n]; may be the same array.
+
+    Raises InputError, for NaN, infinity and samples beyond LOUDEST too.
     """
     audio = as_array(pcm, "audio")
     if audio.dtype.kind != "f":
@@ -41,8 +51,8 @@ def check_audio(pcm: ArrayLike, channels: int) -> Audio:
     if audio.dtype != np.float32:
         with np.errstate(over="ignore"):
             audio = audio.astype(np.float32)
-    if not np.isfinite(audio).all():
-        raise InputError("the audio holds NaN or infinite samples")
+    if not all_usable(audio):
+        raise InputError(f"the audio holds {UNUSABLE}")
     return audio
 
 

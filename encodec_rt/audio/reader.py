@@ -11,6 +11,7 @@ from typing import BinaryIO
 
 import numpy as np
 
+from encodec_rt.arrays import LOUDEST
 from encodec_rt.audio.damage import Damage
 from encodec_rt.audio.decoders import (
     Decoded,
@@ -135,11 +136,11 @@ class AudioReader:
         while (piece := self._next()) is not None:
             rate_hz, block = piece
             peak = float(np.abs(block).max(initial=0.0))
-            if not np.isfinite(peak):
-                at = int(np.argmin(np.isfinite(block).all(axis=0)))
+            if not peak <= LOUDEST:
+                at = int(np.argmin((np.abs(block) <= LOUDEST).all(axis=0)))
                 raise InputError(
-                    f"{self.name} has a sample at {self.seconds + at / rate_hz:.2f} s that is not "
-                    "a finite number"
+                    f"{self.name} has a sample at {self.seconds + at / rate_hz:.2f} s that is NaN, "
+                    f"infinite or beyond {LOUDEST:g}"
                 )
             self._peak = max(self._peak, peak)
             self._samples[rate_hz] = self._samples.get(rate_hz, 0) + block.shape[1]

@@ -10,6 +10,7 @@ from typing import Protocol, TypeVar, cast
 import numpy as np
 import torch
 
+from encodec_rt.arrays import UNUSABLE, all_usable
 from encodec_rt.corpus.statistics import SilenceMeter
 from encodec_rt.corpus.work_queue import WorkQueue, table_size
 from encodec_rt.errors import InputError
@@ -167,8 +168,8 @@ class _EncodingSeat:
             if block is None:
                 self._ended = True
             elif block.shape[1]:
-                if not np.isfinite(block).all():
-                    raise InputError("the audio holds NaN or infinite samples")
+                if not all_usable(block):
+                    raise InputError(f"the audio holds {UNUSABLE}")
                 self._silence.add(block)
                 self._waiting.append(block)
                 self.held += block.shape[1]

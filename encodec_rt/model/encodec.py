@@ -11,6 +11,7 @@ from typing import Literal, overload
 import torch
 from torch import Tensor
 
+from encodec_rt.arrays import LOUDEST, UNUSABLE
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import InputError
 from encodec_rt.model.numerics import without_autocast
@@ -205,8 +206,8 @@ class EncodecModel(PretrainedModel):
                 f"audio of type {input_values.dtype}; this model takes the type of its weights, "
                 f"{self.dtype}, from -1 to 1"
             )
-        if not bool(torch.isfinite(input_values).all()):
-            raise InputError("the audio holds NaN or infinite samples")
+        if not bool((input_values.abs() <= LOUDEST).all()):
+            raise InputError(f"the audio holds {UNUSABLE}")
         if padding_mask is None:
             return input_values
         if tuple(padding_mask.shape) not in {

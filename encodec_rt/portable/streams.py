@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import ArrayLike
 
-from encodec_rt.arrays import check_audio, check_codes
+from encodec_rt.arrays import all_usable, check_audio, check_codes
 from encodec_rt.errors import ConfigError, InputError, StateError, WeightsError
 from encodec_rt.portable.module import DECODER, ENCODER, LEFT, RIGHT, Description, Module
 from encodec_rt.portable.snapshot import STARTS, PortableSnapshot
@@ -221,7 +221,7 @@ class PortableDecoder(_Stream):
         """As ``push``, for latents float32 [frames, hidden_size], all finite, instead of codes."""
         self._check_open()
         frames = np.asarray(latents, np.float32)
-        if frames.ndim != 2 or frames.shape[1] != self._width or not np.isfinite(frames).all():
+        if frames.ndim != 2 or frames.shape[1] != self._width or not all_usable(frames):
             raise InputError(
                 f"latents of shape {frames.shape}; pass finite [frames, {self._width}]"
             )

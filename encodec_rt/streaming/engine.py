@@ -9,20 +9,20 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from encodec_rt.arrays import is_count
+from encodec_rt.arrays import UNUSABLE, is_count
 from encodec_rt.errors import ConfigError, InputError, StateError
 from encodec_rt.model.numerics import without_autocast
 from encodec_rt.streaming.backends.torch import TORCH
 from encodec_rt.streaming.engine_work import (
     ABSENT,
     MakeWork,
-    all_finite,
     audio_shape,
     check_tensor,
     decode_work,
     encode_work,
     latents_work,
     named_rows,
+    rows_usable,
 )
 from encodec_rt.streaming.ops import Step
 from encodec_rt.streaming.slot_engine import SlotEngine
@@ -101,8 +101,8 @@ class Engine(SlotEngine):
                 f"audio of shape {tuple(pcm.shape)}; this engine takes {self._audio_shape}"
             )
         self._check_mask(active)
-        if pcm.device.type == "cpu" and not all_finite(pcm, active):
-            raise InputError("the audio of an active slot holds NaN or infinite samples")
+        if pcm.device.type == "cpu" and not rows_usable(pcm, active):
+            raise InputError(f"the audio of an active slot holds {UNUSABLE}")
         return self._encode(pcm, active)
 
     @torch.inference_mode()
@@ -150,8 +150,8 @@ class Engine(SlotEngine):
         if latents.shape != shape:
             raise InputError(f"latents of shape {tuple(latents.shape)}; this engine takes {shape}")
         self._check_mask(active)
-        if latents.device.type == "cpu" and not all_finite(latents, active):
-            raise InputError("the latents of an active slot hold NaN or infinite values")
+        if latents.device.type == "cpu" and not rows_usable(latents, active):
+            raise InputError(f"the latents of an active slot hold {UNUSABLE}")
         if self._decode_latents is None:
             zeros = torch.zeros(shape, dtype=torch.float32, device=self.model.device)
             work = latents_work(self.model.config, self.frames)

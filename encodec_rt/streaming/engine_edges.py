@@ -9,9 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from encodec_rt.arrays import UNUSABLE
 from encodec_rt.errors import InputError
 from encodec_rt.model.numerics import without_autocast
-from encodec_rt.streaming.engine_work import all_finite, as_clip
+from encodec_rt.streaming.engine_work import as_clip, rows_usable
 from encodec_rt.streaming.runner import begin, finish, whole
 from encodec_rt.streaming.weights import CodecWeights
 
@@ -85,6 +86,6 @@ class Edges:
         audio = pcm[None] if pcm.ndim == 1 else pcm
         if audio.ndim != 2 or len(audio) != self._weights.config.audio_channels:
             raise InputError(f"audio of shape {tuple(pcm.shape)}; pass [n] or [channels, n]")
-        if pcm.device.type == "cpu" and not all_finite(pcm, None):
-            raise InputError("the audio holds NaN or infinite samples")
+        if pcm.device.type == "cpu" and not rows_usable(pcm, None):
+            raise InputError(f"the audio holds {UNUSABLE}")
         return audio.t()[None].to(self.device)

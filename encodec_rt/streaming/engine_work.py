@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from encodec_rt.arrays import LOUDEST, all_usable
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import InputError
 from encodec_rt.streaming.ops import Ops, Work
@@ -125,17 +126,17 @@ def frames_of_latents(latents: Tensor, slots: int, width: int) -> int:
     return latents.shape[1]
 
 
-def all_finite(x: Tensor, active: Tensor | None) -> bool:
-    """Whether the active rows of ``x``, on the host, are free of NaN and infinity."""
+def rows_usable(x: Tensor, active: Tensor | None) -> bool:
+    """Whether the active rows of ``x``, on the host, are all usable (``arrays.all_usable``)."""
     # In numpy, which takes a fortieth of torch's time with thousands of slots.
     values = x.numpy() if active is None else x.numpy()[active.cpu().numpy()]
-    return bool(np.isfinite(values).all())
+    return all_usable(values)
 
 
-def finite_rows(x: Tensor) -> NDArray[np.bool_]:
-    """Which rows of ``x``, on the host, are free of NaN and infinity."""
-    finite: NDArray[np.bool_] = np.isfinite(x.flatten(1).numpy()).all(axis=1)
-    return finite
+def usable_rows(x: Tensor) -> NDArray[np.bool_]:
+    """Which rows of ``x``, on the host, are all usable."""
+    usable: NDArray[np.bool_] = (np.abs(x.flatten(1).numpy()) <= LOUDEST).all(axis=1)
+    return usable
 
 
 def named_rows(codes: Tensor, size: int) -> NDArray[np.bool_]:

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from encodec_rt.arrays import is_count
+from encodec_rt.arrays import UNUSABLE, is_count
 from encodec_rt.errors import ConfigError, InputError, StateError
 from encodec_rt.model.numerics import without_autocast
 from encodec_rt.streaming.engine_edges import Edges
@@ -20,11 +20,11 @@ from encodec_rt.streaming.engine_work import (
     check_tensor,
     distinct,
     encode_work,
-    finite_rows,
     frames_of_audio,
     frames_of_latents,
     latents_work,
     named_rows,
+    usable_rows,
 )
 from encodec_rt.streaming.runner import Runner
 from encodec_rt.streaming.slot_snapshot import SlotOrigin, SlotSnapshot, layout_sha256
@@ -287,10 +287,10 @@ class SlotEngine:
         shape: tuple[int, ...],
     ) -> Stepped:
         """Step the slots ``index`` whose rows of ``x`` are finite; returns rows of ``shape``."""
-        steps, good = self._steps[direction], finite_rows(x)
+        steps, good = self._steps[direction], usable_rows(x)
         if good.all():
             return Stepped(steps.step(key, work, index, x).view(shape), {})
-        error = InputError("the input of this slot holds NaN or infinite values")
+        error = InputError(f"the input of this slot holds {UNUSABLE}")
         places = torch.from_numpy(np.flatnonzero(good))
         refused = {int(slot): error for slot in index[torch.from_numpy(~good)]}
         rows = torch.zeros(shape, dtype=torch.int64 if key[0] == "codes" else x.dtype)

@@ -285,8 +285,8 @@ def test_samples_in_other_units_are_warned_of(tmp_path: Path) -> None:
         assert not reader.damaged
 
 
-@pytest.mark.parametrize("value", [np.nan, np.inf])
-def test_samples_that_are_not_finite_are_refused_with_their_time(
+@pytest.mark.parametrize("value", [np.nan, np.inf, 1e30])
+def test_samples_that_are_no_audio_are_refused_with_their_time(
     tmp_path: Path, value: float
 ) -> None:
     audio = tone(24_000)

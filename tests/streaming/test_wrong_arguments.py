@@ -73,6 +73,29 @@ def test_what_is_not_what_it_should_be_is_refused_by_name(codec: Codec, what: st
         call(codec, codec.engine(2, kbps(codec), gather=True))
 
 
+@pytest.mark.parametrize("sample", [1e13, -1e13, 3e38, np.nan, -np.inf])
+def test_a_sample_that_would_overflow_is_refused_and_changes_no_state(
+    codec: Codec, sample: float
+) -> None:
+    hop, bandwidth = codec.config.hop_length, kbps(codec)
+    audio = np.sin(np.arange(4 * hop, dtype=np.float32))
+    wrong = audio.copy()
+    wrong[hop + 1] = sample
+    wanted = codec.encode(audio, bandwidth)
+    with codec.stream_encoder(bandwidth, start="exact") as stream:
+        with pytest.raises(InputError, match=r"beyond 1e\+12"):
+            stream.push(wrong)
+        assert np.array_equal(np.concatenate([stream.push(audio), stream.flush()]), wanted)
+    with pytest.raises(InputError, match=r"beyond 1e\+12"):
+        codec.model(torch.from_numpy(wrong)[None, None])
+    engine = codec.engine(2, bandwidth, frames=4, gather=True)
+    both = torch.from_numpy(np.stack([audio, wrong]))
+    with pytest.raises(InputError, match=r"beyond 1e\+12"):
+        engine.encode(both)
+    refused = engine.encode_slots([0, 1], both).refused
+    assert list(refused) == [1]
+
+
 @pytest.mark.parametrize("samples", [-1, 1.5, "9", True])
 def test_a_length_that_is_not_a_number_of_samples_leaves_the_decoder_open(
     codec: Codec, samples: Any
