@@ -38,6 +38,15 @@ def lm(
     batch: Annotated[
         int, typer.Option("--batch", min=1, help="Pieces of two seconds per step.")
     ] = 4,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(
+            "--start-from", metavar="FILE", help="A language model to go on with, of these codes."
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float, typer.Option("--learning-rate", help="The highest; less to go on with a model.")
+    ] = 3e-3,
     steps: Annotated[
         int | None, typer.Option("--steps", help="Train for this many steps instead.")
     ] = None,
@@ -68,6 +77,7 @@ def lm(
 
     from encodec_rt.bitstream.coding import CodeTables
     from encodec_rt.bitstream.container import StreamHeader
+    from encodec_rt.lm.integer import IntegerLm
     from encodec_rt.lm.training import LmRecipe, bits_per_code, lm_config, train_lm
     from encodec_rt.streaming.codec import Codec
     from encodec_rt.training.codes import coded_clips
@@ -80,6 +90,9 @@ def lm(
         config, config.num_quantizers, start="exact", codes_sha256=weights
     )
     shape = lm_config(header.layers, config.codebook_size, _numbers(widths))
+    before = None if start_from is None else IntegerLm.load(start_from)
+    if before is not None and before.codes_sha256 != weights:
+        raise ConfigError(f"{start_from} is for the codes of another model; omit --start-from")
     clips = coded_clips(codec, data, run, hours=hours, voices=voices, report=report)
     tables = CodeTables.from_codes(np.concatenate(clips.train), config.codebook_size, weights)
     tables.save(run / "code_tables.safetensors")
@@ -92,8 +105,8 @@ def lm(
             shown = int(20 * share)
             report(f"{100 * share:.0f} %: {bits:.3f} bits per code")
 
-    recipe = LmRecipe(minutes=minutes, steps=steps, batch=batch)
-    trained = train_lm(clips.train, shape, recipe, on_progress, device=device)
+    recipe = LmRecipe(minutes=minutes, steps=steps, batch=batch, learning_rate=learning_rate)
+    trained = train_lm(clips.train, shape, recipe, on_progress, start_from=before, device=device)
     found = trained.export(weights)
     found.save(run / "code_lm.safetensors")
     frames = round(RESTART_S * config.sampling_rate / config.hop_length)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 
 from encodec_rt.errors import WeightsError
@@ -10,6 +11,8 @@ from encodec_rt.lm.integer import IntegerLm
 from encodec_rt.pretrained import default_folder
 
 LMS_PATTERN = "code_lm*.safetensors"
+EARLIER = "earlier"
+"""Folder within a model's, of language models that files name and that new files no longer use."""
 
 
 def lm_for_model(codes_sha256: bytes, folder: Path | None = None) -> IntegerLm | None:
@@ -24,8 +27,8 @@ def lm_for_model(codes_sha256: bytes, folder: Path | None = None) -> IntegerLm |
 def lm_by_hash(sha256: bytes, folder: Path | None = None, path: Path | None = None) -> IntegerLm:
     """The language model that a stream names by its hash.
 
-    It is searched for in the package and in ``folder``, or only in the file ``path`` if given.
-    Raises WeightsError if it is not there.
+    It is searched for in the package and in ``folder``, the EARLIER ones too, or only in the file
+    ``path`` if given. Raises WeightsError if it is not there.
     """
     if path is not None:
         model = IntegerLm.load(path)
@@ -35,7 +38,7 @@ def lm_by_hash(sha256: bytes, folder: Path | None = None, path: Path | None = No
                 f"{model.sha256.hex()[:16]}"
             )
         return model
-    for model in _all(folder):
+    for model in chain(_all(folder), _all(folder, EARLIER)):
         if model.sha256 == sha256:
             return model
     raise WeightsError(
@@ -44,7 +47,7 @@ def lm_by_hash(sha256: bytes, folder: Path | None = None, path: Path | None = No
     )
 
 
-def _all(folder: Path | None) -> Iterator[IntegerLm]:
+def _all(folder: Path | None, within: str = "") -> Iterator[IntegerLm]:
     for place in filter(None, (default_folder(), folder)):
-        for path in sorted(place.glob(LMS_PATTERN)):
+        for path in sorted((place / within).glob(LMS_PATTERN)):
             yield IntegerLm.load(path)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from encodec_rt.errors import InputError
+from encodec_rt.errors import ConfigError, InputError
 from encodec_rt.lm.integer import LOG_STEPS, UNIT, IntegerLm
 from encodec_rt.lm.tensors import MAX_INT8, LmConfig
 from encodec_rt.types import Codes
@@ -109,10 +109,8 @@ class TrainableLm(nn.Module):
             QuantizedLinear(config.widths[of], config.codebook_size) for of in config.layer_of_book
         )
         with torch.no_grad():
-            for module in self.back:
-                module.weight.mul_(0.1)  # type: ignore[operator]
-            for module in self.head:
-                module.weight.mul_(0.1)  # type: ignore[operator]
+            for module in (*self.back, *self.head):
+                module.weight.mul_(0.1)
         self.rounding = True
 
     def round(self, rounding: bool) -> None:
@@ -158,8 +156,7 @@ class TrainableLm(nn.Module):
     def export(self, codes_sha256: bytes = bytes(32)) -> IntegerLm:
         """The model in integers, for the codes of the model of those weights."""
         tensors: dict[str, NDArray[Any]] = {}
-
-        def affine(name: str, module: QuantizedLinear, unit: float) -> None:
+        for name, module, unit in self._affine():
             whole, step = module.rounded()
             step = step.double()
             bias = (module.bias.double() * UNIT / step).round()
@@ -168,18 +165,37 @@ class TrainableLm(nn.Module):
             tensors[f"{name}.bias"] = bias.clamp(-(2**29), 2**29).numpy().astype(np.int32)
             tensors[f"{name}.multiplier"] = multiplier
             tensors[f"{name}.shift"] = shift
-
-        for index in range(len(self.config.dilations)):
-            affine(f"block.{index}.mix", self.mix[index], 1.0)  # type: ignore[arg-type]
-            affine(f"block.{index}.back", self.back[index], UNIT)  # type: ignore[arg-type]
-        affine("project", self.project, UNIT)
-        affine("depend", self.depend, UNIT)
         for book, table in enumerate(self.embedding):
             scaled = (table * UNIT).round().clamp(-MAX_INT8, MAX_INT8)
             tensors[f"embedding.{book}"] = scaled.numpy().astype(np.int8)
-            unit = LOG_STEPS * math.log2(math.e) / UNIT
-            affine(f"head.{book}", self.head[book], unit)  # type: ignore[arg-type]
         return IntegerLm(tensors, self.config, codes_sha256=codes_sha256)
+
+    @torch.no_grad()
+    def start_from(self, model: IntegerLm) -> None:
+        """Take the weights of an exported model. Raises ConfigError if it has another shape."""
+        if model.config != self.config:
+            raise ConfigError(f"a language model of {model.config}; this one has {self.config}")
+        for name, module, unit in self._affine():
+            weight, bias, multiplier, shift = (
+                torch.from_numpy(model.tensors[f"{name}.{part}"].astype(np.float64))
+                for part in ("weight", "bias", "multiplier", "shift")
+            )
+            step = multiplier * torch.exp2(-shift) / unit
+            module.weight.copy_(weight * step[:, None])
+            module.bias.copy_(bias * step / UNIT)
+        for book, table in enumerate(self.embedding):
+            table.copy_(torch.from_numpy(model.tensors[f"embedding.{book}"]) / UNIT)
+
+    def _affine(self) -> Iterator[tuple[str, QuantizedLinear, float]]:
+        """Name in the exported file, layer, and what its outputs are multiplied with there."""
+        for index in range(len(self.config.dilations)):
+            yield f"block.{index}.mix", self.mix[index], 1.0  # type: ignore[misc]
+            yield f"block.{index}.back", self.back[index], UNIT  # type: ignore[misc]
+        yield "project", self.project, UNIT
+        yield "depend", self.depend, UNIT
+        for book, head in enumerate(self.head):
+            unit = LOG_STEPS * math.log2(math.e) / UNIT
+            yield f"head.{book}", head, unit  # type: ignore[misc]
 
 
 def train_lm(
@@ -188,19 +204,24 @@ def train_lm(
     recipe: LmRecipe,
     on_progress: Callable[[float, float], None] = lambda share, bits: None,
     *,
+    start_from: IntegerLm | None = None,
     device: torch.device | str = "cpu",
 ) -> TrainableLm:
     """Train on ``clips`` of codes [frames, Q] -> the model, on the CPU.
 
-    ``on_progress`` gets the share done and bits per code. Raises InputError if the clips hold too
-    little.
+    It begins with the weights of ``start_from`` if that is given. ``on_progress`` gets the share
+    done and bits per code. Raises InputError if the clips hold too little, ConfigError for a
+    ``start_from`` of another shape.
     """
     books, device = sum(config.layers), torch.device(device)
     flat, starts = _pieces(clips, books, recipe.frames)
     codes, within = torch.from_numpy(flat.astype(np.int16)).to(device), np.arange(recipe.frames)
     torch.manual_seed(recipe.seed)
     chance = np.random.default_rng(recipe.seed)
-    model = TrainableLm(config).to(device)
+    model = TrainableLm(config)
+    if start_from is not None:
+        model.start_from(start_from)
+    model.to(device)
     optimiser = torch.optim.AdamW(
         model.parameters(),
         recipe.learning_rate,
@@ -210,11 +231,7 @@ def train_lm(
     clock = time.process_time if device.type == "cpu" else time.perf_counter
     began, step, smooth = clock(), 0, math.nan
     while True:
-        done = (
-            step / recipe.steps
-            if recipe.steps is not None
-            else (clock() - began) / (60 * recipe.minutes)
-        )
+        done = step / recipe.steps if recipe.steps else (clock() - began) / (60 * recipe.minutes)
         if done >= 1:
             model.round(True)
             return model.cpu().eval()

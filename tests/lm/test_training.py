@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from encodec_rt.errors import InputError
+from encodec_rt.errors import ConfigError, InputError
 from encodec_rt.lm.integer import IntegerLm
 from encodec_rt.lm.tensors import LmConfig
 from encodec_rt.lm.training import LmRecipe, TrainableLm, bits_per_code, train_lm
@@ -55,3 +55,21 @@ def test_an_exported_model_is_the_same_after_its_file(trained: TrainableLm, tmp_
 def test_too_little_to_train_on_is_refused() -> None:
     with pytest.raises(InputError, match="no clip has 150 frames of 2"):
         train_lm([chained(149, 0)], CONFIG, LmRecipe(steps=1))
+
+
+def test_training_goes_on_where_an_exported_model_stands(trained: TrainableLm) -> None:
+    exported = trained.export(bytes(range(32)))
+    again = TrainableLm(CONFIG)
+    again.start_from(exported)
+    whole = again.export(bytes(range(32)))
+    for name, tensor in exported.tensors.items():
+        assert np.abs(whole.tensors[name].astype(int) - tensor.astype(int)).max() <= 1, name
+    clips = [chained(400, seed) for seed in range(4)]
+    recipe = LmRecipe(steps=1, batch=2, frames=60, learning_rate=1e-6)
+    on = train_lm(clips, CONFIG, recipe, start_from=exported).export()
+    codes = [chained(600, 99)]
+    before, after = (bits_per_code(model, codes, 600) for model in (exported, on))
+    assert np.abs(before - after).max() < 0.01
+    other = LmConfig((1, 1), 16, (24, 8), (1, 2))
+    with pytest.raises(ConfigError, match="this one has"):
+        train_lm(clips, other, recipe, start_from=exported)
