@@ -249,7 +249,7 @@ def test_a_shard_that_was_taken_away_is_made_again(
     next((tmp_path / "out/data").glob("part-000001.*")).unlink()
     run([clips], tmp_path / "out", codec, sink=sink, unit_size=size, on_remark=said.append)
     assert contents(tmp_path / "out") == before
-    assert "1 files are no longer in" in said[0]
+    assert "1 file is no longer in" in said[0]
 
 
 @pytest.mark.parametrize("sink", ["npy", "npz", "ecdc", "encodec"])
@@ -275,7 +275,7 @@ def test_audio_that_was_taken_away_is_made_again(codec: Codec, clips: Path, tmp_
     next((tmp_path / "out/data").rglob("*.wav")).unlink()
     detokenize([tmp_path / "codes"], tmp_path / "out", codec=codec, jobs=1, on_remark=said.append)
     assert contents(tmp_path / "out") == before
-    assert "1 files are no longer in" in said[0]
+    assert "1 file is no longer in" in said[0]
 
 
 def test_an_output_inside_the_corpus_is_not_part_of_it(codec: Codec, clips: Path) -> None:

@@ -38,7 +38,9 @@ def test_weak_tokens_are_refused(tmp_path: Path, token: str) -> None:
 def test_only_the_exact_bearer_header_is_authorized() -> None:
     token = "t" * 40
     assert credentials.is_authorized(f"Bearer {token}", token)
-    wrong = (None, "", token, f"bearer {token}", f"Bearer {token}x", f"Bearer {token[:-1]}")
+    # The scheme's name is case-insensitive (RFC 9110, 11.1).
+    assert credentials.is_authorized(f"bearer {token}", token)
+    wrong = (None, "", token, f"bearer{token}", f"Bearer {token}x", f"Bearer {token[:-1]}")
     assert not any(credentials.is_authorized(header, token) for header in wrong)
     assert not credentials.is_authorized("Bearer \udcff", token)
 

@@ -219,6 +219,8 @@ def test_after_the_kill_of_a_front_its_sessions_go_on_at_another(
             again, same = fronts_of(server)
             assert same is second
             assert again.pid != first.pid
+            # A front waits for its clients' answers to the close.
+            await until(lambda: not any(front.clients for front in fronts_of(server)))
             async with StreamClient(url, bandwidth_kbps=kbps):
                 assert [len(front.clients) for front in fronts_of(server)] == [1, 0]
             await until(lambda: server.sessions.count == 0)
