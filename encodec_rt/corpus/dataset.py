@@ -60,6 +60,11 @@ class CodesDataset(Dataset[dict[str, Any]]):
         for path in files:
             self._index(path, least)
         self._ends = list(accumulate(map(len, self._rows)))
+        if not len(self):
+            raise ConfigError(
+                f"{corpus} has no clip of {least} frames or more; give a smaller crop_frames, or "
+                "pad=True"
+            )
         self._held: OrderedDict[int, Any] = OrderedDict()
 
     def __len__(self) -> int:

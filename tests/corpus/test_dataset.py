@@ -111,6 +111,8 @@ def test_what_is_no_corpus_is_refused(codec: Codec, clips: Path, tmp_path: Path)
     for wrong in settings:
         with pytest.raises(ConfigError, match="=".join(map(str, next(iter(wrong.items()))))):
             CodesDataset(tmp_path / "good", **wrong)
+    with pytest.raises(ConfigError, match="no clip of 100000 frames"):
+        CodesDataset(tmp_path / "good", crop_frames=100_000)
     pq.write_table(pa.table({"text": ["other"]}), tmp_path / "good/data/other.parquet")
     with pytest.raises(InputError, match="holds no codes: the columns id, codes"):
         CodesDataset(tmp_path / "good")
