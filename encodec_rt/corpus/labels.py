@@ -28,7 +28,7 @@ class Labels:
         """The label of the container ``name``; with ``path``, a folder beside it has it first."""
         suffixes = (*CONTAINER_SUFFIXES, *sorted(LIST_SUFFIXES))
         suffix = next((one for one in suffixes if name.lower().endswith(one)), "")
-        label = name.removesuffix(name[len(name) - len(suffix) :])
+        label = name[: len(name) - len(suffix)]
         beside = path is not None and os.path.isdir(path[: len(path) - len(suffix)])
         if beside or label in self._taken:
             return name

@@ -37,10 +37,7 @@ from encodec_rt.training.sampler import Batches
 
 
 class Trainer:
-    """The model being trained, its averaged weights, optimisers, balancers and discriminator.
-
-    ``average`` is the model that is validated and exported.
-    """
+    """The model being trained, its ``average`` to be exported, optimisers and discriminator."""
 
     def __init__(self, config: TrainingConfig, sampler: Batches, device: torch.device) -> None:
         """Build and initialise everything from ``config.seed``."""
@@ -77,10 +74,7 @@ class Trainer:
         self.steps = CapturedSteps(device) if device.type == "cuda" else EagerSteps()
 
     def start_from(self, model: EncodecModel) -> None:
-        """Begin with a trained model's weights and new optimisers.
-
-        Raises WeightsError if its configuration differs.
-        """
+        """Begin with ``model``'s weights. Raises WeightsError if its configuration differs."""
         self._require_same_model(model.config.to_dict(), "the model to start from")
         for own in (self.model, self.average):
             own.load_state_dict(model.state_dict())
