@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from encodec_rt.bitstream.coding import Coding
 from encodec_rt.bitstream.container import StreamHeader
 from encodec_rt.bitstream.container_reader import Gap, PacketReader
+from encodec_rt.cli.facts import Facts, Shown, shown_audio, shown_codebooks
 from encodec_rt.errors import CodecError
 
-Facts = dict[str, str]
+MOST_PROBLEMS = 5
+"""That are told of a damaged file."""
 
 _CODINGS = {
     Coding.RAW: "packed",
@@ -35,19 +39,18 @@ def container_facts(path: Path) -> Facts:
     with path.open("rb") as file:
         reader = PacketReader(file, salvage=True)
         header = reader.header
-        facts = {
+        facts: Facts = {
             "kind": ".encodec, version 1",
             "model": reader.comments.get("MODEL") or "not named",
             "sha256 of encoder and codebooks": header.codes_sha256.hex(),
             "coding": _CODINGS[header.coding],
             **({"sha256 of coding": header.coder_sha256.hex()} if header.coding else {}),
-            "audio": f"{header.sampling_rate} Hz, {header.channels} channel(s)",
-            "frame": f"{header.hop} samples",
-            **({"segments": f"{header.segment} samples, one every {header.stride}"}
-               if header.segment else {}),
-            "codebooks": f"{header.codebooks} of {header.codebook_size}",
+            "audio": shown_audio(header.sampling_rate, header.channels),
+            "frame": Shown(f"{header.hop} samples", {"frame_samples": header.hop}),
+            **({"segments": _segments(header)} if header.segment else {}),
+            "codebooks": shown_codebooks(header.codebooks, header.codebook_size),
             "start": header.start,
-            "pre-skip": f"{header.pre_skip} samples",
+            "pre-skip": Shown(f"{header.pre_skip} samples", {"pre_skip_samples": header.pre_skip}),
             "written by": reader.comments.vendor,
         }  # fmt: skip
         for name, value in reader.comments.fields:
@@ -61,20 +64,31 @@ def container_facts(path: Path) -> Facts:
             ended, sums.lost = ended and reader.ended, sums.lost + more.lost
     size, seconds = path.stat().st_size, samples / header.sampling_rate
     if links > 1:
-        facts["links"] = f"{links}; what is above and the layers are those of the first"
-    facts["length"] = f"{seconds:.3f} s, {samples} samples"
-    facts["bytes"] = str(size)
+        text = f"{links}; what is above and the layers are those of the first"
+        facts["links"] = Shown(text, {"links": links})
+    facts["length"] = Shown(
+        f"{seconds:.3f} s, {samples} samples", {"length_s": seconds, "samples": samples}
+    )
+    facts["bytes"] = size
     if samples:
-        facts["bandwidth"] = f"{size * 8e-3 / seconds:.2f} kbps"
-        facts["layers"] = ", ".join(_layers(header, sums))
-    facts["packets"] = f"{sums.packets}, {sums.restarts} to begin at"
+        kbps = size * 8e-3 / seconds
+        facts["bandwidth"] = Shown(f"{kbps:.2f} kbps", {"bandwidth_kbps": kbps})
+        facts["layers"] = _layers(header, sums)
+    facts["packets"] = Shown(
+        f"{sums.packets}, {sums.restarts} to begin at",
+        {"packets": sums.packets, "restarts": sums.restarts},
+    )
     if reader.foreign_pages:
-        facts["other streams"] = f"{reader.foreign_pages} pages"
-    state = "complete" if ended else "without an end: its writer was stopped, or it was cut off"
+        facts["other streams"] = Shown(
+            f"{reader.foreign_pages} pages", {"pages_of_other_streams": reader.foreign_pages}
+        )
+    facts["state"] = (
+        "complete" if ended else "without an end: its writer was stopped, or it was cut off"
+    )
     if reader.problems:
         lost = sums.lost / header.sampling_rate
-        state = f"damaged, {lost:.2f} s lost: {'; '.join(reader.problems[:5])}"
-    facts["state"] = state
+        state = f"damaged, {lost:.2f} s lost: {_counted_problems(reader.problems)}"
+        facts["state"] = Shown(state, {"state": state, "lost_s": lost})
     return facts
 
 
@@ -109,10 +123,25 @@ def _counted(reader: PacketReader) -> _Sums:
     return sums
 
 
-def _layers(header: StreamHeader, sums: _Sums) -> list[str]:
+def _segments(header: StreamHeader) -> Shown:
+    return Shown(
+        f"{header.segment} samples, one every {header.stride}",
+        {"segment_samples": header.segment, "stride_samples": header.stride},
+    )
+
+
+def _layers(header: StreamHeader, sums: _Sums) -> Shown:
     """Each layer's codebooks, and its rate as coded and as packed."""
-    texts = []
+    texts, values = [], []
     for books, size in zip(header.layers, sums.layer_bytes, strict=True):
         coded = size * 8e-3 * header.sampling_rate / max(1, sums.samples + header.pre_skip)
-        texts.append(f"{books} at {coded:.2f} kbps (packed {header.kbps(books):.2f})")
-    return texts
+        packed = header.kbps(books)
+        texts.append(f"{books} at {coded:.2f} kbps (packed {packed:.2f})")
+        values.append({"codebooks": books, "kbps": coded, "packed_kbps": packed})
+    return Shown(", ".join(texts), {"layers": values})
+
+
+def _counted_problems(problems: Sequence[str]) -> str:
+    """The first few different ones, and how often each was met."""
+    counts = Counter(problems).most_common(MOST_PROBLEMS)
+    return "; ".join(text if count == 1 else f"{text} ({count} times)" for text, count in counts)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, BinaryIO, NamedTuple, TypeAlias
+from typing import TYPE_CHECKING, Annotated, BinaryIO
 
 import typer
 
 from encodec_rt.cli.console import PIPE, one_line, put
 from encodec_rt.cli.container_info import container_facts
+from encodec_rt.cli.facts import Facts, Shown, for_programs, shown_audio, shown_codebooks
 from encodec_rt.cli.file_options import about, warn
 from encodec_rt.cli.options import ModelOption
 from encodec_rt.errors import InputError, PacketError, WeightsError
@@ -23,21 +24,6 @@ if TYPE_CHECKING:
 COMPLETE = "complete"
 DEFAULT = "default"
 CHECKPOINT_SUFFIXES = (".safetensors", ".bin", ".th")
-
-
-Fact: TypeAlias = "str | int | Measured"
-Facts = dict[str, Fact]
-
-
-class Measured(NamedTuple):
-    """A number with its unit, and how it is displayed if not as both."""
-
-    value: float
-    unit: str
-    shown: str = ""
-
-    def __str__(self) -> str:
-        return self.shown or f"{self.value:g} {self.unit}"
 
 
 def info(
@@ -61,7 +47,7 @@ def info(
     with about(source):
         facts = _facts(source, model)
     if as_json:
-        put(json.dumps(dict(map(_json_pair, facts.items()))))
+        put(json.dumps(for_programs(facts)))
     else:
         width = max(map(len, facts))
         for name, value in facts.items():
@@ -87,12 +73,6 @@ def _facts(source: str, model: str) -> Facts:
     else:
         raise InputError(f"{source} does not exist")
     return facts
-
-
-def _json_pair(fact: tuple[str, Fact]) -> tuple[str, str | float]:
-    name, value = fact
-    key = name.replace(" ", "_")
-    return (f"{key}_{value.unit}", value.value) if isinstance(value, Measured) else (key, value)
 
 
 def _magic(path: Path) -> bytes:
@@ -131,12 +111,12 @@ def _audio_facts(source: str) -> Facts:
         facts: Facts = {
             "kind": "audio",
             "format": reader.description,
-            "rate": Measured(reader.rate_hz, "Hz", f"{reader.rate_hz} Hz"),
+            "rate": Shown(f"{reader.rate_hz} Hz", {"rate_Hz": reader.rate_hz}),
             "channels": reader.channels,
         }
         for _ in reader.blocks(reader.rate_hz, 1):
             pass
-        facts["length"] = Measured(reader.seconds, "s", f"{reader.seconds:.3f} s")
+        facts["length"] = Shown(f"{reader.seconds:.3f} s", {"length_s": reader.seconds})
         facts |= {f"tag {name.lower()}": text for name, text in reader.tags.items()}
         facts["state"] = "damaged" if reader.damaged else COMPLETE
         warn(reader)
@@ -146,7 +126,7 @@ def _audio_facts(source: str) -> Facts:
 def _ogg_facts(path: Path, head: bytes) -> Facts:
     """Those of an .encodec stream, which may come after others, or else of audio."""
     try:
-        return dict(container_facts(path))
+        return container_facts(path)
     except PacketError:
         if b"EnCdHead" in head:
             raise
@@ -169,13 +149,14 @@ def _ecdc_facts(path: Path, model: str) -> Facts:
             "bytes of codes": held,
         }
         if config is None:
-            return {**facts, "length": f"known with the model {header.model}; name it with --model"}
+            unknown = f"known with the model {header.model}; name it with --model"
+            return {**facts, "length": Shown(unknown, {"length_s": None})}
         seconds = header.samples / config.sampling_rate
         rate_hz = config.sampling_rate
-        facts["length"] = Measured(seconds, "s", f"{seconds:.3f} s at {rate_hz} Hz")
+        facts["length"] = Shown(f"{seconds:.3f} s at {rate_hz} Hz", {"length_s": seconds})
         if seconds:
             kbps = held * 8e-3 / seconds
-            facts["bandwidth"] = Measured(kbps, "kbps", f"{kbps:.2f} kbps")
+            facts["bandwidth"] = Shown(f"{kbps:.2f} kbps", {"bandwidth_kbps": kbps})
         if not header.language_model:
             facts["state"] = _state(file, header, config)
     return facts
@@ -217,9 +198,10 @@ def _checkpoint_facts(path: Path) -> Facts:
     model = EncodecModel.from_pretrained(str(folder))
     config, identity = model.config, identify(model)
     facts: Facts = {"kind": "checkpoint", "name": identity.name, **_architecture(model)}
-    facts["bandwidths"] = ", ".join(
-        f"{bandwidth:g} kbps ({config.codebooks_for(bandwidth)})"
-        for bandwidth in config.target_bandwidths
+    books = {kbps: config.codebooks_for(kbps) for kbps in config.target_bandwidths}
+    facts["bandwidths"] = Shown(
+        ", ".join(f"{kbps:g} kbps ({count})" for kbps, count in books.items()),
+        {"bandwidths_kbps": list(books), "codebooks_at": list(books.values())},
     )
     facts["sha256 of encoder and codebooks"] = identity.codes_sha256
     facts["sha256 of weights"] = identity.weights_sha256
@@ -233,9 +215,11 @@ def _architecture(model: EncodecModel) -> Facts:
     frame_ms = 1000 * config.hop_length / config.sampling_rate
     count = sum(parameter.numel() for parameter in model.parameters())
     return {
-        "audio": f"{config.sampling_rate} Hz, {config.audio_channels} channel(s)",
-        "frame": f"{config.hop_length} samples, {frame_ms:.2f} ms",
-        "codebooks": f"{config.num_quantizers} of {config.codebook_size}",
+        "audio": shown_audio(config.sampling_rate, config.audio_channels),
+        "frame": Shown(
+            f"{config.hop_length} samples, {frame_ms:.2f} ms", {"frame_samples": config.hop_length}
+        ),
+        "codebooks": shown_codebooks(config.num_quantizers, config.codebook_size),
         "padding": config.pad_mode,
-        "parameters": f"{count / 1e6:.2f} million",
+        "parameters": Shown(f"{count / 1e6:.2f} million", {"parameters": count}),
     }

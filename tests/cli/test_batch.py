@@ -193,6 +193,24 @@ def test_info_tells_programs_numbers_and_fails_for_damage(
     assert run("info", file, "--json", "--model", model).exit_code == 2
 
 
+def test_info_tells_programs_numbers_of_a_container(
+    clips: Path, model: Path, tmp_path: Path
+) -> None:
+    file = tmp_path / "x.encodec"
+    assert run("encode", clips / "b.flac", file, "-b", 2, "--model", model).exit_code == 0
+    facts = json.loads(run("info", file, "--json").stdout)
+    assert (facts["rate_Hz"], facts["channels"], facts["samples"]) == (RATE, 1, 1_001)
+    assert facts["bytes"] == file.stat().st_size
+    assert sum(layer["codebooks"] for layer in facts["layers"]) == facts["codebooks"] == 5
+    assert "lost_s" not in facts
+
+    file.write_bytes(file.read_bytes()[:-3] + b"!!!")
+    result = run("info", file, "--json")
+    assert result.exit_code == 2
+    # Nothing follows that tells how long the lost packet was.
+    assert json.loads(result.stdout)["lost_s"] == 0
+
+
 def test_a_round_trip_keeps_the_tags(model: Path, tmp_path: Path) -> None:
     source, target = tmp_path / "x.flac", tmp_path / "y.flac"
     with soundfile.SoundFile(source, "w", RATE, 1) as file:
