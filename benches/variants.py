@@ -244,25 +244,37 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as folder:
         random_24khz().save_pretrained(folder)
         context = multiprocessing.get_context("spawn")
-        waiting = list(chosen)
-        running: list[multiprocessing.context.SpawnProcess] = []
-        while (waiting or running) and budget.left() > 0:
-            running = [each for each in running if each.is_alive()]
-            while waiting and len(running) < options.jobs:
-                running.append(context.Process(target=try_out, args=(waiting.pop(0), folder)))
-                running[-1].start()
-            time.sleep(0.05)
-        for each in running:
-            each.kill()
+        waiting, unrecorded = list(chosen), list(chosen)
+        running: dict[int, multiprocessing.context.SpawnProcess] = {}
         codes: dict[str, torch.Tensor] = {}
-        for at in chosen:
-            path = os.path.join(folder, f"{at}.json")
-            if os.path.exists(path):
-                with open(path) as file:
-                    _note(record, VARIANTS[at], json.load(file), codes)
-            else:
-                record.add({"skipped": VARIANTS[at].name}, values={"reason": "no time was left"})
+        while unrecorded and budget.left() > 0:
+            while waiting and len(running) < options.jobs:
+                at = waiting.pop(0)
+                running[at] = context.Process(target=try_out, args=(at, folder))
+                running[at].start()
+            time.sleep(0.05)
+            running = {at: process for at, process in running.items() if process.is_alive()}
+            # In order, since the rules come first, with whose codes the others are compared; and at
+            # once, so that a program that is killed leaves what it has.
+            while unrecorded and unrecorded[0] not in (*running, *waiting):
+                _note(record, VARIANTS[unrecorded[0]], _found(folder, unrecorded[0]), codes)
+                record.save()
+                del unrecorded[0]
+        for process in running.values():
+            process.kill()
+        for at in unrecorded:
+            _note(record, VARIANTS[at], _found(folder, at), codes)
     return finish(record)
+
+
+def _found(folder: str, index: int) -> dict[str, Any]:
+    """What the process of a variant left, or why there is nothing."""
+    path = os.path.join(folder, f"{index}.json")
+    if not os.path.exists(path):
+        return {"reason": "no time was left, or its process died"}
+    with open(path) as file:
+        found: dict[str, Any] = json.load(file)
+    return found
 
 
 def _note(

@@ -27,7 +27,7 @@ def python(program: str, seconds: float = 20.0) -> Part:
 @pytest.fixture
 def out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setattr(
-        Part, "command", lambda part, out, python: [sys.executable, "-c", part.arguments[0]]
+        Part, "command", lambda part, out, python, start: [sys.executable, "-c", part.arguments[0]]
     )
     return tmp_path
 
@@ -101,6 +101,12 @@ def test_a_part_is_told_its_share_of_time_and_where_to_write(tmp_path: Path) -> 
     assert f"--junitxml={tmp_path / 'tests.xml'}" in tests.command(tmp_path, ["python"])
 
 
+def test_a_part_whose_programs_have_to_start_again_gets_the_time_for_it(tmp_path: Path) -> None:
+    part = Part("variants", ("benches.variants",), 7.0, starts_more=True)
+    for start, budget in ((None, "7"), (gpu_day.START_S, "7"), (gpu_day.START_S + 50, "57")):
+        assert part.command(tmp_path, ["python"], start)[4] == budget
+
+
 def test_the_last_parts_get_what_is_left_and_none_runs_past_the_end() -> None:
     for within in (100.0, 300.0, 540.0, 1e4):
         clock = 0.0
@@ -153,7 +159,7 @@ def test_a_day_runs_its_parts_and_leaves_everything_in_one_folder(
 ) -> None:
     bad = "import os, pathlib; print('no driver'); raise SystemExit(1)"
     monkeypatch.setattr(
-        Part, "command", lambda part, out, python: [sys.executable, "-c", part.arguments[0]]
+        Part, "command", lambda part, out, python, start: [sys.executable, "-c", part.arguments[0]]
     )
     monkeypatch.setattr(
         gpu_day, "PARTS", (Part("smoke", (bad,), 20), Part("flips", ("print(1)",), 20))
