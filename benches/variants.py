@@ -16,13 +16,13 @@ import fcntl
 import functools
 import json
 import multiprocessing
-import os
 import sys
 import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -195,7 +195,7 @@ def try_out(index: int, folder: str) -> None:
         begun = time.perf_counter()
         engine = triton_engine(model, slots, device, few=few, chained=few)
         found["seconds_to_make"] = time.perf_counter() - begun
-        with open(os.path.join(folder, "device"), "w") as lock:
+        with Path(folder, "device").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             codes = codes_of(
                 engine, noise(slots, FRAMES * model.config.hop_length), model.config.hop_length
@@ -210,8 +210,7 @@ def try_out(index: int, folder: str) -> None:
                 found |= dict(zip(("encode wall", "decode wall"), both, strict=True))
     except FAILURES as error:
         found["reason"] = f"{type(error).__name__}: {error}"[:300]
-    with open(os.path.join(folder, f"{index}.json"), "w") as file:
-        json.dump(found, file)
+    Path(folder, f"{index}.json").write_text(json.dumps(found), "utf-8")
 
 
 def chosen_of(rules: list[str], names: list[str] | None) -> list[int]:
@@ -269,11 +268,10 @@ def main() -> int:
 
 def _found(folder: str, index: int) -> dict[str, Any]:
     """What the process of a variant left, or why there is nothing."""
-    path = os.path.join(folder, f"{index}.json")
-    if not os.path.exists(path):
+    path = Path(folder, f"{index}.json")
+    if not path.exists():
         return {"reason": "no time was left, or its process died"}
-    with open(path) as file:
-        found: dict[str, Any] = json.load(file)
+    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
     return found
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from encodec_rt.bitstream.coding import Coding
 from encodec_rt.bitstream.container import StreamHeader
 from encodec_rt.bitstream.container_reader import Gap, PacketReader
-from encodec_rt.cli.facts import Facts, Shown, shown_audio, shown_codebooks
+from encodec_rt.cli.facts import Described, Facts, described_audio, described_codebooks
 from encodec_rt.errors import CodecError
 
 MOST_PROBLEMS = 5
@@ -45,12 +45,14 @@ def container_facts(path: Path) -> Facts:
             "sha256 of encoder and codebooks": header.codes_sha256.hex(),
             "coding": _CODINGS[header.coding],
             **({"sha256 of coding": header.coder_sha256.hex()} if header.coding else {}),
-            "audio": shown_audio(header.sampling_rate, header.channels),
-            "frame": Shown(f"{header.hop} samples", {"frame_samples": header.hop}),
+            "audio": described_audio(header.sampling_rate, header.channels),
+            "frame": Described(f"{header.hop} samples", {"frame_samples": header.hop}),
             **({"segments": _segments(header)} if header.segment else {}),
-            "codebooks": shown_codebooks(header.codebooks, header.codebook_size),
+            "codebooks": described_codebooks(header.codebooks, header.codebook_size),
             "start": header.start,
-            "pre-skip": Shown(f"{header.pre_skip} samples", {"pre_skip_samples": header.pre_skip}),
+            "pre-skip": Described(
+                f"{header.pre_skip} samples", {"pre_skip_samples": header.pre_skip}
+            ),
             "written by": reader.comments.vendor,
         }  # fmt: skip
         for name, value in reader.comments.fields:
@@ -65,21 +67,21 @@ def container_facts(path: Path) -> Facts:
     size, seconds = path.stat().st_size, samples / header.sampling_rate
     if links > 1:
         text = f"{links}; what is above and the layers are those of the first"
-        facts["links"] = Shown(text, {"links": links})
-    facts["length"] = Shown(
+        facts["links"] = Described(text, {"links": links})
+    facts["length"] = Described(
         f"{seconds:.3f} s, {samples} samples", {"length_s": seconds, "samples": samples}
     )
     facts["bytes"] = size
     if samples:
         kbps = size * 8e-3 / seconds
-        facts["bandwidth"] = Shown(f"{kbps:.2f} kbps", {"bandwidth_kbps": kbps})
+        facts["bandwidth"] = Described(f"{kbps:.2f} kbps", {"bandwidth_kbps": kbps})
         facts["layers"] = _layers(header, sums)
-    facts["packets"] = Shown(
+    facts["packets"] = Described(
         f"{sums.packets}, {sums.restarts} to begin at",
         {"packets": sums.packets, "restarts": sums.restarts},
     )
     if reader.foreign_pages:
-        facts["other streams"] = Shown(
+        facts["other streams"] = Described(
             f"{reader.foreign_pages} pages", {"pages_of_other_streams": reader.foreign_pages}
         )
     facts["state"] = (
@@ -88,7 +90,7 @@ def container_facts(path: Path) -> Facts:
     if reader.problems:
         lost = sums.lost / header.sampling_rate
         state = f"damaged, {lost:.2f} s lost: {_counted_problems(reader.problems)}"
-        facts["state"] = Shown(state, {"state": state, "lost_s": lost})
+        facts["state"] = Described(state, {"state": state, "lost_s": lost})
     return facts
 
 
@@ -123,14 +125,14 @@ def _counted(reader: PacketReader) -> _Sums:
     return sums
 
 
-def _segments(header: StreamHeader) -> Shown:
-    return Shown(
+def _segments(header: StreamHeader) -> Described:
+    return Described(
         f"{header.segment} samples, one every {header.stride}",
         {"segment_samples": header.segment, "stride_samples": header.stride},
     )
 
 
-def _layers(header: StreamHeader, sums: _Sums) -> Shown:
+def _layers(header: StreamHeader, sums: _Sums) -> Described:
     """Each layer's codebooks, and its rate as coded and as packed."""
     texts, values = [], []
     for books, size in zip(header.layers, sums.layer_bytes, strict=True):
@@ -138,7 +140,7 @@ def _layers(header: StreamHeader, sums: _Sums) -> Shown:
         packed = header.kbps(books)
         texts.append(f"{books} at {coded:.2f} kbps (packed {packed:.2f})")
         values.append({"codebooks": books, "kbps": coded, "packed_kbps": packed})
-    return Shown(", ".join(texts), {"layers": values})
+    return Described(", ".join(texts), {"layers": values})
 
 
 def _counted_problems(problems: Sequence[str]) -> str:

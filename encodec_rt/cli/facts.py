@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple, TypeAlias
 
 
-class Shown(NamedTuple):
+class Described(NamedTuple):
     """A fact displayed as ``text``, of which a program gets ``values`` instead."""
 
     text: str
@@ -16,7 +16,7 @@ class Shown(NamedTuple):
         return self.text
 
 
-Fact: TypeAlias = "str | int | Shown"
+Fact: TypeAlias = "str | int | Described"
 Facts: TypeAlias = "dict[str, Fact]"
 
 
@@ -24,18 +24,18 @@ def for_programs(facts: Facts) -> dict[str, Any]:
     """The facts as one JSON object."""
     values: dict[str, Any] = {}
     for name, fact in facts.items():
-        values |= fact.values if isinstance(fact, Shown) else {name.replace(" ", "_"): fact}
+        values |= fact.values if isinstance(fact, Described) else {name.replace(" ", "_"): fact}
     return values
 
 
-def shown_audio(sampling_rate: int, channels: int) -> Shown:
+def described_audio(sampling_rate: int, channels: int) -> Described:
     """What kind of audio codes are of."""
-    return Shown(
+    return Described(
         f"{sampling_rate} Hz, {channels} channel(s)",
         {"rate_Hz": sampling_rate, "channels": channels},
     )
 
 
-def shown_codebooks(codebooks: int, size: int) -> Shown:
+def described_codebooks(codebooks: int, size: int) -> Described:
     """How many codebooks, and of how many entries each."""
-    return Shown(f"{codebooks} of {size}", {"codebooks": codebooks, "codebook_size": size})
+    return Described(f"{codebooks} of {size}", {"codebooks": codebooks, "codebook_size": size})

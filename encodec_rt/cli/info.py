@@ -11,7 +11,13 @@ import typer
 
 from encodec_rt.cli.console import PIPE, one_line, put
 from encodec_rt.cli.container_info import container_facts
-from encodec_rt.cli.facts import Facts, Shown, for_programs, shown_audio, shown_codebooks
+from encodec_rt.cli.facts import (
+    Described,
+    Facts,
+    described_audio,
+    described_codebooks,
+    for_programs,
+)
 from encodec_rt.cli.file_options import about, warn
 from encodec_rt.cli.options import ModelOption
 from encodec_rt.errors import InputError, PacketError, WeightsError
@@ -111,12 +117,12 @@ def _audio_facts(source: str) -> Facts:
         facts: Facts = {
             "kind": "audio",
             "format": reader.description,
-            "rate": Shown(f"{reader.rate_hz} Hz", {"rate_Hz": reader.rate_hz}),
+            "rate": Described(f"{reader.rate_hz} Hz", {"rate_Hz": reader.rate_hz}),
             "channels": reader.channels,
         }
         for _ in reader.blocks(reader.rate_hz, 1):
             pass
-        facts["length"] = Shown(f"{reader.seconds:.3f} s", {"length_s": reader.seconds})
+        facts["length"] = Described(f"{reader.seconds:.3f} s", {"length_s": reader.seconds})
         facts |= {f"tag {name.lower()}": text for name, text in reader.tags.items()}
         facts["state"] = "damaged" if reader.damaged else COMPLETE
         warn(reader)
@@ -150,13 +156,13 @@ def _ecdc_facts(path: Path, model: str) -> Facts:
         }
         if config is None:
             unknown = f"known with the model {header.model}; name it with --model"
-            return {**facts, "length": Shown(unknown, {"length_s": None})}
+            return {**facts, "length": Described(unknown, {"length_s": None})}
         seconds = header.samples / config.sampling_rate
         rate_hz = config.sampling_rate
-        facts["length"] = Shown(f"{seconds:.3f} s at {rate_hz} Hz", {"length_s": seconds})
+        facts["length"] = Described(f"{seconds:.3f} s at {rate_hz} Hz", {"length_s": seconds})
         if seconds:
             kbps = held * 8e-3 / seconds
-            facts["bandwidth"] = Shown(f"{kbps:.2f} kbps", {"bandwidth_kbps": kbps})
+            facts["bandwidth"] = Described(f"{kbps:.2f} kbps", {"bandwidth_kbps": kbps})
         if not header.language_model:
             facts["state"] = _state(file, header, config)
     return facts
@@ -199,7 +205,7 @@ def _checkpoint_facts(path: Path) -> Facts:
     config, identity = model.config, identify(model)
     facts: Facts = {"kind": "checkpoint", "name": identity.name, **_architecture(model)}
     books = {kbps: config.codebooks_for(kbps) for kbps in config.target_bandwidths}
-    facts["bandwidths"] = Shown(
+    facts["bandwidths"] = Described(
         ", ".join(f"{kbps:g} kbps ({count})" for kbps, count in books.items()),
         {"bandwidths_kbps": list(books), "codebooks_at": list(books.values())},
     )
@@ -215,11 +221,11 @@ def _architecture(model: EncodecModel) -> Facts:
     frame_ms = 1000 * config.hop_length / config.sampling_rate
     count = sum(parameter.numel() for parameter in model.parameters())
     return {
-        "audio": shown_audio(config.sampling_rate, config.audio_channels),
-        "frame": Shown(
+        "audio": described_audio(config.sampling_rate, config.audio_channels),
+        "frame": Described(
             f"{config.hop_length} samples, {frame_ms:.2f} ms", {"frame_samples": config.hop_length}
         ),
-        "codebooks": shown_codebooks(config.num_quantizers, config.codebook_size),
+        "codebooks": described_codebooks(config.num_quantizers, config.codebook_size),
         "padding": config.pad_mode,
-        "parameters": Shown(f"{count / 1e6:.2f} million", {"parameters": count}),
+        "parameters": Described(f"{count / 1e6:.2f} million", {"parameters": count}),
     }

@@ -70,7 +70,8 @@ def lm(
     """Train code tables and a language model of the codes.
 
     RUN gets code_tables.safetensors and code_lm.safetensors, to be copied into the model's folder,
-    and report.json with the bits that each codebook takes on held-out speech.
+    and report.json with the bits that each codebook takes on held-out speech. If training is
+    interrupted, the same command goes on with it.
     """
     import numpy as np
     import torch
@@ -78,7 +79,8 @@ def lm(
     from encodec_rt.bitstream.coding import CodeTables
     from encodec_rt.bitstream.container import StreamHeader
     from encodec_rt.lm.integer import IntegerLm
-    from encodec_rt.lm.training import LmRecipe, bits_per_code, lm_config, train_lm
+    from encodec_rt.lm.trainable import lm_config
+    from encodec_rt.lm.training import LmRecipe, bits_per_code, train_lm
     from encodec_rt.streaming.codec import Codec
     from encodec_rt.training.codes import coded_clips
 
@@ -106,9 +108,21 @@ def lm(
             report(f"{100 * share:.0f} %: {bits:.3f} bits per code")
 
     recipe = LmRecipe(minutes=minutes, steps=steps, batch=batch, learning_rate=learning_rate)
-    trained = train_lm(clips.train, shape, recipe, on_progress, start_from=before, device=device)
+    checkpoint = run / f"lm-checkpoint-{codec.codes_sha256[:8]}.safetensors"
+    if checkpoint.exists():
+        report(f"goes on from {checkpoint.name}" + (", not from --start-from" if before else ""))
+    trained = train_lm(
+        clips.train,
+        shape,
+        recipe,
+        on_progress,
+        start_from=before,
+        device=device,
+        checkpoint=checkpoint,
+    )
     found = trained.export(weights)
     found.save(run / "code_lm.safetensors")
+    checkpoint.unlink(missing_ok=True)
     frames = round(RESTART_S * config.sampling_rate / config.hop_length)
     bits = bits_per_code(found, clips.held_out, frames)
     measured = {

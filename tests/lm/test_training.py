@@ -6,10 +6,11 @@ import numpy as np
 import pytest
 import torch
 
-from encodec_rt.errors import ConfigError, InputError
+from encodec_rt.errors import ConfigError, InputError, WeightsError
 from encodec_rt.lm.integer import IntegerLm
 from encodec_rt.lm.tensors import LmConfig
-from encodec_rt.lm.training import LmRecipe, TrainableLm, bits_per_code, train_lm
+from encodec_rt.lm.trainable import TrainableLm
+from encodec_rt.lm.training import LmRecipe, bits_per_code, train_lm
 from encodec_rt.types import Codes
 
 CONFIG = LmConfig((1, 1), 16, (24, 16), (1, 2))
@@ -73,3 +74,36 @@ def test_training_goes_on_where_an_exported_model_stands(trained: TrainableLm) -
     other = LmConfig((1, 1), 16, (24, 8), (1, 2))
     with pytest.raises(ConfigError, match="this one has"):
         train_lm(clips, other, recipe, start_from=exported)
+
+
+def test_an_interrupted_training_goes_on_to_the_same_model(tmp_path: Path) -> None:
+    clips = [chained(400, seed) for seed in range(4)]
+    recipe = LmRecipe(steps=12, batch=2, frames=60)
+    whole = train_lm(clips, CONFIG, recipe).export()
+
+    class Cut(Exception):
+        pass
+
+    def cut(share: float, bits: float) -> None:
+        if share >= 0.5:
+            raise Cut
+
+    path = tmp_path / "checkpoint.safetensors"
+    with pytest.raises(Cut):
+        train_lm(clips, CONFIG, recipe, cut, checkpoint=path)
+    shares: list[float] = []
+    on = train_lm(clips, CONFIG, recipe, lambda share, _: shares.append(share), checkpoint=path)
+    assert shares[0] == 7 / 12
+    assert on.export().sha256 == whole.sha256
+
+
+def test_a_checkpoint_of_another_model_is_refused(tmp_path: Path) -> None:
+    clips = [chained(400, 0)]
+    path = tmp_path / "checkpoint.safetensors"
+    train_lm(clips, CONFIG, LmRecipe(steps=1, batch=1, frames=60), checkpoint=path)
+    other = LmConfig((1, 1), 16, (24, 8), (1, 2))
+    with pytest.raises(WeightsError, match="train in another folder"):
+        train_lm(clips, other, LmRecipe(steps=1, frames=60), checkpoint=path)
+    path.write_bytes(b"nothing of the kind")
+    with pytest.raises(WeightsError, match="not a checkpoint of a language model"):
+        train_lm(clips, CONFIG, LmRecipe(steps=1, frames=60), checkpoint=path)

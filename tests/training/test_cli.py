@@ -11,9 +11,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import soundfile
+import torch
 from typer.testing import CliRunner
 
 from encodec_rt.cli import app
+from encodec_rt.lm.training import LmTraining
 from encodec_rt.model.encodec import EncodecModel
 from encodec_rt.pretrained import default_folder
 from encodec_rt.training import recipe
@@ -199,7 +201,9 @@ def test_two_files_are_scored_against_each_other(tmp_path: Path) -> None:
     assert row.startswith("quiet.wav")
 
 
-def test_a_language_model_and_tables_are_trained(packed: Path, tmp_path: Path) -> None:
+def test_a_language_model_and_tables_are_trained(
+    packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from encodec_rt.streaming.codec import Codec
     from encodec_rt.training.codes import coded_clips
 
@@ -217,8 +221,21 @@ def test_a_language_model_and_tables_are_trained(packed: Path, tmp_path: Path) -
         codes=rng.integers(0, 1024, (30, 16), dtype=np.uint16),
         lengths=np.array([10, 20]),
     )
-    code, output = run(*common, "8,8,8,8", "--steps", 1, "--voices", 1)
+    advance = LmTraining.advance
+
+    def interrupted(training: LmTraining) -> torch.Tensor:
+        if training.step:
+            raise KeyboardInterrupt
+        return advance(training)
+
+    monkeypatch.setattr(LmTraining, "advance", interrupted)
+    code, output = run(*common, "8,8,8,8", "--steps", 2, "--voices", 1)
+    assert code == 130, output
+    monkeypatch.undo()
+    code, output = run(*common, "8,8,8,8", "--steps", 2, "--voices", 1)
     assert code == 0, output
+    assert "goes on from lm-checkpoint" in output
+    assert not list((tmp_path / "run").glob("lm-checkpoint*"))
     assert "12 kbps" in output
     report = json.loads((tmp_path / "run" / "report.json").read_text())
     assert len(report["bits_per_code"]) == 16
