@@ -104,10 +104,11 @@ class JobRunner:
 
         ``arguments`` hold ``codec``.
         """
-        if lost := folder.forget_lost(count):
-            gone = "1 file is" if lost == 1 else f"{lost} files are"
+        if damaged := folder.forget_damaged(count):
+            shards = "1 shard" if damaged == 1 else f"{damaged} shards"
             self.on_remark(
-                f"{gone} no longer in {folder.data}; the shards that had them are made again"
+                f"files of {shards} in {folder.data} are missing or have another size; they are "
+                "made again"
             )
         todo = [index for index in range(count) if not folder.is_finished(index)]
         rate_hz = codec.config.sampling_rate

@@ -117,20 +117,27 @@ class OutputFolder:
         """Whether a unit is."""
         return self._record(index).exists()
 
-    def forget_lost(self, count: int) -> int:
-        """Mark for repetition those of ``count`` units of whose files some were deleted -> how many
-        files.
+    def forget_damaged(self, count: int) -> int:
+        """Mark for repetition those of ``count`` units whose files were deleted or cut -> how many.
+
+        A file of another size than was written counts as cut; what is in it is not read.
         """
-        lost = 0
+        damaged = 0
         for index in range(count):
-            if not self.is_finished(index):
-                continue
-            files = read_json(self._record(index)).get("files", ())
-            gone = sum(not (self.data / name).exists() for name in files)
-            if gone:
+            if self.is_finished(index) and not self._is_whole(read_json(self._record(index))):
                 self._record(index).unlink()
-                lost += gone
-        return lost
+                damaged += 1
+        return damaged
+
+    def _is_whole(self, record: Mapping[str, Any]) -> bool:
+        if "files" not in record:
+            return True
+        names: list[str] = record["files"]
+        written: int = record["bytes"]
+        try:
+            return sum((self.data / name).stat().st_size for name in names) == written
+        except FileNotFoundError:
+            return False
 
     def finish(self, index: int, record: Mapping[str, Any]) -> None:
         """Record a unit as finished; its output must be on the disk."""

@@ -240,16 +240,23 @@ def test_a_manifest_of_another_program_is_no_corpus(
 
 
 @pytest.mark.parametrize("sink", ["parquet", "webdataset"])
-def test_a_shard_that_was_taken_away_is_made_again(
-    codec: Codec, clips: Path, tmp_path: Path, sink: str
+@pytest.mark.parametrize("left", [None, 0, 100])
+def test_a_shard_that_was_taken_away_or_cut_is_made_again(
+    codec: Codec, clips: Path, tmp_path: Path, sink: str, left: int | None
 ) -> None:
     size, said = UnitSize(clips=3), list[str]()
     run([clips], tmp_path / "out", codec, sink=sink, unit_size=size)
     before = contents(tmp_path / "out")
-    next((tmp_path / "out/data").glob("part-000001.*")).unlink()
+    (path,) = (tmp_path / "out/data").glob("part-000001.*")
+    if left is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:left])
     run([clips], tmp_path / "out", codec, sink=sink, unit_size=size, on_remark=said.append)
     assert contents(tmp_path / "out") == before
-    assert "1 file is no longer in" in said[0]
+    assert "files of 1 shard in" in said[0]
+    run([clips], tmp_path / "out", codec, sink=sink, unit_size=size, on_remark=said.append)
+    assert len(said) == 1
 
 
 @pytest.mark.parametrize("sink", ["npy", "npz", "ecdc", "encodec"])
@@ -260,11 +267,13 @@ def test_a_clip_whose_file_was_taken_away_is_made_again(
     run([clips], tmp_path / "out", codec, sink=sink, unit_size=size)
     before = contents(tmp_path / "out")
     files = sorted(path for path in (tmp_path / "out/data").rglob("*") if path.is_file())
-    for path in (files[0], files[-1]):
-        path.unlink()
+    files[0].unlink()
+    files[-1].write_bytes(files[-1].read_bytes()[:-1])
     run([clips], tmp_path / "out", codec, sink=sink, unit_size=size, on_remark=said.append)
     assert contents(tmp_path / "out") == before
-    assert "2 files are no longer in" in said[0]
+    assert "files of 2 shards in" in said[0]
+    run([clips], tmp_path / "out", codec, sink=sink, unit_size=size, on_remark=said.append)
+    assert len(said) == 1
 
 
 def test_audio_that_was_taken_away_is_made_again(codec: Codec, clips: Path, tmp_path: Path) -> None:
@@ -275,7 +284,7 @@ def test_audio_that_was_taken_away_is_made_again(codec: Codec, clips: Path, tmp_
     next((tmp_path / "out/data").rglob("*.wav")).unlink()
     detokenize([tmp_path / "codes"], tmp_path / "out", codec=codec, jobs=1, on_remark=said.append)
     assert contents(tmp_path / "out") == before
-    assert "1 file is no longer in" in said[0]
+    assert "files of 1 shard in" in said[0]
 
 
 def test_an_output_inside_the_corpus_is_not_part_of_it(codec: Codec, clips: Path) -> None:
