@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"errors", "suffixes", "types", "version"},
+    {"errors", "native_output", "suffixes", "types", "version"},
     {"arrays", "atomic", "extras", "pcm"},
     {"pretrained", "config_base", "batch", "ray_cluster"},
     {"config"},

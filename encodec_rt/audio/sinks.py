@@ -6,7 +6,7 @@ import errno
 import io
 import os
 import tempfile
-from contextlib import ExitStack, suppress
+from contextlib import ExitStack, nullcontext, suppress
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -17,6 +17,7 @@ from encodec_rt.audio.pcm import FULL_SCALE, SampleFormat
 from encodec_rt.audio.source import PIECE_BYTES
 from encodec_rt.audio.wav import DS64_BYTES, wav_header
 from encodec_rt.errors import InputError
+from encodec_rt.native_output import quietly
 from encodec_rt.types import Audio
 
 _PCM_16 = SampleFormat("s", 2)
@@ -183,7 +184,11 @@ class SndfileSink:
         self._file.seek(0)
         read = 0
         try:
-            with soundfile.SoundFile(io.BufferedReader(_Keep(self._file))) as written:
+            with (
+                # mpg123 complains of the last frame that LAME writes, which is as it should be.
+                quietly() if self._form.container == "MP3" else nullcontext(),
+                soundfile.SoundFile(io.BufferedReader(_Keep(self._file))) as written,
+            ):
                 while len(block := written.read(_ENCODER_FRAMES * 16, dtype="int16")):
                     read += len(block)
         except soundfile.LibsndfileError as error:

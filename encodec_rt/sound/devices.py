@@ -6,17 +6,11 @@ machine without PortAudio.
 
 from __future__ import annotations
 
-import logging
-import os
-import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from encodec_rt.errors import AudioDeviceError
-
-log = logging.getLogger(__name__)
+from encodec_rt.native_output import quietly
 
 Direction = Literal["input", "output"]
 Choice = int | str | None
@@ -104,19 +98,3 @@ def sounddevice_module() -> Any:
             "Ubuntu: apt-get install libportaudio2"
         ) from error
     return sounddevice
-
-
-@contextmanager
-def quietly() -> Iterator[None]:
-    """Send what PortAudio and ALSA print by themselves to the debug log, not to the terminal."""
-    kept = os.dup(2)
-    with tempfile.TemporaryFile() as spool:
-        os.dup2(spool.fileno(), 2)
-        try:
-            yield
-        finally:
-            os.dup2(kept, 2)
-            os.close(kept)
-            spool.seek(0)
-            for line in spool.read().decode(errors="replace").splitlines():
-                log.debug("%s", line)

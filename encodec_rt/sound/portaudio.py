@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, TypeVar
 
 from encodec_rt.errors import AudioDeviceError
+from encodec_rt.native_output import quietly
 from encodec_rt.sound.devices import (
     WORDS,
     Choice,
@@ -20,7 +21,6 @@ from encodec_rt.sound.devices import (
     Direction,
     find_device,
     list_devices,
-    quietly,
     sounddevice_module,
 )
 from encodec_rt.sound.streams import BLOCK_S, InputStream, OutputStream
