@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import numpy as np
-from numpy.typing import NDArray
 
 from encodec_rt.errors import InputError
-from encodec_rt.types import Audio
+from encodec_rt.types import Audio, Samples
 
 MAX_SAMPLES = 2**62
 """No file counts further."""
 
 
-def to_int16(audio: Audio) -> NDArray[np.int16]:
+def to_int16(audio: Audio) -> Samples:
     """``audio`` times 32768, rounded to even and clipped to 16 bits."""
-    samples: NDArray[np.int16] = np.clip(np.rint(audio * 32768.0), -32768, 32767).astype(np.int16)
+    samples: Samples = np.clip(np.rint(audio * 32768.0), -32768, 32767).astype(np.int16)
     return samples
 
 

@@ -16,8 +16,8 @@ import soxr
 from numpy.typing import NDArray
 
 from encodec_rt.errors import BackendUnavailable, InputError
+from encodec_rt.types import Audio
 
-Samples = NDArray[np.float32]
 Kind = Literal["speech", "music"]
 
 LONGEST_LAG_MS = 40.0
@@ -48,7 +48,7 @@ class Scores:
         return asdict(self)
 
 
-def si_sdr_db(reference: Samples, decoded: Samples) -> float:
+def si_sdr_db(reference: Audio, decoded: Audio) -> float:
     """Scale-invariant signal-to-distortion ratio of equally long signals, in dB."""
     r, d = reference.astype(np.float64), decoded.astype(np.float64)
     wanted = (r @ d) / max(float(r @ r), 1e-12) * r
@@ -56,12 +56,12 @@ def si_sdr_db(reference: Samples, decoded: Samples) -> float:
     return 10 * math.log10(max(float(wanted @ wanted), 1e-12) / max(float(error @ error), 1e-12))
 
 
-def log_spectral_distance_db(reference: Samples, decoded: Samples) -> float:
+def log_spectral_distance_db(reference: Audio, decoded: Audio) -> float:
     """Mean over frames of the root mean square difference of log spectra, floored at -60 dB."""
     size, hop = 1024, 256
     window = np.hanning(size)
 
-    def spectra(audio: Samples) -> NDArray[np.float64]:
+    def spectra(audio: Audio) -> NDArray[np.float64]:
         frames = np.lib.stride_tricks.sliding_window_view(audio, size)[::hop]
         return np.square(np.abs(np.fft.rfft(frames * window)))
 
@@ -71,9 +71,7 @@ def log_spectral_distance_db(reference: Samples, decoded: Samples) -> float:
     return float(np.sqrt(np.square(difference).mean(1)).mean())
 
 
-def band_levels_db(
-    reference: Samples, decoded: Samples, sampling_rate: int
-) -> dict[str, float | None]:
+def band_levels_db(reference: Audio, decoded: Audio, sampling_rate: int) -> dict[str, float | None]:
     """How much louder [dB] ``decoded`` is than ``reference`` in each band, by the band's name.
 
     0 is right; below 0 the codec sounds dull, above it adds noise. None if the upper half of the
@@ -97,7 +95,7 @@ def band_name(low_khz: float, high_khz: float) -> str:
     return f"band_{low_khz:g}_{high_khz:g}_khz_db"
 
 
-def _mean_power(audio: Samples, size: int = 2048) -> NDArray[np.float64]:
+def _mean_power(audio: Audio, size: int = 2048) -> NDArray[np.float64]:
     """[n] -> the mean power [1025] of Hann windows that overlap by half."""
     padded = np.pad(audio.astype(np.float64), (0, max(0, size - len(audio))))
     frames = np.lib.stride_tricks.sliding_window_view(padded, size)[:: size // 2]
@@ -110,7 +108,7 @@ def _band_power(power: NDArray[np.float64], low: float, high: float, rate: int) 
     return float(power[(frequency_khz >= low) & (frequency_khz < high)].sum())
 
 
-def align(reference: Samples, decoded: Samples, *, longest_lag: int) -> tuple[Samples, Samples]:
+def align(reference: Audio, decoded: Audio, *, longest_lag: int) -> tuple[Audio, Audio]:
     """Both signals, cut to where they overlap after the delay that correlates best.
 
     A codec's delay does not count against its quality. Delays up to ``longest_lag`` samples are
@@ -128,8 +126,8 @@ def align(reference: Samples, decoded: Samples, *, longest_lag: int) -> tuple[Sa
 
 
 def score(
-    reference: Samples,
-    decoded: Samples,
+    reference: Audio,
+    decoded: Audio,
     sampling_rate: int,
     *,
     kind: Kind = "speech",
@@ -169,12 +167,12 @@ def score(
     return scores
 
 
-def _resampled(audio: Samples, from_hz: int, to_hz: int) -> Samples:
-    resampled: Samples = soxr.resample(audio, from_hz, to_hz).astype(np.float32)
+def _resampled(audio: Audio, from_hz: int, to_hz: int) -> Audio:
+    resampled: Audio = soxr.resample(audio, from_hz, to_hz).astype(np.float32)
     return resampled
 
 
-def _zimtohrli(reference: Samples, decoded: Samples, rate: int) -> float:
+def _zimtohrli(reference: Audio, decoded: Audio, rate: int) -> float:
     try:
         import zimtohrli
     except ImportError as error:
@@ -183,7 +181,7 @@ def _zimtohrli(reference: Samples, decoded: Samples, rate: int) -> float:
     return float(zimtohrli.mos_from_signals(a, b))
 
 
-def pesq_wb(reference: Samples, decoded: Samples, rate: int) -> float | None:
+def pesq_wb(reference: Audio, decoded: Audio, rate: int) -> float | None:
     """PESQ wide-band; None where it finds no speech. BackendUnavailable without its library."""
     try:
         import pesq
@@ -196,7 +194,7 @@ def pesq_wb(reference: Samples, decoded: Samples, rate: int) -> float | None:
         return None
 
 
-def estoi(reference: Samples, decoded: Samples, rate: int) -> float:
+def estoi(reference: Audio, decoded: Audio, rate: int) -> float:
     """ESTOI; raises BackendUnavailable without its library."""
     try:
         import pystoi
@@ -206,7 +204,7 @@ def estoi(reference: Samples, decoded: Samples, rate: int) -> float:
     return float(pystoi.stoi(a, b, _SPEECH_RATE_HZ, extended=True))
 
 
-def _visqol(reference: Samples, decoded: Samples, rate: int) -> float:
+def _visqol(reference: Audio, decoded: Audio, rate: int) -> float:
     try:
         import visqol
 

@@ -165,6 +165,24 @@ def test_optional_module_is_imported_in_one_file_inside_a_function(module: str, 
         assert module not in {name.split(".")[0] for name in imports(path, at_top_only=True)}
 
 
+def test_array_types_have_their_names_in_one_file() -> None:
+    def named(path: Path) -> set[str]:
+        body = ast.parse(path.read_text(encoding="utf-8")).body
+        values = [ast.unparse(node.value) for node in body if isinstance(node, ast.Assign)]
+        return {value.removeprefix("npt.") for value in values if "NDArray[" in value}
+
+    types = ROOT / "encodec_rt/types.py"
+    assert len(named(types)) == 3
+    twice = {str(path): named(path) & named(types) for path in FILES if path != types}
+    assert {path: names for path, names in twice.items() if names} == {}
+
+
+@pytest.mark.parametrize("name", ["codec", "frames", "runner", "steps", "stream_base", "streams"])
+def test_streams_leave_the_kind_of_device_to_their_backend(name: str) -> None:
+    text = (ROOT / f"encodec_rt/streaming/{name}.py").read_text(encoding="utf-8")
+    assert [word for word in ("device.type", "is_cuda", "torch.cuda") if word in text] == []
+
+
 def test_importing_the_package_loads_nothing_it_may_not_need() -> None:
     heavy = ["sounddevice", "aiortc", "aiohttp", "matplotlib", "transformers", "typer", "av"]
     heavy += ["encodec_rt_kernels", "soundfile", "samplerate", "huggingface_hub", "torch"]

@@ -13,11 +13,12 @@ import numpy as np
 
 from encodec_rt.atomic import WholeWrites
 from encodec_rt.audio.id3 import id3_tag
-from encodec_rt.audio.pcm import FULL_SCALE, SampleFormat
+from encodec_rt.audio.pcm import SampleFormat
 from encodec_rt.audio.source import PIECE_BYTES
 from encodec_rt.audio.wav import DS64_BYTES, wav_header
 from encodec_rt.errors import InputError
 from encodec_rt.native_output import quietly
+from encodec_rt.pcm import to_int16
 from encodec_rt.types import Audio
 
 _PCM_16 = SampleFormat("s", 2)
@@ -128,8 +129,7 @@ class SndfileSink:
                 "use .wav, .w64 or .flac"
             )
         if self._form.subtype == "PCM_16":
-            pcm = np.clip(np.rint(block.T * FULL_SCALE), -FULL_SCALE, FULL_SCALE - 1)
-            samples = np.ascontiguousarray(pcm, dtype=np.int16)
+            samples = np.ascontiguousarray(to_int16(block.T))
         else:
             samples = np.ascontiguousarray(np.clip(block.T, -1.0, 1.0), dtype=np.float32)
         try:

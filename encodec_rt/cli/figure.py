@@ -107,7 +107,7 @@ def _draw_times(
     axis.spines[["top", "right"]].set_visible(False)
 
 
-def _spectrogram(samples: NDArray[np.float32]) -> NDArray[np.float64]:
+def _spectrogram(samples: Audio) -> NDArray[np.float64]:
     """[n] -> power in dB [frequencies, times], a Hann window every 10 ms at 24 kHz."""
     padded = np.pad(samples, _WINDOW // 2)
     windows = np.lib.stride_tricks.sliding_window_view(padded, _WINDOW)[::_STEP]

@@ -12,11 +12,9 @@ from encodec_rt.cli.options import DeviceOption, ModelOption
 from encodec_rt.errors import InputError
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from encodec_rt.model.encodec import EncodecModel
     from encodec_rt.quality import Kind, Scores
+    from encodec_rt.types import Audio
 
 
 def quality(
@@ -62,7 +60,7 @@ def quality(
         put(" ".join([f"{label:<{width}}", *cells]))
 
 
-def _read(path: Path, rate: int) -> NDArray[np.float32]:
+def _read(path: Path, rate: int) -> Audio:
     import numpy as np
 
     from encodec_rt.audio import AudioReader
@@ -74,7 +72,7 @@ def _read(path: Path, rate: int) -> NDArray[np.float32]:
     return np.concatenate(blocks) if blocks else np.zeros(0, np.float32)
 
 
-def _through(model: EncodecModel, audio: NDArray[np.float32], kbps: float) -> NDArray[np.float32]:
+def _through(model: EncodecModel, audio: Audio, kbps: float) -> Audio:
     import torch
 
     device = next(model.parameters()).device
@@ -82,5 +80,5 @@ def _through(model: EncodecModel, audio: NDArray[np.float32], kbps: float) -> ND
         values = torch.from_numpy(audio).to(device)[None, None]
         values = values.expand(1, model.config.audio_channels, -1)
         decoded = model(values, bandwidth=kbps).audio_values
-    mono: NDArray[np.float32] = decoded[0].mean(0).cpu().numpy()
+    mono: Audio = decoded[0].mean(0).cpu().numpy()
     return mono

@@ -16,6 +16,7 @@ import numpy as np
 
 from encodec_rt.cli.console import say
 from encodec_rt.errors import LinkError
+from encodec_rt.pcm import to_int16
 from encodec_rt.types import Audio
 
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ def _clips(rate_hz: int) -> list[Audio]:
         speech = np.concatenate(list(reader.blocks(rate_hz, 1)), axis=1)[0]
     length = int(SECONDS * rate_hz)
     # Rounded to 16 bits, so that the codes can be compared.
-    speech = (np.rint(speech * 32768.0).clip(-32768, 32767) / 32768.0).astype(np.float32)
+    speech = to_int16(speech) / np.float32(32768)
     return [np.resize(np.roll(speech, -at * rate_hz // 2), length) for at in range(CLIENTS)]
 
 

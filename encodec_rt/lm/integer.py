@@ -24,9 +24,8 @@ from encodec_rt.bitstream.coding import codes_sha256_of
 from encodec_rt.bitstream.range_coder import TOTAL
 from encodec_rt.errors import WeightsError
 from encodec_rt.lm.tensors import MAX_INT8, LmConfig, check_tensors, tensor_shapes, tensors_sha256
-from encodec_rt.types import Codes
+from encodec_rt.types import Codes, Floats
 
-Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 Product = Callable[[Floats, Floats], Any]
 """The exact product of integers [T, K] and [K, N] whose partial sums are below 2^24."""

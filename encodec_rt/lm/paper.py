@@ -228,7 +228,7 @@ class _Frames:
     """The model's predictions, frame by frame."""
 
     def __init__(self, model: PaperLm) -> None:
-        self.last: NDArray[np.uint16] | None = None
+        self.last: Codes | None = None
         self._model = model
         self._past: State | None = None
         self._frame = 0

@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from encodec_rt.errors import BackendUnavailable, ConfigError, WeightsError
+from encodec_rt.types import Codes, Floats
 
 if TYPE_CHECKING:
     import wasmtime
@@ -87,19 +88,19 @@ class Module:
         result: int = self._exports[name](self._store, *arguments)
         return result
 
-    def pcm(self, samples: int) -> NDArray[np.float32]:
+    def pcm(self, samples: int) -> Floats:
         """The buffer of audio, [samples, channels]."""
         return self._view(self._pcm, (samples, self.describes.audio_channels), np.float32)
 
-    def codes(self, frames: int, codebooks: int) -> NDArray[np.uint16]:
+    def codes(self, frames: int, codebooks: int) -> Codes:
         """The buffer of codes, [frames, codebooks]."""
         return self._view(self._codes, (frames, codebooks), np.uint16)
 
-    def latents(self, frames: int) -> NDArray[np.float32]:
+    def latents(self, frames: int) -> Floats:
         """The buffer of latents, [frames, hidden_size]."""
         return self._view(self._latents, (frames, self.describes.hidden_size), np.float32)
 
-    def state(self, handle: int) -> NDArray[np.float32]:
+    def state(self, handle: int) -> Floats:
         """A stream's row of the arena, [N]."""
         return self._view(
             self.call("state", handle), (self.call("state_floats", handle),), np.float32

@@ -9,17 +9,15 @@ import struct
 from dataclasses import dataclass, field
 
 import numpy as np
-from numpy.typing import NDArray
 
 from encodec_rt.errors import StateError
+from encodec_rt.types import Floats
 
 _HEADER = struct.Struct("<4sBBBBIIIIIIQQ32s")
 _MAGIC = b"ERTS"
 _VERSION = 1
 _DIRECTIONS = ("encoder", "decoder")
 STARTS = ("primed", "exact", "zero")
-
-Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,11 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from encodec_rt.types import Codes
-
-Samples = NDArray[np.int16]
+from encodec_rt.types import Codes, Samples
 
 
 @dataclass(frozen=True, eq=False, slots=True)

@@ -8,9 +8,8 @@ import numpy as np
 
 from encodec_rt.extras import needed_for
 from encodec_rt.pcm import to_int16
-from encodec_rt.sound.fifo import Samples
 from encodec_rt.sound.streams import BLOCK_S, AudioSink
-from encodec_rt.types import Audio
+from encodec_rt.types import Audio, Samples
 
 REFERENCE_HZ = 24_000
 PROPORTIONAL = 2e-6

@@ -6,7 +6,8 @@ import math
 from dataclasses import dataclass, fields
 
 import numpy as np
-from numpy.typing import NDArray
+
+from encodec_rt.types import Audio
 
 SILENCE_DB = -90.0
 WINDOW_FRAMES = 750
@@ -22,7 +23,7 @@ class Level:
         self._power = 0.0
         self.peak = 0.0
 
-    def update(self, audio: NDArray[np.float32]) -> None:
+    def update(self, audio: Audio) -> None:
         """Take in the next piece."""
         if not len(audio):
             return

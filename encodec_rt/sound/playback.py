@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import numpy as np
-from numpy.typing import NDArray
 
 from encodec_rt.errors import AudioDeviceError
 from encodec_rt.pcm import to_int16
 from encodec_rt.sound.streams import AudioSystem
+from encodec_rt.types import Audio
 
 QUEUED_S = 0.5
 """Audio that waits for the speaker, so that a slow block is not heard."""
 _PIECE_S = 0.1
 
 
-def play_blocks(system: AudioSystem, blocks: Iterable[NDArray[np.float32]], rate_hz: int) -> int:
+def play_blocks(system: AudioSystem, blocks: Iterable[Audio], rate_hz: int) -> int:
     """Play ``blocks`` [channels, n] to their end, mixed to mono -> samples played.
 
     Raises AudioDeviceError without a speaker, or when it is lost on the way.
@@ -35,7 +35,7 @@ def play_blocks(system: AudioSystem, blocks: Iterable[NDArray[np.float32]], rate
                 raise AudioDeviceError(f"the speaker {sink.name!r} was lost")
             system.sleep(_PIECE_S / 4)
 
-        def queue(mono: NDArray[np.float32], *, last: bool = False) -> None:
+        def queue(mono: Audio, *, last: bool = False) -> None:
             if resampler is not None:
                 mono = resampler.resample_chunk(mono, last=last)
             pcm = to_int16(mono)

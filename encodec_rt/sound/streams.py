@@ -7,9 +7,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
-from encodec_rt.sound.fifo import SampleFifo, Samples
+from encodec_rt.sound.fifo import SampleFifo
+from encodec_rt.types import Audio, Samples
 
 BLOCK_S = 320 / 24_000
 """What a callback moves at a time: one frame of the 24 kHz model."""
@@ -62,7 +62,7 @@ class AudioSource(Protocol):
     def active(self) -> bool:
         """False once the stream has ended by itself."""
 
-    def read(self, most: int) -> NDArray[np.float32]:
+    def read(self, most: int) -> Audio:
         """Up to ``most`` of the samples that were captured since the last call, at once."""
 
     def skip(self, count: int) -> int:
@@ -165,12 +165,12 @@ class InputStream(_PortAudioStream):
         """Samples that ``read`` would give."""
         return self._fifo.fill // self.channels
 
-    def read(self, most: int) -> NDArray[np.float32]:
+    def read(self, most: int) -> Audio:
         """Up to ``most`` samples, float32; several channels are averaged."""
         block = np.empty(min(most, self.waiting) * self.channels, np.int16)
         self._fifo.read_into(block)
         frames = block.reshape(-1, self.channels).astype(np.float32)
-        mono: NDArray[np.float32] = frames.mean(axis=1) / np.float32(32768.0)
+        mono: Audio = frames.mean(axis=1) / np.float32(32768.0)
         return mono
 
     def skip(self, count: int) -> int:

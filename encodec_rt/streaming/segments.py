@@ -6,7 +6,11 @@ delay is one second. A model without chunks has a single segment, the whole clip
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -15,8 +19,11 @@ from torch import Tensor
 
 from encodec_rt.errors import InputError, StateError
 from encodec_rt.model.encodec import EncodecModel, loudness, triangle
+from encodec_rt.model.numerics import no_autocast
 from encodec_rt.streaming.arrays import as_audio, as_codes, to_audio
 from encodec_rt.types import Audio, Codes
+
+S = TypeVar("S", bound="SegmentStream")
 
 
 @dataclass(frozen=True)
@@ -28,56 +35,94 @@ class Segment:
     samples: int
 
 
-def _no_audio(model: EncodecModel) -> Tensor:
-    return torch.zeros(0, model.config.audio_channels, dtype=torch.float32, device="cpu")
+class SegmentStream:
+    """What both directions share: the model, and being open or closed."""
+
+    def __init__(self, model: EncodecModel) -> None:
+        """Use Codec.segment_encoder or Codec.segment_decoder."""
+        self._model = model
+        self.closed = False
+
+    def _no_audio(self) -> Tensor:
+        channels = self._model.config.audio_channels
+        return torch.zeros(0, channels, dtype=torch.float32, device="cpu")
+
+    @contextmanager
+    def _whole(self) -> Iterator[None]:
+        """Make the block take effect entirely or not at all, even if interrupted."""
+        if self.closed:
+            raise StateError("this stream was flushed; open a new one")
+        before = dict(vars(self))
+        try:
+            with torch.inference_mode(), no_autocast(self._model.device):
+                yield
+        except BaseException:
+            vars(self).update(before)
+            raise
+
+    def __deepcopy__(self: S, memo: dict[int, Any]) -> S:
+        """An independent stream, over the same model; no tensor of a stream changes in place."""
+        return copy.copy(self)
+
+    def __enter__(self: S) -> S:
+        """Self."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close the stream; anything not flushed is dropped."""
+        self.closed = True
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else "open"
+        return f"<{type(self).__name__}, {self._progress()}, {state}>"
+
+    def _progress(self) -> str:
+        raise AssertionError("of each direction its own")
 
 
-class SegmentEncoder:
+class SegmentEncoder(SegmentStream):
     """Audio pushed in pieces of any size -> segments, each encoded as by the offline model."""
 
     def __init__(self, model: EncodecModel, bandwidth_kbps: float) -> None:
         """Use Codec.segment_encoder. Raises ConfigError for a bandwidth the model lacks."""
-        self._model = model
+        super().__init__(model)
         self._bandwidth = bandwidth_kbps
         self.codebooks = model.config.codebooks_for(bandwidth_kbps)
-        self._waiting = torch.zeros(
-            0, model.config.audio_channels, dtype=torch.float32, device="cpu"
-        )
+        self._waiting = self._no_audio()
         self.samples_in = 0
-        self.closed = False
 
     def push(self, pcm: ArrayLike | Tensor) -> list[Segment]:
         """Audio float32 [n] or [channels, n], n >= 0 -> the segments that it completes.
 
         Raises InputError, and StateError after ``flush``; the stream is then as it was.
         """
-        if self.closed:
-            raise StateError("this stream was flushed; open a new one")
         config = self._model.config
-        audio = as_audio(pcm, config.audio_channels)
-        waiting = torch.cat([self._waiting, audio])
-        segments = []
-        if config.chunk_length is not None and config.chunk_stride is not None:
-            while len(waiting) >= config.chunk_length:
-                segments.append(self._encode(waiting[: config.chunk_length]))
-                waiting = waiting[config.chunk_stride :]
-        self._waiting = waiting.clone()
-        self.samples_in += len(audio)
-        return segments
+        with self._whole():
+            audio = as_audio(pcm, config.audio_channels)
+            waiting = torch.cat([self._waiting, audio])
+            segments = []
+            if config.chunk_length is not None and config.chunk_stride is not None:
+                while len(waiting) >= config.chunk_length:
+                    segments.append(self._encode(waiting[: config.chunk_length]))
+                    waiting = waiting[config.chunk_stride :]
+            self._waiting = waiting.clone()
+            self.samples_in += len(audio)
+            return segments
 
     def flush(self) -> list[Segment]:
         """The remaining segments, which are shorter than the others; closes the stream."""
-        if self.closed:
-            raise StateError("this stream was flushed; open a new one")
-        self.closed = True
-        stride = self._model.config.chunk_stride or max(1, len(self._waiting))
-        rest = range(0, len(self._waiting), stride)
-        return [self._encode(self._waiting[start:]) for start in rest]
+        with self._whole():
+            self.closed = True
+            stride = self._model.config.chunk_stride or max(1, len(self._waiting))
+            rest = range(0, len(self._waiting), stride)
+            return [self._encode(self._waiting[start:]) for start in rest]
 
-    @torch.inference_mode()
+    def _progress(self) -> str:
+        return f"{self.samples_in} samples in"
+
     def _encode(self, samples: Tensor) -> Segment:
         model = self._model
-        audio = samples.t()[None].to(next(model.parameters()).device)
+        audio = samples.t()[None].to(model.device)
         scale = None
         if model.config.normalize:
             loud = loudness(audio)
@@ -86,26 +131,48 @@ class SegmentEncoder:
         return Segment(codes.t().cpu().numpy().astype(np.uint16), scale, len(samples))
 
 
-class SegmentDecoder:
+class SegmentDecoder(SegmentStream):
     """Segments -> audio, cross-faded by overlap-add as in the offline model."""
 
     def __init__(self, model: EncodecModel) -> None:
         """Use Codec.segment_decoder."""
-        self._model = model
-        self._summed = torch.zeros(
-            0, model.config.audio_channels, dtype=torch.float32, device="cpu"
-        )
+        super().__init__(model)
+        self._summed = self._no_audio()
         self._weights = torch.zeros(0, dtype=torch.float32, device="cpu")
         self._triangle: Tensor | None = None
         self._decoded = 0
         self.samples_out = 0
-        self.closed = False
 
-    @torch.inference_mode()
     def push(self, segment: Segment) -> Audio:
-        """One segment -> the audio float32 [n] or [channels, n] that no later one will change."""
-        if self.closed:
-            raise StateError("this stream was flushed; open a new one")
+        """One segment -> the audio float32 [n] or [channels, n] that no later one will change.
+
+        Raises InputError, and StateError after ``flush``; the stream is then as it was.
+        """
+        stride = self._model.config.chunk_stride
+        with self._whole():
+            audio = self._decode(segment)
+            self._decoded += 1
+            if stride is None:
+                return self._emit(audio)
+            self._overlap_add(audio)
+            ready, self._summed = self._summed[:stride], self._summed[stride:].clone()
+            weights, self._weights = self._weights[:stride], self._weights[stride:].clone()
+            return self._emit(ready / weights[:, None])
+
+    def flush(self, samples: int | None = None) -> Audio:
+        """The audio still held, cut so that the whole stream has ``samples``; closes the stream."""
+        with self._whole():
+            self.closed = True
+            rest = self._summed / self._weights[:, None]
+            if samples is not None:
+                rest = rest[: max(0, samples - self.samples_out)]
+            return self._emit(rest)
+
+    def _progress(self) -> str:
+        return f"{self._decoded} segments in, {self.samples_out} samples out"
+
+    def _decode(self, segment: Segment) -> Tensor:
+        """The audio [n, channels] of one segment, on the host."""
         model, config = self._model, self._model.config
         if config.chunk_length is None and self._decoded:
             raise StateError("a model without chunks has one segment per stream")
@@ -114,45 +181,26 @@ class SegmentDecoder:
         codes = as_codes(segment.codes, config.codebook_size, config.num_quantizers)
         if not len(codes):
             raise InputError("a segment of no frames")
-        device = next(model.parameters()).device
-        audio = model.decoder(model.quantizer.decode(codes.t()[:, None].to(device)))[0].t().cpu()
-        if segment.scale is not None:
-            audio = audio * segment.scale
-        if config.chunk_length is None:
-            self._decoded += 1
-            return self._emit(audio)
-        self._overlap_add(audio)
-        self._decoded += 1
-        assert config.chunk_stride is not None
-        ready, self._summed = self._split(self._summed, config.chunk_stride)
-        weights, self._weights = self._split(self._weights, config.chunk_stride)
-        return self._emit(ready / weights[:, None])
-
-    def flush(self, samples: int | None = None) -> Audio:
-        """The audio still held, cut so that the whole stream has ``samples``; closes the stream."""
-        if self.closed:
-            raise StateError("this stream was flushed; open a new one")
-        self.closed = True
-        rest = self._summed / self._weights[:, None]
-        if samples is not None:
-            rest = rest[: max(0, samples - self.samples_out)]
-        return self._emit(rest)
+        latents = model.quantizer.decode(codes.t()[:, None].to(model.device))
+        audio: Tensor = model.decoder(latents)[0].t().cpu()
+        return audio if segment.scale is None else audio * segment.scale
 
     def _overlap_add(self, audio: Tensor) -> None:
         # As upstream, the triangle spans the first segment, also for shorter later ones.
         if self._triangle is None:
             self._triangle = triangle(len(audio), like=audio)
         weight = self._triangle[: len(audio)]
-        missing = max(0, len(audio) - len(self._summed))
-        self._summed = torch.nn.functional.pad(self._summed, (0, 0, 0, missing))
-        self._weights = torch.nn.functional.pad(self._weights, (0, missing))
-        self._summed[: len(audio)] += weight[:, None] * audio
-        self._weights[: len(audio)] += weight
-
-    @staticmethod
-    def _split(held: Tensor, stride: int) -> tuple[Tensor, Tensor]:
-        return held[:stride], held[stride:].clone()
+        self._summed = _sum(self._summed, weight[:, None] * audio)
+        self._weights = _sum(self._weights, weight)
 
     def _emit(self, audio: Tensor) -> Audio:
         self.samples_out += len(audio)
         return to_audio(audio)
+
+
+def _sum(held: Tensor, more: Tensor) -> Tensor:
+    """held [n, ...] + more [m, ...], both from the same sample on -> a new [max(n, m), ...]."""
+    total = held.new_zeros(max(len(held), len(more)), *held.shape[1:])
+    total[: len(held)] = held
+    total[: len(more)] += more
+    return total

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 import soxr
 
-Floats = npt.NDArray[np.float32]
+from encodec_rt.types import Floats
 
 _PRE_DELAY_S = (0.002, 0.02)
 _DIRECT_DB = (-3.0, 12.0)

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-Floats = npt.NDArray[np.float32]
+from encodec_rt.types import Floats
 
 ACTIVE_DBFS = -48.0
 _WINDOW_S = 0.02

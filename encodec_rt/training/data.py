@@ -14,15 +14,14 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 
 from encodec_rt.audio import AudioReader
 from encodec_rt.errors import InputError
+from encodec_rt.pcm import to_int16
 from encodec_rt.training.analysis import ACTIVE_DBFS, active_spans, bandwidth_hz
 from encodec_rt.training.sources import Kind, Source
 from encodec_rt.training.tables import Clip, IndexedSource, name_hash, read_table, write_table
-
-Floats = npt.NDArray[np.float32]
+from encodec_rt.types import Floats
 
 AUDIO_SUFFIXES = (".wav", ".flac", ".ogg", ".opus", ".mp3", ".m4a", ".g722")
 SHORTEST_S = 0.25
@@ -135,7 +134,7 @@ def _pack(
             if reason:
                 left_out.append((name, reason))
                 continue
-            np.round(np.clip(sound.T, -1, 1) * 32767).astype("<i2").tofile(file)
+            to_int16(sound.T).astype("<i2").tofile(file)
             active = np.concatenate([audio[s : s + n] for s, n in spans])
             speaker = source.speaker_of(name)
             clips.append(

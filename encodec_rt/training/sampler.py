@@ -23,8 +23,7 @@ from encodec_rt.training.acoustics import at_snr, coloured_noise, reverberated
 from encodec_rt.training.data import FULL_BAND_HZ
 from encodec_rt.training.sources import Kind
 from encodec_rt.training.tables import Clip, IndexedSource, Split
-
-Floats = npt.NDArray[np.float32]
+from encodec_rt.types import Floats
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ takes 22 MB. Unpacking gives a folder of packed audio with clips of exactly the 
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
@@ -18,10 +17,10 @@ from typing import Any
 
 import av
 import numpy as np
-import numpy.typing as npt
 
 from encodec_rt.atomic import replacing
 from encodec_rt.errors import ConfigError, InputError
+from encodec_rt.model.identity import file_sha256
 from encodec_rt.training.tables import (
     Clip,
     IndexedSource,
@@ -30,8 +29,7 @@ from encodec_rt.training.tables import (
     read_table,
     write_table,
 )
-
-Pcm = npt.NDArray[np.int16]
+from encodec_rt.types import Samples
 
 _OVERHEAD = 1.03
 _RATE_HZ = 24_000
@@ -139,7 +137,7 @@ def _write_shard(
     }
     with replacing(path, force=False) as partial:
         _encode(partial, (pcm[s.name][c.start : c.start + c.samples] for s, c in clips), kbps)
-        digest = hashlib.sha256(partial.read_bytes()).hexdigest()
+        digest = file_sha256(partial)
     table = {
         "sha256": digest,
         "samples": sum(clip.samples for _, clip in clips),
@@ -156,7 +154,7 @@ def _write_shard(
         partial.write_text(json.dumps(table), encoding="utf-8")
 
 
-def _encode(path: Path, pieces: Iterator[Pcm], kbps: float) -> None:
+def _encode(path: Path, pieces: Iterator[Samples], kbps: float) -> None:
     with av.open(str(path), "w", format="ogg") as container:
         stream = container.add_stream("libopus", rate=_RATE_HZ, options={"vbr": "off"})
         stream.bit_rate = round(kbps * 1000)
@@ -170,20 +168,20 @@ def _encode(path: Path, pieces: Iterator[Pcm], kbps: float) -> None:
         container.mux(stream.encode(None))
 
 
-def _blocks(pieces: Iterator[Pcm]) -> Iterator[Pcm]:
+def _blocks(pieces: Iterator[Samples]) -> Iterator[Samples]:
     """The samples of ``pieces`` in blocks of at most a second, each for one AudioFrame."""
     for piece in pieces:
         for start in range(0, len(piece), _RATE_HZ):
             yield np.ascontiguousarray(piece[start : start + _RATE_HZ])
 
 
-def _decode(path: Path, table: dict[str, Any]) -> Pcm:
+def _decode(path: Path, table: dict[str, Any]) -> Samples:
     """The shard's samples [n], as many as its table says."""
-    if hashlib.sha256(path.read_bytes()).hexdigest() != table["sha256"]:
+    if file_sha256(path) != table["sha256"]:
         raise InputError(
             f"{path} is damaged: its SHA-256 is not the one in its table; transfer it again"
         )
-    blocks: list[Pcm] = []
+    blocks: list[Samples] = []
     with av.open(str(path)) as container:
         to_rate = av.AudioResampler(format="s16", layout="mono", rate=_RATE_HZ)
         for frame in container.decode(audio=0):

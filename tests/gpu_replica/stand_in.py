@@ -16,9 +16,8 @@ from dataclasses import replace
 from typing import Any
 
 os.environ["TRITON_INTERPRET"] = "1"
-sys.path[:0] = [os.getcwd(), os.path.join(os.getcwd(), "kernels")]
 
-import torch  # noqa: E402
+import torch
 
 
 class Event:

@@ -17,10 +17,10 @@ from numpy.typing import NDArray
 from encodec_rt.bitstream.range_coder import TOTAL
 from encodec_rt.errors import InputError, PacketError, WeightsError
 from encodec_rt.lm.coding import LmCoder
-from encodec_rt.lm.integer import Floats, IntegerLm, Product, to_probabilities
+from encodec_rt.lm.integer import IntegerLm, Product, to_probabilities
 from encodec_rt.lm.stepping import LmStepper
 from encodec_rt.lm.tensors import LmConfig
-from encodec_rt.types import Codes
+from encodec_rt.types import Codes, Floats
 from tests.support.lms import SMALL, likely_codes, random_lm
 
 ROOT = Path(__file__).resolve().parents[2]

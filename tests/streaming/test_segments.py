@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -147,3 +149,75 @@ def test_framewise_models_name_no_preset_but_their_own() -> None:
     assert Codec(random_model(LIKE_48_KHZ)).name.startswith("encodec_rt-")
     assert not Codec(random_model(tiny_config())).segmented
     assert EncodecConfig() == PRESETS["encodec_24khz"]
+
+
+@pytest.mark.parametrize("duplicate", [copy.copy, copy.deepcopy])
+def test_a_copied_stream_of_segments_is_independent_and_shares_the_model(
+    codec: Codec, duplicate: Callable[[Any], Any]
+) -> None:
+    audio = speech(2, 2500)
+    segments = segments_of(codec, audio, 500)
+    encoder = codec.segment_encoder(codec.config.target_bandwidths[-1])
+    decoder = codec.segment_decoder()
+    heard = [decoder.push(segment) for segment in encoder.push(audio[:, :1700])]
+    other_encoder, other_decoder = duplicate(encoder), duplicate(decoder)
+    assert other_encoder._model is other_decoder._model is codec.model
+    other_encoder.push(-audio)
+    other_decoder.push(segments[-1])
+    other_decoder.flush()
+    rest = [*encoder.push(audio[:, 1700:]), *encoder.flush()]
+    heard += [*(decoder.push(segment) for segment in rest), decoder.flush()]
+    wanted = decoded(codec.segment_decoder(), segments)
+    assert np.array_equal(np.concatenate(heard, axis=1), wanted)
+
+
+def test_an_interrupted_segment_leaves_the_stream_as_before(
+    codec: Codec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    audio = speech(2, 1000)
+    segments = segments_of(codec, audio, 1000)
+    wanted = decoded(codec.segment_decoder(), segments)
+    encoder = codec.segment_encoder(codec.config.target_bandwidths[-1])
+    decoder = codec.segment_decoder()
+
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    def interrupted(owner: object, name: str, call: Callable[[], object]) -> None:
+        with monkeypatch.context() as patched:
+            patched.setattr(owner, name, interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                call()
+
+    interrupted(codec.model.quantizer, "encode", lambda: encoder.push(audio))
+    begun = encoder.push(audio)
+    interrupted(codec.model.quantizer, "encode", encoder.flush)
+    again = [*begun, *encoder.flush()]
+    assert all(np.array_equal(a.codes, b.codes) for a, b in zip(again, segments, strict=True))
+    interrupted(SegmentDecoder, "_emit", lambda: decoder.push(again[0]))
+    heard = [decoder.push(segment) for segment in again]
+    interrupted(SegmentDecoder, "_emit", decoder.flush)
+    assert np.array_equal(np.concatenate([*heard, decoder.flush()], axis=1), wanted)
+
+
+def test_autocast_of_the_host_program_changes_no_segment(codec: Codec) -> None:
+    audio = speech(2, 1600)
+    segments = segments_of(codec, audio, 400)
+    wanted = decoded(codec.segment_decoder(), segments)
+    with torch.autocast("cpu", torch.bfloat16):
+        same = segments_of(codec, audio, 400)
+        heard = decoded(codec.segment_decoder(), same)
+    assert all(np.array_equal(a.codes, b.codes) for a, b in zip(same, segments, strict=True))
+    assert np.array_equal(heard, wanted)
+
+
+def test_a_stream_of_segments_closes_with_its_context_and_says_what_it_is(codec: Codec) -> None:
+    with codec.segment_encoder(codec.config.target_bandwidths[-1]) as encoder:
+        segments = encoder.push(speech(2, 900))
+        assert repr(encoder) == "<SegmentEncoder, 900 samples in, open>"
+    with codec.segment_decoder() as decoder:
+        decoder.push(segments[0])
+        assert "1 segments in" in repr(decoder)
+    assert "closed" in repr(decoder)
+    with pytest.raises(StateError, match="flushed"):
+        encoder.push(speech(2, 1))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import traceback
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor
@@ -9,7 +12,9 @@ from torch import Tensor
 from encodec_rt.streaming.backends.cpu.ops import CPU
 from encodec_rt.streaming.backends.cpu.replay import Replay, ReplayedStep
 from encodec_rt.streaming.backends.torch import TORCH
+from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.ops import Ops
+from tests.support.models import random_model, speech, tiny_config
 
 
 def test_a_replay_makes_its_calls_in_order() -> None:
@@ -96,3 +101,26 @@ def test_work_that_is_not_repeated_is_done_each_time_by_the_ops_themselves(ops: 
     for value in range(4):
         assert step(torch.tensor([value]), None).item() == value + 1
     assert done == [ops] * 4
+
+
+def test_a_live_frame_is_five_calls_at_most_away_from_its_products(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stacks: list[list[str]] = []
+    addmm = torch.addmm
+
+    def watched(*args: Any, **kwargs: Any) -> Tensor:
+        stacks.append([frame.name for frame in traceback.extract_stack()[:-1]])
+        return addmm(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "addmm", watched)
+    codec = Codec(random_model(tiny_config()), backend="cpu")
+    kbps = codec.config.target_bandwidths[-1]
+    encoder, decoder = codec.stream_encoder(kbps), codec.stream_decoder(kbps)
+    here = len(traceback.extract_stack())
+    for _ in range(2):  # The first frame is recorded.
+        stacks.clear()
+        decoder.push(encoder.push(speech(1, codec.config.hop_length)[0]))
+    assert stacks
+    assert max(len(stack) - here for stack in stacks) <= 5, stacks[0][here:]
+    assert not any("<lambda>" in stack[here:] for stack in stacks)

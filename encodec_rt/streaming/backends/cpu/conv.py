@@ -167,6 +167,7 @@ def conv1d(
     elu: bool,
 ) -> Tensor:
     """``Ops.conv1d``, on a replay."""
+    replay.begin_layer(x)
     slots, steps, channels = x.shape
     past = context.shape[1]
     # At a clip's end there may be a window left but no step.
@@ -192,6 +193,7 @@ def resblock(
     dilation: int,
 ) -> Tensor:
     """``Ops.resblock``, on a replay."""
+    replay.begin_layer(x)
     weight_out, bias_out, *straight = packed[2:]
     slots, steps, channels = x.shape
     y = replay.empty(*x.shape)
@@ -223,6 +225,7 @@ def conv_transpose1d(
     stride: int,
 ) -> Tensor:
     """``Ops.conv_transpose1d``, on a replay."""
+    replay.begin_layer(x)
     weight, bias, *halved = packed
     slots, steps, channels = x.shape
     width = stride * tail.shape[2]

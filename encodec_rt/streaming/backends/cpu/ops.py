@@ -42,6 +42,7 @@ def _lstm(
     cell_next: Tensor,
     packed: Packed,
 ) -> Tensor:
+    replay.begin_layer(x)
     slots, steps, width = x.shape
     parts = len(packed) // hidden.shape[1]
     layers = [packed[at : at + parts] for at in range(0, len(packed), parts)]
@@ -95,6 +96,7 @@ def _lstm_cell(
 
 
 def _rvq_encode(replay: Replay, latents: Tensor, packed: Packed, *, codebooks: int) -> Tensor:
+    replay.begin_layer(latents)
     slots, steps, width = latents.shape
     rows = slots * steps
     residual, chosen = replay.empty(rows, width + 1), replay.empty(rows, width + 1)
@@ -114,6 +116,7 @@ def _rvq_encode(replay: Replay, latents: Tensor, packed: Packed, *, codebooks: i
 
 
 def _rvq_decode(replay: Replay, codes: Tensor, packed: Packed) -> Tensor:
+    replay.begin_layer(codes)
     slots, steps, books = codes.shape
     width = packed[1].shape[1]
     latents, chosen = replay.empty(slots * steps, width), replay.empty(slots * steps, width)
@@ -144,13 +147,6 @@ def _capture(ops: Ops, work: Work, x: Tensor, *, graph: bool | None, live: bool)
     return ReplayedStep(partial(_recording, ops), work, reason)
 
 
-def _layer(
-    row: Callable[..., Tensor], replay: Replay, x: Tensor, *args: Any, **kwargs: int
-) -> Tensor:
-    replay.begin_layer(x)
-    return row(replay, x, *args, **kwargs)
-
-
 _PLAIN = replace(
     TORCH,
     name="cpu",
@@ -175,7 +171,7 @@ _ROWS: dict[str, Callable[..., Tensor]] = {
 
 def _recording(ops: Ops, replay: Replay) -> Ops:
     """``ops``, with every call made through ``replay``."""
-    rows: dict[str, Any] = {name: partial(_layer, row, replay) for name, row in _ROWS.items()}
+    rows: dict[str, Any] = {name: partial(row, replay) for name, row in _ROWS.items()}
     return replace(ops, commit=partial(_recorded_commit, replay), edit=replay, **rows)
 
 
