@@ -22,7 +22,7 @@ from benches.link.curves import Silent
 from benches.record import Record
 from encodec_rt.link.bandwidth import PathEstimator
 from encodec_rt.netsim.impairment import Channel, PathProfile
-from encodec_rt.netsim.simulate import Heard, simulate
+from encodec_rt.netsim.simulate import SimulatedCall, simulate
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.voice.bitrate import RateController
 from encodec_rt.voice.jitter import JitterBuffer, PlayoutSlot
@@ -86,7 +86,7 @@ CONDITIONS: Mapping[str, Condition] = {
 }
 
 
-def call(codec: Codec, condition: Condition, seed: int) -> Heard:
+def call(codec: Codec, condition: Condition, seed: int) -> SimulatedCall:
     """A call of speech without pauses, under one condition."""
     frames = round(condition.seconds * codec.config.frame_rate)
     codes = np.random.default_rng(seed).integers(0, 1024, (frames, 8)).astype(np.uint16)
@@ -100,7 +100,7 @@ def call(codec: Codec, condition: Condition, seed: int) -> Heard:
     )
 
 
-def measure(heard: Heard, condition: Condition, hop_ms: float) -> dict[str, Json]:
+def measure(heard: SimulatedCall, condition: Condition, hop_ms: float) -> dict[str, Json]:
     """Gaps between frames that were played, and the delay before and well after the event."""
     hops = [hop for hop in heard.hops if hop.at_s < condition.seconds]
     played = [hop for hop in hops if hop.slot.codes is not None]

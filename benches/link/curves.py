@@ -23,7 +23,7 @@ from benches.link.scores import PLAIN, compare, measure
 from benches.record import Record
 from encodec_rt.link.bandwidth import PathEstimator
 from encodec_rt.netsim.impairment import Channel, PathProfile
-from encodec_rt.netsim.simulate import Heard, simulate
+from encodec_rt.netsim.simulate import SimulatedCall, simulate
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.streaming.streams import CONCEALMENT_GAINS
 from encodec_rt.voice.bitrate import RateController
@@ -93,7 +93,7 @@ def run(
     defence: Defence,
     kbps: float,
     seed: int,
-) -> tuple[Heard, Receiver]:
+) -> tuple[SimulatedCall, Receiver]:
     """Run one call."""
     listener = Receiver(codec.stream_decoder(kbps), gains=defence.gains, repairs=defence.repairs)
     controller = RateController(codebooks=codes.shape[1], redundancy=defence.redundancy)
@@ -123,7 +123,7 @@ def squeeze(codec: Codec, codes: NDArray[np.uint16], kbps: float) -> dict[str, J
     return squeezed(heard)
 
 
-def squeezed(heard: Heard) -> dict[str, Json]:
+def squeezed(heard: SimulatedCall) -> dict[str, Json]:
     """The delay of packets before, in and after a bottleneck from second 12 to 28."""
     at_s, transits_ms = np.array(heard.transits_ms).T
     full = [plan for begin, plan in heard.plans if begin < 12][-1]

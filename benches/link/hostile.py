@@ -30,7 +30,9 @@ from encodec_rt.link.whip import PATH, SDP_TYPE
 from encodec_rt.voice.packetizer import Outgoing
 
 GENEROUS = Limits(
-    requests_per_s=1e6, burst=1_000_000, door=replace(ConnectionLimits(), connection_s=3600.0)
+    requests_per_s=1e6,
+    burst=1_000_000,
+    connections=replace(ConnectionLimits(), connection_s=3600.0),
 )
 """Limits so high that requests are not refused unread and can do more harm."""
 PACE_S = 0.02

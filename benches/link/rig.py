@@ -30,7 +30,7 @@ from benches.link.scores import longest_mute
 from benches.record import Record
 from encodec_rt.netsim.impairment import PathProfile
 from encodec_rt.netsim.netns import Rig, why_unavailable
-from encodec_rt.netsim.simulate import Heard, Hop
+from encodec_rt.netsim.simulate import Hop, SimulatedCall
 from encodec_rt.quality import score
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.types import Codes
@@ -91,7 +91,7 @@ def say(codec: Codec, side: str, kbps: float, frames: int) -> SpokenPart:
 
 def read_log(
     log: Mapping[str, NDArray[Any]], spoken: SpokenPart, read_s: NDArray[np.float64], begun_s: float
-) -> tuple[Heard, NDArray[np.float64]]:
+) -> tuple[SimulatedCall, NDArray[np.float64]]:
     """What one end heard, with the speaker's frame numbers and times since ``begun_s``.
 
     ``read_s`` are the times when the speaker's frames were read. Also returns, for each frame
@@ -130,7 +130,7 @@ def read_log(
         (next(rows)[0], PacketPlan(*(int(n) for n in plan)))
         for plan, rows in groupby(zip(arrived_s, *shapes, strict=True), key=lambda row: row[1:])
     ]
-    heard = Heard(
+    heard = SimulatedCall(
         audio=np.concatenate([each.audio for each in hops]),
         hops=hops,
         delays_ms=delays_ms.tolist(),
@@ -156,7 +156,7 @@ def _codes(row: NDArray[np.int32]) -> Codes | None:
 
 
 def measure(
-    heard: Heard,
+    heard: SimulatedCall,
     mouth_to_ear_ms: NDArray[np.float64],
     spoken: SpokenPart,
     statistics: Mapping[str, Any],

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 
 from benches.environment import Json
 from benches.record import Case, Record
-from encodec_rt.netsim.simulate import Heard
+from encodec_rt.netsim.simulate import SimulatedCall
 from encodec_rt.quality import score
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.voice.activity import level_db
@@ -26,7 +26,7 @@ def measure(
     codec: Codec,
     clip: NDArray[np.float32],
     lossless: NDArray[np.float32],
-    heard: Heard,
+    heard: SimulatedCall,
     listener: Receiver,
 ) -> dict[str, Json]:
     """Scores of what was heard, and counts of the call.
@@ -56,7 +56,7 @@ def measure(
     }
 
 
-def longest_mute(lossless: NDArray[np.float32], heard: Heard, hop: int) -> int:
+def longest_mute(lossless: NDArray[np.float32], heard: SimulatedCall, hop: int) -> int:
     """The longest dropout: hops of speech in a row that were heard ``MUTE_DB`` below the original.
 
     Speech is what lies within ``MUTE_DB`` of the mean power. A hop is compared with the quietest of
@@ -87,7 +87,7 @@ def plcmos(audio: NDArray[np.float32], rate_hz: int) -> float | None:
 
 
 def on_clean(
-    clip: NDArray[np.float32], lossless: NDArray[np.float32], heard: Heard, hop: int
+    clip: NDArray[np.float32], lossless: NDArray[np.float32], heard: SimulatedCall, hop: int
 ) -> NDArray[np.float32]:
     """``clip`` with the errors of the network, not the codec, added hop by hop as heard."""
     frames = len(lossless) // hop

@@ -123,7 +123,7 @@ def live(
         keep_all=record is not None or save is not None,
         buffer_ms=buffer_ms,
         on_event=event_printer(console),
-        choose=probe.choose if probe is not None else None,
+        replace_output=probe.replace_output if probe is not None else None,
     )
     wav = None
     if record is not None:

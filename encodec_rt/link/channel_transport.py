@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from aiortc import RTCDataChannel
 
 from encodec_rt.errors import LinkError, PacketError
-from encodec_rt.link.hardening import guard_sctp
+from encodec_rt.link.hardening import harden_sctp
 from encodec_rt.link.peer_transport import PeerTransport
 from encodec_rt.link.rtp_session import RtpSession
 from encodec_rt.link.sdp import Format, refusing
@@ -59,7 +59,7 @@ class ChannelTransport(PeerTransport):
         channel = self._connection.createDataChannel(
             LABEL, ordered=False, maxRetransmits=0, protocol=self.format.protocol
         )
-        guard_sctp(self._connection.sctp)
+        harden_sctp(self._connection.sctp)
         channel.on("open", lambda: self._use(channel))
         return await self._offer(self.format.describe_channel)
 
@@ -67,7 +67,7 @@ class ChannelTransport(PeerTransport):
         """As ``NegotiatedTransport.answer``."""
         with refusing("offer"):
             codebooks = await self._take(self.format.check_channel, offer, "offer")
-            guard_sctp(self._connection.sctp)
+            harden_sctp(self._connection.sctp)
             return await self._answer(self.format.describe_channel), codebooks
 
     async def accept(self, answer: str) -> int:

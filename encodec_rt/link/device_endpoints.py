@@ -33,7 +33,7 @@ class DeviceSource:
         voice: VoiceProcessor | None = None,
         ahead_ms: Callable[[], float] = float,
     ) -> None:
-        """``look`` is called often, ``close`` gives the device back.
+        """``poll`` is called often, ``close`` gives the device back.
 
         ``voice`` cleans what is heard; ``ahead_ms`` is how long before being heard it was told of
         what the speaker plays.
@@ -137,7 +137,7 @@ class DeviceSink:
         voice: VoiceProcessor | None = None,
         buffer_ms: float = START_MS,
     ) -> None:
-        """``look`` is called often, ``close`` releases the device; ``voice`` gets all audio."""
+        """``poll`` is called often, ``close`` releases the device; ``voice`` gets all audio."""
         self._target_ms = buffer_ms
         self.watched = watched
         self._poll, self._close = poll, close

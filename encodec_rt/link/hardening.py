@@ -50,13 +50,13 @@ def require(owner: object, *names: str) -> None:
             )
 
 
-def guard_sctp(sctp: Any) -> None:
-    """As ``guard``, for a data channel's transport, with bounds on what it remembers.
+def harden_sctp(sctp: Any) -> None:
+    """As ``harden_dtls``, for a data channel's transport, with bounds on what it remembers.
 
     To be called before the description that starts it. Raises LinkError if a library changed.
     """
     require(sctp, _SCTP, _CHUNK, _STREAMS, _MISSING)
-    guard(sctp.transport)
+    harden_dtls(sctp.transport)
     setattr(sctp, _SCTP, _forgiving(getattr(sctp, _SCTP), None))
     receive = getattr(sctp, _CHUNK)
 
@@ -71,7 +71,7 @@ def guard_sctp(sctp: Any) -> None:
     setattr(sctp, _CHUNK, received)
 
 
-def guard(dtls: Any) -> None:
+def harden_dtls(dtls: Any) -> None:
     """Let ``dtls`` take only what ``datagrams.admits``, and survive whatever the peer sends.
 
     Raises LinkError if a library changed.
@@ -87,7 +87,7 @@ def guard(dtls: Any) -> None:
     async def gathered() -> None:
         await gather()
         for each in getattr(ice, _SOCKETS):
-            each.datagram_received = _Guarded(each, ice, dtls)
+            each.datagram_received = _Filter(each, ice, dtls)
 
     ice.gather_candidates = gathered
 
@@ -112,7 +112,7 @@ def _forgiving(
     return forgiving
 
 
-class _Guarded:
+class _Filter:
     """In place of a socket's ``datagram_received``."""
 
     def __init__(self, endpoint: Any, ice: Any, dtls: Any) -> None:

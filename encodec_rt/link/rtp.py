@@ -20,7 +20,7 @@ from aiortc.rtcrtpparameters import (
 )
 
 from encodec_rt.link.bandwidth import PathEstimator
-from encodec_rt.link.hardening import guard, require
+from encodec_rt.link.hardening import harden_dtls, require
 from encodec_rt.link.sdp import MIME_TYPE, PAYLOAD_TYPE, Format
 from encodec_rt.voice.packetizer import Outgoing
 from encodec_rt.voice.transport import Received, Report
@@ -132,7 +132,7 @@ def attach(
     setattr(transceiver.sender, _ENCODER, _Packer(on_estimate))
     setattr(transceiver.receiver, _JITTER_BUFFER, _Tap(on_packet))
     setattr(transceiver.receiver, _ESTIMATOR, PathEstimator())
-    guard(transceiver.receiver.transport)
+    harden_dtls(transceiver.receiver.transport)
 
 
 def check_private_names(transceiver: RTCRtpTransceiver) -> None:

@@ -31,7 +31,7 @@ class Limits:
     burst: int = 10
     request_s: float = 10.0
     """How long a request may take to arrive, and an answer to be made."""
-    door: ConnectionLimits = field(default_factory=ConnectionLimits)
+    connections: ConnectionLimits = field(default_factory=ConnectionLimits)
 
 
 class SignallingServer:
@@ -79,7 +79,7 @@ class SignallingServer:
         return await self.listener.open(
             application,
             (host, port),
-            self.limits.door,
+            self.limits.connections,
             context,
             has_token=self._token is not None,
             keepalive_s=5.0,

@@ -33,12 +33,13 @@ class Duplex:
         keep_all: bool = False,
         buffer_ms: float = START_MS,
         on_event: Callable[[str], None],
-        choose: Callable[[Audio, Audio], Audio] | None = None,
+        replace_output: Callable[[Audio, Audio], Audio] | None = None,
     ) -> None:
         """Run ``loop`` between the ends of ``system``; ``on_event`` is told of lost devices.
 
         With ``keep_all`` a stall costs delay rather than input, for the sake of a recording.
-        ``choose`` gets each captured piece and the frames it completed, and returns what is played.
+        ``replace_output`` gets each captured piece and the frames it completed, and returns what is
+        played.
         """
         self.loop = loop
         self._system = system
@@ -51,7 +52,7 @@ class Duplex:
         self._converter = Converter()
         self._input_level, self._output_level = Level(), Level()
         self._input_queue, self._playback_queue = QueueTime(), QueueTime()
-        self._choose = choose
+        self._replace_output = replace_output
         self._shed = 0
         self._unplayed = 0
         self._names = ["", "no playback"]
@@ -166,8 +167,8 @@ class Duplex:
             audio = self._converter.process(audio, self.loop.rate_hz / source.rate_hz)
         self._input_level.update(audio)
         heard = self.loop.push(audio)
-        if self._choose is not None:
-            heard = self._choose(audio, heard)
+        if self._replace_output is not None:
+            heard = self._replace_output(audio, heard)
         self._output_level.update(heard)
         if len(heard) and self._sink is not None:
             if self._sink.end is None or self._playout is None:

@@ -37,7 +37,7 @@ class Delay:
 
 
 class Probe:
-    """Plays chirps and keeps what comes back, as ``choose`` of a Duplex."""
+    """Plays chirps and keeps what comes back, as ``replace_output`` of a Duplex."""
 
     def __init__(self, rate_hz: int) -> None:
         """The chirps begin after ``SETTLING_S``, irregularly spaced so that lags are distinct."""
@@ -58,7 +58,7 @@ class Probe:
         """Whether all was played, and the last chirp has had time to come back."""
         return self._position >= len(self._sound)
 
-    def choose(self, captured: Audio, heard: Audio) -> Audio:
+    def replace_output(self, captured: Audio, heard: Audio) -> Audio:
         """The next ``len(heard)`` samples to play; both arguments are kept."""
         self._captured.append(captured)
         self._heard.append(heard)

@@ -46,7 +46,7 @@ class Hop:
 
 
 @dataclass(frozen=True, eq=False)
-class Heard:
+class SimulatedCall:
     """What the far end heard, and when.
 
     ``audio`` [n] or [channels, n] begins with the first frame played, and ``hops`` are its hops.
@@ -215,7 +215,7 @@ def simulate(
     active: Sequence[bool] | None = None,
     drift_ppm: float = 0.0,
     estimator: BandwidthEstimator | None = None,
-) -> Heard:
+) -> SimulatedCall:
     """Send ``codes`` uint16 [frames, Q], one per hop, to ``listener`` through ``channel``.
 
     ``active`` says which frames hold speech (all, if None); the rest is as in ``Direction``.
@@ -240,4 +240,4 @@ def simulate(
         np.concatenate([hop.audio for hop in hops], axis=-1) if hops else np.zeros(0, np.float32)
     )
     delays_ms = [direction.delay_ms(hop) for hop in hops if hop.slot.codes is not None]
-    return Heard(audio, hops, delays_ms, direction.wire_bytes, plans, transits_ms)
+    return SimulatedCall(audio, hops, delays_ms, direction.wire_bytes, plans, transits_ms)

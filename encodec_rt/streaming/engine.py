@@ -32,7 +32,7 @@ from encodec_rt.streaming.weights import CodecWeights, Start
 
 @dataclass(frozen=True)
 class EngineInfo:
-    """What an engine runs on: the backend of every op (``rows``), and the memory per slot.
+    """What an engine runs on: the backend of every op (``ops``), and the memory per slot.
 
     ``graphs`` says for each direction whether one CUDA graph holds the whole tick, or why not.
     """
@@ -40,7 +40,7 @@ class EngineInfo:
     device: str
     slots: int
     codebooks: int
-    rows: Mapping[str, str]
+    ops: Mapping[str, str]
     graphs: Mapping[str, str]
     encoder_bytes_per_slot: int
     decoder_bytes_per_slot: int
@@ -169,14 +169,16 @@ class Engine(SlotEngine):
         """What this engine runs on."""
         ops = self.model.ops
         names = [field.name for field in fields(ops) if callable(getattr(TORCH, field.name))]
-        rows = {
+        backends = {
             name: TORCH.name if getattr(ops, name) is getattr(TORCH, name) else ops.name
             for name in names
             if not name.startswith("pack_") and name not in ("capture", "edit")
         }
         graphs = {name: step.eager_because or "one CUDA graph" for name, step in self.ticks.items()}
         widths = [4 * runner.now.arena.shape[1] for runner in (self._encoder, self._decoder)]
-        return EngineInfo(str(self.model.device), self.slots, self.codebooks, rows, graphs, *widths)
+        return EngineInfo(
+            str(self.model.device), self.slots, self.codebooks, backends, graphs, *widths
+        )
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
         """An independent engine whose slots continue, bit for bit, as these do."""

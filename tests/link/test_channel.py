@@ -17,7 +17,7 @@ from encodec_rt.link.call import Call, CallOptions
 from encodec_rt.link.channel_transport import ChannelTransport
 from encodec_rt.link.dialling import SignallingClient
 from encodec_rt.link.endpoints import NullSink, SilentSource
-from encodec_rt.link.hardening import MAX_STREAMS, MAX_WAITING_CHUNKS, guard_sctp
+from encodec_rt.link.hardening import MAX_STREAMS, MAX_WAITING_CHUNKS, harden_sctp
 from encodec_rt.link.redial import keep_connected
 from encodec_rt.link.rtp_transport import RtpTransport
 from encodec_rt.link.sdp import Format
@@ -299,7 +299,7 @@ def test_a_peer_cannot_fill_the_memory_with_parts_of_messages() -> None:
 
 def test_a_library_without_what_is_replaced_is_refused_by_name() -> None:
     with pytest.raises(LinkError, match=r"_handle_data.*aiortc>=1\.16,<1\.17"):
-        guard_sctp(object())
+        harden_sctp(object())
 
 
 def test_damaged_descriptions_are_refused_and_nothing_else_happens() -> None:

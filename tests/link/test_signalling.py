@@ -292,7 +292,7 @@ def test_a_connection_is_ended_in_time_whatever_it_brings(data: bytes) -> None:
         writer.close()
         assert await post(url) == 201
 
-    serve(scenario, limits=replace(PATIENT, door=ConnectionLimits(connection_s=0.2)))
+    serve(scenario, limits=replace(PATIENT, connections=ConnectionLimits(connection_s=0.2)))
 
 
 def test_a_handshake_that_is_never_made_is_ended_in_time(tmp_path: Path) -> None:
@@ -307,12 +307,16 @@ def test_a_handshake_that_is_never_made_is_ended_in_time(tmp_path: Path) -> None
     serve(
         scenario,
         context=credentials.server_context(certificate, key),
-        limits=replace(PATIENT, door=ConnectionLimits(handshake_s=0.05)),
+        limits=replace(PATIENT, connections=ConnectionLimits(handshake_s=0.05)),
     )
 
 
-@pytest.mark.parametrize("door", [ConnectionLimits(connections=2), ConnectionLimits(per_address=2)])
-def test_more_connections_than_there_is_room_for_are_hung_up_on(door: ConnectionLimits) -> None:
+@pytest.mark.parametrize(
+    "connections", [ConnectionLimits(connections=2), ConnectionLimits(per_address=2)]
+)
+def test_more_connections_than_there_is_room_for_are_hung_up_on(
+    connections: ConnectionLimits,
+) -> None:
     async def scenario(server: SignallingServer, line: Lines, url: str) -> None:
         inside = [await knock(url) for _ in range(2)]
         reader, writer = await knock(url)
@@ -328,7 +332,7 @@ def test_more_connections_than_there_is_room_for_are_hung_up_on(door: Connection
             await asyncio.sleep(0.01)
         assert await post(url) == 201
 
-    serve(scenario, limits=replace(PATIENT, door=door))
+    serve(scenario, limits=replace(PATIENT, connections=connections))
 
 
 def test_a_thousand_connections_one_after_another_leave_nothing_behind() -> None:

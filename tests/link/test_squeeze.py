@@ -7,7 +7,7 @@ import pytest
 
 from encodec_rt.link.bandwidth import PathEstimator
 from encodec_rt.netsim.impairment import Channel, PathProfile
-from encodec_rt.netsim.simulate import Heard, simulate
+from encodec_rt.netsim.simulate import SimulatedCall, simulate
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.types import Audio
 from encodec_rt.voice.bitrate import RateController
@@ -33,7 +33,9 @@ def codec() -> Codec:
     return Codec(random_model(config))
 
 
-def call(codec: Codec, network: PathProfile, seconds: int, *, talkative: bool = True) -> Heard:
+def call(
+    codec: Codec, network: PathProfile, seconds: int, *, talkative: bool = True
+) -> SimulatedCall:
     frames = seconds * FRAME_RATE_HZ
     codes = np.random.default_rng(0).integers(0, 1024, (frames, 8)).astype(np.uint16)
     return simulate(

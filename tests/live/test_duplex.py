@@ -72,11 +72,11 @@ class Session:
             self.loop,
             VirtualSystem(card),
             on_event=self.told.append,
-            choose=self._choose,
+            replace_output=self._replace_output,
             **options,
         )
 
-    def _choose(self, captured: Audio, heard: Audio) -> Audio:
+    def _replace_output(self, captured: Audio, heard: Audio) -> Audio:
         self.captured.append(captured)
         self.decoded.append(heard)
         return heard
@@ -404,13 +404,13 @@ def test_a_session_ends_though_the_codec_is_slower_than_the_microphone(
 ) -> None:
     card = VirtualCard(sound=voice(2))
     session = Session(monkeypatch, codec, card, keep_all=True)
-    slow = session._choose
+    slow = session._replace_output
 
-    def choose(captured: Audio, heard: Audio) -> Audio:
+    def replace_output(captured: Audio, heard: Audio) -> Audio:
         card.sleep(2 * len(captured) / RATE)
         return slow(captured, heard)
 
-    session.duplex._choose = choose
+    session.duplex._replace_output = replace_output
     session.run(1)
     assert card.time_s < 4
     assert session.loop.samples_in > 0.4 * RATE

@@ -19,10 +19,10 @@ def measured(way: Callable[[Audio], Audio], rate: int = RATE) -> Probe:
     silence = np.zeros(BLOCK, np.float32)
     played = []
     while not probe.done:
-        played.append(probe.choose(silence, silence))
+        played.append(probe.replace_output(silence, silence))
     probe = Probe(rate)
     for piece in np.split(way(np.concatenate(played)), len(played)):
-        probe.choose(piece, piece)
+        probe.replace_output(piece, piece)
     return probe
 
 

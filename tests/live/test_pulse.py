@@ -82,13 +82,13 @@ class Session:
             keep_all=True,
             buffer_ms=BUFFER_MS,
             on_event=self.told.append,
-            choose=self._choose,
+            replace_output=self._replace_output,
         )
         self.duplex.open()
         self._thread = threading.Thread(target=self.duplex.run, args=[self._stop.is_set])
         self._thread.start()
 
-    def _choose(self, captured: Audio, heard: Audio) -> Audio:
+    def _replace_output(self, captured: Audio, heard: Audio) -> Audio:
         self.captured.append(captured)
         self.heard.append(heard)
         if self.stall.is_set():

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from encodec_rt.bitstream.packet import Packet, encode_packet
 from encodec_rt.netsim.impairment import Channel, PathProfile
-from encodec_rt.netsim.simulate import Heard, simulate
+from encodec_rt.netsim.simulate import SimulatedCall, simulate
 from encodec_rt.streaming.codec import Codec
 from encodec_rt.types import Codes
 from encodec_rt.voice.bitrate import RateController
@@ -37,7 +37,7 @@ def call(
     active: Sequence[bool] | None = None,
     redundancy: bool = True,
     **changes: Any,
-) -> tuple[Heard, Receiver]:
+) -> tuple[SimulatedCall, Receiver]:
     listener = Receiver(codec.stream_decoder(kbps), **changes)
     controller = RateController(
         codebooks=codes.shape[1],
@@ -50,7 +50,7 @@ def call(
     return heard, listener
 
 
-def longest_mute_ms(heard: Heard, hop_ms: float) -> float:
+def longest_mute_ms(heard: SimulatedCall, hop_ms: float) -> float:
     """The longest run of hops that nothing but concealment filled."""
     longest = run = 0
     for kind in heard.kinds:

@@ -159,7 +159,7 @@ _PLAIN = replace(
 )
 
 
-_ROWS: dict[str, Callable[..., Tensor]] = {
+_OPS: dict[str, Callable[..., Tensor]] = {
     "conv1d": conv1d,
     "conv_transpose1d": conv_transpose1d,
     "resblock": resblock,
@@ -171,8 +171,8 @@ _ROWS: dict[str, Callable[..., Tensor]] = {
 
 def _recording(ops: Ops, replay: Replay) -> Ops:
     """``ops``, with every call made through ``replay``."""
-    rows: dict[str, Any] = {name: partial(row, replay) for name, row in _ROWS.items()}
-    return replace(ops, commit=partial(_recorded_commit, replay), edit=replay, **rows)
+    recorded: dict[str, Any] = {name: partial(op, replay) for name, op in _OPS.items()}
+    return replace(ops, commit=partial(_recorded_commit, replay), edit=replay, **recorded)
 
 
 CPU = replace(_recording(_PLAIN, Replay(keep=False)), commit=_commit, edit=_PLAIN.edit)
