@@ -23,4 +23,4 @@ def test_samples_are_rounded_to_even_and_clipped_and_every_16_bit_value_returns(
     audio = np.array([0.5, 1.5, -0.5, 2.5, 40_000, -40_000], np.float32) / np.float32(32768)
     assert to_int16(audio).tolist() == [0, 2, 0, 2, 32_767, -32_768]
     every = np.arange(-32_768, 32_768, dtype=np.int16)
-    assert np.array_equal(to_int16(every / np.float32(32768)), every)
+    assert np.array_equal(to_int16((every / 32768).astype(np.float32)), every)

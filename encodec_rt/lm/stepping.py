@@ -18,13 +18,13 @@ from encodec_rt.lm.integer import (
     UNIT,
     Affine,
     Doubles,
-    Floats,
     IntegerLm,
     LmState,
     Product,
     powers,
 )
 from encodec_rt.lm.tensors import MAX_INT8
+from encodec_rt.types import Floats
 
 
 class LmStepper:
