@@ -76,7 +76,7 @@ def _wav_pieces(source: ByteSource, first: WavHeader, damage: Damage) -> Pieces:
         if announced_s is not None and announced_s - seconds > 0.5 / header.rate_hz:
             damage.remark(f"ends after {seconds:.2f} s; its header announces {announced_s:.2f} s")
         elif header.data_bytes is not None and more_follows(source):
-            damage.remark("goes on after the length in its header; the rest was left out")
+            damage.remark("continues beyond the length in its header; the rest was left out")
         header = next_wav_header(source)
 
 

@@ -1,1 +1,1 @@
-"""Codes as bytes: packets for a live link, and `.ecdc` files."""
+"""Codes as bytes: packets for a live link, `.ecdc` and `.encodec` files."""

@@ -41,11 +41,11 @@ def lm(
     start_from: Annotated[
         Path | None,
         typer.Option(
-            "--start-from", metavar="FILE", help="A language model to go on with, of these codes."
+            "--start-from", metavar="FILE", help="A language model of these codes to continue from."
         ),
     ] = None,
     learning_rate: Annotated[
-        float, typer.Option("--learning-rate", help="The highest; less to go on with a model.")
+        float, typer.Option("--learning-rate", help="The highest; use less to continue a model.")
     ] = 3e-3,
     steps: Annotated[
         int | None, typer.Option("--steps", help="Train for this many steps instead.")

@@ -12,7 +12,7 @@ class Flow:
     """The frame numbers of a stream. ``next`` are those after all that were passed on."""
 
     def __init__(self, request: StreamRequest) -> None:
-        """Nothing went or came."""
+        """Nothing was sent or received yet."""
         self._request = request
         self.next = {Kind.CODES: 0, Kind.PCM: 0}
         self._starts = {Kind.CODES: 0, Kind.PCM: 0}
@@ -29,7 +29,7 @@ class Flow:
         """Frame ``index`` was sent, or a part of it."""
         self._sent[kind] = index + 1
 
-    def came(self, kind: Kind, index: int, frames: int) -> bool:
+    def received(self, kind: Kind, index: int, frames: int) -> bool:
         """Frames from ``index`` on were received; whether they are new."""
         self._seen[kind] = max(self._seen[kind], index + frames)
         if index < self.next[kind]:
@@ -37,7 +37,7 @@ class Flow:
         self.next[kind] = index + frames
         return True
 
-    def pass_over(self, index: int) -> None:
+    def skip_to(self, index: int) -> None:
         """Frames before ``index`` are no longer in flight; some may still arrive."""
         for kind in self._seen:
             self._seen[kind] = max(self._seen[kind], index)
@@ -45,10 +45,10 @@ class Flow:
     @property
     def is_full(self) -> bool:
         """Whether the next frame should wait."""
-        return self.under_way >= WINDOW_FRAMES
+        return self.in_flight >= WINDOW_FRAMES
 
     @property
-    def under_way(self) -> int:
+    def in_flight(self) -> int:
         """Frames sent on this connection without a result, beyond what a start needs."""
         pcm, codes = (self._sent[kind] for kind in (Kind.PCM, Kind.CODES))
         encoder, decoder = (self._starts[kind] for kind in (Kind.CODES, Kind.PCM))

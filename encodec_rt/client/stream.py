@@ -6,8 +6,8 @@
         async for frame in stream:
             print(frame.index, frame.codes)
 
-A connection that is lost is opened again and resumed: what the server had not yet kept is sent once
-more, and what had come already is passed over, so that nobody sees a gap or a frame twice.
+A lost connection is opened again and the session resumed: what the server had not saved is sent
+again, and results that had already arrived are skipped, so no frame is missing or comes twice.
 """
 
 from __future__ import annotations
@@ -281,7 +281,7 @@ class StreamClient:
         # A message of several frames, as at an exact start, counts as all of them.
         frames = 1 if frame.audio is None else -(-frame.audio.size // self._pcm.frame_samples)
         self._moved.set()
-        if self._flow.came(kind, index, frames):
+        if self._flow.received(kind, index, frames):
             self._received.put_nowait(frame)
 
     def _hear(self, event: dict[str, Any]) -> None:
@@ -290,7 +290,7 @@ class StreamClient:
             self._codes.forget(whole_number(event, "decoded"))
         elif event["type"] == "Dropped":
             self.dropped.append(dropped := dropped_by(event))
-            self._flow.pass_over(dropped.first + dropped.count)
+            self._flow.skip_to(dropped.first + dropped.count)
             self._moved.set()
         elif event["type"] == "Finalized":
             self._finalized += 1

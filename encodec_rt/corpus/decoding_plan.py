@@ -1,4 +1,4 @@
-"""In which units a corpus of codes is decoded, and what two clips of one name do to each other."""
+"""How a corpus of codes is divided into units to decode, and which clips have the same name."""
 
 from __future__ import annotations
 

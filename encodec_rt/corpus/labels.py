@@ -1,4 +1,4 @@
-"""What the ids of an input's clips begin with, so that no two clips have the same id."""
+"""The prefixes of the ids of each input's clips, so that no two clips have the same id."""
 
 from __future__ import annotations
 

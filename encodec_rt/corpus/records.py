@@ -1,4 +1,4 @@
-"""What is written down about a unit: its clips counted, its failures, the files it made."""
+"""The record of a unit: how many clips it had, what failed, which files it wrote."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ TEXTS = (".json", ".txt", ".cls", ".text")
 def tar_clips(unit: Unit) -> Iterator[CorpusClip]:
     """The audio of a tar in its order; the texts of its sample are its ``meta``, as JSON.
 
-    A key that comes back after others, a name that leads outside the folder, and a tar that ends in
+    A key that reappears after others, a name that leads outside the folder, and a tar that ends in
     the middle are each a clip that cannot be opened.
     """
     seen: set[str] = set()
@@ -133,7 +133,7 @@ class _SpoolView:
         return self._at
 
     def close(self) -> None:
-        """Nothing: the bytes go when nobody has them any more."""
+        """Does nothing: the bytes are freed with their last reader."""
 
 
 class _Member(tarfile.TarInfo):

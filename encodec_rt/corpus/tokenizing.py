@@ -40,7 +40,7 @@ def tokenize(
     on_progress: Callable[[RunProgress], None] = lambda _: None,
     on_remark: Callable[[str], None] = lambda _: None,
 ) -> Summary:
-    """Encode every clip of ``inputs`` into the folder ``out``, going on where a run was stopped.
+    """Encode every clip of ``inputs`` into the folder ``out``, resuming an interrupted run.
 
     ``inputs`` are files, folders, globs, lists, tars, Parquet files and Hugging Face ``datasets``
     objects. ``codec`` is the embedded model's if none is given. ``verify`` clips are encoded again

@@ -52,7 +52,7 @@ class SimulatedCall:
     ``audio`` [n] or [channels, n] begins with the first frame played, and ``hops`` are its hops.
     ``delays_ms`` are those of the frames played, from the end of a frame at the sender to its
     playout. ``plans`` are the times at which the plan changed, and what to; ``transits_ms`` are
-    when packets arrived, in seconds, and how long each was under way.
+    when packets arrived, in seconds, and how long each took.
     """
 
     audio: Audio

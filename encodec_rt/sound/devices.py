@@ -1,4 +1,4 @@
-"""Which sound devices there are.
+"""The sound devices of this machine.
 
 The only module that imports sounddevice, and inside a function, so that everything else works on a
 machine without PortAudio.

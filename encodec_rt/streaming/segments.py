@@ -77,7 +77,7 @@ class SegmentStream:
         return f"<{type(self).__name__}, {self._progress()}, {state}>"
 
     def _progress(self) -> str:
-        raise AssertionError("of each direction its own")
+        raise AssertionError("each direction has its own")
 
 
 class SegmentEncoder(SegmentStream):

@@ -137,10 +137,10 @@ class Stream:
         )
 
     def _progress(self) -> str:
-        raise AssertionError("of each direction its own")
+        raise AssertionError("each direction has its own")
 
     def _capture(self) -> Step:
-        raise AssertionError("of each direction its own")
+        raise AssertionError("each direction has its own")
 
     def _save(self) -> tuple[object, ...]:
         with torch.inference_mode():
