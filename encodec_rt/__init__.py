@@ -11,7 +11,9 @@ if TYPE_CHECKING:
     from encodec_rt.features import AutoProcessor, EncodecFeatureExtractor
     from encodec_rt.model.encodec import EncodecModel
     from encodec_rt.streaming.codec import Codec
-    from encodec_rt.streaming.engine import Engine
+    from encodec_rt.streaming.engine import Engine, EngineInfo
+    from encodec_rt.streaming.segments import Segment, SegmentDecoder, SegmentEncoder
+    from encodec_rt.streaming.snapshot import Snapshot
     from encodec_rt.streaming.streams import StreamDecoder, StreamEncoder
 
 __all__ = [
@@ -21,6 +23,11 @@ __all__ = [
     "EncodecFeatureExtractor",
     "EncodecModel",
     "Engine",
+    "EngineInfo",
+    "Segment",
+    "SegmentDecoder",
+    "SegmentEncoder",
+    "Snapshot",
     "StreamDecoder",
     "StreamEncoder",
     "__version__",
@@ -34,6 +41,11 @@ _HOMES = {
     "EncodecFeatureExtractor": "encodec_rt.features",
     "EncodecModel": "encodec_rt.model.encodec",
     "Engine": "encodec_rt.streaming.engine",
+    "EngineInfo": "encodec_rt.streaming.engine",
+    "Segment": "encodec_rt.streaming.segments",
+    "SegmentDecoder": "encodec_rt.streaming.segments",
+    "SegmentEncoder": "encodec_rt.streaming.segments",
+    "Snapshot": "encodec_rt.streaming.snapshot",
     "StreamDecoder": "encodec_rt.streaming.streams",
     "StreamEncoder": "encodec_rt.streaming.streams",
 }

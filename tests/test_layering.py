@@ -40,7 +40,7 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
         {"encodec"},
     ),
     "streaming": (
-        {"backends.cpu.hugepages", "plan", "snapshot", "arrays"},
+        {"arrays", "backends.cpu.hugepages", "concealment", "plan", "snapshot"},
         {"ops", "state", "slot_snapshot"},
         {"backends.torch", "backends.cpu.replay", "clip_bounds", "cuda_graph"},
         {"backends.cpu.weights"},
@@ -198,8 +198,9 @@ def test_importing_the_package_loads_nothing_it_may_not_need() -> None:
     [
         "encodec_rt.cli, encodec_rt.bitstream.packet, encodec_rt.bitstream.ecdc",
         "encodec_rt.server.front",
+        "encodec_rt.portable",
     ],
-    ids=["help and files of codes", "a front"],
+    ids=["help and files of codes", "a front", "the portable codec"],
 )
 def test_no_torch_is_needed_for(modules: str) -> None:
     code = (

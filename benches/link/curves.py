@@ -25,7 +25,7 @@ from encodec_rt.link.bandwidth import PathEstimator
 from encodec_rt.netsim.impairment import Channel, PathProfile
 from encodec_rt.netsim.simulate import SimulatedCall, simulate
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.streams import CONCEALMENT_GAINS
+from encodec_rt.streaming.concealment import CONCEALMENT_GAINS
 from encodec_rt.voice.bitrate import RateController
 from encodec_rt.voice.jitter import JitterBuffer
 from encodec_rt.voice.receiver import Receiver

@@ -13,10 +13,8 @@ from encodec_rt.arrays import all_usable, check_audio, check_codes
 from encodec_rt.errors import ConfigError, InputError, StateError, WeightsError
 from encodec_rt.portable.module import DECODER, ENCODER, LEFT, RIGHT, Description, Module
 from encodec_rt.portable.snapshot import STARTS, PortableSnapshot
+from encodec_rt.streaming.concealment import latent_gain
 from encodec_rt.types import Audio, Codes
-
-CONCEALMENT_GAINS = (1.0, 1.0, 1.0, 1.0, 1.0, 0.67, 0.33)
-"""Those of ``streaming.streams``, which a test compares."""
 
 
 class PortableCodec:
@@ -207,7 +205,7 @@ class PortableDecoder(_Stream):
         """
         self._check_open()
         if codes is None:
-            gain = CONCEALMENT_GAINS[self._lost] if self._lost < len(CONCEALMENT_GAINS) else 0.0
+            gain = latent_gain(self._lost)
             self._lost += 1
             return self._trimmed(self._decode((self._last_latent * np.float32(gain))[None]))
         about = self._module.describes

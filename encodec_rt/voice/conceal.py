@@ -16,9 +16,9 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
+from encodec_rt.streaming.concealment import CONCEALMENT_GAINS, latent_gain
 from encodec_rt.streaming.frames import FrameDecoder
 from encodec_rt.streaming.snapshot import Snapshot
-from encodec_rt.streaming.streams import CONCEALMENT_GAINS
 from encodec_rt.types import Audio, Codes
 from encodec_rt.voice.activity import EnergyDetector
 
@@ -153,7 +153,7 @@ class Concealer:
         if latents is not None:
             self._last, self._lost = latents, 0
             return latents
-        gain = self._gains[self._lost] if self._lost < len(self._gains) else 0.0
+        gain = latent_gain(self._lost, self._gains)
         self._lost += 1
         noise = self._noise[int(self._random.integers(len(self._noise)))]
         return gain * self._last + (1 - gain) * noise

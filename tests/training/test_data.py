@@ -79,7 +79,7 @@ def test_what_is_packed_is_the_files_audio(recordings: Path) -> None:
     assert rate == 48_000
     assert clip.samples == len(audio) == 36_000
     cut = samples[clip.start : clip.start + clip.samples]
-    assert np.abs(cut / 32767 - np.clip(audio, -1, 1)).max() < 1e-4
+    assert np.abs(cut / 32768 - np.clip(audio, -1, 1)).max() < 1e-4
 
 
 def test_held_out_files_and_voices_never_reach_training(recordings: Path) -> None:
