@@ -12,7 +12,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 LAYERS = (
-    {"errors", "native_output", "suffixes", "types", "version"},
+    {"concealment", "errors", "native_output", "suffixes", "types", "version"},
     {"arrays", "atomic", "extras", "pcm"},
     {"pretrained", "config_base", "batch", "ray_cluster"},
     {"config"},
@@ -40,7 +40,7 @@ INSIDE: dict[str, tuple[set[str], ...]] = {
         {"encodec"},
     ),
     "streaming": (
-        {"arrays", "backends.cpu.hugepages", "concealment", "plan", "snapshot"},
+        {"arrays", "backends.cpu.hugepages", "plan", "snapshot"},
         {"ops", "state", "slot_snapshot"},
         {"backends.torch", "backends.cpu.replay", "clip_bounds", "cuda_graph"},
         {"backends.cpu.weights"},

@@ -21,11 +21,11 @@ from benches.bundled import bundled
 from benches.environment import Json
 from benches.link.scores import PLAIN, compare, measure
 from benches.record import Record
+from encodec_rt.concealment import CONCEALMENT_GAINS
 from encodec_rt.link.bandwidth import PathEstimator
 from encodec_rt.netsim.impairment import Channel, PathProfile
 from encodec_rt.netsim.simulate import SimulatedCall, simulate
 from encodec_rt.streaming.codec import Codec
-from encodec_rt.streaming.concealment import CONCEALMENT_GAINS
 from encodec_rt.voice.bitrate import RateController
 from encodec_rt.voice.jitter import JitterBuffer
 from encodec_rt.voice.receiver import Receiver

@@ -10,10 +10,10 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from encodec_rt.arrays import all_usable, check_audio, check_codes
+from encodec_rt.concealment import latent_gain
 from encodec_rt.errors import ConfigError, InputError, StateError, WeightsError
 from encodec_rt.portable.module import DECODER, ENCODER, LEFT, RIGHT, Description, Module
 from encodec_rt.portable.snapshot import STARTS, PortableSnapshot
-from encodec_rt.streaming.concealment import latent_gain
 from encodec_rt.types import Audio, Codes
 
 

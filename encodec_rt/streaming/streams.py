@@ -8,9 +8,9 @@ from numpy.typing import ArrayLike
 from torch import Tensor
 
 from encodec_rt.arrays import is_count
+from encodec_rt.concealment import latent_gain
 from encodec_rt.errors import InputError
 from encodec_rt.streaming.arrays import as_audio, as_codes, to_audio, to_codes
-from encodec_rt.streaming.concealment import latent_gain
 from encodec_rt.streaming.ops import Ops, Step
 from encodec_rt.streaming.stream_base import Stream, whole
 from encodec_rt.streaming.weights import CodecWeights, Start

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 from torch import Tensor
 
-from encodec_rt.streaming.concealment import CONCEALMENT_GAINS, latent_gain
+from encodec_rt.concealment import CONCEALMENT_GAINS, latent_gain
 from encodec_rt.streaming.frames import FrameDecoder
 from encodec_rt.streaming.snapshot import Snapshot
 from encodec_rt.types import Audio, Codes

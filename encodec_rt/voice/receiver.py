@@ -9,8 +9,8 @@ import numpy as np
 from torch import Tensor
 
 from encodec_rt.bitstream.packet import Packet, parse_packet
+from encodec_rt.concealment import CONCEALMENT_GAINS
 from encodec_rt.errors import PacketError
-from encodec_rt.streaming.concealment import CONCEALMENT_GAINS
 from encodec_rt.streaming.frames import FrameDecoder
 from encodec_rt.types import Audio, Codes
 from encodec_rt.voice.conceal import Concealer

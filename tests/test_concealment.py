@@ -7,7 +7,7 @@ import re
 from pathlib import Path
 
 import encodec_rt
-from encodec_rt.streaming.concealment import CONCEALMENT_GAINS, latent_gain
+from encodec_rt.concealment import CONCEALMENT_GAINS, latent_gain
 
 
 def test_the_last_latent_is_held_faded_and_then_gone() -> None:
