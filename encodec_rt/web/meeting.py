@@ -22,8 +22,8 @@ HELLO_S = 10.0
 WAIT_S = 540.0
 """How long a page may wait for another; less than the server lets a connection last."""
 PING_S = 20.0
-"""How often a silent page is asked whether it is there. Browsers answer by themselves, even for a page
-in the background; one that sends nothing for half as long again has gone away."""
+"""How often a silent page is asked whether it is there. Browsers answer by themselves, even for a
+page in the background; one that then sends nothing for half as long has gone away."""
 BUSY, REFUSED, ALONE = 4000, 4001, 4002
 
 
