@@ -45,11 +45,11 @@ def test_two_pages_hear_each_other(inside: bool, tmp_path_factory: pytest.TempPa
                 await second.run("encodec.call.path.channel.send(new Uint8Array([1, 2, 3]))")
                 await second.run("encodec.call.path.channel.send('text')")
                 await first.until("encodec.call.refused === 1 && encodec.call.path.garbage === 1")
-                # What was counted is told in words.
+                # What was counted is told in words, on the page in front.
                 table = "document.querySelector('#latency').textContent"
-                await first.until(f"{table}.includes('Packets received')")
+                await second.until(f"{table}.includes('Packets received')")
                 # What a call fixes cannot be changed in it.
-                assert await first.run("document.querySelector('#bandwidths').disabled")
+                assert await second.run("document.querySelector('#bandwidths').disabled")
                 # Each hears how its packets fared.
                 for page in (first, second):
                     await page.until("encodec.call.reports.roundTripS !== null")

@@ -218,6 +218,7 @@ async function stop() {
   element("stop").hidden = true;
   for (const id of ["ear", "mute"]) element(id).disabled = true;
   for (const id of ["loss", "bandwidths"]) element(id).disabled = false;
+  for (const id of ["said-level", "heard-level"]) element(id).value = -60;
   source?.disconnect();
   node?.disconnect();
   stream?.getTracks().forEach((track) => track.stop());
