@@ -32,6 +32,7 @@ def build(target: Path = WASM) -> None:
         compiled = str(Path(folder) / "codec.o")
         subprocess.run([*zig, "cc", *COMPILER_FLAGS, "-c", str(SOURCE), "-o", compiled], check=True)
         subprocess.run([*zig, "wasm-ld", *LINKER_FLAGS, compiled, "-o", str(target)], check=True)
+    target.chmod(0o644)  # the linker takes it for a program
 
 
 if __name__ == "__main__":
