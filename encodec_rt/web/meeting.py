@@ -9,7 +9,7 @@ import asyncio
 import json
 from typing import Protocol
 
-from aiohttp import WSMsgType, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 from encodec_rt.errors import LinkError
 from encodec_rt.link.credentials import is_authorized
@@ -81,18 +81,19 @@ class Meeting:
             await socket.close(code=BUSY, message=b"two others are in a call; try again later")
             return socket
         self._inside.append(socket)
+        code, reason = int(WSCloseCode.OK), b""
         try:
             if len(self._inside) == 2:
                 for role, member in zip(("answer", "offer"), self._inside, strict=True):
                     await member.send_str(json.dumps({"role": role}))
             await asyncio.wait_for(self._hand_on(socket), WAIT_S)
         except asyncio.TimeoutError:
-            await socket.close(code=ALONE, message=b"nobody else came; call again")
+            code, reason = ALONE, b"nobody else came; call again"
         except ConnectionError:
             pass
         finally:
             self._inside.remove(socket)
-        await socket.close()
+        await socket.close(code=code, message=reason)
         return socket
 
     async def ring(self, offer: str) -> str:
