@@ -15,11 +15,14 @@ SOURCE = Path(__file__).parent / "codec" / "codec.c"
 WASM = SOURCE.with_name("codec.wasm")
 COMPILER_FLAGS = (
     "-target", "wasm32-freestanding", "-mcpu=mvp+simd128+bulk_memory+sign_ext+nontrapping_fptoint",
-    "-std=c11", "-Os", "-fno-inline-functions", "-fno-unroll-loops", "-ffp-contract=off",
-    "-fno-exceptions", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function",
+    "-std=c11", "-Os", "-Xclang", "-Oz", "-fno-inline-functions", "-fno-unroll-loops",
+    "-ffp-contract=off", "-fno-exceptions", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function",
 )  # fmt: skip
+"""``zig cc`` takes -Oz for -Os, and without either compiles for debugging."""
 # Without --compress-relocations each index and address takes five bytes; `zig cc` lacks the option.
-LINKER_FLAGS = ("--no-entry", "--strip-all", "--compress-relocations", "-z", "stack-size=65536")
+# The data follows the stack, so a small stack, which is all that these functions need, makes the
+# addresses in the code short; one that overflows would trap.
+LINKER_FLAGS = ("--no-entry", "--strip-all", "--compress-relocations", "-z", "stack-size=4096")
 
 
 def build(target: Path = WASM) -> None:
@@ -29,6 +32,7 @@ def build(target: Path = WASM) -> None:
         compiled = str(Path(folder) / "codec.o")
         subprocess.run([*zig, "cc", *COMPILER_FLAGS, "-c", str(SOURCE), "-o", compiled], check=True)
         subprocess.run([*zig, "wasm-ld", *LINKER_FLAGS, compiled, "-o", str(target)], check=True)
+    target.chmod(0o644)  # the linker takes it for a program
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import asyncio
 import json
 from typing import Protocol
 
-from aiohttp import WSMsgType, web
+from aiohttp import WSCloseCode, WSMsgType, web
 
 from encodec_rt.errors import LinkError
 from encodec_rt.link.credentials import is_authorized
@@ -19,9 +19,12 @@ MAX_MESSAGE_BYTES = 64 * 1024
 MAX_MESSAGES = 8
 """Per page: a description, and room for more."""
 HELLO_S = 10.0
-WAIT_S = 600.0
-"""How long a page may wait for another."""
-BUSY, REFUSED = 4000, 4001
+WAIT_S = 540.0
+"""How long a page may wait for another; less than the server lets a connection last."""
+PING_S = 20.0
+"""How often a silent page is asked whether it is there. Browsers answer by themselves, even for a
+page in the background; one that then sends nothing for half as long has gone away."""
+BUSY, REFUSED, ALONE = 4000, 4001, 4002
 
 
 class _Occupant(Protocol):
@@ -68,7 +71,7 @@ class Meeting:
     async def join(self, request: web.Request) -> web.WebSocketResponse:
         """Admit a page, and pass on its messages."""
         socket = web.WebSocketResponse(
-            max_msg_size=MAX_MESSAGE_BYTES, heartbeat=20.0, compress=False, timeout=2.0
+            max_msg_size=MAX_MESSAGE_BYTES, heartbeat=PING_S, compress=False, timeout=2.0
         )
         await socket.prepare(request)
         if not await self._is_admitted(socket):
@@ -78,16 +81,19 @@ class Meeting:
             await socket.close(code=BUSY, message=b"two others are in a call; try again later")
             return socket
         self._inside.append(socket)
+        code, reason = int(WSCloseCode.OK), b""
         try:
             if len(self._inside) == 2:
                 for role, member in zip(("answer", "offer"), self._inside, strict=True):
                     await member.send_str(json.dumps({"role": role}))
             await asyncio.wait_for(self._hand_on(socket), WAIT_S)
-        except (asyncio.TimeoutError, ConnectionError):
+        except asyncio.TimeoutError:
+            code, reason = ALONE, b"nobody else came; call again"
+        except ConnectionError:
             pass
         finally:
             self._inside.remove(socket)
-        await socket.close()
+        await socket.close(code=code, message=reason)
         return socket
 
     async def ring(self, offer: str) -> str:

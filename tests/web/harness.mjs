@@ -15,6 +15,7 @@ const { Packetizer } = await load("packetizer");
 const { Reports } = await load("reports");
 const { Receiver } = await load("voice");
 const { agree, protocolOf } = await load("path");
+const { Call } = await load("call");
 
 const bytes = (hex) => Uint8Array.from(Buffer.from(hex, "hex"));
 const hex = (array) => Buffer.from(array.buffer, array.byteOffset, array.byteLength).toString("hex");
@@ -52,7 +53,47 @@ function hostile(count, seeds, seed, read) {
   return taken;
 }
 
+// A call over a channel that does nothing, and a clock that is set.
+async function openCall(about, canRenew) {
+  globalThis.RTCPeerConnection = class {
+    close() {}
+  };
+  let nowS = 0;
+  performance.now = () => 1000 * nowS;
+  const told = { sent: 0, received: 0, words: [], ended: [], renewed: 0 };
+  const connect = async (path) => {
+    told.renewed += 1;
+    Object.assign(path, { limit: 8, channel: { readyState: "open", bufferedAmount: 0, send: () => (told.sent += 1) } });
+  };
+  const call = new Call(about, 8, { connect, canRenew, hangUp() {} }, {
+    begin() {}, report() {},
+    receive: () => (told.received += 1), tell: (words) => told.words.push(words), ended: (why) => told.ended.push(why),
+  });
+  await call.connect();
+  return { call, told, wait: (seconds) => (nowS += seconds) };
+}
+
 const tasks = {
+  // What a call makes of a peer that says nothing more, of a full channel, and of a flood.
+  call: async ({ about, message }) => {
+    const silent = await openCall(about, false);
+    silent.wait(9);
+    silent.call.tick();
+    const before = [...silent.told.ended];
+    silent.wait(2);
+    silent.call.tick();
+    const again = await openCall(about, true);
+    again.wait(4);
+    again.call.tick();
+    await new Promise((done) => setTimeout(done));
+    const busy = await openCall(about, false);
+    const { path } = busy.call;
+    busy.call.send(bytes(message));
+    path.channel.bufferedAmount = 4096;
+    busy.call.send(bytes(message));
+    for (let i = 0; i < 1000; i++) busy.call.take(path, bytes(message));
+    return { before, ended: silent.told.ended, renewed: again.told, busy: { ...busy.told, refused: busy.call.refused, dropped: path.dropped } };
+  },
   parse: ({ payloads, bits, most }) => payloads.map((text) => refusable(() => plain(parsePacket(bytes(text), bits, most)))),
   encode: ({ packets, bits }) => packets.map((packet) => hex(encodePacket(packet, bits))),
   rtp: ({ packets }) => packets.map((text) => refusable(() => {
@@ -161,4 +202,4 @@ const tasks = {
 };
 
 const { task, ...given } = JSON.parse(readFileSync(file, "utf8"));
-console.log(JSON.stringify(tasks[task](given)));
+console.log(JSON.stringify(await tasks[task](given)));

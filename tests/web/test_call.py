@@ -11,6 +11,7 @@ import soundfile
 
 from encodec_rt.link.channel_transport import ChannelTransport
 from encodec_rt.link.sdp import Format
+from encodec_rt.web import meeting
 from encodec_rt.web.server import PageServer
 from tests.support.chromium import Chromium
 from tests.support.heard import in_call, until_a_page_waits, until_heard
@@ -44,6 +45,11 @@ def test_two_pages_hear_each_other(inside: bool, tmp_path_factory: pytest.TempPa
                 await second.run("encodec.call.path.channel.send(new Uint8Array([1, 2, 3]))")
                 await second.run("encodec.call.path.channel.send('text')")
                 await first.until("encodec.call.refused === 1 && encodec.call.path.garbage === 1")
+                # What was counted is told in words, on the page in front.
+                table = "document.querySelector('#latency').textContent"
+                await second.until(f"{table}.includes('Packets received')")
+                # What a call fixes cannot be changed in it.
+                assert await second.run("document.querySelector('#bandwidths').disabled")
                 # Each hears how its packets fared.
                 for page in (first, second):
                     await page.until("encodec.call.reports.roundTripS !== null")
@@ -119,6 +125,31 @@ def test_a_room_has_two_places_and_asks_for_the_token() -> None:
                 await again.send_json({"token": TOKEN})
             with pytest.raises(aiohttp.WSServerHandshakeError):
                 await http.ws_connect(url, headers={"Origin": "https://evil.example"})
+        await server.close()
+
+    asyncio.run(run())
+
+
+def test_a_page_that_waits_in_vain_is_told_and_one_that_answers_no_ping_loses_its_place(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def run() -> None:
+        server = PageServer(model())
+        port = await server.start("127.0.0.1", 0, None)
+        url = f"ws://127.0.0.1:{port}/meet"
+        async with aiohttp.ClientSession() as http:
+            monkeypatch.setattr(meeting, "WAIT_S", 0.2)
+            async with http.ws_connect(url) as socket:
+                await socket.send_json({})
+                told = await asyncio.wait_for(socket.receive(), 60)
+                assert (told.data, told.extra) == (4002, "nobody else came; call again")
+            monkeypatch.setattr(meeting, "WAIT_S", 600.0)
+            monkeypatch.setattr(meeting, "PING_S", 0.2)
+            async with http.ws_connect(url, autoping=False) as socket:
+                await socket.send_json({})
+                await until_a_page_waits(server)
+                while server.waiting:
+                    await asyncio.wait_for(socket.receive(), 60)
         await server.close()
 
     asyncio.run(run())

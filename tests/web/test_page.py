@@ -117,12 +117,17 @@ def test_the_example_plays_without_a_microphone_and_lost_frames_are_concealed() 
     on_page(work)
 
 
-def test_speakers_are_fed_by_a_call_within_the_page() -> None:
+def test_speakers_are_fed_by_a_call_within_the_page_as_long_as_they_are_chosen() -> None:
     async def work(page: Page, address: str, server: PageServer) -> None:
-        await page.click("#speakers")
         await page.click("#clip")
+        await page.until("globalThis.encodec?.last?.hops > 10")
+        await page.click("#speakers")
         await page.until("encodec.speakers?.audio.currentTime > 1")
         assert await page.run("!encodec.speakers.audio.paused")
+        await page.click("#speakers")
+        await page.until("encodec.speakers === null")
+        await page.click("#speakers")
+        await page.until("encodec.speakers?.audio.currentTime > 0")
         await page.click("#stop")
         await page.until("encodec.speakers === null")
 
@@ -159,12 +164,33 @@ def test_a_blocked_microphone_is_explained_and_the_example_still_plays() -> None
     on_page(work, grant=False)
 
 
-def test_a_browser_without_simd_is_told_so_in_one_sentence() -> None:
+@pytest.mark.parametrize(
+    ("before", "sentence"),
+    [
+        (
+            "WebAssembly.validate = () => false",
+            "This browser is too old: it lacks WebAssembly SIMD. Please update it.",
+        ),
+        (
+            "delete globalThis.AudioWorkletNode",
+            "This browser is too old: it lacks audio worklets. Please update it.",
+        ),
+        (
+            "Object.defineProperty(globalThis, 'isSecureContext', { value: false })",
+            "Browsers let a page process sound only over HTTPS or on this machine: open this page "
+            "with https://, or as localhost on the machine that serves it.",
+        ),
+    ],
+    ids=["no SIMD", "no audio worklets", "no HTTPS"],
+)
+def test_what_the_page_cannot_do_without_is_said_in_one_sentence(
+    before: str, sentence: str
+) -> None:
     async def work(page: Page, address: str, server: PageServer) -> None:
-        said = await page.run("document.querySelector('.wrong').textContent")
-        assert said == "This browser is too old: it lacks WebAssembly SIMD. Please update it."
+        assert await page.run("document.querySelector('.wrong').textContent") == sentence
+        assert await page.run("document.querySelector('#clip').disabled")
 
-    on_page(work, before="WebAssembly.validate = () => false")
+    on_page(work, before=before)
 
 
 def test_a_large_model_computes_in_a_worker_until_the_microphone_goes_away(microphone: str) -> None:
@@ -213,6 +239,47 @@ def test_a_context_that_refuses_the_rate_is_resampled() -> None:
       };
     }"""
     on_page(work, before=refuses)
+
+
+def test_a_microphone_that_only_the_devices_own_rate_takes_is_resampled(microphone: str) -> None:
+    async def work(page: Page, address: str, server: PageServer) -> None:
+        await page.click("#microphone")
+        await page.until(RUNNING)
+        assert await page.run("encodec.context.sampleRate") != 24_000
+        assert "resamples" in await page.run("document.querySelector('#status').textContent")
+        assert_heard_is_what_python_makes(await page.run(RECORDED))
+
+    # As Firefox did: "Connecting AudioNodes from AudioContexts with different sample-rate".
+    refuses = """{
+      const { createMediaStreamSource } = AudioContext.prototype;
+      AudioContext.prototype.createMediaStreamSource = function (stream) {
+        if (this.sampleRate === 24000) throw new DOMException("rates", "NotSupportedError");
+        return createMediaStreamSource.call(this, stream);
+      };
+    }"""
+    on_page(work, microphone, before=refuses)
+
+
+def test_a_sound_device_that_goes_away_is_told() -> None:
+    async def work(page: Page, address: str, server: PageServer) -> None:
+        await page.click("#clip")
+        await page.until("globalThis.encodec?.last?.hops > 10")
+        await page.run("encodec.context.dispatchEvent(new Event('error'))")
+        said = await page.until("document.querySelector('.wrong')?.textContent")
+        assert said == "The sound device is gone. Plug it in and start again."
+        assert await page.run("encodec.context === null")
+
+    on_page(work)
+
+
+def test_a_page_that_is_opened_again_takes_the_model_from_its_cache() -> None:
+    async def work(page: Page, address: str, server: PageServer) -> None:
+        before = server.files.bytes_sent
+        await page.send("Page.navigate", url=f"{address}?again")
+        await page.until("location.search === '?again' && !!globalThis.encodec?.ready")
+        assert server.files.bytes_sent - before < 1e5
+
+    on_page(work)
 
 
 def test_the_server_names_files_by_content_and_guards_what_it_gives() -> None:

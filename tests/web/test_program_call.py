@@ -92,7 +92,10 @@ def spoken(samples: np.ndarray, kbps: float) -> np.ndarray:
 
 
 def sent_by(messages: list[str], kbps: float) -> np.ndarray:
-    """What Python decodes of the packets of a page, as far as they follow one another."""
+    """What Python decodes of the packets of a page; pauses, of which none come, as lost frames.
+
+    Half a second after a pause nothing is left of how it was filled.
+    """
     codec, session = Codec(light_model()), RtpSession(24_000, ssrc=1)
     frames: dict[int, np.ndarray] = {}
     for text in messages:
@@ -101,11 +104,11 @@ def sent_by(messages: list[str], kbps: float) -> np.ndarray:
             codes = parse_packet(packet.payload, bits=10).codes
             at = packet.timestamp // codec.config.hop_length
             frames |= {at + offset: row for offset, row in enumerate(codes)}
-    first = min(frames)
-    following = next(at for at in range(first, first + len(frames) + 1) if at not in frames)
-    books = codec.config.codebooks_for(kbps)
-    codes = np.stack([frames[at][:books] for at in range(first, following)])
-    return codec.stream_decoder(kbps).push(codes)
+    books, decoder = codec.config.codebooks_for(kbps), codec.stream_decoder(kbps)
+    hops = []
+    for at in range(min(frames), max(frames) + 1):
+        hops.append(decoder.push(frames[at][None, :books] if at in frames else None))
+    return np.concatenate(hops)
 
 
 async def read_until(stream: asyncio.StreamReader, word: str) -> str:

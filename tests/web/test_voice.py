@@ -213,6 +213,25 @@ def test_what_is_heard_is_what_python_plays_repairs_included(
         assert counts["lost"] > 0
 
 
+def test_a_call_ends_or_calls_again_in_silence_and_bounds_what_waits_and_what_comes(
+    node: Any,
+) -> None:
+    about = {"sampling_rate": RATE, "codes_sha256": "0" * 64, "hop": HOP, "codebook_bits": BITS}
+    message = RtpSession(RATE, ssrc=9).write(Outgoing(b"payload", 0, marker=True))
+    given = node("call", about=about, message=message.hex())
+    assert given["before"] == []
+    assert given["ended"] == ["Nothing came from the other side for 11 s."]
+    # Where calling again is possible, that is tried after three seconds.
+    assert given["renewed"]["ended"] == []
+    assert given["renewed"]["renewed"] == 2
+    assert given["renewed"]["words"][-1] == "Connected again."
+    # One was sent, one would have waited, and of a flood 400 a second are read.
+    assert given["busy"]["sent"] == 1
+    assert given["busy"]["dropped"] == 1
+    assert given["busy"]["received"] == 400
+    assert given["busy"]["refused"] == 600
+
+
 def test_the_page_says_and_reads_the_protocol_string_of_python(node: Any) -> None:
     form = Format("0123456789abcdef", RATE, HOP, BITS, 8)
     sha256 = "0123456789abcdef" + "0" * 48

@@ -26,6 +26,13 @@ static float dot(const float *p, const float *q, u32 K) {
   return sum;
 }
 
+INLINE void store_panel(float *y, V s0, V s1, V s2, V s3) {
+  store4(y, s0);
+  store4(y + 4, s1);
+  store4(y + 8, s2);
+  store4(y + 12, s3);
+}
+
 // One row times one panel: sixteen sums, each in two halves so that additions overlap.
 INLINE void panel1(const float *x, u32 K, const float *w, const float *b, float *y) {
   V a0 = load4(b), a1 = load4(b + 4), a2 = load4(b + 8), a3 = load4(b + 12);
@@ -43,68 +50,51 @@ INLINE void panel1(const float *x, u32 K, const float *w, const float *b, float 
     b2 = multiply_add(r, load4(w + 24), b2);
     b3 = multiply_add(r, load4(w + 28), b3);
   }
-  store4(y, add(a0, b0));
-  store4(y + 4, add(a1, b1));
-  store4(y + 8, add(a2, b2));
-  store4(y + 12, add(a3, b3));
+  store_panel(y, add(a0, b0), add(a1, b1), add(a2, b2), add(a3, b3));
 }
 
-// Four rows, xs floats apart, times half a panel: eight sums fill the registers of SSE and NEON.
-INLINE void half_panel4(const float *x, u32 xs, u32 K, const float *w, const float *b,
-                               float *y, u32 ys) {
-  const float *x1 = x + xs, *x2 = x1 + xs, *x3 = x2 + xs;
-  V u = load4(b), v = load4(b + 4);
-  V a0 = u, b0 = v, a1 = u, b1 = v, a2 = u, b2 = v, a3 = u, b3 = v;
+// Two rows, xs floats apart, times one panel: eight sums, and each weight is loaded once for both.
+INLINE void panel2(const float *x, u32 xs, u32 K, const float *w, const float *b, float *y, u32 ys) {
+  V a0 = load4(b), a1 = load4(b + 4), a2 = load4(b + 8), a3 = load4(b + 12);
+  V b0 = a0, b1 = a1, b2 = a2, b3 = a3;
   for (u32 k = 0; k < K; k++, w += PANEL) {
-    V l = load4(w), h = load4(w + 4), s = splat_at(x + k);
-    a0 = multiply_add(s, l, a0);
-    b0 = multiply_add(s, h, b0);
-    s = splat_at(x1 + k);
-    a1 = multiply_add(s, l, a1);
-    b1 = multiply_add(s, h, b1);
-    s = splat_at(x2 + k);
-    a2 = multiply_add(s, l, a2);
-    b2 = multiply_add(s, h, b2);
-    s = splat_at(x3 + k);
-    a3 = multiply_add(s, l, a3);
-    b3 = multiply_add(s, h, b3);
+    V s = splat_at(x + k), r = splat_at(x + xs + k), v = load4(w);
+    a0 = multiply_add(s, v, a0);
+    b0 = multiply_add(r, v, b0);
+    v = load4(w + 4);
+    a1 = multiply_add(s, v, a1);
+    b1 = multiply_add(r, v, b1);
+    v = load4(w + 8);
+    a2 = multiply_add(s, v, a2);
+    b2 = multiply_add(r, v, b2);
+    v = load4(w + 12);
+    a3 = multiply_add(s, v, a3);
+    b3 = multiply_add(r, v, b3);
   }
-  store4(y, a0);
-  store4(y + 4, b0);
-  store4(y += ys, a1);
-  store4(y + 4, b1);
-  store4(y += ys, a2);
-  store4(y + 4, b2);
-  store4(y += ys, a3);
-  store4(y + 4, b3);
+  store_panel(y, a0, a1, a2, a3);
+  store_panel(y + ys, b0, b1, b2, b3);
 }
 
 // y [T, N] = b + x [T, K] @ w, rows of x and y xs and ys floats apart; b is padded to 16.
-static __attribute__((noinline)) void product(const float *x, u32 xs, u32 T, u32 K, const float *w, const float *b, float *y,
-                    u32 ys, u32 N) {
+static __attribute__((noinline)) void product(const float *x, u32 xs, u32 T, u32 K,
+                                              const float *w, const float *b, float *y, u32 ys,
+                                              u32 N) {
   if (N <= NARROW) {
     for (u32 t = 0; t < T; t++)
       for (u32 n = 0; n < N; n++)
         y[t * ys + n] = dot(x + t * xs, w + n * K, K) + b[n];
     return;
   }
-  float spare[4 * PANEL];
+  float spare[2 * PANEL];
   for (u32 n = 0; n < N; n += PANEL, w += PANEL * K) {
-    int whole = N - n >= PANEL;
-    u32 t = 0;
-    for (; t + 4 <= T; t += 4) {
+    u32 whole = N - n >= PANEL, step = whole ? ys : PANEL;
+    for (u32 t = 0, rows; t < T; t += rows) {
       float *to = whole ? y + t * ys + n : spare;
-      u32 step = whole ? ys : PANEL;
-      const float *rows = x + t * xs;
-      for (u32 half = 0; half < PANEL; half += PANEL / 2)
-        half_panel4(rows, xs, K, w + half, b + n + half, to + half, step);
+      rows = T - t >= 2 ? 2 : 1;
+      if (rows == 2) panel2(x + t * xs, xs, K, w, b + n, to, step);
+      else panel1(x + t * xs, K, w, b + n, to);
       if (!whole)
-        for (u32 r = 0; r < 4; r++) copy(y + (t + r) * ys + n, spare + PANEL * r, N - n);
-    }
-    for (; t < T; t++) {
-      float *to = whole ? y + t * ys + n : spare;
-      panel1(x + t * xs, K, w, b + n, to);
-      if (!whole) copy(y + t * ys + n, spare, N - n);
+        for (u32 r = 0; r < rows; r++) copy(y + (t + r) * ys + n, spare + PANEL * r, N - n);
     }
   }
 }

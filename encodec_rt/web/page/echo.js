@@ -2,8 +2,9 @@
 // through a call within the page, the sound becomes something that it cancels; at the price of
 // Opus on the way and some 50 ms, so that it is for speakers alone.
 
-// Plays a MediaStream by way of two connected peers. Resolves to {audio, close}.
-export async function playCancellable(stream) {
+// Plays what an audio node gives by way of two connected peers. Resolves to {audio, close}.
+export async function playCancellable(node) {
+  const { stream } = node.connect(node.context.createMediaStreamDestination());
   const near = new RTCPeerConnection();
   const far = new RTCPeerConnection();
   near.onicecandidate = ({ candidate }) => candidate && far.addIceCandidate(candidate);

@@ -1,9 +1,10 @@
 // The page: buttons, what they start, and what is drawn. The audio thread is worklet.js.
 import { Call } from "./call.js";
-import { describe, isSupported } from "./codec.js";
+import { describe } from "./codec.js";
 import { levelDb } from "./conceal.js";
 import { playCancellable } from "./echo.js";
-import { Listener, Room } from "./signalling.js";
+import { explain, lacking, micHint } from "./explain.js";
+import { wayTo } from "./signalling.js";
 import { Spectrogram } from "./spectrogram.js";
 import { showRows } from "./table.js";
 import { wav } from "./wav.js";
@@ -40,7 +41,7 @@ async function bytes(url) {
 }
 
 async function load() {
-  if (!isSupported()) throw new Error("This browser is too old: it lacks WebAssembly SIMD. Please update it.");
+  if (lacking()) throw new Error(lacking());
   const [wasm, blob] = await Promise.all([bytes(`${folder}/codec.wasm`), bytes(modelUrl)]);
   page.model = { wasm, blob };
   page.about = describe(new Uint8Array(blob));
@@ -58,19 +59,15 @@ async function load() {
   say(`Ready: ${page.about.model}, ${page.about.sampling_rate / 1000} kHz. ${micHint()}`);
 }
 
-function micHint() {
-  if (globalThis.isSecureContext && navigator.mediaDevices) return "";
-  return "The microphone needs HTTPS or this machine's own address (localhost); the example and files work here.";
-}
-
 // Called in the click itself: some browsers let no audio begin later.
-function openContext() {
-  const rate = page.about.sampling_rate;
+function openContext(ownRate) {
+  const latencyHint = "interactive";
   try {
-    page.context = new AudioContext({ sampleRate: rate, latencyHint: "interactive" });
+    page.context = new AudioContext(ownRate ? { latencyHint } : { latencyHint, sampleRate: page.about.sampling_rate });
   } catch {
-    page.context = new AudioContext({ latencyHint: "interactive" });
+    page.context = new AudioContext({ latencyHint });
   }
+  page.context.onerror = () => stop().then(() => say("The sound device is gone. Plug it in and start again.", true));
   page.resumed = page.context.resume();
 }
 
@@ -85,13 +82,19 @@ async function openNode() {
   if (page.model.blob.byteLength > MAX_INSIDE_BYTES) await openWorker(start);
   else await answered(page.node.port, start);
   page.node.port.postMessage({ ear: page.muted ? "mute" : page.ear });
-  if (!element("speakers").checked) {
-    page.node.connect(page.context.destination);
-    return;
-  }
-  const destination = page.context.createMediaStreamDestination();
-  page.node.connect(destination);
-  page.speakers = await playCancellable(destination.stream);
+  await route();
+}
+
+// To headphones, or to speakers that the echo canceller must see.
+async function route() {
+  const { node } = page;
+  page.speakers?.close();
+  page.speakers = null;
+  node.disconnect();
+  if (!element("speakers").checked) return void node.connect(page.context.destination);
+  const speakers = await playCancellable(node);
+  if (page.node === node && element("speakers").checked) page.speakers = speakers;
+  else speakers.close();
 }
 
 // A large model computes beside the audio thread, at the price of a longer queue.
@@ -121,10 +124,10 @@ function codecPort() {
   return page.worker ?? page.node?.port;
 }
 
-async function start(connect) {
+async function start(connect, ownRate = false) {
   const before = stop();
   page.saved = [];
-  openContext();
+  openContext(ownRate);
   try {
     await before;
     // The prompt for the microphone comes while the worklet loads.
@@ -135,28 +138,28 @@ async function start(connect) {
     source.start?.();
   } catch (error) {
     await stop();
-    say(explain(error), true);
+    // Some browsers connect a microphone only to a context of the device's own rate.
+    if (error.name === "NotSupportedError" && !ownRate) await start(connect, true);
+    else say(explain(error), true);
     return;
   }
   element("stop").hidden = false;
+  element("delay").hidden = false;
   for (const id of ["ear", "mute", "save"]) element(id).disabled = false;
   say(page.context.sampleRate === page.about.sampling_rate ? "Running." : `Running; this device keeps to ${page.context.sampleRate} Hz, so the page resamples.`);
-}
-
-function explain(error) {
-  if (error.name === "NotAllowedError") return "The microphone is blocked. Allow it for this page (the lock or camera sign beside the address), then start again; or play the example.";
-  if (error.name === "NotFoundError") return "No microphone was found. Plug one in, or play the example.";
-  if (error.name === "NotReadableError") return "Another program holds the microphone. Close it there, then start again.";
-  return `That did not work: ${error.message}`;
 }
 
 // Sound first, then the network: the click that starts a call is the one that may start audio.
 async function converse(connect) {
   await start(connect);
   if (!page.node) return;
+  // What both sides agree upon stays; one's own voice would be no more than an echo.
+  for (const id of ["ear", "loss", "bandwidths"]) element(id).disabled = true;
+  page.ear = "codec";
+  listen();
   const books = Number(document.querySelector("input[name=kbps]:checked").value);
   const port = codecPort();
-  const call = (page.call = new Call(page.about, books, way(), {
+  const call = (page.call = new Call(page.about, books, wayTo(calls, token()), {
     begin: (streams) => port.postMessage({ call: streams }),
     receive: (packet) => port.postMessage({ packet }, [packet.buffer]),
     report: (report) => port.postMessage({ report }),
@@ -174,11 +177,6 @@ async function converse(connect) {
   }
   page.saved = [];
   say("In a call. Use headphones.");
-}
-
-function way() {
-  if (calls !== "pages") return new Listener("/call", token());
-  return new Room(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/meet`, token());
 }
 
 // In a call a file takes the microphone's place.
@@ -219,6 +217,8 @@ async function stop() {
   call?.end("You hung up.");
   element("stop").hidden = true;
   for (const id of ["ear", "mute"]) element(id).disabled = true;
+  for (const id of ["loss", "bandwidths"]) element(id).disabled = false;
+  for (const id of ["said-level", "heard-level"]) element(id).value = -60;
   source?.disconnect();
   node?.disconnect();
   stream?.getTracks().forEach((track) => track.stop());
@@ -258,7 +258,7 @@ function latency(hop) {
 function listen() {
   page.node?.port.postMessage({ ear: page.muted ? "mute" : page.ear });
   element("ear").setAttribute("aria-pressed", String(page.ear === "original"));
-  element("ear-text").textContent = page.ear === "original" ? "Original" : "Codec";
+  element("ear-text").textContent = page.ear === "original" ? "Hearing the original" : "Hearing the codec";
   element("mute").setAttribute("aria-pressed", String(page.muted));
 }
 
@@ -289,6 +289,7 @@ element("file").addEventListener("change", async ({ target }) => {
   await (page.call ? send(connect) : start(connect));
 });
 element("stop").addEventListener("click", () => { stop(); say("Stopped."); });
+element("speakers").addEventListener("change", () => page.node && route().catch((error) => say(explain(error), true)));
 element("loss").addEventListener("input", ({ target }) => {
   element("loss-text").textContent = `${target.value} %`;
   codecPort()?.postMessage({ loss: target.value / 100 });

@@ -11,10 +11,16 @@ function within(ms, promise, words) {
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
+// The way to whom a page calls.
+export function wayTo(calls, token) {
+  if (calls !== "pages") return new Listener("/call", token);
+  return new Room(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/meet`, token);
+}
+
 const opening = (path) => within(OPEN_MS, path.open, "no connection came about; a firewall may be in between");
 
 // The room of two at `url`; nothing is left of it once the path is open.
-export class Room {
+class Room {
   constructor(url, token) {
     Object.assign(this, { url, token });
   }
@@ -50,7 +56,7 @@ export class Room {
 }
 
 // The listener behind this page. It takes another path for a call whose first one is dead.
-export class Listener {
+class Listener {
   constructor(url, token) {
     this.url = url;
     this.headers = token ? { Authorization: `Bearer ${token}` } : {};
