@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import json
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +38,10 @@ def test_codes_that_were_changed_are_found(codec: Codec, clips: Path, tmp_path: 
     flat[1] = (flat[1] + 1) % 16
     changed = pa.ListArray.from_arrays(codes.offsets, pa.array(flat, pa.uint16()))
     pq.write_table(table.set_column(1, table.schema.field("codes"), changed), path)
+    # As if it had been written so: a file of another size would be made again.
+    (record,) = (tmp_path / "out").rglob("000001.json")
+    facts = json.loads(record.read_text())
+    record.write_text(json.dumps({**facts, "bytes": path.stat().st_size}))
     found = run([clips], tmp_path / "out", codec, verify=99).verified
     assert found is not None
     assert (found["differ"], found["ids"]) == (1, [table.column("id")[0].as_py()])
@@ -48,8 +52,9 @@ def test_stored_files_that_are_mixed_up_are_found(
 ) -> None:
     run([clips], tmp_path / "out", codec, sink="npy")
     data = tmp_path / "out/data"
-    shutil.copy(data / "speaker0/clip1.flac.npy", data / "speaker0/clip0.wav.npy")
+    first, second = (data / f"speaker0/{name}.npy" for name in ("clip0.wav", "clip1.flac"))
+    np.save(first, np.resize(np.load(second), np.load(first).shape))
     found = run([clips], tmp_path / "out", codec, sink="npy", verify=99).verified
     assert found is not None
     assert found["ids"] == ["speaker0/clip0.wav"]
-    assert found["differ"] == len(np.load(data / "speaker0/clip1.flac.npy"))
+    assert found["differ"] == len(np.load(first))
