@@ -253,8 +253,7 @@ def main() -> int:
                 running[at].start()
             time.sleep(0.05)
             running = {at: process for at, process in running.items() if process.is_alive()}
-            # In order, since the rules come first, with whose codes the others are compared; and at
-            # once, so that a program that is killed leaves what it has.
+            # In order, since the rules are what to compare with; and at once, in case of a kill.
             while unrecorded and unrecorded[0] not in (*running, *waiting):
                 _note(record, VARIANTS[unrecorded[0]], _found(folder, unrecorded[0]), codes)
                 record.save()
@@ -271,8 +270,7 @@ def _found(folder: str, index: int) -> dict[str, Any]:
     path = Path(folder, f"{index}.json")
     if not path.exists():
         return {"reason": "no time was left, or its process died"}
-    found: dict[str, Any] = json.loads(path.read_text("utf-8"))
-    return found
+    return dict(json.loads(path.read_text("utf-8")))
 
 
 def _note(

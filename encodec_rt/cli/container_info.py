@@ -13,7 +13,7 @@ from encodec_rt.bitstream.container_reader import Gap, PacketReader
 from encodec_rt.cli.facts import Described, Facts, described_audio, described_codebooks
 from encodec_rt.errors import CodecError
 
-MOST_PROBLEMS = 5
+MAX_PROBLEMS = 5
 """That are told of a damaged file."""
 
 _CODINGS = {
@@ -145,5 +145,5 @@ def _layers(header: StreamHeader, sums: _Sums) -> Described:
 
 def _counted_problems(problems: Sequence[str]) -> str:
     """The first few different ones, and how often each was met."""
-    counts = Counter(problems).most_common(MOST_PROBLEMS)
+    counts = Counter(problems).most_common(MAX_PROBLEMS)
     return "; ".join(text if count == 1 else f"{text} ({count} times)" for text, count in counts)

@@ -136,7 +136,7 @@ class OutputFolder:
         written: int = record["bytes"]
         try:
             return sum((self.data / name).stat().st_size for name in names) == written
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
 
     def finish(self, index: int, record: Mapping[str, Any]) -> None:

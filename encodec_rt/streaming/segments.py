@@ -7,8 +7,6 @@ delay is one second. A model without chunks has a single segment, the whole clip
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -19,8 +17,8 @@ from torch import Tensor
 
 from encodec_rt.errors import InputError, StateError
 from encodec_rt.model.encodec import EncodecModel, loudness, triangle
-from encodec_rt.model.numerics import no_autocast
 from encodec_rt.streaming.arrays import as_audio, as_codes, to_audio
+from encodec_rt.streaming.stream_base import OpenOrClosed, whole
 from encodec_rt.types import Audio, Codes
 
 S = TypeVar("S", bound="SegmentStream")
@@ -35,49 +33,28 @@ class Segment:
     samples: int
 
 
-class SegmentStream:
-    """What both directions share: the model, and being open or closed."""
+class SegmentStream(OpenOrClosed):
+    """What both directions share: the model, and that no tensor of theirs changes in place."""
 
     def __init__(self, model: EncodecModel) -> None:
         """Use Codec.segment_encoder or Codec.segment_decoder."""
         self._model = model
+        self.device = model.device
         self.closed = False
+
+    def __deepcopy__(self: S, memo: dict[int, Any]) -> S:
+        """An independent stream, over the same model."""
+        return copy.copy(self)
 
     def _no_audio(self) -> Tensor:
         channels = self._model.config.audio_channels
         return torch.zeros(0, channels, dtype=torch.float32, device="cpu")
 
-    @contextmanager
-    def _whole(self) -> Iterator[None]:
-        """Make the block take effect entirely or not at all, even if interrupted."""
-        if self.closed:
-            raise StateError("this stream was flushed; open a new one")
-        before = dict(vars(self))
-        try:
-            with torch.inference_mode(), no_autocast(self._model.device):
-                yield
-        except BaseException:
-            vars(self).update(before)
-            raise
+    def _save(self) -> dict[str, Any]:
+        return dict(vars(self))
 
-    def __deepcopy__(self: S, memo: dict[int, Any]) -> S:
-        """An independent stream, over the same model; no tensor of a stream changes in place."""
-        return copy.copy(self)
-
-    def __enter__(self: S) -> S:
-        """Self."""
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Close the stream; anything not flushed is dropped."""
-        self.closed = True
-
-    def __repr__(self) -> str:
-        state = "closed" if self.closed else "open"
-        return f"<{type(self).__name__}, {self._progress()}, {state}>"
-
-    def _progress(self) -> str:
-        raise AssertionError("each direction has its own")
+    def _load(self, held: dict[str, Any]) -> None:
+        vars(self).update(held)
 
 
 class SegmentEncoder(SegmentStream):
@@ -91,38 +68,38 @@ class SegmentEncoder(SegmentStream):
         self._waiting = self._no_audio()
         self.samples_in = 0
 
+    @whole
     def push(self, pcm: ArrayLike | Tensor) -> list[Segment]:
         """Audio float32 [n] or [channels, n], n >= 0 -> the segments that it completes.
 
         Raises InputError, and StateError after ``flush``; the stream is then as it was.
         """
         config = self._model.config
-        with self._whole():
-            audio = as_audio(pcm, config.audio_channels)
-            waiting = torch.cat([self._waiting, audio])
-            segments = []
-            if config.chunk_length is not None and config.chunk_stride is not None:
-                while len(waiting) >= config.chunk_length:
-                    segments.append(self._encode(waiting[: config.chunk_length]))
-                    waiting = waiting[config.chunk_stride :]
-            self._waiting = waiting.clone()
-            self.samples_in += len(audio)
-            return segments
+        audio = as_audio(pcm, config.audio_channels)
+        waiting = torch.cat([self._waiting, audio])
+        segments = []
+        if config.chunk_length is not None and config.chunk_stride is not None:
+            while len(waiting) >= config.chunk_length:
+                segments.append(self._encode(waiting[: config.chunk_length]))
+                waiting = waiting[config.chunk_stride :]
+        self._waiting = waiting.clone()
+        self.samples_in += len(audio)
+        return segments
 
+    @whole
     def flush(self) -> list[Segment]:
         """The remaining segments, which are shorter than the others; closes the stream."""
-        with self._whole():
-            self.closed = True
-            stride = self._model.config.chunk_stride or max(1, len(self._waiting))
-            rest = range(0, len(self._waiting), stride)
-            return [self._encode(self._waiting[start:]) for start in rest]
+        self.closed = True
+        stride = self._model.config.chunk_stride or max(1, len(self._waiting))
+        rest = range(0, len(self._waiting), stride)
+        return [self._encode(self._waiting[start:]) for start in rest]
 
-    def _progress(self) -> str:
-        return f"{self.samples_in} samples in"
+    def _about(self) -> str:
+        return f", {self.samples_in} samples in"
 
     def _encode(self, samples: Tensor) -> Segment:
         model = self._model
-        audio = samples.t()[None].to(model.device)
+        audio = samples.t()[None].to(self.device)
         scale = None
         if model.config.normalize:
             loud = loudness(audio)
@@ -143,33 +120,33 @@ class SegmentDecoder(SegmentStream):
         self._decoded = 0
         self.samples_out = 0
 
+    @whole
     def push(self, segment: Segment) -> Audio:
         """One segment -> the audio float32 [n] or [channels, n] that no later one will change.
 
         Raises InputError, and StateError after ``flush``; the stream is then as it was.
         """
         stride = self._model.config.chunk_stride
-        with self._whole():
-            audio = self._decode(segment)
-            self._decoded += 1
-            if stride is None:
-                return self._emit(audio)
-            self._overlap_add(audio)
-            ready, self._summed = self._summed[:stride], self._summed[stride:].clone()
-            weights, self._weights = self._weights[:stride], self._weights[stride:].clone()
-            return self._emit(ready / weights[:, None])
+        audio = self._decode(segment)
+        self._decoded += 1
+        if stride is None:
+            return self._emit(audio)
+        self._overlap_add(audio)
+        ready, self._summed = self._summed[:stride], self._summed[stride:].clone()
+        weights, self._weights = self._weights[:stride], self._weights[stride:].clone()
+        return self._emit(ready / weights[:, None])
 
+    @whole
     def flush(self, samples: int | None = None) -> Audio:
         """The audio still held, cut so that the whole stream has ``samples``; closes the stream."""
-        with self._whole():
-            self.closed = True
-            rest = self._summed / self._weights[:, None]
-            if samples is not None:
-                rest = rest[: max(0, samples - self.samples_out)]
-            return self._emit(rest)
+        self.closed = True
+        rest = self._summed / self._weights[:, None]
+        if samples is not None:
+            rest = rest[: max(0, samples - self.samples_out)]
+        return self._emit(rest)
 
-    def _progress(self) -> str:
-        return f"{self._decoded} segments in, {self.samples_out} samples out"
+    def _about(self) -> str:
+        return f", {self._decoded} segments in, {self.samples_out} samples out"
 
     def _decode(self, segment: Segment) -> Tensor:
         """The audio [n, channels] of one segment, on the host."""
@@ -181,7 +158,7 @@ class SegmentDecoder(SegmentStream):
         codes = as_codes(segment.codes, config.codebook_size, config.num_quantizers)
         if not len(codes):
             raise InputError("a segment of no frames")
-        latents = model.quantizer.decode(codes.t()[:, None].to(model.device))
+        latents = model.quantizer.decode(codes.t()[:, None].to(self.device))
         audio: Tensor = model.decoder(latents)[0].t().cpu()
         return audio if segment.scale is None else audio * segment.scale
 

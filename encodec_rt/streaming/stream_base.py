@@ -19,17 +19,18 @@ from encodec_rt.streaming.weights import CodecWeights, Start
 
 P = ParamSpec("P")
 R = TypeVar("R")
+C = TypeVar("C", bound="OpenOrClosed")
 S = TypeVar("S", bound="Stream")
 
 
-def whole(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P], R]:
+def whole(method: Callable[Concatenate[C, P], R]) -> Callable[Concatenate[C, P], R]:
     """Make a method of an open stream take effect entirely or not at all, even if interrupted.
 
     It computes without gradients, and in float32 whatever autocast the program has set.
     """
 
     @wraps(method)
-    def call(stream: S, /, *args: P.args, **kwargs: P.kwargs) -> R:
+    def call(stream: C, /, *args: P.args, **kwargs: P.kwargs) -> R:
         if stream.closed:
             raise StateError("this stream was flushed; open a new one")
         before = stream._save()
@@ -43,8 +44,35 @@ def whole(method: Callable[Concatenate[S, P], R]) -> Callable[Concatenate[S, P],
     return call
 
 
-class Stream:
-    """What both directions share: a single slot, and being open or closed."""
+class OpenOrClosed:
+    """What every stream is, and what ``whole`` needs of it."""
+
+    closed: bool
+    device: torch.device
+
+    def __enter__(self: C) -> C:
+        """Self."""
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        """Close the stream; anything not flushed is dropped."""
+        self.closed = True
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__}{self._about()}, {'closed' if self.closed else 'open'}>"
+
+    def _about(self) -> str:
+        raise AssertionError("each kind of stream has its own")
+
+    def _save(self) -> Any:
+        raise AssertionError("each kind of stream has its own")
+
+    def _load(self, held: Any) -> None:
+        raise AssertionError("each kind of stream has its own")
+
+
+class Stream(OpenOrClosed):
+    """What both directions share: a single slot."""
 
     kind: Kind
     _HELD: tuple[str, ...]
@@ -121,20 +149,8 @@ class Stream:
             "into a stream of the same codec"
         )
 
-    def __enter__(self: S) -> S:
-        """Self."""
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        """Close the stream; anything not flushed is dropped."""
-        self.closed = True
-
-    def __repr__(self) -> str:
-        state = "closed" if self.closed else "open"
-        return (
-            f"<{type(self).__name__} of {self.codebooks} codebooks, start={self._origin.start!r}, "
-            f"{self._progress()}, {state}>"
-        )
+    def _about(self) -> str:
+        return f" of {self.codebooks} codebooks, start={self._origin.start!r}, {self._progress()}"
 
     def _progress(self) -> str:
         raise AssertionError("each direction has its own")
