@@ -38,8 +38,8 @@ from encodec_rt.lm.coding import LmCoder
 from encodec_rt.lm.files import lm_for_model
 from encodec_rt.lm.integer import IntegerLm
 from encodec_rt.lm.paper import PaperLm
-from encodec_rt.lm.training import bits_per_code
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.training.language_model import bits_per_code
 from encodec_rt.transcode import bandwidth_for, encode_blocks
 from encodec_rt.types import Audio, Codes
 

@@ -80,9 +80,9 @@ def lm(
     from encodec_rt.bitstream.container import StreamHeader
     from encodec_rt.lm.integer import IntegerLm
     from encodec_rt.lm.trainable import lm_config
-    from encodec_rt.lm.training import LmRecipe, bits_per_code, train_lm
     from encodec_rt.streaming.codec import Codec
     from encodec_rt.training.codes import coded_clips
+    from encodec_rt.training.language_model import LmRecipe, bits_per_code, train_lm
 
     check_device(device)
     torch.set_num_threads(threads)
@@ -95,7 +95,7 @@ def lm(
     before = None if start_from is None else IntegerLm.load(start_from)
     if before is not None and before.codes_sha256 != weights:
         raise ConfigError(f"{start_from} is for the codes of another model; omit --start-from")
-    clips = coded_clips(codec, data, run, hours=hours, voices=voices, report=report)
+    clips = coded_clips(codec, data, run, hours=hours, voices=voices, device=device, report=report)
     tables = CodeTables.from_codes(np.concatenate(clips.train), config.codebook_size, weights)
     tables.save(run / "code_tables.safetensors")
 

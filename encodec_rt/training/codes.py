@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import copy
+import os
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 
 import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 from encodec_rt.atomic import replacing
 from encodec_rt.errors import InputError
@@ -15,8 +20,10 @@ from encodec_rt.streaming.codec import Codec
 from encodec_rt.training.acoustics import another_voice
 from encodec_rt.training.tables import Clip, Split, load_index
 from encodec_rt.transcode import FILE_BLOCK_FRAMES
-from encodec_rt.types import Codes
+from encodec_rt.types import Codes, Floats
 
+_BATCH_SAMPLES = 24_000 * 600
+"""Samples of a batch for a GPU, which takes a few GB there."""
 LONGEST_CLIP_S = 20.0
 """Of longer clips the begin is taken, so that a few of them do not outweigh all others."""
 
@@ -37,13 +44,15 @@ def coded_clips(
     hours: float,
     voices: int = 0,
     seed: int = 0,
+    device: torch.device | str = "cpu",
     report: Callable[[str], None] = lambda _: None,
 ) -> CodedClips:
     """Codes of up to ``hours`` of speech in ``data``, and of a tenth of that held out.
 
     What is trained on is coded ``voices`` times more, each time as other voices would say it. All
     codes are kept in ``folder`` under the hash of the weights, and taken from there next time.
-    Raises InputError where there is no packed speech.
+    A GPU codes many clips at once; near-ties may then differ. Raises InputError where there is no
+    packed speech.
     """
     found: dict[str, tuple[Codes, ...]] = {}
     parts: list[tuple[str, Split, float, int | None]] = [
@@ -54,9 +63,10 @@ def coded_clips(
     for part_name, split, wanted, voice in parts:
         path = folder / f"codes-{codec.codes_sha256[:8]}-{part_name}.npz"
         if not path.is_file():
-            clips = list(_encoded(codec, data, split, wanted * 3600, seed, voice))
-            if not clips:
+            waveforms = _Waveforms(codec.config.sampling_rate, data, split, wanted, seed, voice)
+            if not len(waveforms):
                 raise InputError(f"{data} has no speech of the split {split!r}")
+            clips = _encoded(codec, waveforms, torch.device(device))
             lengths = np.array([len(clip) for clip in clips])
             folder.mkdir(parents=True, exist_ok=True)
             with replacing(path, force=True) as part, part.open("wb") as file:
@@ -70,34 +80,101 @@ def coded_clips(
     return CodedClips(tuple(chain.from_iterable(found.values())), held_out)
 
 
-def _encoded(
-    codec: Codec, data: Path, split: Split, wanted_s: float, seed: int, voice: int | None
-) -> Iterator[Codes]:
-    """Codes of clips in an order drawn by ``seed``, as they are or as other voices number
+class _Waveforms(Dataset[Floats]):
+    """Clips of speech in an order drawn by ``seed``, as they are or as other voices number
     ``voice`` say them.
     """
-    config = codec.config
-    clips: list[tuple[str, Clip]] = [
-        (source.name, clip)
-        for source in load_index(data)
-        if source.kind == "speech"
-        for clip in source.clips
-        if clip.split == split
-    ]
-    order = np.random.default_rng(seed).permutation(len(clips))
-    taken_s = 0.0
-    for index in order:
-        if taken_s >= wanted_s:
-            return
-        name, clip = clips[index]
-        size = min(clip.samples, round(LONGEST_CLIP_S * config.sampling_rate))
-        pcm = np.memmap(data / f"{name}.s16", "<i2", "r", 2 * clip.start, (size,))
-        encoder = codec.stream_encoder(
-            config.target_bandwidths[-1], start="exact", block_frames=FILE_BLOCK_FRAMES
-        )
+
+    def __init__(
+        self,
+        sampling_rate: int,
+        data: Path,
+        split: Split,
+        hours: float,
+        seed: int,
+        voice: int | None,
+    ) -> None:
+        self._data, self._rate, self._seed, self._voice = data, sampling_rate, seed, voice
+        clips = [
+            (source.name, clip)
+            for source in load_index(data)
+            if source.kind == "speech"
+            for clip in source.clips
+            if clip.split == split
+        ]
+        self._clips: list[tuple[int, str, Clip]] = []
+        left = hours * 3600 * sampling_rate
+        for index in np.random.default_rng(seed).permutation(len(clips)):
+            if left <= 0:
+                break
+            self._clips.append((int(index), *clips[index]))
+            left -= self.samples(len(self._clips) - 1)
+
+    def __len__(self) -> int:
+        return len(self._clips)
+
+    def samples(self, number: int) -> int:
+        """The samples of a clip before its voice is changed, which changes its length."""
+        return min(self._clips[number][2].samples, round(LONGEST_CLIP_S * self._rate))
+
+    def __getitem__(self, number: int) -> Floats:
+        index, name, clip = self._clips[number]
+        shape = (self.samples(number),)
+        pcm = np.memmap(self._data / f"{name}.s16", "<i2", "r", 2 * clip.start, shape)
         audio = pcm.astype(np.float32) / np.float32(32768)
-        if voice is not None:
-            chance = np.random.default_rng((seed, voice, index))
-            audio = another_voice(audio, chance, config.sampling_rate)
-        yield np.concatenate([encoder.push(audio), encoder.flush()])
-        taken_s += size / config.sampling_rate
+        if self._voice is None:
+            return audio
+        chance = np.random.default_rng((self._seed, self._voice, index))
+        return another_voice(audio, chance, self._rate)
+
+
+def _encoded(codec: Codec, waveforms: _Waveforms, device: torch.device) -> list[Codes]:
+    """The codes of every clip, in order."""
+    bandwidth = codec.config.target_bandwidths[-1]
+    if device.type == "cuda":
+        return _encoded_in_batches(codec, waveforms, device, bandwidth)
+    clips = []
+    for number in range(len(waveforms)):
+        encoder = codec.stream_encoder(bandwidth, start="exact", block_frames=FILE_BLOCK_FRAMES)
+        clips.append(np.concatenate([encoder.push(waveforms[number]), encoder.flush()]))
+    return clips
+
+
+@torch.inference_mode()
+def _encoded_in_batches(
+    codec: Codec, waveforms: _Waveforms, device: torch.device, bandwidth: float
+) -> list[Codes]:
+    """The same with plain PyTorch, in batches of clips of about the same length.
+
+    The audio is prepared in other processes: changing voices takes longer than encoding.
+    """
+    model = copy.deepcopy(codec.model).to(device, torch.float32).eval()
+    order = sorted(range(len(waveforms)), key=waveforms.samples)
+    batches: list[list[int]] = [[]]
+    for number in order:
+        if batches[-1] and waveforms.samples(number) * (len(batches[-1]) + 1) > _BATCH_SAMPLES:
+            batches.append([])
+        batches[-1].append(number)
+    loader = DataLoader(
+        waveforms,
+        batch_sampler=batches,
+        collate_fn=_padded,
+        num_workers=max(1, (os.cpu_count() or 1) - 2),
+        multiprocessing_context="fork",
+    )
+    clips: list[Codes] = [np.zeros((0, 0), np.uint16)] * len(waveforms)
+    for batch, (audio, lengths) in zip(batches, loader, strict=True):
+        codes = model.encode(audio.to(device)[:, None], bandwidth=bandwidth).audio_codes[0]
+        frames = -(-np.array(lengths) // codec.config.hop_length)
+        for number, rows, count in zip(batch, codes.cpu().numpy(), frames, strict=True):
+            clips[number] = rows[:, :count].T.astype(np.uint16)
+    return clips
+
+
+def _padded(clips: Sequence[Floats]) -> tuple[Tensor, list[int]]:
+    """Clips [n] with zeros behind them as one batch, and their lengths in samples."""
+    lengths = [len(clip) for clip in clips]
+    audio = torch.zeros(len(clips), max(lengths))
+    for row, clip in zip(audio, clips, strict=True):
+        row[: len(clip)] = torch.from_numpy(clip)
+    return audio, lengths

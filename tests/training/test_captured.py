@@ -6,13 +6,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from encodec_rt.training import optimiser
+from encodec_rt.lm.tensors import LmConfig
+from encodec_rt.training import language_model, optimiser
 from encodec_rt.training.captured import EagerSteps
+from encodec_rt.training.language_model import LmRecipe, LmTraining
 from encodec_rt.training.presets import PRESETS
 from encodec_rt.training.trainer import Trainer
 
@@ -76,6 +79,20 @@ def test_a_step_waits_for_no_value_of_the_device(
         ours._step(stage, given, train_discriminator=stage.adversarial)
     assert ours.optimiser.parts
     assert reads.found == []
+
+
+def test_a_step_of_a_language_model_waits_for_none_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    clips = [np.random.default_rng(0).integers(0, 16, (100, 2)).astype(np.uint16)]
+    config, recipe = LmConfig((1, 1), 16, (24, 16), (1, 2)), LmRecipe(batch=2, frames=50)
+    ours = LmTraining(clips, config, recipe, None, torch.device("cpu"))
+    monkeypatch.setattr(ours._optimiser, "step", lambda: None)
+    monkeypatch.setattr(language_model, "set_rate", lambda group, rate: group.update(lr=rate))
+    given = {"places": torch.arange(50).expand(2, -1), "rate": torch.tensor(1e-3)}
+    for rounding in (False, True):
+        ours.model.round(rounding)
+        with Reads() as reads:
+            ours._step(given)
+        assert reads.found == []
 
 
 def test_reading_a_value_is_noticed() -> None:

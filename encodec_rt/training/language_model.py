@@ -24,6 +24,8 @@ from encodec_rt.errors import InputError, WeightsError
 from encodec_rt.lm.integer import IntegerLm
 from encodec_rt.lm.tensors import LmConfig
 from encodec_rt.lm.trainable import TrainableLm
+from encodec_rt.training.captured import CapturedSteps, EagerSteps, Inputs
+from encodec_rt.training.optimiser import set_rate
 from encodec_rt.types import Codes
 
 _LOOK_EVERY = 20
@@ -73,12 +75,17 @@ class LmTraining:
         if start_from is not None:
             self.model.start_from(start_from)
         self.model.to(device)
+        on_gpu = device.type == "cuda"
+        rate = recipe.learning_rate
         self._optimiser = torch.optim.AdamW(
             self.model.parameters(),
-            recipe.learning_rate,
+            torch.tensor(rate, device=device) if on_gpu else rate,
             betas=(0.9, 0.98),
             weight_decay=recipe.weight_decay,
+            fused=on_gpu,
+            capturable=on_gpu,
         )
+        self._steps = CapturedSteps(device) if on_gpu else EagerSteps()
         self.step = 0
         self.spent_s = 0.0
 
@@ -97,22 +104,35 @@ class LmTraining:
     def advance(self) -> Tensor:
         """Do one step -> its bits per code, 0-d on the device."""
         recipe, done = self.recipe, self.progress
-        self.model.round(done >= 1 - recipe.rounded_share)
+        rounding = done >= 1 - recipe.rounded_share
         rate = min(done / recipe.warm_up + 0.01, 0.5 * (1 + math.cos(math.pi * done)) + 0.01)
-        for group in self._optimiser.param_groups:
-            group["lr"] = recipe.learning_rate * rate
         chance = np.random.default_rng((recipe.seed, self.step))
         places = chance.choice(self._starts, recipe.batch)[:, None] + np.arange(recipe.frames)
-        bits: Tensor = self.model(
-            self._codes[torch.from_numpy(places).to(self._codes.device)].long()
-        )
+        inputs = {
+            "places": torch.from_numpy(places),
+            "rate": torch.tensor(recipe.learning_rate * rate),
+        }
+        if self._codes.is_cuda:
+            inputs = {
+                name: value.pin_memory().to(self._codes.device, non_blocking=True)
+                for name, value in inputs.items()
+            }
+        self.model.round(rounding)
+        measured = self._steps.run(("rounding" if rounding else "free",), self._step, inputs)
+        self.step += 1
+        return measured["bits"]
+
+    def _step(self, given: Inputs) -> dict[str, Tensor]:
+        """The step itself, which never waits for a value from the device."""
+        for group in self._optimiser.param_groups:
+            set_rate(group, given["rate"])
+        bits: Tensor = self.model(self._codes[given["places"]].long())
         mean = bits.mean()
         self._optimiser.zero_grad()
         mean.backward()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimiser.step()
-        self.step += 1
-        return mean.detach()
+        return {"bits": mean.detach()}
 
     def save(self, path: Path) -> None:
         """Write weights and moments as safetensors."""

@@ -10,7 +10,7 @@ from encodec_rt.errors import ConfigError, InputError, WeightsError
 from encodec_rt.lm.integer import IntegerLm
 from encodec_rt.lm.tensors import LmConfig
 from encodec_rt.lm.trainable import TrainableLm
-from encodec_rt.lm.training import LmRecipe, bits_per_code, train_lm
+from encodec_rt.training.language_model import LmRecipe, bits_per_code, train_lm
 from encodec_rt.types import Codes
 
 CONFIG = LmConfig((1, 1), 16, (24, 16), (1, 2))
