@@ -96,17 +96,21 @@ class TrainableLm(nn.Module):
             if isinstance(module, QuantizedLinear):
                 module.rounding = rounding
 
-    def forward(self, codes: Tensor) -> Tensor:
-        """Codes [B, T, Q] -> the bits that each codebook takes on average [Q]."""
+    def forward(self, codes: Tensor, ages: Tensor | None = None) -> Tensor:
+        """Codes [B, T, Q] -> the bits that each codebook takes on average [Q].
+
+        Where a row holds several clips, ``ages`` [B, T] are the frames since the begin of the clip:
+        nothing from before it is seen.
+        """
         config, width = self.config, self.config.width
         embedded = [
             nn.functional.pad(self._to_unit(table)[codes[..., book]], (width - table.shape[1], 0))
             for book, table in enumerate(self.embedding)
         ]
-        sums = _later(torch.stack(embedded).sum(0), 1)
+        sums = _later(torch.stack(embedded).sum(0), 1, ages)
         for mix, back, dilation in zip(self.mix, self.back, config.dilations, strict=True):
             present = self._to_unit(sums)
-            hidden = mix(torch.cat([present, _later(present, dilation)], dim=-1))
+            hidden = mix(torch.cat([present, _later(present, dilation, ages)], dim=-1))
             sums = sums + back(self._to_unit(hidden.relu()))
         contexts = self.project(self._to_unit(sums))
         below = torch.zeros_like(contexts)
@@ -174,9 +178,10 @@ class TrainableLm(nn.Module):
             yield f"head.{book}", head, unit  # type: ignore[misc]
 
 
-def _later(x: Tensor, frames: int) -> Tensor:
-    """[B, T, C] moved ``frames`` later, with zeros in front."""
-    return nn.functional.pad(x, (0, 0, frames, 0))[:, : x.shape[1]]
+def _later(x: Tensor, frames: int, ages: Tensor | None) -> Tensor:
+    """[B, T, C] moved ``frames`` later, with zeros in front, also at the begin of each clip."""
+    moved = nn.functional.pad(x, (0, 0, frames, 0))[:, : x.shape[1]]
+    return moved if ages is None else torch.where(ages[..., None] >= frames, moved, 0.0)
 
 
 def _as_fraction(

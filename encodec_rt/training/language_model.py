@@ -37,6 +37,7 @@ _SAVE_EVERY_S = 120.0
 class LmRecipe:
     """How a model is trained: ``minutes`` of batches of ``batch`` pieces of ``frames`` frames.
 
+    A piece is a stretch of all clips one after another, at whose ends the context restarts.
     The minutes are those of the processor, on a GPU of the clock. For the last ``rounded_share`` of
     them it is rounded as the exported model is.
     """
@@ -68,8 +69,9 @@ class LmTraining:
     ) -> None:
         """Begin with random weights, or those of ``start_from``. Raises as ``train_lm`` does."""
         self.recipe = recipe
-        flat, self._starts = _pieces(clips, sum(config.layers), recipe.frames)
-        self._codes = torch.from_numpy(flat.astype(np.int16)).to(device)
+        codes, ages = _joined(clips, sum(config.layers), recipe.frames)
+        self._codes = torch.from_numpy(codes).to(device)
+        self._ages = torch.from_numpy(ages).to(device)
         torch.manual_seed(recipe.seed)
         self.model = TrainableLm(config)
         if start_from is not None:
@@ -107,7 +109,8 @@ class LmTraining:
         rounding = done >= 1 - recipe.rounded_share
         rate = min(done / recipe.warm_up + 0.01, 0.5 * (1 + math.cos(math.pi * done)) + 0.01)
         chance = np.random.default_rng((recipe.seed, self.step))
-        places = chance.choice(self._starts, recipe.batch)[:, None] + np.arange(recipe.frames)
+        starts = chance.integers(len(self._codes) - recipe.frames + 1, size=(recipe.batch, 1))
+        places = starts + np.arange(recipe.frames)
         inputs = {
             "places": torch.from_numpy(places),
             "rate": torch.tensor(recipe.learning_rate * rate),
@@ -126,7 +129,8 @@ class LmTraining:
         """The step itself, which never waits for a value from the device."""
         for group in self._optimiser.param_groups:
             set_rate(group, given["rate"])
-        bits: Tensor = self.model(self._codes[given["places"]].long())
+        places = given["places"]
+        bits: Tensor = self.model(self._codes[places].long(), self._ages[places])
         mean = bits.mean()
         self._optimiser.zero_grad()
         mean.backward()
@@ -239,16 +243,12 @@ def bits_per_code(model: IntegerLm, clips: Sequence[Codes], frames: int) -> NDAr
     return total / max(1, count)
 
 
-def _pieces(clips: Sequence[Codes], books: int, frames: int) -> tuple[Codes, NDArray[np.int64]]:
-    """All codes in one array, and where in it a piece of ``frames`` may begin."""
+def _joined(
+    clips: Sequence[Codes], books: int, frames: int
+) -> tuple[NDArray[np.int16], NDArray[np.int32]]:
+    """All clips one after another [n, books], and for each frame its number in its clip."""
     whole = [clip[:, :books] for clip in clips if len(clip) and clip.shape[1] >= books]
-    lengths = [len(clip) for clip in whole]
-    if not any(length >= frames for length in lengths):
-        raise InputError(f"no clip has {frames} frames of {books} codebooks to train on")
-    ends = np.cumsum(lengths)
-    starts = [
-        np.arange(end - length, end - frames + 1)
-        for end, length in zip(ends, lengths, strict=True)
-        if length >= frames
-    ]
-    return np.concatenate(whole), np.concatenate(starts)
+    if sum(map(len, whole)) < frames:
+        raise InputError(f"the clips have no {frames} frames of {books} codebooks to train on")
+    ages = [np.arange(len(clip), dtype=np.int32) for clip in whole]
+    return np.concatenate(whole).astype(np.int16), np.concatenate(ages)

@@ -169,7 +169,9 @@ class Trainer:
         self, target: Tensor, stage: Stage, given: Inputs
     ) -> tuple[Tensor, Quantised | None]:
         scale = loudness(target) if self.config.model.normalize else None
-        with torch.set_grad_enabled(not stage.frozen_encoder), self._autocast():
+        # A decoder that is trained alone has to learn highs that bfloat16's noise would mask.
+        autocast = self._autocast(exact=stage.frozen_encoder)
+        with torch.set_grad_enabled(not stage.frozen_encoder), autocast:
             latents = self.model.encoder(target if scale is None else target / scale)
         latents = latents.float()
         quantised = None
@@ -184,7 +186,7 @@ class Trainer:
                 frozen=stage.frozen_encoder,
             )
             latents = torch.where(given["bypass"], latents, quantised.latents)
-        with self._autocast():
+        with autocast:
             estimate = self.model.decoder(latents).float()
         return estimate if scale is None else estimate * scale, quantised
 
@@ -248,8 +250,8 @@ class Trainer:
         torch._foreach_add_(averages, towards)
         torch._foreach_copy_(list(self.average.buffers()), list(self.model.buffers()))
 
-    def _autocast(self) -> torch.autocast:
-        enabled = self.config.precision == "bfloat16"
+    def _autocast(self, *, exact: bool = False) -> torch.autocast:
+        enabled = self.config.precision == "bfloat16" and not exact
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
     def state_dict(self) -> dict[str, Any]:

@@ -54,8 +54,22 @@ def test_an_exported_model_is_the_same_after_its_file(trained: TrainableLm, tmp_
 
 
 def test_too_little_to_train_on_is_refused() -> None:
-    with pytest.raises(InputError, match="no clip has 150 frames of 2"):
+    with pytest.raises(InputError, match="no 150 frames of 2"):
         train_lm([chained(149, 0)], CONFIG, LmRecipe(steps=1))
+
+
+def test_clips_that_are_shorter_than_a_piece_are_seen_one_by_one(trained: TrainableLm) -> None:
+    clips = [torch.from_numpy(chained(n, n).astype(np.int64)) for n in (3, 1, 40, 16)]
+    ages = torch.cat([torch.arange(len(clip)) for clip in clips])[None]
+    with torch.no_grad():
+        alone = torch.stack([trained(clip[None]) * len(clip) for clip in clips]).sum(0) / 60
+        joined = trained(torch.cat(clips)[None], ages)
+        leaking = trained(torch.cat(clips)[None])
+    torch.testing.assert_close(joined, alone)
+    assert (leaking - alone).abs().max() > 0.01
+    short = [chained(20, seed) for seed in range(5)]
+    recipe = LmRecipe(steps=1, batch=1, frames=60)
+    assert bits_per_code(train_lm(short, CONFIG, recipe).export(), short, 600).max() < 6
 
 
 def test_training_goes_on_where_an_exported_model_stands(trained: TrainableLm) -> None:
