@@ -58,14 +58,14 @@ def versions() -> dict[str, Json]:
 def git_state(root: Path = ROOT) -> dict[str, Json]:
     """The commit that ran, and whether the tree differed from it ("dirty").
 
-    Files in benches/results are ignored, untracked files elsewhere are not. In an exported tree,
-    without git, the commit comes from the environment variable COMMIT, and "dirty" is None.
+    Files in benches/results are ignored, untracked files elsewhere are not. The environment
+    variable COMMIT, where it is set, says what an exported tree is of, and "dirty" is None: a copy
+    may also lie in some other repository.
     """
+    if stated := os.environ.get("COMMIT"):
+        return {"commit": stated, "dirty": None}
     commit = _output(["git", "rev-parse", "HEAD"], root)
-    return {
-        "commit": commit or os.environ.get("COMMIT") or None,
-        "dirty": None if commit is None else bool(_changes(root)),
-    }
+    return {"commit": commit, "dirty": None if commit is None else bool(_changes(root))}
 
 
 def _changes(root: Path) -> list[str]:

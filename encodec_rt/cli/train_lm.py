@@ -36,8 +36,8 @@ def lm(
         float, typer.Option("--minutes", help="CPU time to train for; time on a GPU.")
     ] = 60.0,
     batch: Annotated[
-        int, typer.Option("--batch", min=1, help="Pieces of two seconds per step.")
-    ] = 4,
+        int, typer.Option("--batch", min=1, help="Pieces of four seconds per step.")
+    ] = 2,
     start_from: Annotated[
         Path | None,
         typer.Option(

@@ -44,8 +44,8 @@ class LmRecipe:
 
     minutes: float = 10.0
     steps: int | None = None
-    batch: int = 4
-    frames: int = 150
+    batch: int = 2
+    frames: int = 300
     learning_rate: float = 3e-3
     weight_decay: float = 0.01
     warm_up: float = 0.03

@@ -168,6 +168,9 @@ def test_without_git_the_commit_is_passed_in(
     monkeypatch.setenv("COMMIT", "abc123")
     assert git_state(tmp_path) == {"commit": "abc123", "dirty": None}
     require_clean(tmp_path)
+    # A copy that lies in another repository is not of its commit.
+    monkeypatch.delenv("GIT_CEILING_DIRECTORIES")
+    assert git_state() == {"commit": "abc123", "dirty": None}
 
 
 def test_every_committed_result_has_the_schema_and_is_in_the_index() -> None:

@@ -54,8 +54,8 @@ def test_an_exported_model_is_the_same_after_its_file(trained: TrainableLm, tmp_
 
 
 def test_too_little_to_train_on_is_refused() -> None:
-    with pytest.raises(InputError, match="no 150 frames of 2"):
-        train_lm([chained(149, 0)], CONFIG, LmRecipe(steps=1))
+    with pytest.raises(InputError, match="no 300 frames of 2"):
+        train_lm([chained(299, 0)], CONFIG, LmRecipe(steps=1))
 
 
 def test_clips_that_are_shorter_than_a_piece_are_seen_one_by_one(trained: TrainableLm) -> None:
