@@ -31,7 +31,8 @@ def train(
         str,
         typer.Option(
             "--preset",
-            help="default, cpu-tiny, default-48k, gpu, adversarial, decoder, paper or smoke.",
+            help="default, cpu-tiny, default-48k, gpu, adversarial, decoder, decoder-adversarial, "
+            "paper or smoke.",
         ),
     ] = "default",
     config: Annotated[

@@ -46,6 +46,17 @@ _SPECTRAL_WEIGHTS = {"relative_complex": 0.7, "compressed": 1.5, "log_mel": 1.2}
 do the opposite: the gradient of a logarithm is largest where there is almost nothing to hear."""
 
 
+_CLEAR_WEIGHTS = {
+    "relative_complex": 0.3,
+    "compressed": 3.0,
+    "log_mel": 0.8,
+    "adversarial": 1.0,
+    "features": 1.0,
+}
+"""Loss weights that give a trained decoder's highs their level back, as a plain sum, in which the
+discriminator's pull is about as strong as that of the other losses."""
+
+
 def _small_model(filters: int, width: int) -> EncodecConfig:
     return EncodecConfig(
         target_bandwidths=(1.5, 3.0, 6.0, 12.0),
@@ -88,6 +99,20 @@ _GPU = replace(
     judged_share=0.5,
 )
 
+_DECODER = replace(
+    _DEFAULT,
+    mix=replace(_MIX, full_band_share=0.75),
+    stages=(Stage("decoder alone", 1.0, 6, 2.5e-4, _SPECTRAL_WEIGHTS, frozen_encoder=True),),
+    optimiser="adam",
+    betas=(0.9, 0.99),
+    clip_norm=5.0,
+    output_rate_share=0.1,
+    warm_up_steps=100,
+    weight_ema=0.998,
+    log_floor=1e-3,
+    bypass_share=0.0,
+)
+
 PRESETS: Mapping[str, TrainingConfig] = MappingProxyType(
     {
         "default": _DEFAULT,
@@ -123,20 +148,18 @@ PRESETS: Mapping[str, TrainingConfig] = MappingProxyType(
             ),
         ),
         "adversarial": _GPU,
-        "decoder": replace(
-            _DEFAULT,
-            mix=replace(_MIX, full_band_share=0.75),
-            stages=(
-                Stage("decoder alone", 1.0, 6, 2.5e-4, _SPECTRAL_WEIGHTS, frozen_encoder=True),
-            ),
-            optimiser="adam",
-            betas=(0.9, 0.99),
-            clip_norm=5.0,
-            output_rate_share=0.1,
-            warm_up_steps=100,
-            weight_ema=0.998,
-            log_floor=1e-3,
-            bypass_share=0.0,
+        "decoder": _DECODER,
+        "decoder-adversarial": replace(
+            _DECODER,
+            stages=(Stage("adversarial", 1.0, 16, 5e-4, _CLEAR_WEIGHTS, frozen_encoder=True),),
+            optimiser="muon",
+            clip_norm=20.0,
+            warm_up_steps=400,
+            weight_ema=0.999,
+            bandwidth_shares=(0.1, 0.2, 0.45, 0.25),
+            discriminator=DiscriminatorConfig((2048, 1024, 512, 256), filters=16, gain=10.0),
+            discriminator_rate=5e-4,
+            discriminator_chance=1.0,
         ),
         "paper": TrainingConfig(
             model=EncodecConfig(),
@@ -184,5 +207,6 @@ PRESETS: Mapping[str, TrainingConfig] = MappingProxyType(
 """``default`` is for one CPU core, and ``cpu-tiny`` a smaller model for the same. ``gpu`` adds a
 discriminator. ``adversarial`` continues from a trained model, with a discriminator, on a GPU.
 ``decoder`` continues from a trained model on one CPU core and trains its decoder alone, so that its
-codes stay the same. ``default-48k`` is a small stereo model that works in chunks and needs its own
-index (48 kHz, 2 channels). ``paper`` is the paper's recipe, and ``smoke`` is for tests."""
+codes stay the same; ``decoder-adversarial`` does so on a GPU, with a discriminator.
+``default-48k`` is a small stereo model that works in chunks and needs its own index (48 kHz, 2
+channels). ``paper`` is the paper's recipe, and ``smoke`` is for tests."""
