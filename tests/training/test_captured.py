@@ -81,6 +81,21 @@ def test_a_step_waits_for_no_value_of_the_device(
     assert reads.found == []
 
 
+def test_a_decoder_alone_is_trained_in_float32() -> None:
+    config = replace(SMOKE, precision="bfloat16")
+    ours = Trainer(config, Noise(), torch.device("cpu"))
+    ours.codebooks_started = True
+    estimates = {}
+    for frozen in (False, True):
+        stage = replace(SMOKE.stages[1], frozen_encoder=frozen)
+        given = ours._draw(stage, 0.5, torch.Generator().manual_seed(0))
+        with torch.no_grad():
+            estimates[frozen], _ = ours._forward(given["audio"], stage, given)
+    rounded = [estimate.bfloat16().float() for estimate in estimates.values()]
+    assert torch.equal(estimates[False], rounded[0])
+    assert not torch.equal(estimates[True], rounded[1])
+
+
 def test_a_step_of_a_language_model_waits_for_none_either(monkeypatch: pytest.MonkeyPatch) -> None:
     clips = [np.random.default_rng(0).integers(0, 16, (100, 2)).astype(np.uint16)]
     config, recipe = LmConfig((1, 1), 16, (24, 16), (1, 2)), LmRecipe(batch=2, frames=50)
