@@ -31,7 +31,7 @@ class MixConfig:
     """What a crop is made of.
 
     ``music``, ``speech``, ``two`` and ``three`` are the shares of items made of one music clip, one
-    speech clip, any two clips, or three speech clips; the paper (section 4.2) has .32, .32, .24 and
+    speech clip, any two clips, or three speech clips; the paper (section 4.1) has .32, .32, .24 and
     .12. A clip is scaled to ``level_dbfs`` and then changed by a gain from ``gain_db``.
     ``full_band_share`` of all clips come from files with content up to 9.5 kHz: without them a
     codec learns to drop the highs. ``weights`` are relative weights of sources of the same kind and
