@@ -13,7 +13,7 @@ from encodec_rt.errors import BackendUnavailable, ConfigError
 
 OPSET = 18
 IR_VERSION = 9
-"""Versions that onnxruntime reads since 1.14."""
+"""Versions that onnxruntime reads since 1.15."""
 
 
 def import_onnx() -> Any:
