@@ -152,7 +152,10 @@ def wasm_bytes() -> bytes:
 
 @cache
 def compiled() -> tuple[Any, Any, Any]:
-    """wasmtime, its engine, and the codec compiled by it, once per process."""
+    """wasmtime, its engine, and the codec compiled by it, once per process.
+
+    Raises BackendUnavailable without wasmtime.
+    """
     try:
         import wasmtime
     except ImportError:

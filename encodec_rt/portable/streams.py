@@ -222,7 +222,10 @@ class PortableDecoder(_Stream):
         return self._trimmed(self._decode(np.array(latents).reshape(-1, self._width)))
 
     def push_latents(self, latents: ArrayLike) -> Audio:
-        """As ``push``, for finite latents float32 [frames, hidden_size] instead of codes."""
+        """As ``push``, for latents float32 [frames, hidden_size] instead of codes.
+
+        Raises InputError for another shape or values that are not finite, and StateError.
+        """
         self._check_open()
         frames = np.asarray(latents, np.float32)
         if frames.ndim != 2 or frames.shape[1] != self._width or not all_usable(frames):

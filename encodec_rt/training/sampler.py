@@ -195,7 +195,8 @@ class Sampler:
         present = {kind for kind, _ in self.pools} - {"noise"}
         if not present:
             raise ConfigError(
-                f"the index holds no {split} audio; index at least two files, since one is held out"
+                f"the index holds no {split} audio; at least one source needs two files, of which "
+                "one is held out"
             )
         self.kinds = sorted(present)
         shares = {"music": mix.music, "speech": mix.speech, "two": mix.two, "three": mix.three}
