@@ -49,7 +49,7 @@ Samples = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class HeldOut:
-    """One clip to score: its source, its kind, whether training saw its voice, and its audio."""
+    """One clip to score; ``unseen`` if the training data has no other clip of its voice."""
 
     name: str
     kind: Kind

@@ -32,8 +32,8 @@ def pack(cache: Path, file: Path) -> int:
 def unpack(file: Path, cache: Path) -> int:
     """Unpack them into this machine's cache folder -> the number of kernels.
 
-    Nothing is written outside ``cache``, and existing files stay. Raises ValueError for an archive
-    with anything but kernels.
+    Nothing is written outside ``cache``, existing files stay, and files of other kinds are ignored.
+    Raises ValueError for a member that is not a file in a folder of its own, as every kernel is.
     """
     kernels = 0
     with tarfile.open(file) as archive:

@@ -3,8 +3,9 @@
     python -m benches.stream [--device cuda] [--seconds 30] [--model default]
 
 Speech passes through StreamEncoder, packets and StreamDecoder, flat out and at the pace of a
-microphone; docs/streaming.md says what a frame's deadline is. Without --model the architecture is
-that of the paper's 24 kHz model with random weights, which takes the same time as a trained one.
+microphone. A frame is late if it is not decoded when the next one arrives. Without --model the
+architecture is that of the paper's 24 kHz model with random weights, which takes the same time as a
+trained one.
 """
 
 from __future__ import annotations

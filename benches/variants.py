@@ -178,7 +178,7 @@ VARIANTS = (
     _many("one output, 128 rows", partial(tile_of, "conv1d_single", rows=128)),
     _many("rules again", lambda: None),
 )
-"""Those for the next GPU session; docs/kernels.md lists what was tried before."""
+"""Those of the last GPU session, to be replaced for the next; docs/kernels.md has the results."""
 
 
 def try_out(index: int, folder: str) -> None:

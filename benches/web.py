@@ -1,6 +1,6 @@
 """The WebAssembly codec beside the CPU backend: CPU time per frame, and a check of the codes.
 
-    python -m benches.web [--model default] [--frames 900]
+    python -m benches.web [--model default] [--frames 900] [--record]
 
 Blocks of frames go in turn through the CPU backend, through wasmtime in this process, and through
 V8 in Node, so a busy machine slows all of them. CPU time is measured rather than wall time, which

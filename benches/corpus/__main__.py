@@ -3,9 +3,9 @@
     python -m benches.corpus PART...
 
 Each part takes less than ten minutes on two idle cores; all parts of a call go into one record.
-The corpus is the bundled speech, cut into clips of 0.3 to 12 s, as FLAC at 24 kHz. Speeds are in
-seconds of audio per second of CPU time on one thread, as medians of interleaved rounds; wall times
-are the best of some rounds.
+The corpus is the bundled speech, cut into clips of 0.3 to 12 s, as FLAC at 24 kHz; "hour" has one
+long clip instead, "many" has WAV clips of 20 ms. Speeds are in seconds of audio per second of CPU
+time on one thread, as medians of interleaved rounds; wall times are the best of some rounds.
 """
 
 from __future__ import annotations

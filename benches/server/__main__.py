@@ -5,10 +5,11 @@
 The server and its clients (this process) are separate processes on loopback. Every client sends a
 frame of speech every 13.3 ms and gets its codes and decoded audio back; the round trip is from
 sending a frame to receiving its audio. "long" runs the most sessions that kept 20 ms for ten
-minutes, "full" uses the paper's 24 kHz model. "fronts" measures what a frame of a session costs the
-engine's process, with a tiny model, so that nearly all of it is the server's own work; ``--device
-cuda`` runs that part on a GPU. All parts take 26 minutes at most, ``--smoke`` a minute. The picture
-shows the p50 and p99 of round trips against the number of sessions.
+minutes, "full" uses the architecture of the paper's 24 kHz model with random weights. "fronts"
+measures what a frame of a session costs the engine's process, with a tiny model, so that nearly all
+of it is the server's own work; ``--device cuda`` runs that part on a GPU. All parts take 26 minutes
+at most, ``--smoke`` a minute. The picture shows the p50 and p99 of round trips against the number
+of sessions.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from encodec_rt.errors import BackendUnavailable, ConfigError
 
 OPSET = 18
 IR_VERSION = 9
-"""Versions that onnxruntime reads since 1.14."""
+"""Versions that onnxruntime reads since 1.15."""
 
 
 def import_onnx() -> Any:
@@ -47,7 +47,10 @@ class Graph:
         return names[0] if outputs == 1 else names
 
     def weight(self, values: NDArray[np.float32]) -> str:
-        """A constant float32, which may be kept in float16."""
+        """A constant float32, kept in float16 with ``half``.
+
+        Raises ConfigError for a value too large for float16.
+        """
         if not self._half:
             return self.constant(values)
         with np.errstate(over="ignore"):

@@ -30,7 +30,10 @@ CHECK_FRAMES = 100
 
 @dataclass(frozen=True)
 class GraphCheck:
-    """How one pair of graphs in onnxruntime compares with the project's own streams."""
+    """How one pair of graphs in onnxruntime compares with the project's own streams.
+
+    Of ``codes`` codes ``different`` differ, and the audio agrees to ``audio_db``.
+    """
 
     graphs: str
     codes: int
@@ -49,7 +52,8 @@ def export_onnx(
     """Write the four graphs and the states of a "primed" stream into ``folder``.
 
     The encoders output the codebooks of ``bandwidth_kbps``, by default the model's highest; the
-    first of them are those of a lower bandwidth. Raises ConfigError for a model that is not causal
+    first of them are those of a lower bandwidth. ``half`` stores weights in float16; ``force``
+    replaces existing files. Raises ConfigError for a model that is not causal
     or a wrong bandwidth, InputError for files that exist, and BackendUnavailable if onnx or
     onnxruntime is missing or computes something else.
     """

@@ -28,7 +28,7 @@ LEFT, RIGHT = 1, 2
 ENCODER, DECODER = 1, 2
 
 _REFUSALS = {
-    -3: "its header is not that of a model for this codec, or of another version",
+    -3: "its header is not that of a model for this codec, or is of another version",
     -4: "its layers do not fit one another",
     -5: "its length is not what its header announces",
     -6: "it holds a weight that is not a finite number",
@@ -68,7 +68,10 @@ class Module:
     """A loaded model. Numbers pass through three buffers, which the next call overwrites."""
 
     def __init__(self, content: bytes) -> None:
-        """Load a model's file. Raises WeightsError if it is not one, BackendUnavailable."""
+        """Load the content of a model's file.
+
+        Raises WeightsError if it is not one, and BackendUnavailable without wasmtime.
+        """
         runtime, engine, module = compiled()
         self._store: wasmtime.Store = runtime.Store(engine)
         # Before the interpreter tears down what wasmtime's finalizers need.
@@ -84,7 +87,7 @@ class Module:
         )
 
     def call(self, name: str, *arguments: int) -> int:
-        """What an exported function returns; a negative number is a refusal."""
+        """What the exported function ``name`` returns; a negative number is a refusal."""
         result: int = self._exports[name](self._store, *arguments)
         return result
 
@@ -101,7 +104,7 @@ class Module:
         return self._view(self._latents, (frames, self.describes.hidden_size), np.float32)
 
     def state(self, handle: int) -> Floats:
-        """A stream's row of the arena, [N]."""
+        """The state of the stream ``handle``, [N]."""
         return self._view(
             self.call("state", handle), (self.call("state_floats", handle),), np.float32
         )
@@ -149,7 +152,10 @@ def wasm_bytes() -> bytes:
 
 @cache
 def compiled() -> tuple[Any, Any, Any]:
-    """wasmtime, its engine, and the codec compiled by it, once per process."""
+    """wasmtime, its engine, and the codec compiled by it, once per process.
+
+    Raises BackendUnavailable without wasmtime.
+    """
     try:
         import wasmtime
     except ImportError:

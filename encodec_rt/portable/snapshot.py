@@ -24,9 +24,11 @@ STARTS = ("primed", "exact", "zero")
 class PortableSnapshot:
     """One stream's whole state.
 
-    ``state`` [N] is its row of the arena; ``waiting`` [n, channels] is audio that makes no frame
-    yet, or [n, hidden_size] latents of an "exact" decoder that has not begun; ``last_latent`` is
-    what a lost frame repeats. ``consumed`` and ``produced`` count samples and frames.
+    ``state`` [N] is its row of the arena; ``waiting`` [n, channels] is audio that does not fill a
+    frame yet, or [n, hidden_size] latents of an "exact" decoder that has not begun. ``consumed``
+    and ``produced`` count an encoder's samples and frames, or a decoder's frames and samples. Only
+    decoders have the rest: ``drop``, the samples still to be cut from their beginning, ``lost``,
+    the frames lost in a row, and ``last_latent`` [hidden_size], which a lost frame repeats.
     """
 
     direction: str
@@ -64,7 +66,9 @@ class PortableSnapshot:
          consumed, produced, sha256) = _HEADER.unpack_from(content)  # fmt: skip
         known = direction < len(_DIRECTIONS) and start < len(STARTS) and flags < 4
         if magic != _MAGIC or version != _VERSION or not known:
-            raise StateError("these bytes are not a snapshot of a stream, or of another version")
+            raise StateError(
+                "these bytes are not a snapshot of a stream, or are one of another version"
+            )
         floats = state + waiting * width + (width if direction else 0)
         if len(content) != _HEADER.size + 4 * floats:
             raise StateError(
@@ -101,7 +105,10 @@ class PortableSnapshot:
         width: int,
         most: int,
     ) -> None:
-        """Raise StateError unless it fits such a stream, and fewer than ``most`` rows wait."""
+        """Raise StateError unless it fits such a stream.
+
+        ``state`` is its number of floats; fewer than ``most`` rows of ``width`` may be waiting.
+        """
         given = (self.direction, self.weights_sha256, len(self.state), self.waiting.shape[1])
         if given != (direction, weights_sha256, state, width):
             raise StateError("this snapshot is of another model or of the other direction")

@@ -61,7 +61,10 @@ class _Stream:
             raise ConfigError(f"start={start!r}; accepted: {', '.join(STARTS)}")
         handle = module.call("open", number, codebooks if start == "primed" else 0)
         if handle < 0:
-            raise StateError("no room for another stream; close some of the 128 per direction")
+            raise StateError(
+                "no room for another stream: 128 of each direction fit; drop the references to "
+                "those that are no longer used"
+            )
         self._finalizer = weakref.finalize(self, module.call, "close", handle)
         self._module = module
         self._handle = handle
@@ -147,7 +150,10 @@ class PortableEncoder(_Stream):
         return self._collect(codes)
 
     def flush(self) -> Codes:
-        """The codes of the remaining samples, padded as in the offline model; closes the stream."""
+        """The codes [frames, Q] of the remaining samples; closes the stream.
+
+        They are padded as in the offline model. Raises StateError after ``flush``.
+        """
         self._check_open()
         self.closed = True
         if not len(self._waiting):
@@ -200,8 +206,8 @@ class PortableDecoder(_Stream):
     def push(self, codes: ArrayLike | None) -> Audio:
         """Codes [frames, Q], or None for one lost frame -> audio float32 [n] or [channels, n].
 
-        Q may be less than the stream's codebooks, from push to push. A lost frame is concealed by
-        the last latent, fading. Raises InputError and StateError.
+        Q may differ from push to push. A lost frame is concealed by the last latent, which fades.
+        Raises InputError and StateError.
         """
         self._check_open()
         if codes is None:
@@ -216,7 +222,10 @@ class PortableDecoder(_Stream):
         return self._trimmed(self._decode(np.array(latents).reshape(-1, self._width)))
 
     def push_latents(self, latents: ArrayLike) -> Audio:
-        """As ``push``, for latents float32 [frames, hidden_size], all finite, instead of codes."""
+        """As ``push``, for latents float32 [frames, hidden_size] instead of codes.
+
+        Raises InputError for another shape or values that are not finite, and StateError.
+        """
         self._check_open()
         frames = np.asarray(latents, np.float32)
         if frames.ndim != 2 or frames.shape[1] != self._width or not all_usable(frames):
@@ -227,7 +236,11 @@ class PortableDecoder(_Stream):
         return self._trimmed(self._decode(frames))
 
     def flush(self, samples: int | None = None) -> Audio:
-        """The audio still held, cut so that the whole stream has ``samples``; closes the stream."""
+        """The audio still held, float32 [n] or [channels, n]; closes the stream.
+
+        It is cut so that the whole stream has ``samples``, if given. Raises StateError after
+        ``flush``.
+        """
         self._check_open()
         self.closed = True
         audio = np.zeros((0, self._module.describes.audio_channels), np.float32)

@@ -1,4 +1,4 @@
-"""Rooms, background noise and other voices, synthesised: what a call from a kitchen is like.
+"""Synthetic rooms, background noise and other voices, as in a call from a kitchen.
 
 Everything is drawn from the generator that is passed in: the same seed gives the same audio.
 """
@@ -25,7 +25,7 @@ _PEAK = 0.99
 def coloured_noise(samples: int, rng: np.random.Generator, sampling_rate: int) -> Floats:
     """Stationary noise [samples] at 0 dBFS RMS, its slope drawn from -7 to 0 dB per octave.
 
-    Between brown, as of ventilation and traffic, and white, as of a cheap microphone; the slope
+    From about brown, as of ventilation and traffic, to white, as of a cheap microphone; the slope
     begins at 100 Hz.
     """
     slope = float(rng.uniform(*_SLOPES_DB_PER_OCTAVE))
@@ -37,11 +37,11 @@ def coloured_noise(samples: int, rng: np.random.Generator, sampling_rate: int) -
 
 
 def room_response(decay_s: float, rng: np.random.Generator, sampling_rate: int) -> Floats:
-    """An impulse response: the direct sound, then a dense tail that falls by 60 dB in ``decay_s``.
+    """An impulse response [n]: the direct sound, then a tail that falls by 60 dB in ``decay_s``.
 
     The tail is noise with an exponential envelope (Polack 1988) that starts 2 to 20 ms after the
-    direct sound; highs above 4 kHz decay twice as fast, as in air and curtains. The direct sound's
-    energy is -3 to 12 dB of the tail's.
+    direct sound; above 4 kHz it decays twice as fast, as in air and curtains. The direct sound's
+    energy is -3 to 12 dB relative to the tail's.
     """
     samples = max(2, int(decay_s * sampling_rate))
     time = np.arange(samples) / sampling_rate
@@ -63,7 +63,7 @@ def room_response(decay_s: float, rng: np.random.Generator, sampling_rate: int) 
 def reverberated(
     audio: Floats, decay_s: float, rng: np.random.Generator, sampling_rate: int
 ) -> Floats:
-    """``audio`` [n] as a room of that reverberation time gives it back, at the level it had."""
+    """``audio`` [n] in a room with the reverberation time ``decay_s``, at the level it had."""
     response = room_response(decay_s, rng, sampling_rate)
     size = 1 << (len(audio) + len(response) - 2).bit_length()
     wet = np.fft.irfft(np.fft.rfft(audio, size) * np.fft.rfft(response, size), size)[: len(audio)]
@@ -91,7 +91,10 @@ def another_voice(audio: Floats, rng: np.random.Generator, sampling_rate: int) -
 
 
 def at_snr(audio: Floats, noise: Floats, snr_db: float) -> Floats:
-    """``audio`` [n] plus ``noise`` [n], scaled to lie ``snr_db`` below it; unchanged if silent."""
+    """``audio`` plus ``noise``, both [..., n], scaled to lie ``snr_db`` below it.
+
+    Silent noise leaves ``audio`` unchanged.
+    """
     level = rms(noise)
     if level < 1e-9:
         return audio

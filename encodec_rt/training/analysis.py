@@ -14,7 +14,7 @@ _LONGEST_GAP_S = 0.4
 def active_spans(audio: Floats, sampling_rate: int) -> list[tuple[int, int]]:
     """(start, length) in samples of the spans above -48 dBFS in mono audio [n].
 
-    The level is taken over blocks of 20 ms, and spans at most 0.4 s apart are joined.
+    The level is taken over blocks of 20 ms, and spans less than 0.4 s apart are joined.
     """
     window = int(sampling_rate * _WINDOW_S)
     count = len(audio) // window
@@ -31,7 +31,10 @@ def active_spans(audio: Floats, sampling_rate: int) -> list[tuple[int, int]]:
 
 
 def bandwidth_hz(audio: Floats, sampling_rate: int) -> float:
-    """The frequency in Hz above which less than a millionth of the power lies; 0 for silence."""
+    """The frequency in Hz above which mono audio [n] has less than a millionth of its power.
+
+    0 for silence.
+    """
     size = 2048
     if len(audio) < size:
         audio = np.pad(audio, (0, size - len(audio)))

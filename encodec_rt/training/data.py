@@ -95,8 +95,8 @@ def _why_untrainable(sources: Sequence[IndexedSource]) -> str:
     for split, purpose in (("held-out", "is left to hold out from"), ("train", "is left for")):
         if all(clip.split != split for clip in clips):
             return (
-                f"nothing {purpose} training, out of {len(clips)} usable files; at least two "
-                "files of a kind are needed, of which one is held out"
+                f"nothing {purpose} training, out of {len(clips)} usable files; at least one "
+                "source needs two usable files or more, of which one is held out"
             )
     return ""
 

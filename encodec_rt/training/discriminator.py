@@ -1,4 +1,4 @@
-"""The multi-scale STFT discriminator of the paper (section 3.4, figure 3)."""
+"""The multi-scale STFT discriminator of the paper (section 3.4, figure 2)."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ class StftDiscriminator(nn.Module):
     def __init__(self, size: int, filters: int, gain: float = 1.0) -> None:
         """Build the six convolutions for windows of ``size`` samples.
 
-        One of 3 x 9, three of 3 x 9 with time dilations 1, 2, 4 and frequency stride 2, and two of
-        3 x 3.
+        One of 3 x 9 (frames x bins), three of 3 x 9 with time dilations 1, 2, 4 and frequency
+        stride 2, and two of 3 x 3. The paper says 3 x 8 where its code has 3 x 9.
         """
         super().__init__()
         self.size = size

@@ -13,10 +13,10 @@ from torch.nn.utils.parametrize import is_parametrized
 def initialise(model: nn.Module, generator: torch.Generator) -> None:
     """Initialise every convolution so that layers preserve the variance; biases become zero.
 
-    The standard deviation is 1 / sqrt(fan_in), where fan_in counts the inputs that reach one
-    output: a transposed convolution's kernel is spread over ``stride`` outputs. The last
-    convolution gets a tenth of that. With PyTorch's defaults almost no signal passes through an
-    untrained EnCodec, and hundreds of steps learn nothing.
+    The standard deviation is 1 / sqrt(fan_in) (LeCun et al. 1998), where fan_in counts the inputs
+    that reach one output: a transposed convolution's kernel is spread over ``stride`` outputs. The
+    last convolution gets a tenth of that. With PyTorch's defaults almost no signal passes through
+    an untrained EnCodec, and hundreds of steps learn nothing.
     """
     for module in model.modules():
         if isinstance(module, (nn.Conv1d, nn.ConvTranspose1d)):

@@ -70,7 +70,10 @@ def one_channel(audio: Tensor) -> Tensor:
 
 
 def si_sdr_db(estimate: Tensor, target: Tensor) -> Tensor:
-    """Scale-invariant signal-to-distortion ratio of each item of [B, 1, L] -> [B], in dB."""
+    """Scale-invariant signal-to-distortion ratio of each item of [B, 1, L] -> [B], in dB.
+
+    Le Roux et al. 2019, "SDR - half-baked or well done?".
+    """
     scale = (target * estimate).sum(-1, keepdim=True) / target.square().sum(-1, keepdim=True)
     wanted = scale * target
     ratio = wanted.square().sum(-1) / (estimate - wanted).square().sum(-1).clamp(min=1e-12)
@@ -91,9 +94,10 @@ def mel_l1_l2(
     bins: int = 64,
     l2_weight: float = 1.0,
 ) -> Tensor:
-    """Mean over the windows of L1 of mel spectra plus L2 of log mel spectra (the paper's l_f).
+    """Mean over the windows of L1 of mel spectra plus L2 of log mel spectra.
 
-    ``windows`` are in samples, ``l2_weight`` multiplies the second term.
+    The paper's l_f (equation 1), except that its L2 has no logarithm. ``windows`` are in samples,
+    ``l2_weight`` multiplies the second term.
     """
     total = estimate.new_zeros(())
     for size in windows:

@@ -3,7 +3,7 @@
 Updates the buffers of ``EncodecModel.quantizer`` (cluster_size, embed_avg, embed) in place, as the
 original package does. Paper, section 3.2: exponential moving averages, initialisation by k-means,
 replacement of dead entries, straight-through gradient, commitment loss, and a random number of
-codebooks per item.
+codebooks, here for each item rather than each batch.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ class MixConfig:
     """What a crop is made of.
 
     ``music``, ``speech``, ``two`` and ``three`` are the shares of items made of one music clip, one
-    speech clip, any two clips, or three speech clips; the paper (section 4.2) has .32, .32, .24 and
+    speech clip, any two clips, or three speech clips; the paper (section 4.1) has .32, .32, .24 and
     .12. A clip is scaled to ``level_dbfs`` and then changed by a gain from ``gain_db``.
     ``full_band_share`` of all clips come from files with content up to 9.5 kHz: without them a
     codec learns to drop the highs. ``weights`` are relative weights of sources of the same kind and
@@ -195,7 +195,8 @@ class Sampler:
         present = {kind for kind, _ in self.pools} - {"noise"}
         if not present:
             raise ConfigError(
-                f"the index holds no {split} audio; index at least two files, since one is held out"
+                f"the index holds no {split} audio; at least one source needs two files, of which "
+                "one is held out"
             )
         self.kinds = sorted(present)
         shares = {"music": mix.music, "speech": mix.speech, "two": mix.two, "three": mix.three}

@@ -21,10 +21,10 @@ class Source:
     """One source of audio: a pinned Debian package or part of one, or a folder of the user's own.
 
     ``package`` is the Debian package if its name is not ``name``: a package may contain sources of
-    several kinds. ``files`` and ``speaker`` are regular expressions that are searched in a path: of
-    the files to take, and with a first group that is the voice's name. ``held_out_speakers`` are
-    whole voices (as from ``speaker_of``) and ``held_out_files`` endings of paths that are never
-    trained on.
+    several kinds. ``files`` and ``speaker`` are regular expressions that are searched for in paths:
+    the files to take match ``files``, and the first group of ``speaker`` is the voice's name. Never
+    trained on are the voices ``held_out_speakers`` (as from ``speaker_of``) and the files whose
+    paths end in one of ``held_out_files``.
     """
 
     name: str

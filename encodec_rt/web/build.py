@@ -18,21 +18,21 @@ COMPILER_FLAGS = (
     "-std=c11", "-Os", "-Xclang", "-Oz", "-fno-inline-functions", "-fno-unroll-loops",
     "-ffp-contract=off", "-fno-exceptions", "-Wall", "-Wextra", "-Werror", "-Wno-unused-function",
 )  # fmt: skip
-"""``zig cc`` takes -Oz for -Os, and without either compiles for debugging."""
+"""``zig cc`` treats -Oz as -Os, and without either compiles for debugging."""
 # Without --compress-relocations each index and address takes five bytes; `zig cc` lacks the option.
-# The data follows the stack, so a small stack, which is all that these functions need, makes the
-# addresses in the code short; one that overflows would trap.
+# The data follows the stack, so a small stack keeps the addresses in the code short. It is all that
+# these functions need; an overflow would trap.
 LINKER_FLAGS = ("--no-entry", "--strip-all", "--compress-relocations", "-z", "stack-size=4096")
 
 
 def build(target: Path = WASM) -> None:
-    """Compile ``codec.c`` to ``target``. Raises CalledProcessError with the compiler's words."""
+    """Compile ``codec.c`` to ``target``; raises CalledProcessError after the compiler's message."""
     zig = [sys.executable, "-m", "ziglang"]
     with tempfile.TemporaryDirectory() as folder:
         compiled = str(Path(folder) / "codec.o")
         subprocess.run([*zig, "cc", *COMPILER_FLAGS, "-c", str(SOURCE), "-o", compiled], check=True)
         subprocess.run([*zig, "wasm-ld", *LINKER_FLAGS, compiled, "-o", str(target)], check=True)
-    target.chmod(0o644)  # the linker takes it for a program
+    target.chmod(0o644)  # the linker makes it executable
 
 
 if __name__ == "__main__":

@@ -99,13 +99,14 @@ class Meeting:
     async def ring(self, offer: str) -> str:
         """The answer to ``offer`` of the page that waits.
 
-        Raises LinkError if none waits, or none that can take it.
+        Raises LinkError if none waits, if it refuses or leaves, or if the offer has no data
+        channel.
         """
         if not is_for_channel(offer):
             raise LinkError("a page takes calls over a data channel only; call with --channel")
         if not self.waiting:
             raise LinkError(
-                "no page waits for a call; open it there and choose 'Call'"
+                "no page waits for a call; open the page and choose 'Call another browser'"
                 if not self._inside
                 else "two others are in a call; try again later"
             )
@@ -122,7 +123,7 @@ class Meeting:
             self._inside.remove(caller)
 
     async def close(self) -> None:
-        """Send everybody away."""
+        """Close everybody's connection."""
         for member in list(self._inside):
             if isinstance(member, web.WebSocketResponse):
                 await member.close(message=b"the server ends")

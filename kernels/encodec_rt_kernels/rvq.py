@@ -3,7 +3,7 @@
     code_q = argmin_v |e_qv|^2 - 2 r_q . e_qv     lowest v on a tie;  r_{q+1} = r_q - e_q,code_q
 
 |r|^2 is the same for every v and is left out; the norms are computed in float64 and rounded once.
-Both precisions search in float32: TF32 would pick a different vector in 0.3 % of frames.
+Both precisions search in float32: TF32 would pick other vectors in some frames.
 
 Up to configs.TABLE_BOOKS codebooks are searched in tables, rvq_tables.py. More are searched here,
 in one launch: a program keeps the residual of its frames and their scores on chip through all

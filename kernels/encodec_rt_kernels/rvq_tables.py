@@ -154,8 +154,8 @@ def _rvq_choose_kernel(
 def codebook_tables(vectors: Tensor) -> Tensor:
     """Vectors [Q, V, D] -> the tables of the first codebooks, flat, rounded once from float64.
 
-    For each codebook i in turn: 2 e_i,v . e_j,w in the order [v, j, w], j > i. With 8 codebooks of
-    1024 vectors or more they take 112 MiB.
+    For each codebook i in turn: 2 e_i,v . e_j,w in the order [v, j, w], j > i. With 8 codebooks or
+    more, of 1024 vectors each, they take 112 MiB.
     """
     books = vectors[: configs.TABLE_BOOKS].double()
     tables = (2 * book @ books[i + 1 :].flatten(0, 1).t() for i, book in enumerate(books))

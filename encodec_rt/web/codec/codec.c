@@ -21,7 +21,7 @@ static float *pcm, *latents, *primed[2];
 static uint16_t *codes;
 static u32 pcm_floats, max_frames, primed_books;
 
-// Room for a blob of that many bytes, or 0 where there is none.
+// Room for a blob of that many bytes, or 0 if there is none.
 EXPORT(reserve) unsigned char *reserve(u32 bytes) {
   if (loaded || blob) return 0;
   blob = take(bytes);
@@ -86,7 +86,7 @@ static Stream *stream(u32 handle, u32 direction) {
   return &streams[handle];
 }
 
-// The nearest vectors, book by book, of the latent in x_buffer's row; it becomes the residual.
+// Finds the nearest vectors, book by book, of the latent in `residual`, which becomes the residual.
 static void search(float *residual, u32 count, uint16_t *chosen) {
   u32 D = model.dim, size = model.book_size;
   float *distance = sums_buffer;
@@ -107,7 +107,7 @@ static void sum_vectors(const uint16_t *chosen, u32 count, float *latent) {
     add_into(latent, books[q].vectors + chosen[q] * model.dim, model.dim);
 }
 
-// The arenas of streams with `prime_frames` frames of silence behind them.
+// Makes `primed` the arenas of streams after `prime_frames` frames of silence.
 static void prime(u32 count) {
   u32 rows = model.encoder_start * model.hop, done = 0;
   int edge = LEFT;
@@ -133,8 +133,8 @@ static void prime(u32 count) {
   primed_books = count;
 }
 
-// A new stream (1: encoder, 2: decoder), or a negative number. With `count` books it has silence
-// behind it, coded with so many; with 0 its state is zero.
+// A new stream (1: encoder, 2: decoder), or a negative number. Its state is that after silence that
+// was coded with `count` books, or zero if `count` is 0.
 EXPORT(open) int open_stream(u32 direction, u32 count) {
   if (loaded != 1) return NOT_LOADED;
   if (direction != ENCODER && direction != DECODER) return BAD_HANDLE;
@@ -181,7 +181,7 @@ static int fits(u32 given, u32 first, u32 unit, u32 edge) {
   return 0;
 }
 
-// `samples` of pcm -> frames of codes with `count` books, whose number is returned.
+// `samples` of pcm -> codes with `count` books; returns the number of frames.
 EXPORT(encode) int encode(u32 handle, u32 samples, u32 count, u32 edge) {
   Stream *s = stream(handle, ENCODER);
   if (!s) return BAD_HANDLE;
@@ -207,7 +207,7 @@ EXPORT(look_up) int look_up(u32 frames, u32 count) {
   return (int)frames;
 }
 
-// Latents of `frames` frames -> pcm, the number of whose samples is returned.
+// Latents of `frames` frames -> pcm; returns the number of samples.
 EXPORT(decode_latents) int decode_latents(u32 handle, u32 frames, u32 edge) {
   Stream *s = stream(handle, DECODER);
   if (!s) return BAD_HANDLE;

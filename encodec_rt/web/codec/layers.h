@@ -8,8 +8,8 @@
 static float *x_buffer, *y_buffer, *full_buffer, *sums_buffer, *windows_buffer;
 enum { SLACK = 64 };
 
-// The row, of `rows` that there are, that the offline padding has at `at` < 0 or >= rows; -1 for
-// zeros. A reflection wider than the clip reflects the clip lengthened by zeros (model/conv.py).
+// Which of `rows` rows the offline padding has at position `at` < 0 or >= rows; -1 for zeros.
+// A reflection wider than the clip reflects the clip lengthened by zeros (model/conv.py).
 static int padding_row(int at, int rows, int widest) {
   if (model.pad_mode == CONSTANT) return -1;
   if (model.pad_mode == REPLICATE) return at < 0 ? 0 : rows - 1;
@@ -141,7 +141,7 @@ static void lstm_step(const Layer *l, float *arena, const float *x, float *y) {
   add_into(y, above, D);
 }
 
-// T rows in x_buffer through all layers, to the rows in x_buffer that are returned.
+// T rows in x_buffer through all layers; returns the number of rows that x_buffer has then.
 static u32 run(const Network *net, float *arena, u32 T, int edge) {
   for (u32 i = 0; i < net->count; i++) {
     const Layer *l = &net->layers[i];
@@ -163,7 +163,7 @@ static u32 run(const Network *net, float *arena, u32 T, int edge) {
 static u64 larger(u64 a, u64 b) { return a > b ? a : b; }
 
 // What the buffers must hold for T rows of input: activations, full, sums, windows. Returns the
-// rows that come out at most, or 0 where a buffer would be larger than MAX_SCRATCH.
+// largest number of rows of output, or 0 if a buffer would be larger than MAX_SCRATCH.
 static u64 measure(const Network *net, u64 T, u64 need[4]) {
   need[0] = larger(need[0], T * net->layers[0].is.in);
   for (u32 i = 0; i < net->count; i++) {

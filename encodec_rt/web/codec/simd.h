@@ -6,7 +6,7 @@
 #include <stdint.h>
 #include <wasm_simd128.h>
 
-// What a loop is made of; the compiler inlines nothing else, which would add a third to the size.
+// For the bodies of loops. The compiler inlines nothing else, which would add a third to the size.
 #define INLINE static inline __attribute__((always_inline))
 
 typedef v128_t V;
@@ -50,7 +50,7 @@ INLINE V expm1_negative(V x) {
   return add(wasm_f32x4_sub(power, splat(1.f)), mul(power, p));
 }
 
-// As a call, where twelve constants at each place would cost more than the calls do.
+// As a function: a dozen constants at each use would cost more bytes than the calls do.
 static V expm1_called(V x) { return expm1_negative(x); }
 
 INLINE V elu4(V x) {
@@ -75,7 +75,7 @@ INLINE V sigmoid4(V x) {
 
 static __attribute__((noinline)) void elu_into(float *y, const float *x, u32 n) {
   for (u32 i = 0; i < n; i += 4) {
-    V activated = elu4(load4(x + i));  // of the last ones, with what lies behind them
+    V activated = elu4(load4(x + i));  // at the end also of numbers beyond x, which are not stored
     if (n - i >= 4) store4(y + i, activated);
     else copy(y + i, (float *)&activated, n - i);
   }

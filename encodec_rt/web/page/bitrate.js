@@ -1,6 +1,6 @@
 // What to send, from what the reports say: the same decisions as encodec_rt/voice/bitrate.py, which
-// says why, without its estimates of the bandwidth: none come over a data channel. Golden traces of
-// its test this one.
+// says why, but without estimates of the bandwidth, since a data channel gives none. Golden traces of
+// that file test this one.
 import { MAX_REDUNDANT_FRAMES, packedSize } from "./packet.js";
 
 const HEADER_BYTES = 60;
@@ -14,7 +14,7 @@ const QUEUE_S = 0.2;
 const CUT = 0.7;
 const CUT_EVERY_S = 1;
 const REGAIN_PER_S = 1.1;
-// From which share of loss on how many frames are repeated, with how many codebooks.
+// From this share of lost packets on: the number of frames that are repeated, and their codebooks.
 const REDUNDANCY = [
   [0.1, 4, 4],
   [0.05, 3, 3],

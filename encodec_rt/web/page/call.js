@@ -5,7 +5,7 @@ import { isReport, Reports } from "./reports.js";
 
 const REPORT_S = 1;
 const MAX_MESSAGES_PER_S = 400;
-// A path that is silent for so long is given up: silence itself is announced every 0.4 s.
+// A path on which nothing arrives for so long is given up: even silence is announced every 0.4 s.
 const DEAD_AFTER_S = 3;
 const RETRY_S = 1;
 // How long calling again is tried, and how long a call without that waits.
@@ -44,7 +44,7 @@ export class Call {
     this.begin({ ssrc, limit: Math.min(this.path.limit, this.books) });
   }
 
-  // To be called with every hop: the audio's clock runs where timers are throttled.
+  // To be called with every hop: the audio's clock runs on where timers are throttled.
   tick() {
     if (!this.reports || this.over) return;
     const nowS = clock();
@@ -91,7 +91,7 @@ export class Call {
     return true;
   }
 
-  // A message from the other side: bounded in number, and garbage is counted and ignored.
+  // A message from the other side. Their number is limited; garbage is counted and ignored.
   take(path, message) {
     if (path !== this.path || !this.reports) return;
     const nowS = clock();

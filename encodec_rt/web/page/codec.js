@@ -63,7 +63,7 @@ export class Codec {
     return this.about.codebooks[at];
   }
 
-  // Views are made anew: the memory may have grown since.
+  // A new view each time: the memory may have grown since.
   floats(at, count) {
     return new Float32Array(this.exports.memory.buffer, at >>> 0, count);
   }

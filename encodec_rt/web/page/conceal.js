@@ -83,7 +83,7 @@ export class Concealer {
     return this.crossFade(audio);
   }
 
-  // Puts the state right with frames [[index, codes]] that came too late; how many were of use.
+  // Corrects the state with frames [[index, codes]] that came too late; returns how many were of use.
   repair(late) {
     const come = new Map(late);
     const hops = this.history;
@@ -106,7 +106,7 @@ export class Concealer {
     return this.advance(latent);
   }
 
-  // The next latent: that of the frame if it came, else a rung of the ladder.
+  // The next latent: that of the frame if it came, else the last one fading into noise.
   advance(latent) {
     if (latent) {
       this.last = latent;

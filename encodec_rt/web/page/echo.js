@@ -1,8 +1,8 @@
-// Chrome's echo canceller knows what calls play, not what Web Audio does (crbug.com/687574). Sent
-// through a call within the page, the sound becomes something that it cancels; at the price of
-// Opus on the way and some 50 ms, so that it is for speakers alone.
+// Chrome's echo canceller knows what calls play, not what Web Audio does (crbug.com/687574). It does
+// cancel sound that went through a call within the page, which costs Opus coding and about 50 ms, so
+// this is for speakers only.
 
-// Plays what an audio node gives by way of two connected peers. Resolves to {audio, close}.
+// Plays the output of an audio node through two connected peers. Resolves to {audio, close}.
 export async function playCancellable(node) {
   const { stream } = node.connect(node.context.createMediaStreamDestination());
   const near = new RTCPeerConnection();

@@ -1,5 +1,5 @@
-// What is done with each hop of samples, in the audio thread or in a worker: through the codec and
-// back to one's own ear, or into a call.
+// What happens to each hop of samples, in the audio thread or in a worker: it goes through the codec
+// and back to one's own ear, or into a call.
 import { Codec } from "./codec.js";
 import { Concealer } from "./conceal.js";
 import { Receiver, Sender } from "./voice.js";
@@ -14,7 +14,7 @@ export class Engine {
     this.setBooks(books);
   }
 
-  // Of the loop; those of a call were agreed upon.
+  // Only without a call: in a call both sides agreed on the number.
   setBooks(books) {
     if (this.sender || books === this.books) return;
     this.encoder?.close();
@@ -24,8 +24,8 @@ export class Engine {
     this.concealer = new Concealer(this.codec, books);
   }
 
-  // Streams begin anew for each path of a call, so that each decoder is where the encoder is; what
-  // was counted stays.
+  // Streams begin anew for each path of a call, so that each decoder is where the encoder is; the
+  // counts go on.
   beginCall({ ssrc, limit }) {
     const counts = this.receiver?.counts;
     this.sender?.close();
@@ -39,7 +39,7 @@ export class Engine {
     return this.sender !== null;
   }
 
-  // What the messages that page, worklet and worker have in common ask for.
+  // Acts on a message that the worklet and the worker both take.
   control(data, nowS) {
     if (data.books) this.setBooks(data.books);
     if (data.loss !== undefined) this.loss = data.loss;

@@ -20,10 +20,10 @@ const MAX_INSIDE_BYTES = globalThis.encodecMaxInsideBytes ?? 16e6;
 
 const page = { worker: null, context: null, node: null, source: null, stream: null, ear: "codec", muted: false, saved: [], about: null };
 // Firefox computes `outputLatency` with its audio graph locked, by asking the process that plays, which
-// may be waiting for that graph: the page then stands still for ever (seen in Firefox 153, on PulseAudio).
+// may be waiting for that graph: the page then hangs for ever (seen in Firefox 153, on PulseAudio).
 const tellsOutputLatency = !navigator.userAgent.includes("Firefox/");
 
-// What tests ask of the page.
+// For tests.
 globalThis.encodec = page;
 
 function say(text, wrong = false) {
@@ -97,7 +97,7 @@ async function route() {
   else speakers.close();
 }
 
-// A large model computes beside the audio thread, at the price of a longer queue.
+// A large model computes beside the audio thread, at the cost of a longer queue.
 async function openWorker(start) {
   const { port1, port2 } = new MessageChannel();
   page.worker = new Worker(`${folder}/worker.js`, { type: "module" });
@@ -208,7 +208,7 @@ async function playing(content) {
   return source;
 }
 
-// Everything is let go at once; what is awaited is the device's own end.
+// Releases everything at once, and waits only for the device to close.
 async function stop() {
   const { source, node, stream, context, call, worker, speakers } = page;
   Object.assign(page, { context: null, node: null, source: null, stream: null, call: null, worker: null, speakers: null, last: null });

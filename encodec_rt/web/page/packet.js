@@ -1,5 +1,5 @@
 // The payload of one live packet (docs/format.md) and the RTP header before it (RFC 3550).
-// A payload has one reading, and what is not one is refused by a PacketError alone.
+// A payload has exactly one meaning; for bytes that are not one nothing but PacketError is thrown.
 
 export const MAX_FRAMES = 4;
 export const MAX_CODEBOOKS = 32;
@@ -14,7 +14,7 @@ export function packedSize(count, bits) {
   return Math.ceil((count * bits) / 8);
 }
 
-// Codes as bits, least significant first, the last byte filled up with zeros.
+// Codes as bits, least significant first; the last byte is padded with zeros.
 export function packCodes(codes, bits) {
   const bytes = new Uint8Array(packedSize(codes.length, bits));
   let held = 0;
@@ -72,7 +72,7 @@ export function encodePacket({ frames, books, codes, redundancy = null }, bits) 
   return bytes;
 }
 
-// The packet whose payload `bytes` is. Raises PacketError and nothing else.
+// The packet whose payload `bytes` is. Throws PacketError and nothing else.
 export function parsePacket(bytes, bits, maxCodebooks = MAX_CODEBOOKS) {
   if (!bytes.length) throw new PacketError("an empty payload");
   const frames = (bytes[0] >> 6) + 1;
@@ -106,7 +106,7 @@ export function encodeRtp({ payloadType, marker, sequence, timestamp, ssrc, payl
   return bytes;
 }
 
-// The RTP packet in `bytes`, with sources, extension and padding taken off. Raises PacketError.
+// The RTP packet in `bytes`, without sources, extension and padding. Throws PacketError.
 export function parseRtp(bytes) {
   if (bytes.length < RTP_BYTES || bytes[0] >> 6 !== 2) throw new PacketError("not an RTP packet");
   const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);

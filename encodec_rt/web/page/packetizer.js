@@ -1,8 +1,8 @@
-// Frames of codes into payloads, with copies of earlier frames, and with nothing where nobody speaks
+// Frames of codes to payloads, with copies of earlier frames, and none while nobody speaks
 // (encodec_rt/voice/packetizer.py).
 import { encodePacket, MAX_REDUNDANT_CODEBOOKS, MAX_REDUNDANT_FRAMES } from "./packet.js";
 
-// How often silence is announced again: each 400 ms.
+// Silence is announced again every 400 ms.
 const REFRESH_FRAMES = 30;
 
 export class Packetizer {
@@ -21,7 +21,8 @@ export class Packetizer {
     return this.pending.length >= plan.frames ? this.emit(plan, this.frames) : [];
   }
 
-  // Frames that there are not; a packet's frames follow one another, so what is pending is gone too.
+  // Skips frames that were never encoded. The frames of a packet are consecutive, so pending ones are
+  // dropped too.
   skip(count) {
     this.frames += count;
     this.pending = [];

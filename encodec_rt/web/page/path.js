@@ -8,13 +8,13 @@ const MAX_FRAMES = 4;
 // Beyond this the path is congested, and what waits would only come late.
 const MAX_BUFFERED_BYTES = 2048;
 
-// What this side takes, with up to so many codebooks.
+// What this side takes: this model, with up to `books` codebooks.
 export function protocolOf({ sampling_rate, codes_sha256, hop, codebook_bits }, books) {
   const parameters = { rate: sampling_rate, model: codes_sha256.slice(0, 16), hop, bits: codebook_bits, maxcodebooks: books, maxframes: MAX_FRAMES };
   return [NAME, ...Object.entries(parameters).map(([name, value]) => `${name}=${value}`)].join(";");
 }
 
-// How many codebooks the other side takes. Throws for what is not the model of `ours`.
+// How many codebooks the other side takes. Throws if its model is not that of `ours`.
 export function agree(ours, theirs) {
   const read = (text) => Object.fromEntries(text.split(";").slice(1).map((each) => each.split(/=(.*)/s).slice(0, 2)));
   const [mine, given] = [read(ours), read(theirs)];
@@ -28,7 +28,7 @@ export function agree(ours, theirs) {
 
 function agreeInDescription(ours, sdp) {
   const found = sdp.split(/\r?\n/).filter((line) => line.startsWith(ATTRIBUTE));
-  if (found.length !== 1) throw new Error("the other side does not speak this page's language");
+  if (found.length !== 1) throw new Error("the other side is another kind of program: its description does not name a codec");
   return agree(ours, found[0].slice(ATTRIBUTE.length));
 }
 
@@ -94,7 +94,7 @@ export class Path {
     if (channel.readyState === "open") this.opened();
   }
 
-  // Whether the message went on its way.
+  // Whether the message was sent.
   send(message) {
     if (this.channel?.readyState !== "open") return false;
     if (this.channel.bufferedAmount > MAX_BUFFERED_BYTES) {
@@ -109,7 +109,7 @@ export class Path {
     if (this.over) return;
     this.over = true;
     this.peer.close();
-    this.refused(new Error("no connection came about; a firewall may be in between"));
+    this.refused(new Error("no connection could be made; a firewall may be in the way"));
     this.ended(hungUp);
   }
 }

@@ -1,5 +1,5 @@
-// RTCP on the channel that carries the packets (encodec_rt/link/rtp_session.py): what came is
-// reported, and what the other side reports is read. Pure: every call is told the time.
+// RTCP on the channel that carries the packets (encodec_rt/link/rtp_session.py): reports what
+// arrived, and reads what the other side reports. Every call is given the time.
 import { PacketError, parseRtp } from "./packet.js";
 
 const SENDER_REPORT = 200;
@@ -12,7 +12,7 @@ export function isReport(message) {
   return message.length > 1 && message[1] >= 192 && message[1] < 224;
 }
 
-// The middle 32 bits of a time as NTP has it, whose origin is nobody else's business.
+// The middle 32 bits of an NTP timestamp; only this side needs to know where its clock starts.
 const middle = (nowS) => {
   const seconds = Math.floor(nowS);
   return ((seconds % 65536) * 65536 + Math.floor((nowS - seconds) * 65536)) >>> 0;
@@ -69,7 +69,7 @@ export class Reports {
     this.sentBytes += payload.length;
   }
 
-  // A packet of theirs. Raises PacketError for what is none.
+  // A packet of theirs. Throws PacketError for anything else.
   onPacket(message, nowS) {
     const rtp = parseRtp(message);
     this.source = rtp.ssrc;
@@ -115,7 +115,7 @@ export class Reports {
     view.setUint32(20, Math.trunc((nowS - atS) * 65536));
   }
 
-  // Takes what a message of reports tells. Raises PacketError, and nothing else, for what is none.
+  // Takes what a message of reports says. Throws PacketError, and nothing else, for anything else.
   read(message, nowS) {
     if (message.length > MAX_BYTES) throw new PacketError("a long report");
     const view = new DataView(message.buffer, message.byteOffset, message.length);

@@ -1,4 +1,4 @@
-// A streaming resampler for devices that refuse the model's rate: windowed sinc, 32 taps per side.
+// A streaming resampler for devices that refuse the model's rate: a windowed sinc of 32 taps.
 
 const HALF = 16;
 const PHASES = 256;
@@ -24,7 +24,7 @@ export class Resampler {
     this.at = HALF;
   }
 
-  // Any number of samples in, those that they complete out; 16 samples of delay.
+  // Takes any number of samples and returns those that they complete; the delay is 16 input samples.
   push(samples) {
     if (this.step === 1) return samples;
     const all = new Float32Array(this.past.length + samples.length);

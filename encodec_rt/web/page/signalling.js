@@ -11,15 +11,15 @@ function within(ms, promise, words) {
   return Promise.race([promise, late]).finally(() => clearTimeout(timer));
 }
 
-// The way to whom a page calls.
+// The way to the other side, by whom the page calls.
 export function wayTo(calls, token) {
   if (calls !== "pages") return new Listener("/call", token);
   return new Room(`${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/meet`, token);
 }
 
-const opening = (path) => within(OPEN_MS, path.open, "no connection came about; a firewall may be in between");
+const opening = (path) => within(OPEN_MS, path.open, "no connection could be made; a firewall may be in the way");
 
-// The room of two at `url`; nothing is left of it once the path is open.
+// The room for two at `url`, which both leave once the path is open.
 class Room {
   constructor(url, token) {
     Object.assign(this, { url, token });
@@ -38,7 +38,7 @@ class Room {
       };
       socket.onopen = () => socket.send(JSON.stringify({ token: this.token }));
       socket.onmessage = ({ data }) => met(JSON.parse(data)).catch((error) => {
-        // The other side would else wait until it gives up.
+        // Otherwise the other side would wait until it gives up.
         socket.send(JSON.stringify({ refused: error.message }));
         fail(error);
       });

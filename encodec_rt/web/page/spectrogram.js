@@ -1,4 +1,5 @@
-// A spectrogram that scrolls: a column per hop, or more for a long one, 0 to half the rate upwards, in decibels.
+// A spectrogram, drawn from left to right and then again from the left: a column per hop, or more for
+// a long one, from 0 Hz at the bottom to half the sampling rate, in decibels.
 
 const SIZE = 512;
 const FLOOR_DB = -90;

@@ -1,5 +1,5 @@
 // Both directions of a call without clock and network: samples in and packets out, packets in and
-// hops of samples out. The same wire as encodec_rt/voice; the worklet drives it.
+// hops of samples out. The packets are those of encodec_rt/voice; the worklet drives it.
 import { RateController } from "./bitrate.js";
 import { Concealer, EnergyDetector } from "./conceal.js";
 import { JitterBuffer } from "./jitter.js";
@@ -10,10 +10,10 @@ export const PAYLOAD_TYPE = 118;
 const HANGOVER_S = 0.16;
 const MAX_LATE = 8;
 
-// Samples into RTP packets, as reports let through; nothing but an announcement every 400 ms where
-// nobody speaks.
+// Samples to RTP packets, at the bitrate that reports allow; while nobody speaks, only an
+// announcement every 400 ms.
 export class Sender {
-  // `books` are encoded, and at most `limit` of them sent, as the other side takes no more.
+  // `books` are encoded, and at most `limit` of them sent, since the other side takes no more.
   constructor(codec, { books, limit, ssrc }) {
     const { codebook_bits: bits, sampling_rate: rateHz } = codec.about;
     this.encoder = codec.encoder(books);
@@ -83,7 +83,7 @@ export class Receiver {
   parse(payload) {
     const packet = parsePacket(payload, this.codec.about.codebook_bits, this.books);
     const codes = [...packet.codes, ...(packet.redundancy?.codes ?? [])];
-    if (codes.some((code) => code >= this.codec.size)) throw new PacketError("a code that the model has not");
+    if (codes.some((code) => code >= this.codec.size)) throw new PacketError("a code beyond the codebook");
     return packet;
   }
 

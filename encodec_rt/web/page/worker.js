@@ -17,7 +17,7 @@ function step({ hop, time, missed }) {
   port.postMessage({ original, ...heard }, [original.buffer, heard.decoded.buffer]);
 }
 
-// An error is told to the page, which says it; the audio then runs dry.
+// An error is reported to the page, which shows it; the sound then stops.
 function guarded(work) {
   return ({ data }) => {
     try {

@@ -8,12 +8,12 @@ import { Fifo } from "./fifo.js";
 import { Resampler } from "./resample.js";
 
 const QUANTUM = 128;
-// What a worker may take longer than the audio thread would, before there is a gap.
+// How much longer than the audio thread a worker may take before there is a gap.
 const WORKER_S = 0.02;
-// So many frames more than wanted are a stall's remains, which only delay.
+// A queue this many frames longer than wanted is left over from a stall, and only adds delay.
 const MAX_SURPLUS_FRAMES = 3;
-// So much may be with the worker. On a machine that is too slow, hops that follow are left out until
-// all are back: what waits would only grow, and a gap is better than shreds.
+// At most this much audio is with the worker. On a machine that is too slow, further hops are left
+// out until all are back: otherwise the backlog would only grow, and one gap is better than many.
 const MAX_AWAY_S = 1;
 const QUEUE_SAMPLES = 1 << 15;
 
@@ -26,7 +26,7 @@ class CodecProcessor extends AudioWorkletProcessor {
     this.port.onmessage = ({ data }) => this.guarded(() => this.receive(data));
   }
 
-  // What goes wrong is told to the page; the audio is silent from then on.
+  // An error is reported to the page; there is no sound from then on.
   guarded(work) {
     try {
       work();
