@@ -1,6 +1,6 @@
 """A picture of spectrograms: originals, our model, and Opus at 6 and 12 kbps.
 
-    python -m benches.spectrograms --data DATA/packed --opus-tools FOLDER --picture docs/spectrograms.png
+    python -m benches.spectrograms --data DATA/packed --opus-tools FOLDER --picture OUT.png
 
 There is one column per clip: speech of a voice that was not in the training data, and music. Both
 are held out and reach 11 kHz. All panels of a column have the same scale of levels.
