@@ -48,7 +48,7 @@ def lm(
         float, typer.Option("--learning-rate", help="The highest; use less to continue a model.")
     ] = 3e-3,
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Train for this many steps instead.")
+        int | None, typer.Option("--steps", min=1, help="Train for this many steps instead.")
     ] = None,
     hours: Annotated[float, typer.Option("--hours", help="Speech to train on.")] = 10.0,
     voices: Annotated[
