@@ -84,6 +84,10 @@ def lm(
     from encodec_rt.training.codes import coded_clips
     from encodec_rt.training.language_model import LmRecipe, bits_per_code, train_lm
 
+    amounts = {"--minutes": minutes, "--hours": hours, "--learning-rate": learning_rate}
+    for name, amount in amounts.items():
+        if amount <= 0:
+            raise ConfigError(f"{name} {amount:g}; more than 0 is needed")
     check_device(device)
     torch.set_num_threads(threads)
     codec = Codec.load(model)
