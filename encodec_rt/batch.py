@@ -56,7 +56,9 @@ class Padding:
     multiple: int = 1
 
     def __post_init__(self) -> None:
-        """Raise InputError for a length that is needed and was not given."""
+        """Raise InputError for a length that is not a number, or is needed and was not given."""
+        if not isinstance(self.max_length, (int, np.integer, type(None))):
+            raise InputError(f"max_length={self.max_length!r}; pass a number of samples")
         if self.max_length is None and (self.truncation or self.strategy == "max_length"):
             raise InputError("truncation=True and padding='max_length' need max_length")
 
@@ -102,7 +104,13 @@ def columns(features: Mapping[str, Any] | Sequence[Mapping[str, Any]]) -> dict[s
 
     Raises InputError where there is no ``input_values``, or the lists differ in length.
     """
-    if isinstance(features, Sequence):
+    if not isinstance(features, (Mapping, list, tuple)):
+        raise InputError(
+            f"a batch of type {type(features).__name__}; pad takes a mapping or a list"
+        )
+    if not isinstance(features, Mapping):
+        if not all(isinstance(example, Mapping) for example in features):
+            raise InputError("a list of examples that are not mappings; each has input_values")
         names = list(features[0]) if features else []
         features = {name: [example[name] for example in features] for name in names}
     found = {name: list(values) for name, values in features.items()}

@@ -216,7 +216,8 @@ class EncodecConfig(Chunked, PretrainedConfig):
 
         Raises ConfigError for a bandwidth that the model does not have.
         """
-        if bandwidth_kbps not in self.target_bandwidths:
+        # An array's comparison is an array, which is neither true nor false.
+        if getattr(bandwidth_kbps, "ndim", 0) or bandwidth_kbps not in self.target_bandwidths:
             accepted = ", ".join(f"{b:g}" for b in self.target_bandwidths)
             raise ConfigError(f"bandwidth {bandwidth_kbps!r} kbps; this model has {accepted}")
         books = math.floor(bandwidth_kbps * 1000 / (self.codebook_nbits * self.frame_rate))
@@ -236,6 +237,8 @@ class EncodecConfig(Chunked, PretrainedConfig):
         Keys that describe no architecture (``transformers_version`` and the like) are ignored.
         Raises ConfigError if the file is for another kind of model or holds an impossible value.
         """
+        if not isinstance(values, Mapping):
+            raise ConfigError(f"a {type(values).__name__} is not the content of a config.json")
         model_type = values.get("model_type", cls.model_type)
         if model_type != cls.model_type:
             raise ConfigError(f"model_type={model_type!r}; this package runs 'encodec' models")
@@ -259,9 +262,10 @@ class EncodecConfig(Chunked, PretrainedConfig):
         """
         names = {field.name for field in fields(cls)} | {"dtype", "torch_dtype"}
         places, changes = sort_arguments("EncodecConfig.from_pretrained", arguments, names)
-        path = Path(pretrained_model_name_or_path)
+        source = PretrainedSource(pretrained_model_name_or_path, **places)
+        path = Path(source.name)
         if not path.is_file():
-            path = PretrainedSource(pretrained_model_name_or_path, **places).find(CONFIG_NAME)
+            path = source.find(CONFIG_NAME)
         # The type of the weights is handled by the model.
         changes.pop("dtype", changes.pop("torch_dtype", None))
         config = cls.from_dict({**read_json(path), **changes})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Collection, Mapping
 from concurrent.futures import Future, TimeoutError
@@ -48,6 +49,16 @@ class PretrainedSource:
     local_files_only: bool = False
     token: str | bool | None = None
     force_download: bool = False
+
+    def __post_init__(self) -> None:
+        """Raises ConfigError for a name, revision or subfolder of the wrong type."""
+        if not isinstance(self.name, (str, os.PathLike)):
+            raise ConfigError(
+                f"a model's source of type {type(self.name).__name__}; accepted: {_ACCEPTED}"
+            )
+        for name, value in (("revision", self.revision), ("subfolder", self.subfolder)):
+            if not isinstance(value, (str, type(None))):
+                raise ConfigError(f"{name}={value!r}; it must be a string")
 
     def find(self, *names: str) -> Path:
         """The first of the files ``names`` that exists. Raises WeightsError.

@@ -411,3 +411,15 @@ def test_the_documented_example_runs_with_only_the_import_changed(
     codes = ours["encoder_outputs"].audio_codes
     assert torch.equal(codes, theirs["encoder_outputs"].audio_codes)
     assert torch.equal(hf_encoded(hf_twin(model), ours["inputs"]["input_values"])[0], codes)
+
+
+@pytest.mark.parametrize(("batch", "words"), [(None, "NoneType"), ("ab", "str"), ([1, 2], "list")])
+def test_pad_refuses_what_is_not_a_batch(batch: Any, words: str) -> None:
+    with pytest.raises(InputError, match=f"(batch of type|a) {words}"):
+        EncodecFeatureExtractor().pad(batch)
+
+
+def test_a_length_that_is_not_a_number_is_refused() -> None:
+    length: Any = "long"
+    with pytest.raises(InputError, match="max_length='long'"):
+        EncodecFeatureExtractor()([0.0], max_length=length, sampling_rate=24_000)

@@ -11,6 +11,7 @@ from typing import BinaryIO, Protocol
 
 import numpy as np
 
+from encodec_rt.arrays import is_count
 from encodec_rt.bitstream.ecdc_header import MAX_SAMPLES, SCALE, EcdcHeader, segments
 from encodec_rt.bitstream.packet import group_size, pack_codes
 from encodec_rt.config import EncodecConfig
@@ -68,8 +69,8 @@ class EcdcWriter:
         coder: Callable[[], CodeSegmentEncoder] | None = None,
     ) -> None:
         """``coder`` gives a language model's coder for each segment; none packs the codes."""
-        if not 1 <= codebooks <= config.num_quantizers:
-            raise InputError(f"{codebooks} codebooks; the model has 1 to {config.num_quantizers}")
+        if not (is_count(codebooks) and codebooks <= config.num_quantizers):
+            raise InputError(f"{codebooks!r} codebooks; the model has 1 to {config.num_quantizers}")
         self._config = config
         self._model = model
         self._codebooks = codebooks
@@ -121,6 +122,8 @@ class EcdcWriter:
 
         Raises StateError if the codes are not those of ``samples`` samples per channel.
         """
+        if not isinstance(samples, (int, np.integer)):
+            raise InputError(f"samples={samples!r}; pass the number of samples per channel")
         expected = sum(frames for _, frames in segments(self._config, samples))
         if expected != self._frames:
             raise StateError(f"{self._frames} frames for {samples} samples; {expected} are needed")

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from encodec_rt.arrays import is_count
 from encodec_rt.errors import InputError, PacketError
 from encodec_rt.types import Codes
 
@@ -153,5 +154,5 @@ def _shape(codes: Codes, most_frames: int, most_books: int) -> tuple[int, int]:
 
 
 def _check_bits(bits: int) -> None:
-    if not 1 <= bits <= MAX_BITS:
-        raise InputError(f"{bits} bits per code; from 1 to {MAX_BITS}")
+    if not (is_count(bits) and bits <= MAX_BITS):
+        raise InputError(f"{bits!r} bits per code; from 1 to {MAX_BITS}")

@@ -11,13 +11,13 @@ from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
 from multiprocessing import active_children, get_context
 from pathlib import Path
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any
 
 import typer
 
 from encodec_rt.cli.console import PIPE, keeping_codecs, one_line, report, say
 from encodec_rt.cli.file_options import about
-from encodec_rt.cli.habits import VERBOSITY, Verbosity
+from encodec_rt.cli.habits import VERBOSITY, Verbosity, hints_of
 from encodec_rt.cli.interrupts import InterruptedWork, deaf_children, ended_by_parent
 from encodec_rt.errors import CodecError, InputError
 
@@ -61,7 +61,7 @@ def several(naming: Naming) -> Callable[[Callable[..., None]], Callable[..., Non
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         parameters = inspect.signature(command).parameters
-        hints = get_type_hints(command, include_extras=True)
+        hints = hints_of(command)
         argument = typer.Argument(
             metavar="IN... [OUT]",
             help="Input files, folders, or '-'. Then an output file or folder; without one, "

@@ -7,7 +7,7 @@ import inspect
 import math
 from collections.abc import Callable, Mapping
 from contextvars import ContextVar
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 from typer.models import OptionInfo
@@ -57,11 +57,25 @@ VersionOption = Annotated[
 ]
 
 
+def hints_of(of: Callable[..., Any]) -> dict[str, Any]:
+    """What typer is to know of each parameter, as ``Annotated``.
+
+    Where the default is None, Python 3.10 gives Optional[Annotated[...]], in which typer sees no
+    option.
+    """
+    hints = get_type_hints(of, include_extras=True)
+    for name, hint in hints.items():
+        members = get_args(hint)
+        if type(None) in members and hasattr(members[0], "__metadata__"):
+            hints[name] = members[0]
+    return hints
+
+
 def with_habits(command: Callable[..., None]) -> Callable[..., None]:
     """``command`` for typer, with these options after its own."""
     added = {"quiet": QuietOption, "verbose": VerboseOption, "version": VersionOption}
     parameters = sorted(inspect.signature(command).parameters.values(), key=_rank)
-    hints = get_type_hints(command, include_extras=True)
+    hints = hints_of(command)
     _dress(hints, inspect.signature(command).parameters)
 
     names = {name: _option_name(name, hint) for name, hint in hints.items()}

@@ -12,6 +12,7 @@ import signal
 import threading
 from collections.abc import Coroutine, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -20,6 +21,8 @@ NUMBERS = tuple(
 )
 PATIENCE = 3
 """After this many requests a process that is cleaning up ends immediately."""
+RETRY_S = 0.005
+"""A request that came where an exception would be lost is sent again after this time."""
 
 _received: list[int] = []
 _wanted = threading.Event()
@@ -122,6 +125,23 @@ def _note(number: int) -> bool:
     return len(_received) == 1
 
 
-def _raise(number: int, _frame: FrameType | None) -> None:
-    if _note(number):
+def _in_callback(frame: FrameType | None) -> bool:
+    """Whether libsndfile called the running code, by one of soundfile's ``vio_`` functions.
+
+    An exception that leaves such a function is printed and lost, and the write counts as failed.
+    """
+    while frame is not None:
+        code = frame.f_code
+        if code.co_name.startswith("vio_") and Path(code.co_filename).name == "soundfile.py":
+            return True
+        frame = frame.f_back
+    return False
+
+
+def _raise(number: int, frame: FrameType | None) -> None:
+    if _in_callback(frame):
+        again = threading.Timer(RETRY_S, os.kill, (os.getpid(), number))
+        again.daemon = True
+        again.start()
+    elif _note(number):
         raise KeyboardInterrupt

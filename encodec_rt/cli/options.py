@@ -6,11 +6,12 @@ import dataclasses
 import inspect
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from encodec_rt.cli.console import load_codec
+from encodec_rt.cli.habits import hints_of
 
 if TYPE_CHECKING:
     from encodec_rt.streaming.codec import Codec
@@ -96,7 +97,7 @@ class FileCodecOptions(CodecOptions):
 
 def with_groups(command: Callable[..., None]) -> Callable[..., None]:
     """``command`` for typer, which gets one option per field of parameters that are dataclasses."""
-    hints = get_type_hints(command, include_extras=True)
+    hints = hints_of(command)
     groups: dict[str, Any] = {
         name: kind for name, kind in hints.items() if dataclasses.is_dataclass(kind)
     }
@@ -105,7 +106,7 @@ def with_groups(command: Callable[..., None]) -> Callable[..., None]:
         members, types = [parameter], hints
         if group := groups.get(parameter.name):
             members = list(inspect.signature(group).parameters.values())
-            types = get_type_hints(group, include_extras=True)
+            types = hints_of(group)
         for one in members:
             kind = inspect.Parameter.KEYWORD_ONLY
             parameters.append(one.replace(kind=kind, annotation=types[one.name]))

@@ -48,7 +48,7 @@ def lm(
         float, typer.Option("--learning-rate", help="The highest; use less to continue a model.")
     ] = 3e-3,
     steps: Annotated[
-        int | None, typer.Option("--steps", help="Train for this many steps instead.")
+        int | None, typer.Option("--steps", min=1, help="Train for this many steps instead.")
     ] = None,
     hours: Annotated[float, typer.Option("--hours", help="Speech to train on.")] = 10.0,
     voices: Annotated[
@@ -84,6 +84,10 @@ def lm(
     from encodec_rt.training.codes import coded_clips
     from encodec_rt.training.language_model import LmRecipe, bits_per_code, train_lm
 
+    amounts = {"--minutes": minutes, "--hours": hours, "--learning-rate": learning_rate}
+    for name, amount in amounts.items():
+        if amount <= 0:
+            raise ConfigError(f"{name} {amount:g}; more than 0 is needed")
     check_device(device)
     torch.set_num_threads(threads)
     codec = Codec.load(model)

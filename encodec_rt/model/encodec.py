@@ -14,7 +14,7 @@ from torch import Tensor
 from encodec_rt.arrays import LOUDEST, UNUSABLE
 from encodec_rt.config import EncodecConfig
 from encodec_rt.errors import InputError
-from encodec_rt.model.numerics import without_autocast
+from encodec_rt.model.numerics import require_tensors, without_autocast
 from encodec_rt.model.outputs import (
     EncodecDecoderOutput,
     EncodecEncoderOutput,
@@ -139,6 +139,7 @@ class EncodecModel(PretrainedModel):
         The result is cut to the length of ``padding_mask`` if one is given. Raises InputError.
         """
         config = self.config
+        require_tensors(padding_mask, audio_codes=audio_codes)
         chunks = list(self._checked_codes(audio_codes))
         if audio_scales is None and config.normalize:
             raise InputError("this model normalises its input: pass the audio_scales of encode")
@@ -177,6 +178,7 @@ class EncodecModel(PretrainedModel):
         """Encode and decode audio [B, audio_channels, L], or only decode given codes."""
         if (audio_codes is None) != (audio_scales is None):
             raise InputError("audio_codes and audio_scales go together: pass both or neither")
+        require_tensors(padding_mask, input_values=input_values)
         if padding_mask is None:
             padding_mask = torch.ones_like(input_values, dtype=torch.bool)
         if audio_codes is None:
@@ -195,6 +197,7 @@ class EncodecModel(PretrainedModel):
         return EncodecOutput(audio_codes, audio)
 
     def _masked_input(self, input_values: Tensor, padding_mask: Tensor | None) -> Tensor:
+        require_tensors(padding_mask, input_values=input_values)
         channels = self.config.audio_channels
         shape = tuple(input_values.shape)
         if len(shape) != 3 or shape[1] != channels or 0 in shape:

@@ -9,8 +9,9 @@ from types import MappingProxyType
 from typing import Any, Concatenate, ParamSpec, Protocol, TypeVar
 
 import torch
+from torch import Tensor
 
-from encodec_rt.errors import ConfigError
+from encodec_rt.errors import ConfigError, InputError
 
 
 class _OnDevice(Protocol):
@@ -39,6 +40,14 @@ def as_dtype(dtype: torch.dtype | str | None) -> torch.dtype:
             return known
     accepted = ", ".join(str(known).removeprefix("torch.") for known in DTYPES)
     raise ConfigError(f"dtype={dtype!r}; accepted: {accepted}, or 'auto' for the saved one")
+
+
+def require_tensors(padding_mask: object, **arguments: object) -> None:
+    """Raise InputError, naming the argument, unless all are tensors; a mask may also be None."""
+    given = arguments if padding_mask is None else {**arguments, "padding_mask": padding_mask}
+    for name, value in given.items():
+        if not isinstance(value, Tensor):
+            raise InputError(f"{name} of type {type(value).__name__}; pass a torch tensor")
 
 
 def no_autocast(device: torch.device) -> AbstractContextManager[Any]:

@@ -28,6 +28,11 @@ class PretrainedModel(nn.Module):
     def __init__(self, config: EncodecConfig) -> None:
         """Check and keep the configuration."""
         super().__init__()
+        if not isinstance(config, EncodecConfig):
+            raise ConfigError(
+                f"config of type {type(config).__name__}; pass an EncodecConfig, such as "
+                "EncodecConfig.from_dict(config.to_dict()), or use EncodecModel.from_pretrained"
+            )
         config.validate()
         self.config = config
 

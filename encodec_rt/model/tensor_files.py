@@ -47,7 +47,7 @@ def with_variant(name: str, variant: str | None) -> str:
     """model.safetensors -> model.fp16.safetensors; raises ConfigError for an invalid variant."""
     if variant is None:
         return name
-    if not re.fullmatch(r"\w[\w-]*", variant):
+    if not isinstance(variant, str) or not re.fullmatch(r"\w[\w-]*", variant):
         raise ConfigError(
             f"variant={variant!r}; pass a word such as 'fp16', to be part of the name"
         )

@@ -12,7 +12,7 @@ from torch import Tensor
 from encodec_rt.arrays import UNUSABLE
 from encodec_rt.errors import InputError
 from encodec_rt.model.numerics import without_autocast
-from encodec_rt.streaming.engine_work import as_clip, rows_usable
+from encodec_rt.streaming.engine_work import as_clip, check_tensor, rows_usable
 from encodec_rt.streaming.runner import begin, finish, whole
 from encodec_rt.streaming.weights import CodecWeights
 
@@ -48,6 +48,7 @@ class Edges:
     def begin_decoder(self, codes: Tensor) -> tuple[Tensor, Tensor]:
         """Codes [decoder_start_frames, Q] int64 -> audio [n] or [channels, n], and state."""
         frames = self._weights.decoder_start_frames
+        check_tensor(codes, "codes", torch.int64)
         if codes.ndim != 2 or len(codes) != frames:
             raise InputError(f"codes of shape {tuple(codes.shape)}; pass {frames} frames")
         audio, row = begin(self._weights.decoder, self._dequantize(codes))
@@ -69,6 +70,9 @@ class Edges:
     @without_autocast
     def finish_decoder(self, row: Tensor | None, codes: Tensor) -> Tensor:
         """The audio [n] or [channels, n] of the last codes [frames, Q] and of what is held."""
+        check_tensor(codes, "codes", torch.int64)
+        if codes.ndim != 2:
+            raise InputError(f"codes of shape {tuple(codes.shape)}; pass [frames, codebooks]")
         latents, net = self._dequantize(codes), self._weights.decoder
         if row is None and not len(codes):
             raise InputError("no codes; a clip has at least one frame")
@@ -83,6 +87,7 @@ class Edges:
 
     def _clip(self, pcm: Tensor) -> Tensor:
         """[n] or [channels, n], finite -> [1, n, channels] on the device."""
+        check_tensor(pcm, "audio", torch.float32)
         audio = pcm[None] if pcm.ndim == 1 else pcm
         if audio.ndim != 2 or len(audio) != self._weights.config.audio_channels:
             raise InputError(f"audio of shape {tuple(pcm.shape)}; pass [n] or [channels, n]")

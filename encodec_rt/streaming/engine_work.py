@@ -148,7 +148,22 @@ def named_rows(codes: Tensor, size: int) -> NDArray[np.bool_]:
 
 def distinct(slots: Sequence[int], most: int) -> Tensor:
     """``slots`` as an index [n] int64. Raises InputError unless they exist and are distinct."""
+    if not isinstance(slots, Sequence):
+        raise InputError(f"slots of type {type(slots).__name__}; pass a list of numbers")
     known = all(isinstance(each, (int, np.integer)) and 0 <= each < most for each in slots)
     if not slots or not known or len(set(slots)) < len(slots):
         raise InputError(f"slots {list(slots)}; pass distinct ones of the {most} of this engine")
     return torch.tensor(slots, dtype=torch.int64, device="cpu")
+
+
+def numbered(slots: int | Sequence[int] | Tensor, most: int) -> Tensor:
+    """One slot or several as an index [n] int64. Raises InputError unless all of them exist."""
+    try:
+        index = torch.as_tensor(slots, dtype=torch.int64, device="cpu").reshape(-1)
+    except (TypeError, ValueError, RuntimeError):
+        raise InputError(
+            f"slots of type {type(slots).__name__}; pass a number or a list of numbers"
+        ) from None
+    if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < most:
+        raise InputError(f"slots {index.tolist()}; this engine has {most}")
+    return index

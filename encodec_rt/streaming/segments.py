@@ -15,7 +15,7 @@ import torch
 from numpy.typing import ArrayLike
 from torch import Tensor
 
-from encodec_rt.errors import InputError, StateError
+from encodec_rt.errors import ConfigError, InputError, StateError
 from encodec_rt.model.encodec import EncodecModel, loudness, triangle
 from encodec_rt.streaming.arrays import as_audio, as_codes, to_audio
 from encodec_rt.streaming.stream_base import OpenOrClosed, whole
@@ -37,7 +37,12 @@ class SegmentStream(OpenOrClosed):
     """What both directions share: the model, and that no tensor of theirs changes in place."""
 
     def __init__(self, model: EncodecModel) -> None:
-        """Use Codec.segment_encoder or Codec.segment_decoder."""
+        """Use Codec.segment_encoder or Codec.segment_decoder. Raises ConfigError."""
+        if not isinstance(model, EncodecModel):
+            raise ConfigError(
+                f"a model of type {type(model).__name__}; open a stream with "
+                "Codec.segment_encoder or Codec.segment_decoder"
+            )
         self._model = model
         self.device = model.device
         self.closed = False
@@ -151,6 +156,10 @@ class SegmentDecoder(SegmentStream):
     def _decode(self, segment: Segment) -> Tensor:
         """The audio [n, channels] of one segment, on the host."""
         model, config = self._model, self._model.config
+        if not isinstance(segment, Segment):
+            raise InputError(f"a {type(segment).__name__}; pass a Segment of the encoder")
+        if not isinstance(segment.scale, (float, int, np.number, type(None))):
+            raise InputError(f"scale={segment.scale!r}; pass the number that the encoder gave")
         if config.chunk_length is None and self._decoded:
             raise StateError("a model without chunks has one segment per stream")
         if config.normalize != (segment.scale is not None):

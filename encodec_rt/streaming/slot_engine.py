@@ -24,13 +24,14 @@ from encodec_rt.streaming.engine_work import (
     frames_of_latents,
     latents_work,
     named_rows,
+    numbered,
     usable_rows,
 )
 from encodec_rt.streaming.runner import Runner
 from encodec_rt.streaming.slot_snapshot import SlotOrigin, SlotSnapshot, layout_sha256
 from encodec_rt.streaming.slot_steps import slot_steps
 from encodec_rt.streaming.state import StreamState
-from encodec_rt.streaming.weights import CodecWeights, Start
+from encodec_rt.streaming.weights import CodecWeights, Start, check_weights
 
 
 class SlotEngine:
@@ -45,6 +46,7 @@ class SlotEngine:
         graph: bool | None,
         gather: bool,
     ) -> None:
+        check_weights(weights, "Codec.engine")
         if gather and weights.device.type != "cpu":
             raise ConfigError(
                 f"gather=True on {weights.device}; a CUDA graph steps all slots at once, so "
@@ -131,7 +133,7 @@ class SlotEngine:
         Slots stay as they are. Raises ConfigError.
         """
         config = self.model.config
-        if not all(map(is_count, frames)):
+        if not isinstance(frames, Sequence) or not all(map(is_count, frames)):
             raise ConfigError(f"frames={frames!r}; a step has one frame or more")
         for count in frames:
             silence = torch.zeros(audio_shape(config, 1, count)[1:], device="cpu")
@@ -157,9 +159,7 @@ class SlotEngine:
         They then have this bandwidth, which must not exceed the engine's, and this ``start``; None
         means the engine's. Raises InputError, and ConfigError for a bandwidth the engine lacks.
         """
-        index = torch.as_tensor(slots, dtype=torch.int64, device="cpu").reshape(-1)
-        if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < self.slots:
-            raise InputError(f"slots {index.tolist()}; this engine has {self.slots}")
+        index = numbered(slots, self.slots)
         books = self.codebooks
         if bandwidth_kbps is not None:
             books = self.model.config.codebooks_for(bandwidth_kbps)

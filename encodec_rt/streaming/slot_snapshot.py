@@ -66,6 +66,8 @@ class SlotSnapshot:
     @staticmethod
     def from_bytes(data: bytes) -> SlotSnapshot:
         """A snapshot from ``to_bytes``. Raises PacketError for anything else."""
+        if not isinstance(data, (bytes, bytearray)):
+            raise PacketError(f"a {type(data).__name__} is not the bytes of a slot's snapshot")
         try:
             length = int.from_bytes(data[:8], "little")
             content = json.loads(

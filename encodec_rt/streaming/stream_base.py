@@ -15,7 +15,7 @@ from encodec_rt.model.numerics import no_autocast
 from encodec_rt.streaming.ops import Step
 from encodec_rt.streaming.runner import Runner
 from encodec_rt.streaming.snapshot import Kind, Origin, Snapshot
-from encodec_rt.streaming.weights import CodecWeights, Start
+from encodec_rt.streaming.weights import CodecWeights, Start, check_weights
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -86,6 +86,11 @@ class Stream(OpenOrClosed):
         block_frames: int,
         graph: bool | None,
     ) -> None:
+        check_weights(weights, f"Codec.stream_{self.kind}")
+        if not (is_count(codebooks) and codebooks <= weights.config.num_quantizers):
+            raise ConfigError(
+                f"codebooks={codebooks!r}; this model has 1 to {weights.config.num_quantizers}"
+            )
         if not is_count(block_frames):
             raise ConfigError(f"block_frames={block_frames}; a block has at least one frame")
         self.codebooks = codebooks

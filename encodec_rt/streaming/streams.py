@@ -146,7 +146,11 @@ class StreamDecoder(Stream):
 
     @whole
     def push_latents(self, latents: Tensor) -> Audio:
-        """As ``push``, for latents [frames, hidden_size] instead of codes."""
+        """As ``push``, for latents float32 [frames, hidden_size] instead of codes."""
+        width = self._weights.config.hidden_size
+        if not isinstance(latents, Tensor) or latents.shape[1:] != (width,):
+            shape = tuple(latents.shape) if isinstance(latents, Tensor) else type(latents).__name__
+            raise InputError(f"latents {shape}; pass what dequantize gave, [frames, {width}]")
         latents = latents.to(self.device)
         self._last_latent = latents[-1:].clone() if len(latents) else self._last_latent
         return self._decode(latents)

@@ -152,3 +152,9 @@ def _bias(conv: nn.Conv1d | nn.ConvTranspose1d) -> Tensor:
 
 
 _LSTM_PARTS = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+
+
+def check_weights(weights: object, opener: str) -> None:
+    """Raise ConfigError, naming the method that opens it, unless these are a codec's weights."""
+    if not isinstance(weights, CodecWeights):
+        raise ConfigError(f"weights of type {type(weights).__name__}; call {opener}")

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import Annotated
 
 import pytest
 import typer
 from typer.testing import CliRunner
 
-from encodec_rt.cli import app
+from encodec_rt.cli import app, habits
 from tests.cli.test_foolish import FOUND
 
 WIDTH = 80
@@ -61,3 +62,17 @@ def test_every_group_lists_its_commands() -> None:
     root = typer.main.get_command(app)
     for name in root.commands:  # type: ignore[attr-defined]
         assert f"\n  {name} " in shown()
+
+
+def test_an_option_without_a_default_keeps_its_name_where_python_wraps_its_type(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def command(end: Annotated[float | None, "to"] = None, start: float = 0.0) -> None:
+        """Does nothing."""
+
+    told = habits.hints_of(command)
+    # What Python 3.10 gives for a default of None.
+    wrapped = {**told, "end": told["end"] | None}
+    monkeypatch.setattr(habits, "get_type_hints", lambda *_, **__: dict(wrapped))
+    assert wrapped != told
+    assert habits.hints_of(command) == told

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ import threading
 import time
 import wave
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -183,3 +185,32 @@ def test_an_error_after_a_request_to_end_is_told_and_exits_as_interrupted_unless
     done = CliRunner().invoke(app, ["info", "nowhere.ecdc"])
     assert done.exit_code == status
     assert "nowhere.ecdc" in done.output
+
+
+def test_a_request_within_a_callback_of_libsndfile_is_neither_printed_nor_lost(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    class Ended(io.BytesIO):
+        """Is asked to end by libsndfile's first write."""
+
+        def write(self, data: Any) -> int:
+            if not self.tell():
+                signal.raise_signal(signal.SIGTERM)
+            return super().write(data)
+
+    monkeypatch.setattr(interrupts, "_received", [])
+    file, noise = Ended(), np.random.default_rng(0).normal(size=(4_000, 1)) / 8
+
+    def written_in_peace() -> None:
+        with (
+            interrupts.ended_by_parent(),
+            soundfile.SoundFile(file, "w", RATE * 10, 1, format="FLAC") as sound,
+        ):
+            sound.write(noise)
+            assert file.tell() > 0, "the write went through"
+            time.sleep(30)
+
+    with pytest.raises(interrupts.InterruptedWork):
+        written_in_peace()
+    assert interrupts._received == [signal.SIGTERM]
+    assert capfd.readouterr().err == ""

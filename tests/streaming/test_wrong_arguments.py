@@ -9,8 +9,12 @@ import numpy as np
 import pytest
 import torch
 
-from encodec_rt.errors import CodecError, ConfigError, InputError, StateError
+from encodec_rt.errors import CodecError, ConfigError, InputError, PacketError, StateError
 from encodec_rt.streaming.codec import Codec
+from encodec_rt.streaming.engine import Engine
+from encodec_rt.streaming.segments import Segment, SegmentDecoder, SegmentEncoder
+from encodec_rt.streaming.slot_snapshot import SlotSnapshot
+from encodec_rt.streaming.streams import StreamDecoder, StreamEncoder
 from tests.support.models import random_model, tiny_config
 
 RAGGED: Any = [[1, 2], [3]]
@@ -54,6 +58,62 @@ REFUSED: dict[str, tuple[type[CodecError], str, Callable[[Codec, Any], object]]]
     "a slot's name": (InputError, "slot a", lambda _, e: e.snapshot("a")),
     "bytes for a slot": (StateError, "bytes is not", lambda _, e: e.restore(0, b"x")),
     "no frames ahead": (ConfigError, r"frames=\(0,\)", lambda _, e: e.prewarm((0,))),
+    "a number for frames ahead": (ConfigError, "frames=2", lambda _, e: e.prewarm(2)),
+    "several bandwidths": (
+        ConfigError, "bandwidth array", lambda c, _: c.stream_encoder(c_(np.zeros(2)))
+    ),
+    "an encoder of no codec": (
+        ConfigError, "Codec.stream_encoder", lambda _, __: StreamEncoder(c_(None), 8)
+    ),
+    "a decoder of no codec": (
+        ConfigError, "Codec.stream_decoder", lambda _, __: StreamDecoder(c_("default"), 8)
+    ),
+    "an engine of no codec": (ConfigError, "Codec.engine", lambda _, __: Engine(c_(None), 2)),
+    "codebooks of no model": (
+        ConfigError, "codebooks=99; .* 1 to", lambda c, _: StreamEncoder(c.packed, 99)
+    ),
+    "half a codebook": (
+        ConfigError, "codebooks=1.5", lambda c, _: StreamDecoder(c.packed, c_(1.5))
+    ),
+    "segments of no model": (
+        ConfigError, "Codec.segment_encoder", lambda _, __: SegmentEncoder(c_(None), 6.0)
+    ),
+    "a decoder of segments of no model": (
+        ConfigError, "Codec.segment_decoder", lambda _, __: SegmentDecoder(c_("default"))
+    ),
+    "codes as a segment": (
+        InputError, "ndarray; pass a Segment",
+        lambda c, _: SegmentDecoder(c.model).push(c_(np.zeros((3, 1), np.uint16))),
+    ),
+    "a text as scale": (
+        InputError, "scale='1'",
+        lambda c, _: SegmentDecoder(c.model).push(
+            Segment(np.zeros((3, 1), np.uint16), c_("1"), 6)
+        ),
+    ),
+    "no latents": (
+        InputError, "NoneType", lambda c, _: c.stream_decoder(kbps(c)).push_latents(c_(None))
+    ),
+    "latents of another width": (
+        InputError, r"\(1, 3\)",
+        lambda c, _: c.stream_decoder(kbps(c)).push_latents(torch.zeros(1, 3)),
+    ),
+    "no slots to reset": (InputError, "NoneType", lambda _, e: e.reset(None)),
+    "a slot for slots": (
+        InputError, "slots of type int", lambda c, e: e.encode_slots(0, silence(c))
+    ),
+    "an array to begin with": (
+        InputError, "ndarray", lambda _, e: e.begin_encoder(0, np.zeros(8, np.float32))
+    ),
+    "no codes to begin with": (InputError, "NoneType", lambda _, e: e.begin_decoder(0, None)),
+    "no codes to finish with": (InputError, "NoneType", lambda _, e: e.finish_decoder(0, None)),
+    "flat codes to finish with": (
+        InputError, r"shape \(3,\)",
+        lambda _, e: e.finish_decoder(0, torch.zeros(3, dtype=torch.int64)),
+    ),
+    "a path as a slot's bytes": (
+        PacketError, "str is not", lambda _, __: SlotSnapshot.from_bytes(c_("slot.bin"))
+    ),
 }  # fmt: skip
 
 

@@ -201,6 +201,22 @@ def test_two_files_are_scored_against_each_other(tmp_path: Path) -> None:
     assert row.startswith("quiet.wav")
 
 
+@pytest.mark.parametrize("steps", [0, -1])
+def test_no_steps_are_refused_rather_than_an_hour_trained(tmp_path: Path, steps: int) -> None:
+    code, output = run("train", "lm", tmp_path / "run", "--data", tmp_path, "--steps", steps)
+    assert code == 2
+    assert "--steps" in output
+    assert "1" in output
+
+
+@pytest.mark.parametrize("option", ["--minutes", "--hours", "--learning-rate"])
+def test_amounts_that_train_nothing_are_refused(tmp_path: Path, option: str) -> None:
+    for amount in ("0", "-1"):
+        code, output = run("train", "lm", tmp_path / "run", "--data", tmp_path, option, amount)
+        assert code == 2
+        assert f"{option} {amount}; more than 0 is needed" in output
+
+
 def test_a_language_model_and_tables_are_trained(
     packed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
