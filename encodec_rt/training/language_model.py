@@ -249,6 +249,9 @@ def _joined(
     """All clips one after another [n, books], and for each frame its number in its clip."""
     whole = [clip[:, :books] for clip in clips if len(clip) and clip.shape[1] >= books]
     if sum(map(len, whole)) < frames:
-        raise InputError(f"the clips have no {frames} frames of {books} codebooks to train on")
+        raise InputError(
+            f"{sum(map(len, whole))} frames of {books} codebooks to train on; at least {frames} "
+            "are needed"
+        )
     ages = [np.arange(len(clip), dtype=np.int32) for clip in whole]
     return np.concatenate(whole).astype(np.int16), np.concatenate(ages)

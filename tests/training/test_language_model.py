@@ -54,7 +54,7 @@ def test_an_exported_model_is_the_same_after_its_file(trained: TrainableLm, tmp_
 
 
 def test_too_little_to_train_on_is_refused() -> None:
-    with pytest.raises(InputError, match="no 300 frames of 2"):
+    with pytest.raises(InputError, match="299 frames of 2 codebooks to train on; at least 300"):
         train_lm([chained(299, 0)], CONFIG, LmRecipe(steps=1))
 
 
