@@ -149,15 +149,15 @@ class Trainer:
             measured["commitment"] = quantised.commitment.detach()
             entries = self.config.model.codebook_size
             measured["live_share"] = quantised.used.float().mean() / entries
+        # Of the codec only: a recording would add the discriminator's to tensors freed since.
         if stage.balanced:
-            gradient = self.balancers[stage.name].gradient(terms, estimate)
-            roots, gradients = [estimate, penalty], [gradient, torch.ones_like(penalty)]
-            if not penalty.requires_grad:
-                roots, gradients = roots[:1], gradients[:1]
-            torch.autograd.backward(roots, gradients)
+            roots, gradients = [estimate], [self.balancers[stage.name].gradient(terms, estimate)]
+            if penalty.requires_grad:
+                roots, gradients = [*roots, penalty], [*gradients, torch.ones_like(penalty)]
+            torch.autograd.backward(roots, gradients, inputs=self.optimiser.parameters)
         else:
             total = sum((stage.weights[name] * term for name, term in terms.items()), penalty)
-            torch.autograd.backward([total])
+            torch.autograd.backward([total], inputs=self.optimiser.parameters)
         measured["gradient_norm"] = self.optimiser.step(given["rate"])
         if discriminator_gradients:
             self.adversary.step(discriminator_gradients)

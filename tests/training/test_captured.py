@@ -81,6 +81,22 @@ def test_a_step_waits_for_no_value_of_the_device(
     assert reads.found == []
 
 
+@pytest.mark.parametrize("balanced", [False, True])
+def test_the_codecs_backward_pass_leaves_the_discriminators_gradients_alone(
+    balanced: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ours = trainer()
+    stage = replace(SMOKE.stages[-1], balanced=balanced)
+    monkeypatch.setattr(ours.adversary, "step", lambda gradients: None)
+    for frozen in (False, True):
+        given = ours._draw(stage, 0.9, torch.Generator().manual_seed(0))
+        ours._step(replace(stage, frozen_encoder=frozen), given, train_discriminator=True)
+        assert all(p.grad is None for p in ours.adversary.discriminator.parameters())
+        reached = [p.grad is not None for p in ours.model.encoder.parameters()]
+        assert not any(reached) if frozen else all(reached)
+        assert all(p.grad is not None for p in ours.model.decoder.parameters())
+
+
 def test_a_decoder_alone_is_trained_in_float32() -> None:
     config = replace(SMOKE, precision="bfloat16")
     ours = Trainer(config, Noise(), torch.device("cpu"))
