@@ -125,7 +125,8 @@ class PageReader:
         fields = _HEADER.unpack_from(self._held)
         capture, version, flags, granule, serial, sequence, _, count = fields
         if capture != CAPTURE or version != 0:
-            return self._junk("bytes that are not an Ogg page")
+            what = ", but the beginning of an .ecdc file" if capture == b"ECDC" else ""
+            return self._junk(f"bytes that are not an Ogg page{what}")
         if not self._fill(_HEADER.size + count):
             return self._junk("the file ends within a page")
         segments = bytes(self._held[_HEADER.size : _HEADER.size + count])

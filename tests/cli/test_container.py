@@ -112,6 +112,8 @@ def test_pipes_carry_what_files_do(stream: Path, clip: Path, model: Path, tmp_pa
     assert piped.stdout_bytes == stream.read_bytes()
     scaled = run("scale", "-", "-", "-b", 1, stdin=piped.stdout_bytes)
     assert scaled.exit_code == 0, scaled.output
+    other = run("scale", "-", "-", "-b", 1, stdin=b"ECDC" + bytes(100))
+    assert "but the beginning of an .ecdc file" in other.output
     wav = run("decode", "-", "-", "--model", model, stdin=scaled.stdout_bytes)
     assert wav.exit_code == 0, wav.output
     assert len(soundfile.read(io.BytesIO(wav.stdout_bytes))[0]) == 2003
