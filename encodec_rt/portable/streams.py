@@ -61,10 +61,7 @@ class _Stream:
             raise ConfigError(f"start={start!r}; accepted: {', '.join(STARTS)}")
         handle = module.call("open", number, codebooks if start == "primed" else 0)
         if handle < 0:
-            raise StateError(
-                "no room for another stream: 128 of each direction fit; drop the references to "
-                "those that are no longer used"
-            )
+            raise StateError("128 streams of each direction fit; drop those no longer used")
         self._finalizer = weakref.finalize(self, module.call, "close", handle)
         self._module = module
         self._handle = handle
@@ -150,10 +147,7 @@ class PortableEncoder(_Stream):
         return self._collect(codes)
 
     def flush(self) -> Codes:
-        """The codes [frames, Q] of the remaining samples; closes the stream.
-
-        They are padded as in the offline model. Raises StateError after ``flush``.
-        """
+        """The codes [frames, Q] of the remaining samples, padded as offline; closes the stream."""
         self._check_open()
         self.closed = True
         if not len(self._waiting):
