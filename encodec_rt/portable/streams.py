@@ -61,7 +61,7 @@ class _Stream:
             raise ConfigError(f"start={start!r}; accepted: {', '.join(STARTS)}")
         handle = module.call("open", number, codebooks if start == "primed" else 0)
         if handle < 0:
-            raise StateError("128 streams of each direction fit; drop those no longer used")
+            raise StateError("no room for more than 128 streams per direction; drop old ones")
         self._finalizer = weakref.finalize(self, module.call, "close", handle)
         self._module = module
         self._handle = handle
@@ -232,8 +232,7 @@ class PortableDecoder(_Stream):
     def flush(self, samples: int | None = None) -> Audio:
         """The audio still held, float32 [n] or [channels, n]; closes the stream.
 
-        It is cut so that the whole stream has ``samples``, if given. Raises StateError after
-        ``flush``.
+        If ``samples`` are given, the whole stream is cut to them. Raises StateError when closed.
         """
         self._check_open()
         self.closed = True
