@@ -162,13 +162,13 @@ def _encoded_in_batches(
         num_workers=max(1, (os.cpu_count() or 1) - 2),
         multiprocessing_context="fork",
     )
-    clips: list[Codes] = [np.zeros((0, 0), np.uint16)] * len(waveforms)
+    clips: dict[int, Codes] = {}
     for batch, (audio, lengths) in zip(batches, loader, strict=True):
         codes = model.encode(audio.to(device)[:, None], bandwidth=bandwidth).audio_codes[0]
         frames = -(-np.array(lengths) // codec.config.hop_length)
         for number, rows, count in zip(batch, codes.cpu().numpy(), frames, strict=True):
             clips[number] = rows[:, :count].T.astype(np.uint16)
-    return clips
+    return [clips[number] for number in range(len(waveforms))]
 
 
 def _padded(clips: Sequence[Floats]) -> tuple[Tensor, list[int]]:
