@@ -19,6 +19,16 @@ _WARM_UP = 3
 """Eager steps before a capture: optimisers create their state and cuDNN picks its algorithms."""
 
 
+def on_device(inputs: Inputs, device: torch.device) -> Inputs:
+    """``inputs`` on ``device``; on a GPU a batch is copied while the previous step still computes.
+
+    For that they have to be in pinned memory.
+    """
+    if device.type == "cuda":
+        inputs = {name: value.pin_memory() for name, value in inputs.items()}
+    return {name: value.to(device, non_blocking=True) for name, value in inputs.items()}
+
+
 class EagerSteps:
     """Runs every step eagerly, as on a CPU."""
 

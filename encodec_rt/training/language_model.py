@@ -24,7 +24,7 @@ from encodec_rt.errors import InputError, WeightsError
 from encodec_rt.lm.integer import IntegerLm
 from encodec_rt.lm.tensors import LmConfig
 from encodec_rt.lm.trainable import TrainableLm
-from encodec_rt.training.captured import CapturedSteps, EagerSteps, Inputs
+from encodec_rt.training.captured import CapturedSteps, EagerSteps, Inputs, on_device
 from encodec_rt.training.optimiser import set_rate
 from encodec_rt.types import Codes
 
@@ -115,13 +115,12 @@ class LmTraining:
             "places": torch.from_numpy(places),
             "rate": torch.tensor(recipe.learning_rate * rate),
         }
-        if self._codes.is_cuda:
-            inputs = {
-                name: value.pin_memory().to(self._codes.device, non_blocking=True)
-                for name, value in inputs.items()
-            }
         self.model.round(rounding)
-        measured = self._steps.run(("rounding" if rounding else "free",), self._step, inputs)
+        measured = self._steps.run(
+            ("rounding" if rounding else "free",),
+            self._step,
+            on_device(inputs, self._codes.device),
+        )
         self.step += 1
         return measured["bits"]
 

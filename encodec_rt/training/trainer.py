@@ -21,7 +21,7 @@ from encodec_rt.model.encodec import EncodecModel, loudness
 from encodec_rt.training import losses
 from encodec_rt.training.adversary import Adversary, Judged
 from encodec_rt.training.balancer import Balancer
-from encodec_rt.training.captured import CapturedSteps, EagerSteps, Inputs
+from encodec_rt.training.captured import CapturedSteps, EagerSteps, Inputs, on_device
 from encodec_rt.training.initialisation import initialise
 from encodec_rt.training.optimiser import Optimiser
 from encodec_rt.training.quantizer import (
@@ -124,10 +124,7 @@ class Trainer:
             )
         if stage.adversarial:
             inputs["starts"] = self.adversary.draw_starts(stage.items, generator)
-        if self.device.type == "cuda":
-            # From pinned memory a batch is copied while the previous step still computes.
-            inputs = {name: value.pin_memory() for name, value in inputs.items()}
-        return {name: value.to(self.device, non_blocking=True) for name, value in inputs.items()}
+        return on_device(inputs, self.device)
 
     def _step(self, stage: Stage, given: Inputs, *, train_discriminator: bool) -> dict[str, Tensor]:
         """The step itself, on the device: forward, discriminator, losses, backward, updates."""

@@ -156,6 +156,14 @@ def test_a_kernel_compiles_once_for_a_gpu_that_is_not_there(tmp_path: Path) -> N
         assert f"2 kernels for sm [90], {known} of them known from before, 0 in violation" in said
 
 
+def test_kernels_to_take_along_are_compiled_and_not_judged(tmp_path: Path) -> None:
+    # Those of the embedded model's sizes are not in the baseline.
+    done = run_gate("--arch", "90", "--only", "resblock", "--cache", str(tmp_path))
+    assert done.returncode == 0, done.stderr
+    assert "kernels compiled with Triton" in done.stdout
+    assert list(tmp_path.glob("*/*.cubin"))
+
+
 def test_an_architecture_without_a_limit_is_refused() -> None:
     done = run_gate("--arch", "70")
     assert done.returncode == 2
